@@ -1,0 +1,110 @@
+"""Making models: `load` a checkpoint, or `create` one with random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from hvit_jax.checkpoint import load_parameters, read_description, resize_parameters
+from hvit_jax.config import ViTConfig, named_config
+from hvit_jax.errors import InputError
+from hvit_jax.models.parameters import build_model, init_parameters
+from hvit_jax.models.vit import ViT
+from hvit_jax.reducers import Reducer, make_reducer
+
+DTYPES = ("float32", "bfloat16")
+
+
+def load(
+    checkpoint_dir: str | Path,
+    method: str | Reducer = "dense",
+    *,
+    resolution: int | tuple[int, int] | None = None,
+    dtype: str = "float32",
+    param_dtype: str | None = None,
+    attention: str = "auto",
+    unroll: bool = False,
+    **method_args: Any,
+) -> ViT:
+    """Load a converted or trained checkpoint under a reduction method.
+
+    Args:
+        checkpoint_dir: a folder written by `python -m convert` or `python -m hvit_jax.train`.
+        method: "dense", "hourglass", ... or a built `Reducer`.
+        resolution: image size in pixels, one number or (height, width); position embeddings are
+            resized. Default: the checkpoint's own.
+        dtype: what blocks are computed in, "float32" or "bfloat16".
+        param_dtype: what the blocks' weights are stored in; default: `dtype`.
+        attention: "auto", "cudnn" or "xla".
+        unroll: compile every block on its own instead of scanning equal ones.
+        **method_args: the method's options, such as `num_clusters=256`.
+
+    Returns:
+        The model; `model(images)` gives logits, `hvit_jax.jit_model(model)` a compiled function.
+
+    Raises:
+        InputError: (a ValueError) for anything wrong with the checkpoint or the options.
+    """
+    reducer = make_reducer(method, **method_args)
+    stored = read_description(checkpoint_dir).config
+    config = with_resolution(stored, resolution)
+    options = _options(dtype, param_dtype, attention, unroll)
+    reducer.resolve(config)
+    parameters = resize_parameters(load_parameters(checkpoint_dir, stored), stored, config)
+    return build_model(config, reducer, parameters, **options)
+
+
+def create(
+    config_or_name: ViTConfig | str,
+    method: str | Reducer = "dense",
+    *,
+    seed: int = 0,
+    resolution: int | tuple[int, int] | None = None,
+    dtype: str = "float32",
+    param_dtype: str | None = None,
+    attention: str = "auto",
+    unroll: bool = False,
+    **method_args: Any,
+) -> ViT:
+    """Create a model with random weights.
+
+    Args:
+        config_or_name: sizes, or one of "vit_b16", "vit_l16", "vit_h14".
+        method: as for `load`.
+        seed: of the weights; the same seed gives the same weights under every method.
+        resolution: as for `load`; default: the configuration's own.
+        dtype: as for `load`.
+        param_dtype: as for `load`.
+        attention: as for `load`.
+        unroll: as for `load`.
+        **method_args: as for `load`.
+
+    Raises:
+        InputError: (a ValueError) for unknown names or options that do not fit.
+    """
+    named = isinstance(config_or_name, str)
+    config = named_config(config_or_name) if named else config_or_name
+    config = with_resolution(config, resolution)
+    reducer = make_reducer(method, **method_args).resolve(config)
+    options = _options(dtype, param_dtype, attention, unroll)
+    return build_model(config, reducer, init_parameters(config, seed), **options)
+
+
+def with_resolution(config: ViTConfig, resolution: int | tuple[int, int] | None) -> ViTConfig:
+    """Replace a configuration's resolution, unless it is None."""
+    return config if resolution is None else dataclasses.replace(config, resolution=resolution)
+
+
+def _options(dtype: str, param_dtype: str | None, attention: str, unroll: bool) -> dict[str, Any]:
+    for name in (dtype, param_dtype or dtype):
+        if str(name) not in DTYPES:
+            raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    return {
+        "dtype": jnp.dtype(dtype),
+        "param_dtype": jnp.dtype(param_dtype or dtype),
+        "attention": attention,
+        "unroll": unroll,
+    }

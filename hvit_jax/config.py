@@ -1,0 +1,124 @@
+"""Sizes of a SWAG vision transformer, and the published ones by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from hvit_jax.errors import InputError, unknown
+
+
+def as_pair(value: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    """Read a height and width given as one number or as two.
+
+    Raises:
+        InputError: for anything but one or two whole numbers.
+    """
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
+        raise InputError(f"expected one or two whole numbers (height, width), got {value!r}")
+    return pair[0], pair[1]
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Sizes of a vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929).
+
+    Attributes:
+        resolution: image (height, width) in pixels; one int stands for a square.
+        patch_size: side of a square patch in pixels; divides both sides of the image.
+        depth: number of transformer blocks.
+        width: channels of a token, `C`.
+        heads: attention heads; divides `width`.
+        mlp_width: hidden channels of each MLP.
+        num_classes: outputs of the classification head; 0 for a model without a head.
+    """
+
+    resolution: int | tuple[int, int]
+    patch_size: int
+    depth: int
+    width: int
+    heads: int
+    mlp_width: int
+    num_classes: int = 1000
+
+    def __post_init__(self):
+        object.__setattr__(self, "resolution", as_pair(self.resolution))
+        for field in dataclasses.fields(self)[1:]:
+            value, least = getattr(self, field.name), int(field.name != "num_classes")
+            if not isinstance(value, int) or value < least:
+                raise InputError(
+                    f"{field.name} must be a whole number of at least {least}, got {value!r}"
+                )
+        if self.width % self.heads:
+            raise InputError(f"width {self.width} is not divisible by {self.heads} heads")
+        for side in self.image_shape:
+            if side <= 0 or side % self.patch_size:
+                near = max(1, round(side / self.patch_size)) * self.patch_size
+                raise InputError(
+                    f"resolution {side} is not a multiple of the patch size {self.patch_size}; "
+                    f"the nearest that is: {near}"
+                )
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Image height and width in pixels."""
+        return as_pair(self.resolution)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = self.image_shape
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patch tokens at the model's input, `P`."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one attention head, `D`."""
+        return self.width // self.heads
+
+    @classmethod
+    def vit_b16(cls) -> ViTConfig:
+        """ViT-B/16 at 384, the resolution of SWAG's ImageNet-1k fine-tuning."""
+        return cls(384, 16, depth=12, width=768, heads=12, mlp_width=3072)
+
+    @classmethod
+    def vit_l16(cls) -> ViTConfig:
+        """ViT-L/16 at 512, the resolution of SWAG's ImageNet-1k fine-tuning."""
+        return cls(512, 16, depth=24, width=1024, heads=16, mlp_width=4096)
+
+    @classmethod
+    def vit_h14(cls) -> ViTConfig:
+        """ViT-H/14 at 518, the resolution of SWAG's ImageNet-1k fine-tuning."""
+        return cls(518, 14, depth=32, width=1280, heads=16, mlp_width=5120)
+
+
+MODELS = {
+    "vit_b16": ViTConfig.vit_b16(),
+    "vit_l16": ViTConfig.vit_l16(),
+    "vit_h14": ViTConfig.vit_h14(),
+}
+
+
+def named_config(name: str) -> ViTConfig:
+    """Look up a published size by its name.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    return MODELS[name]
+
+
+def model_name(config: ViTConfig) -> str:
+    """Name the published size whose blocks and patches these are, or "custom"."""
+    body = ("patch_size", "depth", "width", "heads", "mlp_width")
+    for name, known in MODELS.items():
+        if all(getattr(known, field) == getattr(config, field) for field in body):
+            return name
+    return "custom"

@@ -1,0 +1,31 @@
+"""The one exception that stands for a user's mistake, and how command lines report it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message says what, and what would be right.
+
+    Command lines print the message as one line and exit with status 2. Every other exception is a
+    defect of this project and keeps its traceback.
+    """
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """Describe an unknown name: what was given, the nearest known name, and all known ones.
+
+    Args:
+        kind: what the name stands for, such as "method".
+        name: the name that was given.
+        known: the names that would be accepted.
+
+    Returns:
+        The error, to be raised by the caller.
+    """
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    return InputError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known) or 'none'})")

@@ -1,0 +1,96 @@
+"""Attention: one public function over the fused cuDNN kernel and a plain XLA program."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from hvit_jax.errors import InputError
+
+IMPLEMENTATIONS = ("auto", "cudnn", "xla")
+_FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
+
+
+def choose_implementation(requested: str, dtype: jax.typing.DTypeLike, head_dim: int) -> str:
+    """Name the attention that will run: "cudnn" or "xla".
+
+    cuDNN's fused attention needs an NVIDIA GPU of compute capability 8.0 or newer, float16 or
+    bfloat16, and a head size divisible by 8.
+
+    Args:
+        requested: "auto" takes cuDNN where it can run; the other two force one.
+        dtype: the type of q, k and v.
+        head_dim: channels of one head.
+
+    Raises:
+        InputError: for an unknown name, or "cudnn" where it cannot run.
+    """
+    if requested not in IMPLEMENTATIONS:
+        raise InputError(f"attention must be one of {', '.join(IMPLEMENTATIONS)}: {requested!r}")
+    if requested == "xla":
+        return "xla"
+    obstacle = _cudnn_obstacle(dtype, head_dim)
+    if obstacle and requested == "cudnn":
+        raise InputError(f"attention 'cudnn' cannot run here: {obstacle}; use 'auto' or 'xla'")
+    return "xla" if obstacle else "cudnn"
+
+
+def _cudnn_obstacle(dtype: jax.typing.DTypeLike, head_dim: int) -> str | None:
+    if jax.default_backend() != "gpu":
+        return f"the device is a {jax.default_backend()}, not an NVIDIA GPU"
+    capability = getattr(jax.devices()[0], "compute_capability", "0.0")
+    if float(capability) < 8.0:
+        return f"compute capability {capability} is below 8.0"
+    if jnp.dtype(dtype) not in [jnp.dtype(fused) for fused in _FUSED_DTYPES]:
+        return f"it needs bfloat16 or float16, the model computes in {jnp.dtype(dtype).name}"
+    if head_dim % 8:
+        return f"head size {head_dim} is not divisible by 8"
+    return None
+
+
+def attention(
+    q: Float[Array, "B Nq H D"],
+    k: Float[Array, "B Nk H D"],
+    v: Float[Array, "B Nk H D"],
+    *,
+    mask: Bool[Array, "B #H #Nq Nk"] | None = None,
+    implementation: str = "auto",
+) -> Float[Array, "B Nq H D"]:
+    """Scaled dot-product attention, `softmax(q k^T / sqrt(D)) v` (Vaswani et al. 2017).
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        mask: True where a query may attend to a key; None lets all attend to all.
+        implementation: "auto", "cudnn" or "xla"; see `choose_implementation`.
+
+    Returns:
+        Attended values in the dtype of `q`. The softmax runs in float32.
+
+    Raises:
+        InputError: if "cudnn" is asked for where it cannot run.
+    """
+    if choose_implementation(implementation, q.dtype, q.shape[-1]) == "cudnn":
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+    return _xla_attention(q, k, v, mask)
+
+
+def _xla_attention(
+    q: Float[Array, "B Nq H D"],
+    k: Float[Array, "B Nk H D"],
+    v: Float[Array, "B Nk H D"],
+    mask: Bool[Array, "B #H #Nq Nk"] | None,
+) -> Float[Array, "B Nq H D"]:
+    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
+    scores = scores * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    # Dividing the product instead of the weights saves a pass over the N x N array.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1)
+    out = jnp.einsum(
+        "bhnm,bmhd->bnhd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    return (out / total.swapaxes(1, 2)[..., None]).astype(q.dtype)

@@ -1,0 +1,95 @@
+"""The one transformer block that every method runs, in parts it may call separately."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from hvit_jax.config import ViTConfig
+from hvit_jax.models.attention import attention
+
+
+def layer_norm(
+    width: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs, param_dtype=jnp.float32
+) -> nnx.LayerNorm:
+    """Make SWAG's LayerNorm: eps 1e-6, statistics in float32 from centred values."""
+    return nnx.LayerNorm(
+        width,
+        epsilon=1e-6,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        use_fast_variance=False,
+        rngs=rngs,
+    )
+
+
+class Block(nnx.Module):
+    """A pre-norm transformer block: `x += attention(ln_1(x))`, then `x += mlp(ln_2(x))`.
+
+    A reduction method composes `qkv`, `attend`, `project` and `mlp`; calling the block runs it
+    without reduction.
+    """
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        *,
+        dtype: jax.typing.DTypeLike,
+        param_dtype: jax.typing.DTypeLike,
+        attention: str,
+        rngs: nnx.Rngs,
+    ):
+        """Create the block's parameters.
+
+        Args:
+            config: the model's sizes.
+            dtype: what matrix products and the residual stream are computed in.
+            param_dtype: what weights are stored in; LayerNorms are always float32.
+            attention: "auto", "cudnn" or "xla".
+            rngs: draws the initial weights.
+        """
+
+        def linear(inputs: int, outputs: int) -> nnx.Linear:
+            return nnx.Linear(inputs, outputs, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+        self.heads, self.implementation = config.heads, attention
+        self.ln_1 = layer_norm(config.width, dtype=dtype, rngs=rngs)
+        self.in_proj = linear(config.width, 3 * config.width)
+        self.out_proj = linear(config.width, config.width)
+        self.ln_2 = layer_norm(config.width, dtype=dtype, rngs=rngs)
+        self.linear_1 = linear(config.width, config.mlp_width)
+        self.linear_2 = linear(config.mlp_width, config.width)
+
+    def qkv(
+        self, x: Float[Array, "B N C"]
+    ) -> tuple[Float[Array, "B N H D"], Float[Array, "B N H D"], Float[Array, "B N H D"]]:
+        """Normalise tokens and project them to queries, keys and values."""
+        parts = self.in_proj(self.ln_1(x))
+        batch, tokens, _ = parts.shape
+        q, k, v = jnp.moveaxis(parts.reshape(batch, tokens, 3, self.heads, -1), 2, 0)
+        return q, k, v
+
+    def attend(
+        self,
+        q: Float[Array, "B Nq H D"],
+        k: Float[Array, "B Nk H D"],
+        v: Float[Array, "B Nk H D"],
+        mask: Bool[Array, "B #H #Nq Nk"] | None = None,
+    ) -> Float[Array, "B Nq H D"]:
+        """Run the attention that the model was built with; see `attention`."""
+        return attention(q, k, v, mask=mask, implementation=self.implementation)
+
+    def project(self, attended: Float[Array, "B N H D"]) -> Float[Array, "B N C"]:
+        """Join the heads and project back to the residual stream."""
+        return self.out_proj(attended.reshape(*attended.shape[:2], -1))
+
+    def mlp(self, x: Float[Array, "B N C"]) -> Float[Array, "B N C"]:
+        """Compute the MLP branch, normalisation included, residual excluded."""
+        return self.linear_2(jax.nn.gelu(self.linear_1(self.ln_2(x)), approximate=False))
+
+    def __call__(self, x: Float[Array, "B N C"]) -> Float[Array, "B N C"]:
+        """Run the block on all tokens, without reduction."""
+        x = x + self.project(self.attend(*self.qkv(x)))
+        return x + self.mlp(x)

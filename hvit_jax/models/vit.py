@@ -1,0 +1,223 @@
+"""The vision transformer: images, patches, tokens, segments of blocks, head."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from hvit_jax.config import ViTConfig
+from hvit_jax.errors import InputError
+from hvit_jax.models.block import Block, layer_norm
+from hvit_jax.reducers.base import Layer, Reducer, TokenState
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Features:
+    """Everything that `ViT.features` sees on the way.
+
+    Attributes:
+        tokens: the tokens after every block, each (B, N_i, C), CLS first.
+        states: the method's state after every block, with its trace of the patches.
+        output: what `model(images)` returns.
+    """
+
+    tokens: tuple[Float[Array, "B N C"], ...]
+    states: tuple[TokenState, ...]
+    output: Float[Array, "B classes"]
+
+
+class ViT(nnx.Module):
+    """SWAG's vision transformer (Singh et al. 2022, arXiv 2201.08371) under a reduction method.
+
+    Blocks that run alike are stacked and scanned; see `segments`.
+    """
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        reducer: Reducer,
+        *,
+        rngs: nnx.Rngs,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        param_dtype: jax.typing.DTypeLike | None = None,
+        attention: str = "auto",
+        unroll: bool = False,
+    ):
+        """Create the model with random weights; `hvit_jax.create` and `load` are the usual way.
+
+        Args:
+            config: the model's sizes.
+            reducer: the method.
+            rngs: draws the initial weights.
+            dtype: what blocks are computed in, float32 or bfloat16.
+            param_dtype: what the blocks' weights are stored in; default: `dtype`.
+            attention: "auto", "cudnn" or "xla".
+            unroll: run every block on its own instead of scanning equal ones.
+
+        Raises:
+            InputError: if the method's options do not fit the model.
+        """
+        self.config, self.reducer, self.unroll = config, reducer.resolve(config), unroll
+        self.dtype = jnp.dtype(dtype)
+        weights = jnp.dtype(param_dtype or dtype)
+
+        def stack(count: int) -> Block:
+            @nnx.split_rngs(splits=count)
+            @nnx.vmap
+            def create(rngs: nnx.Rngs) -> Block:
+                return Block(
+                    config, dtype=self.dtype, param_dtype=weights, attention=attention, rngs=rngs
+                )
+
+            return create(rngs)
+
+        self.patch_embed = nnx.Linear(
+            3 * config.patch_size**2,
+            config.width,
+            dtype=self.dtype,
+            param_dtype=weights,
+            rngs=rngs,
+        )
+        positions = jax.random.normal(rngs.params(), (config.num_patches + 1, config.width))
+        self.class_token = nnx.Param(jnp.zeros(config.width))
+        self.pos_embedding = nnx.Param(0.02 * positions)
+        self.segments = nnx.List([stack(count) for _, count in self.runs()])
+        self.ln = layer_norm(config.width, dtype=jnp.float32, rngs=rngs)
+        self.head = (
+            nnx.Linear(config.width, config.num_classes, rngs=rngs) if config.num_classes else None
+        )
+
+    def runs(self) -> list[tuple[Layer, int]]:
+        """List the segments: a schedule entry and how many blocks in a row share it."""
+        return segments(self.reducer.schedule(self.config), unroll=self.unroll)
+
+    def __call__(
+        self, images: Float[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
+    ) -> Float[Array, "B classes"]:
+        """Classify normalised images.
+
+        Args:
+            images: pictures of the model's resolution, normalised by ImageNet's mean and deviation.
+            draws: random numbers for every block, in place of the method's fixed ones.
+
+        Returns:
+            Logits in float32, or the CLS feature (B, C) of a model without a head.
+
+        Raises:
+            InputError: if the images have another shape.
+        """
+        x, state = self._start(images, trace=False)
+        for run in self._segments(draws):
+            (x, state), _ = self._run(x, state, *run, collect=False)
+        return self._finish(x)
+
+    def features(
+        self, images: Float[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
+    ) -> Features:
+        """Classify images, and keep the tokens and the method's state after every block.
+
+        Args:
+            images: as for calling the model.
+            draws: as for calling the model.
+        """
+        x, state = self._start(images, trace=True)
+        steps = []
+        for run in self._segments(draws):
+            (x, state), collected = self._run(x, state, *run, collect=True)
+            steps += collected
+        tokens, states = zip(*steps, strict=True)
+        return Features(tokens=tokens, states=states, output=self._finish(x))
+
+    def _start(self, images, *, trace):
+        if images.ndim != 4 or images.shape[1:] != (*self.config.image_shape, 3):
+            height, width = self.config.image_shape
+            raise InputError(
+                f"the model takes images of shape (batch, {height}, {width}, 3), got "
+                f"{tuple(images.shape)}; load it with resolution= for another size"
+            )
+        patches = self.patch_embed(patchify(images.astype(self.dtype), self.config.patch_size))
+        cls = jnp.broadcast_to(self.class_token[...], (len(images), 1, self.config.width))
+        x = jnp.concatenate([cls, patches.astype(jnp.float32)], axis=1) + self.pos_embedding[...]
+        return x.astype(self.dtype), self.reducer.init(len(images), self.config, trace=trace)
+
+    def _segments(self, draws) -> Iterator[tuple[Block, Layer, tuple[Any, ...]]]:
+        draws = self.reducer.draws(self.config) if draws is None else draws
+        if len(draws) != self.config.depth:
+            raise InputError(f"draws must have {self.config.depth} entries, got {len(draws)}")
+        remaining = iter(draws)
+        for blocks, (layer, count) in zip(self.segments, self.runs(), strict=True):
+            yield blocks, layer, tuple(itertools.islice(remaining, count))
+
+    def _run(self, x, state, blocks, layer, draws, *, collect):
+        graph, weights = nnx.split(blocks)
+
+        def step(carry, inputs):
+            block = nnx.merge(graph, inputs[0])
+            carry = self.reducer.block(block, *carry, layer, inputs[1])
+            return carry, carry if collect else None
+
+        if len(draws) == 1:
+            only = jax.tree.map(lambda leaf: leaf[0], weights)
+            carry, collected = step((x, state), (only, draws[0]))
+            return carry, [collected]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *draws)
+        carry, collected = jax.lax.scan(step, (x, state), (weights, stacked))
+        take = lambda index: jax.tree.map(lambda leaf: leaf[index], collected)  # noqa: E731
+        return carry, [take(index) for index in range(len(draws))] if collect else []
+
+    def _finish(self, x):
+        cls = self.ln(x[:, 0].astype(jnp.float32))
+        return cls if self.head is None else self.head(cls)
+
+
+def segments(layers: tuple[Layer, ...], *, unroll: bool = False) -> list[tuple[Layer, int]]:
+    """Group consecutive blocks that can share one scanned program.
+
+    Blocks share it if their entries are equal and keep the token count.
+
+    Args:
+        layers: the schedule.
+        unroll: give every block a segment of its own.
+    """
+    runs: list[tuple[Layer, int]] = []
+    for layer in layers:
+        same = runs and runs[-1][0] == layer and layer.tokens_in == layer.tokens_out
+        if same and not unroll:
+            runs[-1] = (layer, runs[-1][1] + 1)
+        else:
+            runs.append((layer, 1))
+    return runs
+
+
+def patchify(images: Float[Array, "B H W 3"], patch_size: int) -> Float[Array, "B P D"]:
+    """Cut images into flattened patches: row-major, each (row, column, channel)."""
+    batch, height, width, channels = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    cut = images.reshape(batch, rows, patch_size, columns, patch_size, channels)
+    return cut.swapaxes(2, 3).reshape(batch, rows * columns, -1)
+
+
+def jit_model(model: ViT) -> Callable[..., Float[Array, "B classes"]]:
+    """Compile a model's forward pass; its weights are arguments, not constants.
+
+    Args:
+        model: a model; later changes to it are not seen.
+
+    Returns:
+        A function of images (and `draws`) like the model, compiled once a batch shape.
+    """
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def forward(state, images, draws=None):
+        return nnx.merge(graph, state)(images, draws=draws)
+
+    return lambda images, draws=None: forward(state, images, draws)

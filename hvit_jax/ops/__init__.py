@@ -1,0 +1,1 @@
+"""Pure operations on tokens: arrays first, static sizes by keyword, no parameters."""

@@ -1,0 +1,188 @@
+"""Token clustering and reconstruction of Hourglass (Liang et al. 2022, arXiv 2210.01035)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from hvit_jax.errors import InputError
+
+
+def pooling_matrix(size: int, out: int) -> np.ndarray:
+    """Adaptive average pooling along one axis as a matrix.
+
+    Args:
+        size: entries before.
+        out: entries after; window `i` covers floor(i * size / out) to ceil((i + 1) * size / out).
+
+    Returns:
+        Float32 weights of shape (out, size), rows sum to 1.
+    """
+    matrix = np.zeros((out, size), np.float32)
+    for i in range(out):
+        start, stop = i * size // out, -(-(i + 1) * size // out)
+        matrix[i, start:stop] = 1 / (stop - start)
+    return matrix
+
+
+def initial_labels(grid: tuple[int, int], clusters: tuple[int, int]) -> np.ndarray:
+    """Assign each patch to the centroid of its place: nearest-neighbour upsampling.
+
+    Args:
+        grid: rows and columns of patches, h x w.
+        clusters: rows and columns of centroids, kh x kw.
+
+    Returns:
+        Int labels of shape (h * w, 2): centroid row and column of every patch.
+    """
+    axes = [np.arange(size) * out // size for size, out in zip(grid, clusters, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def window_mask(grid: tuple[int, int], clusters: tuple[int, int], window: int) -> np.ndarray:
+    """Mark the centroids that each patch may join: those within a window around its own.
+
+    Args:
+        grid: rows and columns of patches.
+        clusters: rows and columns of centroids.
+        window: side of the window in centroids.
+
+    Returns:
+        Bools of shape (patches, centroids).
+    """
+    labels = initial_labels(grid, clusters)[:, None, :]
+    places = np.stack(np.meshgrid(*map(np.arange, clusters), indexing="ij"), -1).reshape(1, -1, 2)
+    return (np.abs(labels - places) <= window // 2).all(-1)
+
+
+def pool_tokens(
+    x: Float[Array, "B P C"], *, grid: tuple[int, int], clusters: tuple[int, int]
+) -> Float[Array, "B K C"]:
+    """Average the patches of each cell: the first centroids, in float32."""
+    rows, columns = (pooling_matrix(*sizes) for sizes in zip(grid, clusters, strict=True))
+    batch, _, width = x.shape
+    cells = x.astype(jnp.float32).reshape(batch, *grid, width)
+    pooled = accurate_einsum("kh,lw,bhwc->bklc", rows, columns, cells)
+    return pooled.reshape(batch, -1, width)
+
+
+def accurate_einsum(subscripts: str, *operands: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Multiply in the operands' own precision (no TF32 for float32), accumulate in float32."""
+    exact = all(operand.dtype == jnp.float32 for operand in operands)
+    precision = jax.lax.Precision.HIGHEST if exact else None
+    return jnp.einsum(
+        subscripts, *operands, precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+def products(x: Float[Array, "B P C"], y: Float[Array, "B K C"]) -> Float[Array, "B P K"]:
+    """Inner products that stay accurate to float32 when `x` is bfloat16.
+
+    Squared distances are differences of large numbers, so a rounding of `y` to bfloat16 would move
+    them by more than the softmax's scale. `y` is split into two bfloat16 parts instead: two fast
+    matrix products, accumulated in float32.
+
+    Args:
+        x: tokens in the model's dtype.
+        y: centroids in float32.
+    """
+    if x.dtype == jnp.float32:
+        return accurate_einsum("bpc,bkc->bpk", x, y)
+    high = y.astype(x.dtype)
+    low = (y - high.astype(jnp.float32)).astype(x.dtype)
+    return sum(accurate_einsum("bpc,bkc->bpk", x, part) for part in (high, low))
+
+
+def closeness(x: Float[Array, "B P C"], centroids: Float[Array, "B K C"]) -> Float[Array, "B P K"]:
+    """Negative squared distance of each patch to each centroid, plus the patch's squared norm.
+
+    The norm is the same for all centroids, so it changes neither a softmax nor an argmax over them;
+    leaving it out keeps the numbers small and exact.
+    """
+    centroids = centroids.astype(jnp.float32)
+    return 2 * products(x, centroids) - jnp.square(centroids).sum(-1)[:, None, :]
+
+
+def cluster_tokens(
+    x: Float[Array, "B P C"],
+    *,
+    grid: tuple[int, int],
+    clusters: tuple[int, int],
+    window: int = 5,
+    iters: int = 5,
+    temperature: float = 1.0,
+) -> Float[Array, "B K C"]:
+    """Cluster a grid of patch tokens to a grid of centroids by local soft k-means.
+
+    Args:
+        x: patch tokens, row-major over the grid.
+        grid: rows and columns of patches; P is their product.
+        clusters: rows and columns of centroids; K is their product.
+        window: a patch may join only centroids within `window // 2` rows and columns of its own.
+        iters: k-means iterations.
+        temperature: factor on the negative squared distance in the softmax over centroids.
+
+    Returns:
+        Centroids in float32, row-major over the cluster grid.
+    """
+    mask = jnp.asarray(window_mask(grid, clusters, window))
+
+    def update(_, centroids):
+        scores = jnp.where(mask, temperature * closeness(x, centroids), -jnp.inf)
+        # The weights are rounded before they are summed, so that they still average exactly.
+        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+        total = weights.sum(1, dtype=jnp.float32)
+        sums = accurate_einsum("bpk,bpc->bkc", weights, x)
+        return sums / jnp.maximum(total, 1e-16)[..., None]
+
+    return jax.lax.fori_loop(0, iters, update, pool_tokens(x, grid=grid, clusters=clusters))
+
+
+def cluster_labels(
+    x: Float[Array, "B P C"], centroids: Float[Array, "B K C"]
+) -> Int[Array, "B P"]:
+    """Find each patch's nearest centroid, over all of them and not only its window."""
+    return closeness(x, centroids).argmax(-1).astype(jnp.int32)
+
+
+def reconstruct_tokens(
+    before: Float[Array, "B P C"],
+    centroids: Float[Array, "B K C"],
+    tokens: Float[Array, "B K E"],
+    *,
+    k: int = 3,
+    temperature: float = 0.05,
+    normalize: str = "l2",
+) -> Float[Array, "B P E"]:
+    """Spread processed centroids over the grid of patches.
+
+    Each patch takes a weighted sum of the `k` centroids nearest to it, with weights
+    `exp(-temperature * squared distance)`.
+
+    Args:
+        before: patch features before clustering.
+        centroids: centroids right after clustering, in the same space as `before`.
+        tokens: the centroids after later blocks.
+        k: neighbours; ties with the k-th are kept; negative keeps all.
+        temperature: factor on the negative squared distance.
+        normalize: "l2" scales a patch's weights to unit L2 norm, as the original does; "sum" makes
+            them sum to 1, as the paper writes.
+
+    Returns:
+        Features for every patch, in the dtype of `tokens`.
+
+    Differs from the original: weights are taken relative to the nearest centroid's, which the
+    normalisation cancels, so that they do not underflow for distant centroids.
+    """
+    scores = temperature * closeness(before, centroids)
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    if k == 0:
+        raise InputError("k must be at least 1, or negative to keep all centroids; got 0")
+    if 0 < k < weights.shape[-1]:
+        kth = jax.lax.top_k(weights, k)[0][..., -1:]
+        weights = jnp.where(weights >= kth, weights, 0)
+    norm = jnp.linalg.norm(weights, axis=-1) if normalize == "l2" else weights.sum(-1)
+    weights = (weights / norm[..., None]).astype(tokens.dtype)
+    return accurate_einsum("bpk,bke->bpe", weights, tokens).astype(tokens.dtype)

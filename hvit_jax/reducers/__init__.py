@@ -1,0 +1,56 @@
+"""The reduction methods, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from hvit_jax.errors import InputError, unknown
+from hvit_jax.reducers.base import Layer, Reducer, TokenState
+from hvit_jax.reducers.hourglass import Hourglass
+
+REDUCERS: dict[str, type[Reducer]] = {
+    reducer.name: reducer
+    for reducer in (
+        Reducer,
+        Hourglass,
+    )
+}
+
+__all__ = ["REDUCERS", "Hourglass", "Layer", "Reducer", "TokenState", "make_reducer"]
+
+
+def make_reducer(method: str | Reducer, **options: Any) -> Reducer:
+    """Build a method from its name and options.
+
+    Args:
+        method: a name in `REDUCERS`, or a built method, which takes no further options.
+        **options: the fields of the method's dataclass.
+
+    Raises:
+        InputError: for an unknown method, an option it does not have, or a value out of range.
+    """
+    if isinstance(method, Reducer):
+        if options:
+            raise InputError(f"{method.name} is already built; it takes no {sorted(options)}")
+        return method
+    if method not in REDUCERS:
+        raise unknown("method", method, REDUCERS)
+    reducer = REDUCERS[method]
+    names = [field.name for field in dataclasses.fields(reducer)]
+    for name in options:
+        if name not in names:
+            raise _unknown_option(method, name, names)
+    return reducer(**options)
+
+
+def _unknown_option(method: str, name: str, names: list[str]) -> InputError:
+    owners = [
+        owner
+        for owner, reducer in REDUCERS.items()
+        if name in {field.name for field in dataclasses.fields(reducer)}
+    ]
+    if owners:
+        has = f"its options: {', '.join(names)}" if names else "it has none"
+        return InputError(f"{method} has no option {name!r} ({', '.join(owners)} has); {has}")
+    return unknown(f"option of {method}", name, names)

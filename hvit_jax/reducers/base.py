@@ -1,0 +1,189 @@
+"""What a reduction method is: a schedule, a state, and how one block runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from hvit_jax import flops
+from hvit_jax.config import ViTConfig
+from hvit_jax.errors import InputError
+
+if typing.TYPE_CHECKING:
+    from hvit_jax.models.block import Block
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one block does to the token count; static, so that equal layers can share a program.
+
+    Attributes:
+        tokens_in: tokens that enter the block, CLS included.
+        tokens_out: tokens that leave it, CLS included.
+        mode: how the method runs the block; "dense" means without reduction.
+    """
+
+    tokens_in: int
+    tokens_out: int
+    mode: str = "dense"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TokenState:
+    """What each token stands for; methods extend it with what they carry between blocks.
+
+    Attributes:
+        source: for every input patch the index of the token that now holds it, -1 if it was
+            dropped; None when the caller did not ask for tracing.
+    """
+
+    source: Int[Array, "B P"] | None
+
+
+def option(default: Any, help: str, *, short: str | None = None, choices: tuple = ()) -> Any:
+    """Declare a method's option: a dataclass field that command lines and documents read.
+
+    Args:
+        default: its default; None stands for a value that depends on the model's size.
+        help: one line for `--help`.
+        short: a one-letter flag such as "-l".
+        choices: the only values that are accepted, if limited.
+    """
+    metadata = {"help": help, "short": short, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Reducer:
+    """Base of every method; used as it is, it is the dense model.
+
+    A method is a frozen dataclass whose fields are its options (`option`), whose docstring explains
+    it, and which overrides `resolve`, `schedule`, `init`, `block` and `block_flops` as needed.
+    """
+
+    name: ClassVar[str] = "dense"
+
+    def __post_init__(self):
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, field.name, value)
+            choices = field.metadata.get("choices")
+            if choices and value not in choices:
+                allowed = ", ".join(map(str, choices))
+                raise InputError(f"{self.name}: {field.name} must be one of {allowed}: {value!r}")
+            if not matches(value, hints[field.name]):
+                wanted = describe(hints[field.name])
+                raise InputError(f"{self.name}: {field.name} must be {wanted}, got {value!r}")
+
+    def check(self, accepted: bool, field: str, wanted: str) -> None:
+        """Raise InputError that names the option, its value and what would be right."""
+        if not accepted:
+            raise InputError(f"{self.name}: {field}={getattr(self, field)!r}: {wanted}")
+
+    def resolve(self, config: ViTConfig) -> Reducer:
+        """Replace defaults that depend on the model's size, and check all options against it.
+
+        Raises:
+            InputError: for options that this model cannot run.
+        """
+        return self
+
+    def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
+        """Tell, block by block, how many tokens enter and leave; called on a resolved method."""
+        tokens = config.num_patches + 1
+        return (Layer(tokens, tokens),) * config.depth
+
+    def draws(self, config: ViTConfig) -> tuple[Any, ...]:
+        """Make each block's fixed random numbers (a pytree, or None); all methods but two: None."""
+        return (None,) * config.depth
+
+    def init(self, batch: int, config: ViTConfig, *, trace: bool) -> TokenState:
+        """Make the state before the first block.
+
+        Args:
+            batch: images in the batch.
+            config: the model's sizes.
+            trace: whether to follow which token holds which patch.
+        """
+        return TokenState(source=initial_source(batch, config.num_patches) if trace else None)
+
+    def block(
+        self, block: Block, x: Float[Array, "B N C"], state: TokenState, layer: Layer, draws: Any
+    ) -> tuple[Float[Array, "B M C"], TokenState]:
+        """Run one block.
+
+        Args:
+            block: the block's parameters, and the parts that it is made of.
+            x: tokens, CLS first.
+            state: the method's state before the block.
+            layer: the block's entry in the schedule.
+            draws: the block's random numbers.
+
+        Returns:
+            Tokens and state after the block.
+        """
+        return block(x), state
+
+    def block_flops(self, config: ViTConfig, layer: Layer) -> int:
+        """Count one block in the tables' convention: multiply-adds for one image.
+
+        Attention is counted on the tokens that enter and the MLP on those that leave.
+        """
+        return flops.block(config, layer.tokens_in, layer.tokens_out)
+
+    def encoder_dropout_flops(self, config: ViTConfig) -> int:
+        """Count the dropout after the position embedding, which the tables include."""
+        return (config.num_patches + 1) * config.width
+
+    def options(self) -> dict[str, Any]:
+        """List the options and their values, as JSON can hold them."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+
+def initial_source(batch: int, patches: int) -> Int[Array, "B P"]:
+    """Trace before the first block: patch `i` is token `i + 1`, behind CLS."""
+    return jnp.broadcast_to(jnp.arange(1, patches + 1, dtype=jnp.int32), (batch, patches))
+
+
+def matches(value: Any, hint: Any) -> bool:
+    """Tell whether an option's value has its field's type; ints count as floats, not bools."""
+    if isinstance(hint, types.UnionType):
+        return any(matches(value, part) for part in hint.__args__)
+    if typing.get_origin(hint) is tuple:
+        parts = typing.get_args(hint)
+        if not isinstance(value, tuple):
+            return False
+        if parts[-1] is Ellipsis:
+            return all(matches(item, parts[0]) for item in value)
+        return len(value) == len(parts) and all(map(matches, value, parts))
+    if hint in (int, float):
+        number = isinstance(value, (int, hint)) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    return isinstance(value, hint)
+
+
+def describe(hint: Any) -> str:
+    """Say in words which values a field's type accepts."""
+    if isinstance(hint, types.UnionType):
+        return " or ".join(describe(part) for part in hint.__args__ if part is not type(None))
+    if typing.get_origin(hint) is tuple:
+        parts = typing.get_args(hint)
+        count = "a list of" if parts[-1] is Ellipsis else str(len(parts))
+        return f"{count} {describe(parts[0]).removeprefix('a ')}s"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+    return names[hint]

@@ -1,0 +1,145 @@
+"""Hourglass: cluster the patch tokens once, run the remaining blocks on the centroids."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hvit_jax import flops
+from hvit_jax.config import ViTConfig
+from hvit_jax.errors import InputError
+from hvit_jax.models.block import Block
+from hvit_jax.ops.clustering import cluster_labels, cluster_tokens
+from hvit_jax.reducers.base import Layer, Reducer, TokenState, option
+
+
+@dataclass(frozen=True)
+class ClusterLayer(Layer):
+    """A block that clusters a grid of patches to a grid of centroids before it runs."""
+
+    grid: tuple[int, int] = (0, 0)
+    clusters: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Hourglass(Reducer):
+    """Token clustering (Liang et al. 2022, "Expediting large-scale vision transformer for dense
+    prediction without fine-tuning", arXiv 2210.01035).
+
+    Neighbouring patches of a picture look alike, and after a few blocks so do their tokens. Before
+    block `cluster_location` the h x w grid of patch tokens becomes a kh x kw grid of centroids: a
+    soft k-means that starts from average pooling and in which a patch may join only centroids
+    near its own place. CLS is kept. All later blocks run on 1 + kh*kw tokens. For dense prediction
+    `reconstruct_tokens` spreads the processed centroids over the grid again; classification reads
+    CLS and needs no reconstruction.
+    """
+
+    name: ClassVar[str] = "hourglass"
+
+    cluster_location: int | None = option(
+        None, "cluster before this block, counted from 0 (default: min(8, depth / 3))", short="-l"
+    )
+    num_clusters: int | tuple[int, int] | None = option(
+        None,
+        "centroids: a perfect square, or rows and columns (default: half the grid's sides)",
+        short="-n",
+    )
+    cluster_iters: int = option(5, "iterations of the soft k-means")
+    cluster_window: int = option(5, "side of the window of centroids that a patch may join; odd")
+    cluster_temperature: float = option(1.0, "factor on the negative squared distance")
+
+    def resolve(self, config: ViTConfig) -> Hourglass:
+        """Fill in location and cluster grid; see `Reducer.resolve`."""
+        location, clusters = self.cluster_location, self.num_clusters
+        if location is None:
+            location = min(8, config.depth // 3)
+        if clusters is None:
+            clusters = (max(1, config.grid[0] // 2), max(1, config.grid[1] // 2))
+        resolved = dataclasses.replace(self, cluster_location=location, num_clusters=clusters)
+        resolved._check(config)
+        return resolved
+
+    def _check(self, config: ViTConfig) -> None:
+        last = config.depth - 1
+        self.check(
+            0 <= self.cluster_location <= last,
+            "cluster_location",
+            f"the model's blocks are 0 to {last}",
+        )
+        self.check(self.cluster_iters >= 1, "cluster_iters", "at least 1")
+        odd = self.cluster_window >= 1 and self.cluster_window % 2 == 1
+        self.check(odd, "cluster_window", "an odd number of at least 1")
+        self.check(self.cluster_temperature > 0, "cluster_temperature", "above 0")
+        (kh, kw), (h, w) = self.cluster_grid, config.grid
+        fits = 1 <= kh <= h and 1 <= kw <= w
+        self.check(fits, "num_clusters", f"{kh} x {kw} does not fit the {h} x {w} grid of patches")
+
+    @property
+    def cluster_grid(self) -> tuple[int, int]:
+        """Rows and columns of centroids.
+
+        Raises:
+            InputError: if a single number is not a perfect square.
+        """
+        if isinstance(self.num_clusters, tuple):
+            return self.num_clusters
+        side = math.isqrt(max(0, self.num_clusters))
+        if side**2 != self.num_clusters or side == 0:
+            near = max(1, round(max(0, self.num_clusters) ** 0.5))
+            raise InputError(
+                f"hourglass: num_clusters={self.num_clusters}: not a perfect square; "
+                f"the nearest is {near**2}, or give rows and columns"
+            )
+        return side, side
+
+    def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
+        """All patches up to `cluster_location`, centroids from there on."""
+        clusters = self.cluster_grid
+        full, reduced = config.num_patches + 1, math.prod(clusters) + 1
+        before = (Layer(full, full),) * self.cluster_location
+        at = ClusterLayer(full, reduced, "cluster", config.grid, clusters)
+        after = (Layer(reduced, reduced),) * (config.depth - self.cluster_location - 1)
+        return (*before, at, *after)
+
+    def block(
+        self, block: Block, x: Float[Array, "B N C"], state: TokenState, layer: Layer, draws: Any
+    ) -> tuple[Float[Array, "B M C"], TokenState]:
+        """Cluster if this is the block to do so, then run the block."""
+        if isinstance(layer, ClusterLayer):
+            x, state = self._cluster(x, state, layer)
+        return block(x), state
+
+    def _cluster(self, x, state, layer):
+        patches = x[:, 1:]
+        centroids = cluster_tokens(
+            patches,
+            grid=layer.grid,
+            clusters=layer.clusters,
+            window=self.cluster_window,
+            iters=self.cluster_iters,
+            temperature=self.cluster_temperature,
+        )
+        if state.source is not None:
+            labels = cluster_labels(patches, centroids)
+            state = dataclasses.replace(state, source=labels + 1)
+        return jnp.concatenate([x[:, :1], centroids.astype(x.dtype)], axis=1), state
+
+    def block_flops(self, config: ViTConfig, layer: Layer) -> int:
+        """Count the block on the tokens that leave it, and the clustering before it."""
+        total = flops.block(config, layer.tokens_out, layer.tokens_out)
+        if isinstance(layer, ClusterLayer):
+            patches, clusters, width = config.num_patches, layer.tokens_out - 1, config.width
+            pairs = patches * clusters
+            distances = (patches + clusters + pairs) * width + 3 * pairs
+            update = pairs * (2 + 5 + width) + clusters * width
+            total += 3 * pairs + self.cluster_iters * (distances + update)
+        return total
+
+    def encoder_dropout_flops(self, config: ViTConfig) -> int:
+        """Count dropout once a block, as the tables do for this method."""
+        return sum(layer.tokens_out for layer in self.schedule(config)) * config.width

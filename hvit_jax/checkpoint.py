@@ -1,7 +1,7 @@
 """Checkpoints on disk: an Orbax folder of weights and a small JSON description.
 
-    DIR/model.json   sizes, where the weights came from, format version
-    DIR/weights/     Orbax checkpoint of the tree in hvit_jax.models.parameters
+DIR/model.json   sizes, where the weights came from, format version
+DIR/weights/     Orbax checkpoint of the tree in hvit_jax.models.parameters
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
 from hvit_jax.errors import InputError
 
@@ -54,16 +54,18 @@ def attention(
     k: Float[Array, "B Nk H D"],
     v: Float[Array, "B Nk H D"],
     *,
-    mask: Bool[Array, "B #H #Nq Nk"] | None = None,
+    key_bias: Float[Array, "B Nk"] | None = None,
+    key_lengths: Int[Array, " B"] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "B Nq H D"]:
-    """Scaled dot-product attention, `softmax(q k^T / sqrt(D)) v` (Vaswani et al. 2017).
+    """Scaled dot-product attention, `softmax(q k^T / sqrt(D) + bias) v` (Vaswani et al. 2017).
 
     Args:
         q: queries.
         k: keys.
         v: values.
-        mask: True where a query may attend to a key; None lets all attend to all.
+        key_bias: added to the scores of every key, for all queries and heads alike.
+        key_lengths: how many keys of each image count, the first ones; None: all.
         implementation: "auto", "cudnn" or "xla"; see `choose_implementation`.
 
     Returns:
@@ -73,20 +75,44 @@ def attention(
         InputError: if "cudnn" is asked for where it cannot run.
     """
     if choose_implementation(implementation, q.dtype, q.shape[-1]) == "cudnn":
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
-    return _xla_attention(q, k, v, mask)
+        return _cudnn_attention(q, k, v, key_bias, key_lengths)
+    return _xla_attention(q, k, v, key_bias, key_lengths)
 
 
-def _xla_attention(
+def attention_weights(
     q: Float[Array, "B Nq H D"],
     k: Float[Array, "B Nk H D"],
-    v: Float[Array, "B Nk H D"],
-    mask: Bool[Array, "B #H #Nq Nk"] | None,
-) -> Float[Array, "B Nq H D"]:
+    *,
+    key_bias: Float[Array, "B Nk"] | None = None,
+    key_lengths: Int[Array, " B"] | None = None,
+) -> Float[Array, "B H Nq Nk"]:
+    """Compute the weights themselves, for the few queries whose rows a method looks at.
+
+    Args:
+        q: those queries, such as CLS's alone.
+        k: all keys.
+        key_bias: as for `attention`.
+        key_lengths: as for `attention`.
+
+    Returns:
+        Softmax weights in float32.
+    """
+    return jax.nn.softmax(_scores(q, k, key_bias, key_lengths), axis=-1)
+
+
+def _scores(q, k, key_bias, key_lengths):
     scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
     scores = scores * q.shape[-1] ** -0.5
-    if mask is not None:
-        scores = jnp.where(mask, scores, -jnp.inf)
+    if key_bias is not None:
+        scores = scores + key_bias[:, None, None, :]
+    if key_lengths is not None:
+        counts = jnp.arange(k.shape[1]) < key_lengths[:, None]
+        scores = jnp.where(counts[:, None, None, :], scores, -jnp.inf)
+    return scores
+
+
+def _xla_attention(q, k, v, key_bias, key_lengths):
+    scores = _scores(q, k, key_bias, key_lengths)
     # Dividing the product instead of the weights saves a pass over the N x N array.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = weights.sum(-1)
@@ -94,3 +120,25 @@ def _xla_attention(
         "bhnm,bmhd->bnhd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
     return (out / total.swapaxes(1, 2)[..., None]).astype(q.dtype)
+
+
+def _cudnn_attention(q, k, v, key_bias, key_lengths):
+    """Run the fused kernel; a key bias travels as extra head channels, since it takes none alone.
+
+    Ones in q meet bias * sqrt(D) in k, split into two parts that are exact in q's dtype together.
+    """
+    size, scale = q.shape[-1], q.shape[-1] ** -0.5
+    if key_bias is not None:
+        bias = key_bias.astype(jnp.float32) / scale
+        high = bias.astype(k.dtype)
+        low = (bias - high.astype(jnp.float32)).astype(k.dtype)
+        extra = jnp.zeros((*key_bias.shape, k.shape[2], 8), k.dtype)
+        extra = extra.at[..., 0].set(high[..., None]).at[..., 1].set(low[..., None])
+        ones = jnp.zeros((*q.shape[:-1], 8), q.dtype).at[..., :2].set(1)
+        q = jnp.concatenate([q, ones], axis=-1)
+        k = jnp.concatenate([k, extra], axis=-1)
+        v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, 8)))
+    out = jax.nn.dot_product_attention(
+        q, k, v, scale=scale, key_value_seq_lengths=key_lengths, implementation="cudnn"
+    )
+    return out[..., :size]

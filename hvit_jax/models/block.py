@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.models.attention import attention
@@ -76,10 +76,19 @@ class Block(nnx.Module):
         q: Float[Array, "B Nq H D"],
         k: Float[Array, "B Nk H D"],
         v: Float[Array, "B Nk H D"],
-        mask: Bool[Array, "B #H #Nq Nk"] | None = None,
+        *,
+        key_bias: Float[Array, "B Nk"] | None = None,
+        key_lengths: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B Nq H D"]:
         """Run the attention that the model was built with; see `attention`."""
-        return attention(q, k, v, mask=mask, implementation=self.implementation)
+        return attention(
+            q,
+            k,
+            v,
+            key_bias=key_bias,
+            key_lengths=key_lengths,
+            implementation=self.implementation,
+        )
 
     def project(self, attended: Float[Array, "B N H D"]) -> Float[Array, "B N C"]:
         """Join the heads and project back to the residual stream."""

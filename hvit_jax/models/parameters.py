@@ -46,7 +46,9 @@ def build_model(config: ViTConfig, reducer: Reducer, parameters: Tree, **options
     tree["segments"], start = {}, 0
     for index, (_, count) in enumerate(model.runs()):
         cut = slice(start, start + count)
-        tree["segments"][index] = jax.tree.map(lambda leaf, cut=cut: leaf[cut], parameters["blocks"])
+        tree["segments"][index] = jax.tree.map(
+            lambda leaf, cut=cut: leaf[cut], parameters["blocks"]
+        )
         start += count
     stored = jax.tree.map(
         lambda leaf, like: jax.numpy.asarray(leaf, like.dtype), tree, nnx.to_pure_dict(state)

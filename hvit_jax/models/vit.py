@@ -114,10 +114,24 @@ class ViT(nnx.Module):
         Raises:
             InputError: if the images have another shape.
         """
+        return self.classify(images, draws=draws)[0]
+
+    def classify(
+        self, images: Float[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
+    ) -> tuple[Float[Array, "B classes"], dict[str, Float[Array, " B"]]]:
+        """Classify images, and tell what the method has to report of each of them.
+
+        Args:
+            images: as for calling the model.
+            draws: as for calling the model.
+
+        Returns:
+            What `model(images)` returns, and `Reducer.report`.
+        """
         x, state = self._start(images, trace=False)
         for run in self._segments(draws):
             (x, state), _ = self._run(x, state, *run, collect=False)
-        return self._finish(x)
+        return self._finish(x), self.reducer.report(state)
 
     def features(
         self, images: Float[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
@@ -146,7 +160,8 @@ class ViT(nnx.Module):
         patches = self.patch_embed(patchify(images.astype(self.dtype), self.config.patch_size))
         cls = jnp.broadcast_to(self.class_token[...], (len(images), 1, self.config.width))
         x = jnp.concatenate([cls, patches.astype(jnp.float32)], axis=1) + self.pos_embedding[...]
-        return x.astype(self.dtype), self.reducer.init(len(images), self.config, trace=trace)
+        x = x.astype(self.dtype)
+        return x, self.reducer.init(x, trace=trace)
 
     def _segments(self, draws) -> Iterator[tuple[Block, Layer, tuple[Any, ...]]]:
         draws = self.reducer.draws(self.config) if draws is None else draws

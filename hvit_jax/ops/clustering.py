@@ -68,7 +68,7 @@ def pool_tokens(
     return pooled.reshape(batch, -1, width)
 
 
-def accurate_einsum(subscripts: str, *operands: Float[Array, "..."]) -> Float[Array, "..."]:
+def accurate_einsum(subscripts: str, *operands: Array) -> Array:
     """Multiply in the operands' own precision (no TF32 for float32), accumulate in float32."""
     exact = all(operand.dtype == jnp.float32 for operand in operands)
     precision = jax.lax.Precision.HIGHEST if exact else None
@@ -140,9 +140,7 @@ def cluster_tokens(
     return jax.lax.fori_loop(0, iters, update, pool_tokens(x, grid=grid, clusters=clusters))
 
 
-def cluster_labels(
-    x: Float[Array, "B P C"], centroids: Float[Array, "B K C"]
-) -> Int[Array, "B P"]:
+def cluster_labels(x: Float[Array, "B P C"], centroids: Float[Array, "B K C"]) -> Int[Array, "B P"]:
     """Find each patch's nearest centroid, over all of them and not only its window."""
     return closeness(x, centroids).argmax(-1).astype(jnp.int32)
 

@@ -41,12 +41,32 @@ class Layer:
 class TokenState:
     """What each token stands for; methods extend it with what they carry between blocks.
 
+    Both fields are None when the caller did not ask for tracing.
+
     Attributes:
         source: for every input patch the index of the token that now holds it, -1 if it was
-            dropped; None when the caller did not ask for tracing.
+            dropped.
+        dropped: for every dropped patch the last value of its token, zeros for the others.
     """
 
     source: Int[Array, "B P"] | None
+    dropped: Float[Array, "B P C"] | None
+
+    def moved(self, x: Float[Array, "B N C"], places: Int[Array, "B N"]) -> TokenState:
+        """Follow tokens to their new places; without tracing, do nothing.
+
+        Args:
+            x: the tokens before they move.
+            places: the new index of every token, -1 for one that is dropped.
+        """
+        if self.source is None:
+            return self
+        here = jnp.maximum(self.source, 0)
+        new = jnp.where(self.source < 0, -1, jnp.take_along_axis(places, here, axis=1))
+        lost = (self.source >= 0) & (new < 0)
+        last = jnp.take_along_axis(x, here[..., None], axis=1)
+        dropped = jnp.where(lost[..., None], last, self.dropped)
+        return dataclasses.replace(self, source=new, dropped=dropped)
 
 
 def option(default: Any, help: str, *, short: str | None = None, choices: tuple = ()) -> Any:
@@ -109,15 +129,14 @@ class Reducer:
         """Make each block's fixed random numbers (a pytree, or None); all methods but two: None."""
         return (None,) * config.depth
 
-    def init(self, batch: int, config: ViTConfig, *, trace: bool) -> TokenState:
+    def init(self, x: Float[Array, "B N C"], *, trace: bool) -> TokenState:
         """Make the state before the first block.
 
         Args:
-            batch: images in the batch.
-            config: the model's sizes.
+            x: the tokens that enter the first block.
             trace: whether to follow which token holds which patch.
         """
-        return TokenState(source=initial_source(batch, config.num_patches) if trace else None)
+        return TokenState(**initial_trace(x) if trace else NO_TRACE)
 
     def block(
         self, block: Block, x: Float[Array, "B N C"], state: TokenState, layer: Layer, draws: Any
@@ -135,6 +154,22 @@ class Reducer:
             Tokens and state after the block.
         """
         return block(x), state
+
+    def restore(self, tokens: Float[Array, "B N C"], state: TokenState) -> Float[Array, "B P C"]:
+        """Put processed tokens back on the full grid of patches.
+
+        A patch takes the token that holds it, or the last value that it had before it was dropped.
+
+        Args:
+            tokens: tokens after a block, CLS first.
+            state: the traced state after the same block.
+        """
+        held = jnp.take_along_axis(tokens, jnp.maximum(state.source, 0)[..., None], axis=1)
+        return jnp.where((state.source >= 0)[..., None], held, state.dropped)
+
+    def report(self, state: TokenState) -> dict[str, Float[Array, " B"]]:
+        """Count, for every image, what a user should hear of, such as budgets that overflowed."""
+        return {}
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:
         """Count one block in the tables' convention: multiply-adds for one image.
@@ -155,9 +190,16 @@ class Reducer:
         }
 
 
-def initial_source(batch: int, patches: int) -> Int[Array, "B P"]:
-    """Trace before the first block: patch `i` is token `i + 1`, behind CLS."""
-    return jnp.broadcast_to(jnp.arange(1, patches + 1, dtype=jnp.int32), (batch, patches))
+NO_TRACE: dict[str, Any] = {"source": None, "dropped": None}
+
+
+def initial_trace(x: Float[Array, "B N C"]) -> dict[str, Any]:
+    """Make `TokenState`'s fields before the first block: patch `i` is token `i + 1`, behind CLS."""
+    places = jnp.arange(1, x.shape[1], dtype=jnp.int32)
+    return {
+        "source": jnp.broadcast_to(places, (len(x), x.shape[1] - 1)),
+        "dropped": jnp.zeros_like(x[:, 1:]),
+    }
 
 
 def matches(value: Any, hint: Any) -> bool:

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -14,8 +15,8 @@ from hvit_jax import flops
 from hvit_jax.config import ViTConfig
 from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block
-from hvit_jax.ops.clustering import cluster_labels, cluster_tokens
-from hvit_jax.reducers.base import Layer, Reducer, TokenState, option
+from hvit_jax.ops.clustering import cluster_labels, cluster_tokens, reconstruct_tokens
+from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace, option
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,26 @@ class ClusterLayer(Layer):
     clusters: tuple[int, int] = (0, 0)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class HourglassState(TokenState):
+    """Trace of the patches, and what reconstruction needs; None before clustering or untraced.
+
+    Attributes:
+        before: patch features right before clustering.
+        centroids: centroids right after it, in float32.
+    """
+
+    before: Float[Array, "B P C"] | None = None
+    centroids: Float[Array, "B K C"] | None = None
+
+
 @dataclass(frozen=True)
 class Hourglass(Reducer):
-    """Token clustering (Liang et al. 2022, "Expediting large-scale vision transformer for dense
-    prediction without fine-tuning", arXiv 2210.01035).
+    """Token clustering before one block.
+
+    Liang et al. 2022, "Expediting Large-Scale Vision Transformer for Dense Prediction without
+    Fine-tuning", arXiv 2210.01035.
 
     Neighbouring patches of a picture look alike, and after a few blocks so do their tokens. Before
     block `cluster_location` the h x w grid of patch tokens becomes a kh x kw grid of centroids: a
@@ -106,6 +123,10 @@ class Hourglass(Reducer):
         after = (Layer(reduced, reduced),) * (config.depth - self.cluster_location - 1)
         return (*before, at, *after)
 
+    def init(self, x: Float[Array, "B N C"], *, trace: bool) -> HourglassState:
+        """Make the state before the first block; see `Reducer.init`."""
+        return HourglassState(**initial_trace(x) if trace else NO_TRACE)
+
     def block(
         self, block: Block, x: Float[Array, "B N C"], state: TokenState, layer: Layer, draws: Any
     ) -> tuple[Float[Array, "B M C"], TokenState]:
@@ -113,6 +134,14 @@ class Hourglass(Reducer):
         if isinstance(layer, ClusterLayer):
             x, state = self._cluster(x, state, layer)
         return block(x), state
+
+    def restore(
+        self, tokens: Float[Array, "B N C"], state: HourglassState
+    ) -> Float[Array, "B P C"]:
+        """Reconstruct the grid from processed centroids; see `reconstruct_tokens`."""
+        if state.centroids is None:
+            return tokens[:, 1:]
+        return reconstruct_tokens(state.before, state.centroids, tokens[:, 1:])
 
     def _cluster(self, x, state, layer):
         patches = x[:, 1:]
@@ -126,7 +155,7 @@ class Hourglass(Reducer):
         )
         if state.source is not None:
             labels = cluster_labels(patches, centroids)
-            state = dataclasses.replace(state, source=labels + 1)
+            state = HourglassState(labels + 1, state.dropped, patches, centroids)
         return jnp.concatenate([x[:, :1], centroids.astype(x.dtype)], axis=1), state
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:

@@ -1,0 +1,42 @@
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("hvit_jax", "beartype.beartype")
+
+import jax
+import pytest
+
+import hvit_jax
+from tests.golden import Goldens
+
+
+@pytest.fixture(autouse=True)
+def exact_matrix_products():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def goldens():
+    return Goldens()
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint(goldens, tmp_path_factory):
+    """The golden SWAG checkpoint, converted."""
+    from hvit_jax.convert import convert_file
+
+    directory = tmp_path_factory.mktemp("golden") / "checkpoint"
+    convert_file(goldens.folder / "checkpoint.torch", directory, heads=goldens.size["num_heads"])
+    return directory
+
+
+@pytest.fixture(scope="session")
+def small_config():
+    """A model small enough to compile in a second, on a grid that is not square."""
+    return hvit_jax.ViTConfig(
+        (48, 64), patch_size=8, depth=4, width=32, heads=2, mlp_width=64, num_classes=5
+    )

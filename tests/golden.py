@@ -1,0 +1,63 @@
+"""The golden folder: numbers from the original code, found through HVIT_GOLDENS."""
+
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import numpy as np
+
+
+class Goldens:
+    """Reads a golden folder; see DESIGN.md for its layout."""
+
+    def __init__(self):
+        default = Path(__file__).parent / "goldens"
+        self.folder = Path(os.environ.get("HVIT_GOLDENS") or default)
+        description = json.loads((self.folder / "models.json").read_text())
+        self.size, self.configs = description["size"], description["configs"]
+
+    @cached_property
+    def models(self):
+        return np.load(self.folder / "models.npz")
+
+    @cached_property
+    def ops(self):
+        return np.load(self.folder / "ops.npz")
+
+    @cached_property
+    def preprocess(self):
+        return np.load(self.folder / "preprocess.npz")
+
+    def images(self, config):
+        """The batch of a configuration, (B, H, W, 3)."""
+        inputs = np.load(self.folder / "inputs.npy")
+        return inputs[self.configs[config]["inputs"]].transpose(0, 2, 3, 1)
+
+    def cases(self, prefix):
+        """Names of the operation cases that start with a prefix."""
+        names = {key.split("/")[0] for key in self.ops.files}
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def case(self, name):
+        """All fields of one operation case."""
+        keys = [key for key in self.ops.files if key.split("/")[0] == name]
+        return {key.split("/")[1]: self.ops[key] for key in keys}
+
+    def draws(self, config, like):
+        """Shape the recorded draws of a configuration like those that the method would make."""
+        names = sorted(key for key in self.models.files if key.startswith(f"{config}/draw_"))
+        recorded = iter([self.models[name] for name in names])
+        shaped = tuple(
+            jax.tree.map(lambda leaf: np.reshape(next(recorded), leaf.shape), entry)
+            for entry in like
+        )
+        assert next(recorded, None) is None, "the original drew more numbers than the method does"
+        return shaped
+
+
+def method_args(args):
+    """Translate golden arguments to this project's: ToMe's r may be {"r", "inflection"}."""
+    r = args.get("r")
+    return {**args, "r": (r["r"], r["inflection"])} if isinstance(r, dict) else args

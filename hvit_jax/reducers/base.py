@@ -88,9 +88,13 @@ class Reducer:
 
     A method is a frozen dataclass whose fields are its options (`option`), whose docstring explains
     it, and which overrides `resolve`, `schedule`, `init`, `block` and `block_flops` as needed.
+
+    A method whose counts depend on the image works within budgets: it names the option that sets
+    them in `budget_option`, one budget for all of `budget_blocks` or a list with one for each.
     """
 
     name: ClassVar[str] = "dense"
+    budget_option: ClassVar[str | None] = None
 
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))
@@ -169,6 +173,21 @@ class Reducer:
 
     def report(self, state: TokenState) -> dict[str, Float[Array, " B"]]:
         """Count, for every image, what a user should hear of, such as budgets that overflowed."""
+        return {}
+
+    def budget_blocks(self, config: ViTConfig) -> tuple[int, ...]:
+        """List the blocks that have a budget, in ascending order; called on a resolved method."""
+        return ()
+
+    def counts(self, state: TokenState) -> dict[str, Int[Array, "B S"]]:
+        """Count what each image used in the block before, to be held against its budget.
+
+        Args:
+            state: the traced state after a block of `budget_blocks`.
+
+        Returns:
+            Counts by what was counted, such as "tokens"; one column, or one a head.
+        """
         return {}
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from hvit_jax.config import ViTConfig
+from hvit_jax.config import ViTConfig, as_pair
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree, abstract_parameters, flatten
 from hvit_jax.models.positions import resize_positions
@@ -119,7 +119,8 @@ def read_description(directory: str | Path) -> Description:
             raise InputError(
                 f"{path}: format version {version!r}, this release reads {FORMAT_VERSION}"
             )
-        config = ViTConfig(**text["config"])
+        sizes = dict(text["config"])
+        config = ViTConfig(**{**sizes, "resolution": as_pair(sizes["resolution"])})
         return Description(config, dict(text["source"]), tuple(text["classes"]))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

@@ -1,0 +1,76 @@
+"""What every command line shares: one clear line for a user's mistake, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from hvit_jax.errors import InputError
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose complaints are InputErrors, which `run` prints as one line.
+
+    Abbreviated options are refused, so that a new option never changes what an old command means.
+    """
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Report wrong usage.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def run(main: Callable[[], int | None], program: str) -> int:
+    """Run a command; its failures become one line on stderr and an exit status.
+
+    Args:
+        main: the command, without its entry point; returns an exit status, None for 0.
+        program: the name that the line starts with, such as "hvit-convert".
+
+    Returns:
+        What `main` returns; 2 after a user's mistake or an error of the operating system, 130 after
+        Ctrl-C, 141 if the reader of the output has gone. Other exceptions are defects and pass.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = main()
+        sys.stdout.flush()
+        return status or 0
+    except BrokenPipeError:
+        # Python flushes stdout once more on its way out; let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt as error:
+        return _complain(program, str(error) or "interrupted", INTERRUPTED)
+    except InputError as error:
+        return _complain(program, str(error), USAGE_ERROR)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _complain(program, f"{where}{error.strerror or error}", USAGE_ERROR)
+
+
+def _complain(program: str, message: str, status: int) -> int:
+    print(f"{program}: {one_line(message)}", file=sys.stderr)
+    return status
+
+
+def one_line(message: str) -> str:
+    """Join a message's lines, and escape what a terminal would act on."""
+    joined = "; ".join(line.strip() for line in message.splitlines() if line.strip())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)

@@ -1,0 +1,149 @@
+"""The formats of PyTorch checkpoints: which key holds which parameter, in which layout."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+BLOCKS = "blocks/"
+_BLOCK_NUMBER = r"(0|[1-9]\d{0,2})"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How PyTorch's array becomes ours, and back.
+
+    Attributes:
+        to_ours: from PyTorch's layout to the one in `hvit_jax.models.parameters`.
+        to_torch: its inverse.
+    """
+
+    to_ours: Callable[[Float[np.ndarray, "*shape"]], Float[np.ndarray, "*shape"]]
+    to_torch: Callable[[Float[np.ndarray, "*shape"]], Float[np.ndarray, "*shape"]]
+
+
+def _patch_kernel(weight: Float[np.ndarray, "C 3 p p"]) -> Float[np.ndarray, "*shape"]:
+    return weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
+
+
+def _patch_convolution(kernel: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "C 3 p p"]:
+    side = math.isqrt(kernel.shape[0] // 3)
+    return kernel.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
+
+
+SAME = Layout(lambda array: array, lambda array: array)
+TRANSPOSED = Layout(lambda array: array.T, lambda array: array.T)
+CLASS_TOKEN = Layout(lambda array: array[0, 0], lambda array: array[None, None])
+SEQUENCE_FIRST = Layout(lambda array: array[:, 0], lambda array: array[:, None])
+BATCH_FIRST = Layout(lambda array: array[0], lambda array: array[None])
+PATCHES = Layout(_patch_kernel, _patch_convolution)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a format's table.
+
+    Attributes:
+        key: in the state dict; `{i}` stands for the number of the block.
+        path: in our tree; those of all blocks are stacked below `blocks/`.
+        shape: of PyTorch's array. Letters: C width, S positions, p patch side, M MLP width,
+            K classes; 3C is three times C.
+        layout: how the two differ.
+    """
+
+    key: str
+    path: str
+    shape: str
+    layout: Layout
+
+    @property
+    def stacked(self) -> bool:
+        """Whether every block has one of these."""
+        return self.path.startswith(BLOCKS)
+
+    def pattern(self) -> re.Pattern[str]:
+        """Match the keys of this row; group 1 is the block's number, if it has one."""
+        return re.compile(re.escape(self.key).replace(r"\{i\}", _BLOCK_NUMBER))
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of checkpoint.
+
+    Attributes:
+        name: written to the description of what was converted.
+        entries: the table, one row a parameter; the head's rows may be absent from a file.
+    """
+
+    name: str
+    entries: tuple[Entry, ...]
+
+
+def _norm(key: str, path: str) -> tuple[Entry, Entry]:
+    return (
+        Entry(f"{key}weight", f"{path}/scale", "C", SAME),
+        Entry(f"{key}bias", f"{path}/bias", "C", SAME),
+    )
+
+
+def _linear(key: str, path: str, outputs: str, inputs: str) -> tuple[Entry, Entry]:
+    return (
+        Entry(f"{key}weight", f"{path}/kernel", f"{outputs} {inputs}", TRANSPOSED),
+        Entry(f"{key}bias", f"{path}/bias", outputs, SAME),
+    )
+
+
+def _table(
+    *, positions: tuple[str, Layout], block: str, mlp: tuple[str, str], head: str
+) -> tuple[Entry, ...]:
+    """List every parameter; the arguments are all that the formats differ in."""
+    block = f"encoder.layers.{block}"
+    return (
+        Entry("class_token", "class_token", "1 1 C", CLASS_TOKEN),
+        Entry("conv_proj.weight", "patch_embed/kernel", "C 3 p p", PATCHES),
+        Entry("conv_proj.bias", "patch_embed/bias", "C", SAME),
+        Entry("encoder.pos_embedding", "pos_embedding", *positions),
+        *_norm(f"{block}.ln_1.", "blocks/ln_1"),
+        *_linear(f"{block}.self_attention.in_proj_", "blocks/in_proj", "3C", "C"),
+        *_linear(f"{block}.self_attention.out_proj.", "blocks/out_proj", "C", "C"),
+        *_norm(f"{block}.ln_2.", "blocks/ln_2"),
+        *_linear(f"{block}.mlp.{mlp[0]}.", "blocks/linear_1", "M", "C"),
+        *_linear(f"{block}.mlp.{mlp[1]}.", "blocks/linear_2", "C", "M"),
+        *_norm("encoder.ln.", "ln"),
+        *_linear(f"{head}.", "head", "K", "C"),
+    )
+
+
+SWAG = Format(
+    "SWAG",
+    _table(
+        positions=("S 1 C", SEQUENCE_FIRST),
+        block="layer_{i}",
+        mlp=("linear_1", "linear_2"),
+        head="head.layers.head",
+    ),
+)
+TORCHVISION = Format(
+    "torchvision",
+    _table(
+        positions=("1 S C", BATCH_FIRST),
+        block="encoder_layer_{i}",
+        mlp=("0", "3"),
+        head="heads.head",
+    ),
+)
+TORCHVISION_OLD = Format(
+    "torchvision (older)",
+    _table(
+        positions=("1 S C", BATCH_FIRST),
+        block="encoder_layer_{i}",
+        mlp=("linear_1", "linear_2"),
+        head="heads.head",
+    ),
+)
+FORMATS = (SWAG, TORCHVISION, TORCHVISION_OLD)

@@ -1,0 +1,178 @@
+"""Inverse transform sampling of tokens, as ATS does it (Fayyaz et al. 2022, arXiv 2111.15667)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+EPSILON = 1e-6
+
+
+def masked_weights(
+    q: Float[Array, "B Q H D"],
+    k: Float[Array, "B N H D"],
+    valid: Bool[Array, "B N"],
+    rows: Int[Array, " B"],
+) -> Float[Array, "B H Q N"]:
+    """Compute attention weights of the valid keys: exp(a - max), then (+e/N) / (sum + e).
+
+    An image with fewer valid keys than `rows` has padding, whose scores are 0 because its q and k
+    are, and the maximum runs over these too.
+
+    Differs from the original: keys that are not valid get weight 0, not e/N; their values are 0.
+
+    Args:
+        q: some of the queries.
+        k: all keys.
+        valid: which keys are tokens of the image; the others may hold anything finite.
+        rows: N, the image's keys with its padding counted.
+
+    Returns:
+        Weights in float32.
+    """
+    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
+    keys = valid[:, None, None, :]
+    scores = jnp.where(keys, scores * q.shape[-1] ** -0.5, -jnp.inf)
+    peak = scores.max(-1, keepdims=True)
+    peak = jnp.where((valid.sum(-1) < rows)[:, None, None, None], jnp.maximum(peak, 0), peak)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(peak))
+    total = weights.sum(-1, keepdims=True)
+    weights = (weights + EPSILON / rows[:, None, None, None]) / (total + EPSILON)
+    return jnp.where(keys, weights, 0)
+
+
+def significance(
+    weights: Float[Array, "B H N"], v: Float[Array, "B N H D"]
+) -> Float[Array, "B N-1"]:
+    """Score the patch tokens: CLS's attention, summed over heads, times the norm of the value.
+
+    Args:
+        weights: attention weights of the CLS query.
+        v: values.
+
+    Returns:
+        Scores in float32 that sum to 1 for each image.
+    """
+    squares = jnp.square(v.astype(jnp.float32)).sum((2, 3))
+    scores = (weights.sum(1) * jnp.sqrt(squares))[:, 1:]
+    total = scores.sum(-1, keepdims=True)
+    return scores / jnp.where(total > 0, total, 1)
+
+
+def cumulative_scores(
+    scores: Float[Array, "B P"], valid: Bool[Array, "B P"], has_padding: Bool[Array, " B"]
+) -> Float[Array, "B P"]:
+    """Sum up scores in ascending order and scale the sums to a CDF from 0 to 1.
+
+    The sum that becomes 0 is the lowest score, or the 0 of the padding in front of it. A single
+    token, or tokens without any score, get 1.
+
+    Args:
+        scores: scores in ascending order.
+        valid: which of them count, at least one; the others stand in front.
+        has_padding: whether the image has padding that counts.
+
+    Returns:
+        The CDF, 0 where it is not valid.
+    """
+    sums = jnp.cumsum(jnp.where(valid, scores, 0), axis=-1)
+    least = jnp.where(valid, sums, jnp.inf).min(-1, keepdims=True)
+    least = jnp.where(has_padding[:, None], 0, least)
+    span = sums[:, -1:] - least
+    scaled = jnp.where(span > 0, (sums - least) / jnp.where(span > 0, span, 1), 1)
+    return jnp.where(valid, scaled, 0)
+
+
+def nearest_entries(cdf: Float[Array, "B P"], *, points: int) -> Int[Array, "B {points}"]:
+    """Sample a CDF evenly: for each of some evenly spaced values, the index of the nearest entry.
+
+    The values run from the smallest entry that is not 0 up to 1. Of equally near entries the first
+    one is taken.
+
+    Args:
+        cdf: entries in ascending order.
+        points: how many values.
+
+    Returns:
+        Indices into the CDF; many repeat.
+    """
+    start = jnp.where(cdf > 0, cdf, jnp.inf).min(-1, keepdims=True)
+    steps = jnp.arange(points, dtype=jnp.float32)
+    values = start + (steps - start * steps) / max(points - 1, 1)
+    # XLA fuses the distances into the search, so that points x P numbers are never stored.
+    return jnp.argmin(jnp.abs(values[:, :, None] - cdf[:, None, :]), axis=-1)
+
+
+def pack_distinct(
+    indices: Int[Array, "B S"], *, limit: int
+) -> tuple[Int[Array, "B {limit}"], Int[Array, " B"]]:
+    """List the distinct indices in ascending order, at most the `limit` largest of them.
+
+    Args:
+        indices: indices in any order, with repetitions.
+        limit: length of the list; at most S.
+
+    Returns:
+        The list, whose entries beyond the image's count mean nothing, and how many distinct indices
+        there were, which may be more than `limit`.
+    """
+    ordered = jnp.sort(indices, axis=-1)
+    first = jnp.ones_like(ordered[:, :1], dtype=bool)
+    new = jnp.concatenate([first, ordered[:, 1:] != ordered[:, :-1]], axis=-1)
+    count = new.sum(-1)
+    beyond = jnp.iinfo(ordered.dtype).max
+    distinct = jnp.sort(jnp.where(new, ordered, beyond), axis=-1)
+    start = jnp.maximum(count - limit, 0)
+    places = jnp.minimum(start[:, None] + jnp.arange(limit), indices.shape[-1] - 1)
+    taken = jnp.take_along_axis(distinct, places, axis=-1)
+    return jnp.where(taken == beyond, 0, taken), count
+
+
+def sample_tokens(
+    scores: Float[Array, "B P"],
+    valid: Bool[Array, "B P"],
+    has_padding: Bool[Array, " B"],
+    *,
+    points: int,
+    limit: int,
+) -> tuple[Int[Array, "B {limit}"], Int[Array, " B"]]:
+    """Choose patch tokens by inverse transform sampling of their scores.
+
+    Tokens in ascending order of score divide the interval from 0 to 1 by their scores. Evenly
+    spaced points fall on few tokens where few hold most of the score, and on many otherwise.
+
+    Args:
+        scores: scores of the patch tokens.
+        valid: which of them are tokens of the image; at least one.
+        has_padding: whether the image has padding that counts, so that its lowest-scoring token may
+            be chosen; without padding it never is, unless it is the only one.
+        points: how many points.
+        limit: how many tokens may be chosen; the highest-scoring of them are.
+
+    Returns:
+        Indices of the chosen patches in ascending order of score, whose entries beyond the image's
+        count mean nothing, and how many there were to choose, which may be more than `limit`.
+    """
+    order = jnp.argsort(jnp.where(valid, scores, -1), axis=-1)
+    ascending = jnp.take_along_axis(scores, order, axis=-1)
+    cdf = cumulative_scores(ascending, jnp.take_along_axis(valid, order, axis=-1), has_padding)
+    chosen, count = pack_distinct(nearest_entries(cdf, points=points), limit=limit)
+    return jnp.take_along_axis(order, chosen, axis=-1), count
+
+
+def new_places(
+    kept: Int[Array, "B M"], exists: Bool[Array, "B M"], *, tokens: int
+) -> Int[Array, "B {tokens}"]:
+    """Invert a choice of tokens.
+
+    Args:
+        kept: old indices of the tokens that stay, in their new order.
+        exists: which entries of `kept` mean anything.
+        tokens: how many tokens there were.
+
+    Returns:
+        The new index of every old token, -1 for one that does not stay.
+    """
+    same = (kept[:, None, :] == jnp.arange(tokens)[:, None]) & exists[:, None, :]
+    return jnp.where(same.any(-1), same.argmax(-1), -1)

@@ -1,0 +1,209 @@
+"""ATS: every image keeps as many tokens as its attention is spread over."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from hvit_jax import flops
+from hvit_jax.config import ViTConfig
+from hvit_jax.models.block import Block
+from hvit_jax.ops.sampling import masked_weights, new_places, sample_tokens, significance
+from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace, option
+
+
+@dataclass(frozen=True)
+class SampleLayer(Layer):
+    """A block that samples tokens, at `points` points."""
+
+    points: int = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ATSState(TokenState):
+    """Trace of the patches, and how many tokens each image has.
+
+    Attributes:
+        lengths: tokens of each image, CLS included; they stand in front.
+        rows: the same with the padding that counts: what blocks that do not sample attend to.
+        over_budget: 1 for an image that sampled more tokens than a budget allowed, else 0.
+    """
+
+    lengths: Int[Array, " B"]
+    rows: Int[Array, " B"]
+    over_budget: Float[Array, " B"]
+
+
+@dataclass(frozen=True)
+class ATS(Reducer):
+    """Adaptive token sampling.
+
+    Fayyaz et al. 2022, "Adaptive Token Sampling For Efficient Vision Transformers", arXiv
+    2111.15667.
+
+    In each block of `blocks` a patch token's score is the attention that CLS pays to it, times the
+    norm of its value. As many points as the picture has patches are spread evenly over the summed
+    up scores, and the tokens that they fall on stay: few if a few tokens hold most of the score,
+    many if it is spread out. Attention is computed for the rows of the tokens that stay only.
+
+    So images keep different numbers of tokens. Shapes stay static all the same: each image's tokens
+    stand in front, CLS first and the others in ascending order of score, within a budget of
+    `max_tokens` rows, and what lies behind them is masked. Budgets save time; `python -m
+    hvit_jax.calibrate` measures which ones a set of images needs.
+
+    Differs from the original: by default (`padding="none"`) each image is treated as if it were
+    alone. "batch" and "all" give the original's results on batches, in which an image that holds
+    fewer tokens than another, or than the input, also samples its lowest-scoring token, and later
+    blocks that do not sample attend to its padding. The original's softmax adds 1e-6 to its sums.
+    That is kept where scores are computed; under "none" the tokens' own attention is the ordinary
+    one, in which every weight is within 1e-6 of the original's.
+    """
+
+    name: ClassVar[str] = "ats"
+    budget_option: ClassVar[str | None] = "max_tokens"
+
+    blocks: tuple[int, ...] | None = option(
+        None, "sample in these blocks (default: the last quarter; the last half of 32 or more)"
+    )
+    max_tokens: int | tuple[int, ...] | None = option(
+        None, "rows kept after sampling, CLS included: one number or one a block (default: all)"
+    )
+    padding: str = option(
+        "none",
+        "none: each image as if alone; batch, all: the original's padding to the longest image or "
+        "to all tokens",
+        choices=("none", "batch", "all"),
+    )
+    residual: str = option(
+        "normalized",
+        "normalized: add attention to ln_1(x), as the original; input: to x, as the paper",
+        choices=("normalized", "input"),
+    )
+
+    def resolve(self, config: ViTConfig) -> ATS:
+        """Fill in blocks and budgets; see `Reducer.resolve`."""
+        blocks, budgets, total = self.blocks, self.max_tokens, config.num_patches + 1
+        if blocks is None:
+            start = config.depth // 2 if config.depth >= 32 else 3 * config.depth // 4
+            blocks = tuple(range(start, config.depth))
+        if not isinstance(budgets, tuple):
+            budgets = (total if budgets is None else budgets,) * len(blocks)
+        resolved = dataclasses.replace(self, blocks=blocks, max_tokens=budgets)
+        resolved._check(config)
+        return resolved
+
+    def _check(self, config: ViTConfig) -> None:
+        blocks, budgets, last = self.blocks, self.max_tokens, config.depth - 1
+        self.check(len(blocks) > 0, "blocks", "name at least one block")
+        inside = all(0 <= block <= last for block in blocks)
+        self.check(inside, "blocks", f"the model's blocks are 0 to {last}")
+        ascending = tuple(sorted(set(blocks)))
+        self.check(blocks == ascending, "blocks", f"in ascending order, each once: {ascending}")
+        fits = len(budgets) == len(blocks)
+        self.check(fits, "max_tokens", f"give one number, or one for each of {len(blocks)} blocks")
+        self.check(min(budgets) >= 2, "max_tokens", "at least 2: CLS and one patch")
+        total = config.num_patches + 1
+        whole = self.padding != "all" or min(budgets) >= total
+        self.check(whole, "max_tokens", f"padding 'all' keeps all {total} rows; leave it out")
+
+    def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
+        """All tokens up to the first sampling, then each block's budget, or less before it."""
+        rows, layers, full = config.num_patches + 1, [], config.num_patches + 1
+        budgets = dict(zip(self.blocks, self.max_tokens, strict=True))
+        for index in range(config.depth):
+            if index in budgets:
+                kept = min(rows, budgets[index])
+                layers.append(SampleLayer(rows, kept, "sample", points=full - 1))
+                rows = kept
+            else:
+                layers.append(Layer(rows, rows, "dense" if index < self.blocks[0] else "padded"))
+        return tuple(layers)
+
+    def init(self, x: Float[Array, "B N C"], *, trace: bool) -> ATSState:
+        """Make the state before the first block; see `Reducer.init`."""
+        batch, tokens, _ = x.shape
+        return ATSState(
+            **(initial_trace(x) if trace else NO_TRACE),
+            lengths=jnp.full(batch, tokens),
+            rows=jnp.full(batch, tokens),
+            over_budget=jnp.zeros(batch),
+        )
+
+    def block(
+        self, block: Block, x: Float[Array, "B N C"], state: ATSState, layer: Layer, draws: Any
+    ) -> tuple[Float[Array, "B M C"], ATSState]:
+        """Sample tokens if this is a block to do so; run the block without its padding."""
+        if isinstance(layer, SampleLayer):
+            return self._sample(block, x, state, layer)
+        if layer.mode == "padded":
+            x = x + block.project(block.attend(*block.qkv(x), key_lengths=state.rows))
+            return x + block.mlp(x), state
+        return block(x), state
+
+    def _sample(self, block, x, state, layer):
+        q, k, v = block.qkv(x)
+        valid = jnp.arange(layer.tokens_in) < state.lengths[:, None]
+        kept, count = self._choose(q[:, :1], k, v, valid, state, layer)
+        lengths = jnp.minimum(count, layer.tokens_out)
+        exists = jnp.arange(layer.tokens_out) < lengths[:, None]
+        q = jnp.take_along_axis(q, kept[..., None, None], axis=1)
+        out = jnp.take_along_axis(x, kept[..., None], axis=1)
+        out = block.ln_1(out) if self.residual == "normalized" else out
+        out = out + block.project(self._attend(block, q, k, v, valid, state))
+        out = jnp.where(exists[..., None], out + block.mlp(out), 0)
+        state = dataclasses.replace(
+            state.moved(x, new_places(kept, exists, tokens=layer.tokens_in)),
+            lengths=lengths,
+            rows=self._rows(lengths, layer.points + 1),
+            over_budget=jnp.where(count > lengths, 1.0, state.over_budget),
+        )
+        return out, state
+
+    def _choose(self, cls, k, v, valid, state, layer):
+        weights = masked_weights(cls, k, valid, state.rows)[:, :, 0]
+        patches, count = sample_tokens(
+            significance(weights, v),
+            valid[:, 1:],
+            state.lengths < state.rows,
+            points=layer.points,
+            limit=layer.tokens_out - 1,
+        )
+        return jnp.pad(patches + 1, ((0, 0), (1, 0))), count + 1
+
+    def _attend(self, block, q, k, v, valid, state):
+        if self.padding == "none":
+            return block.attend(q, k, v, key_lengths=state.lengths)
+        weights = masked_weights(q, k, valid, state.rows)
+        return jnp.einsum("bhnm,bmhd->bnhd", weights.astype(v.dtype), v)
+
+    def _rows(self, lengths, full):
+        if self.padding == "none":
+            return lengths
+        return jnp.full_like(lengths, lengths.max() if self.padding == "batch" else full)
+
+    def report(self, state: ATSState) -> dict[str, Float[Array, " B"]]:
+        """Tell which images sampled more tokens than a budget allowed."""
+        return {"ats_images_over_budget": state.over_budget}
+
+    def budget_blocks(self, config: ViTConfig) -> tuple[int, ...]:
+        """List the blocks that sample."""
+        return self.blocks
+
+    def counts(self, state: ATSState) -> dict[str, Int[Array, "B 1"]]:
+        """Count the tokens that stay, CLS included."""
+        return {"tokens": state.lengths[:, None]}
+
+    def block_flops(self, config: ViTConfig, layer: Layer) -> int:
+        """Count attention on all tokens that enter, and the rest on those that stay."""
+        if not isinstance(layer, SampleLayer):
+            return super().block_flops(config, layer)
+        tokens = layer.tokens_in
+        scores = flops.queries_keys_values(config, tokens) + flops.attention(config, tokens, tokens)
+        kept = layer.tokens_out
+        return scores + flops.projection(config, kept) + flops.mlp(config, kept)

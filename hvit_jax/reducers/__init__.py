@@ -8,16 +8,18 @@ from typing import Any
 from hvit_jax.errors import InputError, unknown
 from hvit_jax.reducers.base import Layer, Reducer, TokenState
 from hvit_jax.reducers.hourglass import Hourglass
+from hvit_jax.reducers.tome import ToMe
 
 REDUCERS: dict[str, type[Reducer]] = {
     reducer.name: reducer
     for reducer in (
         Reducer,
         Hourglass,
+        ToMe,
     )
 }
 
-__all__ = ["REDUCERS", "Hourglass", "Layer", "Reducer", "TokenState", "make_reducer"]
+__all__ = ["REDUCERS", "Hourglass", "Layer", "Reducer", "ToMe", "TokenState", "make_reducer"]
 
 
 def make_reducer(method: str | Reducer, **options: Any) -> Reducer:

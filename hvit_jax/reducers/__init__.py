@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from hvit_jax.errors import InputError, unknown
+from hvit_jax.reducers.ats import ATS
 from hvit_jax.reducers.base import Layer, Reducer, TokenState
 from hvit_jax.reducers.hourglass import Hourglass
 from hvit_jax.reducers.tome import ToMe
@@ -15,11 +16,12 @@ REDUCERS: dict[str, type[Reducer]] = {
     for reducer in (
         Reducer,
         Hourglass,
+        ATS,
         ToMe,
     )
 }
 
-__all__ = ["REDUCERS", "Hourglass", "Layer", "Reducer", "ToMe", "TokenState", "make_reducer"]
+__all__ = ["ATS", "REDUCERS", "Hourglass", "Layer", "Reducer", "ToMe", "TokenState", "make_reducer"]
 
 
 def make_reducer(method: str | Reducer, **options: Any) -> Reducer:

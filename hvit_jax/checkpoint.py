@@ -6,13 +6,8 @@ DIR/weights/     Orbax checkpoint of the tree in hvit_jax.models.parameters
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +18,7 @@ import orbax.checkpoint as ocp
 
 from hvit_jax.config import ViTConfig, as_pair
 from hvit_jax.errors import InputError
+from hvit_jax.files import checksums, damages, new_folder
 from hvit_jax.models.parameters import Tree, abstract_parameters, flatten
 from hvit_jax.models.positions import resize_positions
 
@@ -54,48 +50,24 @@ def save_checkpoint(directory: str | Path, parameters: Tree, description: Descri
         description: what to write beside it.
 
     Raises:
-        InputError: if the folder exists, or cannot be written.
+        InputError: if the parameters are not those of the description's sizes, or the folder exists
+            or cannot be written.
     """
+    _compare("the parameters", flatten(parameters), description.config)
     with new_folder(directory) as temporary:
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(temporary / WEIGHTS, parameters)
+        except Exception as error:  # Orbax and TensorStore have no common base class.
+            raise InputError(f"cannot write {directory}: {_reason(error)}") from error
         text = {
             "format_version": FORMAT_VERSION,
             "config": dataclasses.asdict(description.config),
             "source": description.source,
             "classes": list(description.classes),
+            "weights": checksums(temporary / WEIGHTS),
         }
         (temporary / DESCRIPTION).write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(temporary / WEIGHTS, parameters)
-
-
-@contextlib.contextmanager
-def new_folder(directory: str | Path) -> Iterator[Path]:
-    """Make a folder that takes its name only once it is complete.
-
-    Args:
-        directory: the final name.
-
-    Yields:
-        A temporary folder beside it, to be filled.
-
-    Raises:
-        InputError: if the name is taken, or the place cannot be written.
-    """
-    target = Path(directory).absolute()
-    if target.exists():
-        raise InputError(f"{directory} exists already; remove it or choose another destination")
-    temporary = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        temporary.chmod(0o755)
-        yield temporary
-        os.rename(temporary, target)
-    except OSError as error:
-        raise InputError(f"cannot write {directory}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_description(directory: str | Path) -> Description:
@@ -104,6 +76,11 @@ def read_description(directory: str | Path) -> Description:
     Raises:
         InputError: if the folder is missing, no checkpoint, or of another format version.
     """
+    return _read(directory)[0]
+
+
+def _read(directory: str | Path) -> tuple[Description, dict[str, dict[str, int]]]:
+    """Read `model.json`: the description, and the checksums of the weights."""
     path = Path(directory) / DESCRIPTION
     if not Path(directory).exists():
         raise InputError(f"checkpoint {directory} does not exist")
@@ -116,20 +93,24 @@ def read_description(directory: str | Path) -> Description:
         text = json.loads(path.read_text(encoding="utf-8"))
         version = text["format_version"]
         if version != FORMAT_VERSION:
-            raise InputError(
-                f"{path}: format version {version!r}, this release reads {FORMAT_VERSION}"
-            )
+            raise InputError(f"format version {version!r}, this release reads {FORMAT_VERSION}")
         sizes = dict(text["config"])
         config = ViTConfig(**{**sizes, "resolution": as_pair(sizes["resolution"])})
-        return Description(config, dict(text["source"]), tuple(text["classes"]))
+        described = Description(config, dict(text["source"]), tuple(text["classes"]))
+        return described, {
+            name: {"bytes": int(sums["bytes"]), "crc32": int(sums["crc32"])}
+            for name, sums in text["weights"].items()
+        }
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
 def load_parameters(directory: str | Path, config: ViTConfig) -> Tree:
-    """Read a checkpoint's weights as NumPy arrays.
+    """Read a checkpoint's weights as float32 NumPy arrays.
 
     Args:
         directory: the checkpoint.
@@ -141,30 +122,33 @@ def load_parameters(directory: str | Path, config: ViTConfig) -> Tree:
     """
     weights = Path(directory).absolute() / WEIGHTS
     if not weights.is_dir():
-        raise InputError(f"{directory} is not a checkpoint: it has no folder {WEIGHTS}")
+        raise InputError(f"{directory} is not a whole checkpoint: it has no folder {WEIGHTS}")
+    # TensorStore itself notices only some damage, and reports that in pages of tracebacks.
+    damaged = damages(weights, _read(directory)[1])
+    if damaged:
+        raise InputError(f"checkpoint {directory} is damaged: in {WEIGHTS}, {'; '.join(damaged)}")
     wanted = abstract_parameters(config)
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        try:
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
             found = checkpointer.metadata(weights).item_metadata.tree
-        except Exception as error:  # Orbax and TensorStore have no common base class.
-            raise _damaged(directory, error) from error
-        _compare(directory, flatten(found), flatten(wanted))
-        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        try:
-            return checkpointer.restore(weights, item=wanted, restore_args=numpy)
-        except Exception as error:
-            raise _damaged(directory, error) from error
+            _compare(f"checkpoint {directory}", flatten(found), config)
+            numpy = ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.dtype(np.float32))
+            arguments = jax.tree.map(lambda _: numpy, wanted)
+            return checkpointer.restore(weights, item=wanted, restore_args=arguments)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"checkpoint {directory} is damaged: {_reason(error)}") from error
 
 
-def _damaged(directory: str | Path, error: Exception) -> InputError:
-    reason = str(error).strip().splitlines() or [""]
-    return InputError(
-        f"checkpoint {directory} is damaged: {type(error).__name__}: {reason[0][:300]}"
-    )
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
-def _compare(directory: str | Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise one error that lists every difference between stored and expected arrays."""
+def _compare(what: str, found: dict[str, Any], config: ViTConfig) -> None:
+    """Raise one error that lists every difference between arrays and those of a configuration."""
+    wanted = flatten(abstract_parameters(config))
     misshapen = [
         f"{name} is {tuple(found[name].shape)}, not {wanted[name].shape}"
         for name in wanted
@@ -177,10 +161,7 @@ def _compare(directory: str | Path, found: dict[str, Any], wanted: dict[str, Any
     }
     text = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
     if text:
-        raise InputError(
-            f"checkpoint {directory} does not hold the model of its {DESCRIPTION}; "
-            + "; ".join(text)
-        )
+        raise InputError(f"{what}: not the arrays of the model in {DESCRIPTION}; {'; '.join(text)}")
 
 
 def resize_parameters(parameters: Tree, config: ViTConfig, new: ViTConfig) -> Tree:

@@ -1,0 +1,112 @@
+"""Files and folders that appear whole or not at all, and that tell when they have been damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hvit_jax.errors import InputError
+
+_CHUNK = 1 << 22
+
+
+@contextlib.contextmanager
+def new_folder(directory: str | Path) -> Iterator[Path]:
+    """Make a folder that takes its name only once it is complete.
+
+    Args:
+        directory: the final name.
+
+    Yields:
+        A temporary folder beside it, to be filled.
+
+    Raises:
+        InputError: if the name is taken, or the place cannot be written.
+    """
+    with _new(directory, os.mkdir, lambda path: shutil.rmtree(path, ignore_errors=True)) as path:
+        yield path
+
+
+@contextlib.contextmanager
+def new_file(name: str | Path) -> Iterator[Path]:
+    """Make a file that takes its name only once it is complete.
+
+    Args:
+        name: the final name.
+
+    Yields:
+        A temporary empty file beside it, to be filled.
+
+    Raises:
+        InputError: if the name is taken, or the place cannot be written.
+    """
+    with _new(name, lambda path: path.touch(exist_ok=False), os.remove) as path:
+        yield path
+
+
+@contextlib.contextmanager
+def _new(
+    name: str | Path, make: Callable[[Path], None], remove: Callable[[Path], None]
+) -> Iterator[Path]:
+    target = Path(name).absolute()
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
+    try:
+        # A name that is taken is refused before anything is computed for it.
+        _refuse_existing(name, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        make(temporary)
+        yield temporary
+        _refuse_existing(name, target)
+        os.rename(temporary, target)
+    except OSError as error:
+        raise InputError(f"cannot write {name}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            remove(temporary)
+
+
+def _refuse_existing(name: str | Path, target: Path) -> None:
+    if os.path.lexists(target):
+        raise InputError(f"{name} exists already; remove it or choose another destination")
+
+
+def checksum(path: Path) -> dict[str, int]:
+    """Measure a file: its length in bytes and the CRC-32 of its content."""
+    crc = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return {"bytes": path.stat().st_size, "crc32": crc}
+
+
+def checksums(folder: Path) -> dict[str, dict[str, int]]:
+    """Measure every file below a folder, by its path relative to it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): checksum(path) for path in files}
+
+
+def damages(folder: Path, recorded: dict[str, dict[str, int]]) -> list[str]:
+    """Compare files with what `checksums` recorded.
+
+    Args:
+        folder: where they lie.
+        recorded: what was recorded; files that are not in it are not looked at.
+
+    Returns:
+        One description for every file that is missing or differs.
+    """
+    found = []
+    for name, wanted in recorded.items():
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{name} is missing")
+        elif path.stat().st_size != wanted["bytes"]:
+            found.append(f"{name} has {path.stat().st_size} bytes, not {wanted['bytes']}")
+        elif checksum(path) != wanted:
+            found.append(f"{name} has another content than was written")
+    return found

@@ -29,7 +29,7 @@ class Features:
         output: what `model(images)` returns.
     """
 
-    tokens: tuple[Float[Array, "B N C"], ...]
+    tokens: tuple[Float[Array, "B _ C"], ...]
     states: tuple[TokenState, ...]
     output: Float[Array, "B classes"]
 
@@ -177,16 +177,21 @@ class ViT(nnx.Module):
         def step(carry, inputs):
             block = nnx.merge(graph, inputs[0])
             carry = self.reducer.block(block, *carry, layer, inputs[1])
-            return carry, carry if collect else None
+            # Bare leaves: a stack of states would not have the shapes that a state declares.
+            return carry, jax.tree.leaves(carry) if collect else None
 
         if len(draws) == 1:
             only = jax.tree.map(lambda leaf: leaf[0], weights)
-            carry, collected = step((x, state), (only, draws[0]))
-            return carry, [collected]
+            carry, _ = step((x, state), (only, draws[0]))
+            return carry, [carry]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *draws)
-        carry, collected = jax.lax.scan(step, (x, state), (weights, stacked))
-        take = lambda index: jax.tree.map(lambda leaf: leaf[index], collected)  # noqa: E731
-        return carry, [take(index) for index in range(len(draws))] if collect else []
+        carry, leaves = jax.lax.scan(step, (x, state), (weights, stacked))
+        if not collect:
+            return carry, []
+        structure = jax.tree.structure(carry)
+        return carry, [
+            structure.unflatten([leaf[index] for leaf in leaves]) for index in range(len(draws))
+        ]
 
     def _finish(self, x):
         cls = self.ln(x[:, 0].astype(jnp.float32))

@@ -68,7 +68,7 @@ def pool_tokens(
     return pooled.reshape(batch, -1, width)
 
 
-def accurate_einsum(subscripts: str, *operands: Array) -> Array:
+def accurate_einsum(subscripts: str, *operands: Array | np.ndarray) -> Array:
     """Multiply in the operands' own precision (no TF32 for float32), accumulate in float32."""
     exact = all(operand.dtype == jnp.float32 for operand in operands)
     precision = jax.lax.Precision.HIGHEST if exact else None

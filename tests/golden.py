@@ -60,4 +60,4 @@ class Goldens:
 def method_args(args):
     """Translate golden arguments to this project's: ToMe's r may be {"r", "inflection"}."""
     r = args.get("r")
-    return {**args, "r": (r["r"], r["inflection"])} if isinstance(r, dict) else args
+    return {**args, "r": (r["r"], float(r["inflection"]))} if isinstance(r, dict) else args

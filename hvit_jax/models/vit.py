@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -240,4 +241,4 @@ def jit_model(model: ViT) -> Callable[..., Float[Array, "B classes"]]:
     def forward(state, images, draws=None):
         return nnx.merge(graph, state)(images, draws=draws)
 
-    return lambda images, draws=None: forward(state, images, draws)
+    return functools.partial(forward, state)

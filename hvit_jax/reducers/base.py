@@ -244,6 +244,8 @@ def describe(hint: Any) -> str:
         return " or ".join(describe(part) for part in hint.__args__ if part is not type(None))
     if typing.get_origin(hint) is tuple:
         parts = typing.get_args(hint)
+        if parts[-1] is not Ellipsis and len(set(parts)) > 1:
+            return f"({', '.join(map(describe, parts))})"
         count = "a list of" if parts[-1] is Ellipsis else str(len(parts))
         return f"{count} {describe(parts[0]).removeprefix('a ')}s"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}

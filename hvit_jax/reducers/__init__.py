@@ -6,9 +6,13 @@ import dataclasses
 from typing import Any
 
 from hvit_jax.errors import InputError, unknown
+from hvit_jax.reducers.act import ACT
 from hvit_jax.reducers.ats import ATS
 from hvit_jax.reducers.base import Layer, Reducer, TokenState
+from hvit_jax.reducers.evit import EViT
+from hvit_jax.reducers.evo import EvoViT
 from hvit_jax.reducers.hourglass import Hourglass
+from hvit_jax.reducers.smyrf import SMYRF
 from hvit_jax.reducers.tome import ToMe
 
 REDUCERS: dict[str, type[Reducer]] = {
@@ -16,12 +20,29 @@ REDUCERS: dict[str, type[Reducer]] = {
     for reducer in (
         Reducer,
         Hourglass,
+        EViT,
+        EvoViT,
+        ACT,
         ATS,
         ToMe,
+        SMYRF,
     )
 }
 
-__all__ = ["ATS", "REDUCERS", "Hourglass", "Layer", "Reducer", "ToMe", "TokenState", "make_reducer"]
+__all__ = [
+    "ACT",
+    "ATS",
+    "EViT",
+    "EvoViT",
+    "Hourglass",
+    "Layer",
+    "REDUCERS",
+    "Reducer",
+    "SMYRF",
+    "ToMe",
+    "TokenState",
+    "make_reducer",
+]
 
 
 def make_reducer(method: str | Reducer, **options: Any) -> Reducer:

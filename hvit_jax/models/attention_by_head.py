@@ -1,0 +1,96 @@
+"""Attention head by head: only the scores of a few heads exist at any time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+# Scores held at once: 4 MB in float32 stay in a CPU's cache; a GPU needs more to keep busy.
+_CPU_SCORES, _GPU_SCORES = 2**20, 2**24
+
+
+def attention_by_head(
+    q: Float[Array, "B Nq H D"],
+    k: Float[Array, "B Nk H D"],
+    v: Float[Array, "B Nk H D"],
+    key_bias: Float[Array, "B Nk"] | None = None,
+) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B Nk"]]:
+    """Attend, and average the weights over heads and queries, in one pass.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        key_bias: added to the scores of every key; -inf masks one.
+
+    Returns:
+        Attended values in the dtype of `q`, and each key's mean weight in float32.
+    """
+
+    def attend(q, k, v, bias):
+        weights, inverse = _weights(q, k, bias)
+        out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (out * inverse[:, None]).astype(q.dtype), _column_mean(weights, inverse)
+
+    out, columns = _map_heads(attend, q, k, v, key_bias)
+    return out.swapaxes(1, 2), columns.mean(1)
+
+
+def column_mean_by_head(
+    q: Float[Array, "B Nq H D"], k: Float[Array, "B Nk H D"]
+) -> Float[Array, "B Nk"]:
+    """Average attention weights over heads and queries.
+
+    Args:
+        q: queries.
+        k: keys.
+
+    Returns:
+        Each key's mean weight in float32.
+    """
+
+    def average(q, k, v, bias):
+        return _column_mean(*_weights(q, k, bias))
+
+    return _map_heads(average, q, k, None, None).mean(1)
+
+
+def _weights(q, k, bias):
+    """Compute one head's weights before normalisation, and the factor that normalises a row."""
+    scores = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    scores = scores if bias is None else scores + bias
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    return weights, 1 / weights.sum(-1)
+
+
+def _column_mean(weights, inverse):
+    return jnp.matmul(inverse, weights, precision=jax.lax.Precision.HIGHEST) / len(weights)
+
+
+def _map_heads(
+    function: Callable[..., Any],
+    q: Float[Array, "B Nq H D"],
+    k: Float[Array, "B Nk H D"],
+    v: Float[Array, "B Nk H D"] | None,
+    key_bias: Float[Array, "B Nk"] | None,
+) -> Any:
+    """Run a function of one head's (N, D) arrays over all of them; results lead with (B, H)."""
+    batch, queries, heads, size = q.shape
+    flat = jax.tree.map(lambda x: x.swapaxes(1, 2).reshape(batch * heads, -1, size), (q, k, v))
+    bias = None if key_bias is None else jnp.repeat(key_bias, heads, axis=0)
+    # The backward pass computes scores again, instead of keeping those of all heads.
+    body = jax.checkpoint(lambda rows: function(*rows), prevent_cse=False)
+    group = _group(batch * heads, queries * k.shape[1])
+    mapped = jax.lax.map(body, (*flat, bias), batch_size=group)
+    return jax.tree.map(lambda x: x.reshape(batch, heads, *x.shape[1:]), mapped)
+
+
+def _group(heads: int, scores: int) -> int:
+    """Choose how many heads to run at once: a divisor, so that all steps are alike."""
+    limit = _CPU_SCORES if jax.default_backend() == "cpu" else _GPU_SCORES
+    most = max(1, min(heads, limit // scores))
+    return max(size for size in range(1, most + 1) if heads % size == 0)

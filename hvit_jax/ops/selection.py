@@ -1,0 +1,86 @@
+"""Selecting tokens by score: EViT's top-k with fusing, Evo-ViT's reordering and running score."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def kept_tokens(keep_rate: float, patches: int) -> int:
+    """Count the patch tokens that a keep rate leaves: rounded up, in float64 as Python has it."""
+    return math.ceil(keep_rate * patches)
+
+
+def descending_order(scores: Float[Array, "B P"]) -> Int[Array, "B P"]:
+    """Sort patches by falling score; of equal scores the lower index comes first."""
+    return jnp.argsort(-scores, axis=1, stable=True).astype(jnp.int32)
+
+
+def take_tokens(x: Float[Array, "B N C"], order: Int[Array, "B K"]) -> Float[Array, "B K+1 C"]:
+    """Gather CLS and the given patches.
+
+    Args:
+        x: tokens, CLS first.
+        order: patches, counted from 0 behind CLS.
+    """
+    index = jnp.pad(order + 1, ((0, 0), (1, 0)))
+    return jnp.take_along_axis(x, index[..., None], axis=1, mode="promise_in_bounds")
+
+
+def new_places(order: Int[Array, "B P"]) -> Int[Array, "B P+1"]:
+    """Tell where `take_tokens` puts every token, CLS included: the order's inverse."""
+    return jnp.pad(jnp.argsort(order, axis=1).astype(jnp.int32) + 1, ((0, 0), (1, 0)))
+
+
+def keep_best(
+    x: Float[Array, "B N C"],
+    scores: Float[Array, "B P"],
+    order: Int[Array, "B P"],
+    *,
+    keep: int,
+    fuse: bool = False,
+) -> Float[Array, "B M C"]:
+    """Keep CLS and the patch tokens of highest score; drop the others, or fuse them into one.
+
+    Args:
+        x: tokens, CLS first.
+        scores: of the patch tokens.
+        order: the patches by falling score, see `descending_order`.
+        keep: how many patch tokens to keep.
+        fuse: append one token, the sum of score * token over those that are not kept.
+
+    Returns:
+        CLS, the kept tokens by falling score and, if asked for, the fused one.
+    """
+    if not fuse:
+        return take_tokens(x, order[:, :keep])
+    ordered = take_tokens(x, order)
+    weights = jnp.take_along_axis(scores, order[:, keep:], axis=1, mode="promise_in_bounds")
+    dropped = ordered[:, keep + 1 :].astype(jnp.float32)
+    fused = (weights[..., None] * dropped).sum(1, keepdims=True)
+    return jnp.concatenate([ordered[:, : keep + 1], fused.astype(x.dtype)], axis=1)
+
+
+def best_places(order: Int[Array, "B P"], *, keep: int, fuse: bool = False) -> Int[Array, "B P+1"]:
+    """Tell where `keep_best` puts every token.
+
+    Args:
+        order: as for `keep_best`.
+        keep: as for `keep_best`.
+        fuse: as for `keep_best`.
+
+    Returns:
+        For every token, CLS included, its new index: that of the fused token for those that went
+        into it, -1 for those that are gone.
+    """
+    places = new_places(order)
+    return jnp.where(places > keep, keep + 1 if fuse else -1, places)
+
+
+def running_score(
+    old: Float[Array, "B P"], new: Float[Array, "B P"], *, tradeoff: float
+) -> Float[Array, "B P"]:
+    """Mix a block's scores into those so far: (1 - tradeoff) * old + tradeoff * new."""
+    return (1 - tradeoff) * old + tradeoff * new

@@ -1,0 +1,139 @@
+"""Evo-ViT: run the later blocks on the most attended patch tokens only, and keep the others."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hvit_jax import flops
+from hvit_jax.config import ViTConfig
+from hvit_jax.models.attention import class_attention
+from hvit_jax.models.block import Block
+from hvit_jax.ops.selection import descending_order, new_places, running_score, take_tokens
+from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace, option
+
+# The middle rows of the published tables, and for 12 blocks the paper's choice.
+_PUBLISHED = {12: (4, 0.5), 24: (8, 0.6), 32: (14, 0.5)}
+
+
+@dataclass(frozen=True)
+class EvoLayer(Layer):
+    """A block that scores its tokens, and runs on CLS and the first `processed` patches only."""
+
+    processed: int = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class EvoState(TokenState):
+    """Trace of the patches, and the running score of every patch token, in float32."""
+
+    scores: Float[Array, "B P"]
+
+
+@dataclass(frozen=True)
+class EvoViT(Reducer):
+    """Slow and fast tokens, told apart by a running score.
+
+    Xu et al. 2022, "Evo-ViT: Slow-Fast Token Evolution for Dynamic Vision Transformer",
+    arXiv 2108.01390.
+
+    Every block looks at how much CLS attends to each patch token, and a running score remembers it:
+    the first block's attention at first, then (1 - tradeoff) * score + tradeoff * attention. From
+    block `prune_location` on, the tokens are sorted by that score and only the first
+    int(prune_ratio * P) go through the block with CLS. The others wait as placeholders, with value
+    and score unchanged, and may come back in any later block: no token is ever lost.
+
+    Differs from the paper: as in the published tables, placeholders are not summarised into a
+    token that the block updates for them.
+    """
+
+    name: ClassVar[str] = "evo"
+
+    prune_location: int | None = option(
+        None,
+        "first block that leaves tokens out, at least 1 (default: as published; a third of the "
+        "depth for other sizes)",
+    )
+    prune_ratio: float | None = option(
+        None,
+        "part of the patch tokens that such a block runs on, above 0 and at most 1 (default: as "
+        "published; 0.5 for other sizes)",
+    )
+    tradeoff: float = option(0.5, "weight of a block's own attention in the running score, 0 to 1")
+
+    def resolve(self, config: ViTConfig) -> EvoViT:
+        """Fill in location and ratio; see `Reducer.resolve`."""
+        location, ratio = _PUBLISHED.get(config.depth, (max(1, config.depth // 3), 0.5))
+        if self.prune_location is not None:
+            location = self.prune_location
+        if self.prune_ratio is not None:
+            ratio = self.prune_ratio
+        resolved = dataclasses.replace(self, prune_location=location, prune_ratio=ratio)
+        resolved._check(config)
+        return resolved
+
+    def _check(self, config: ViTConfig) -> None:
+        last, patches = config.depth - 1, config.num_patches
+        self.check(
+            1 <= self.prune_location <= last,
+            "prune_location",
+            f"at least 1, for block 0 gives the first scores, and the last block is {last}",
+        )
+        self.check(0 < self.prune_ratio <= 1, "prune_ratio", "above 0 and at most 1")
+        self.check(
+            int(self.prune_ratio * patches) >= 1,
+            "prune_ratio",
+            f"leaves none of {patches} patch tokens; at least {1 / patches:.4g}",
+        )
+        self.check(0 <= self.tradeoff <= 1, "tradeoff", "between 0 and 1")
+
+    def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
+        """All tokens everywhere; from `prune_location` on a block runs on a part of them."""
+        patches = config.num_patches
+        sizes = (patches + 1, patches + 1)
+        first = EvoLayer(*sizes, "first", patches)
+        scoring = EvoLayer(*sizes, "score", patches)
+        pruning = EvoLayer(*sizes, "prune", int(self.prune_ratio * patches))
+        before, after = self.prune_location - 1, config.depth - self.prune_location
+        return (first, *(scoring,) * before, *(pruning,) * after)
+
+    def init(self, x: Float[Array, "B N C"], *, trace: bool) -> EvoState:
+        """Make the state before the first block; see `Reducer.init`."""
+        scores = jnp.zeros((len(x), x.shape[1] - 1), jnp.float32)
+        return EvoState(**initial_trace(x) if trace else NO_TRACE, scores=scores)
+
+    def block(
+        self, block: Block, x: Float[Array, "B N C"], state: EvoState, layer: EvoLayer, draws: Any
+    ) -> tuple[Float[Array, "B M C"], EvoState]:
+        """Sort tokens if the block leaves some out; run it on the first ones and score them."""
+        if layer.mode == "prune":
+            x, state = self._sort(x, state)
+        active = x[:, : 1 + layer.processed]
+        q, k, v = block.qkv(active)
+        active = active + block.project(block.attend(q, k, v))
+        active = active + block.mlp(active)
+        scores = class_attention(q, k)
+        if layer.mode != "first":
+            old = state.scores[:, : layer.processed]
+            scores = running_score(old, scores, tradeoff=self.tradeoff)
+        scores = jnp.concatenate([scores, state.scores[:, layer.processed :]], axis=1)
+        x = jnp.concatenate([active, x[:, 1 + layer.processed :]], axis=1)
+        return x, dataclasses.replace(state, scores=scores)
+
+    def _sort(self, x, state):
+        order = descending_order(state.scores)
+        if state.source is not None:
+            state = state.moved(x, new_places(order))
+        scores = jnp.take_along_axis(state.scores, order, axis=1, mode="promise_in_bounds")
+        return take_tokens(x, order), dataclasses.replace(state, scores=scores)
+
+    def block_flops(self, config: ViTConfig, layer: EvoLayer) -> int:
+        """Count the block on the tokens that it runs on, and the head-mean of its attention."""
+        tokens = 1 + layer.processed
+        return flops.block(config, tokens, tokens) + tokens**2

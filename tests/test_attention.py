@@ -1,0 +1,215 @@
+"""Every way to compute attention, against float64 NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hvit_jax.errors import InputError
+from hvit_jax.models import attention as module
+from hvit_jax.models import attention_by_head
+from hvit_jax.models.attention import (
+    attention,
+    attention_and_column_mean,
+    attention_weights,
+    choose_implementation,
+    class_attention,
+)
+
+
+def heads(queries, keys, *, batch=2, count=3, size=8, seed=0, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    shapes = [(batch, tokens, count, size) for tokens in (queries, keys, keys)]
+    return tuple(jnp.asarray(2 * rng.normal(size=shape), dtype) for shape in shapes)
+
+
+def reference(q, k, v, bias=None, lengths=None):
+    """Weights (B, H, Nq, Nk) and output (B, Nq, H, D), in float64."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    scores = np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(q.shape[-1])
+    if bias is not None:
+        scores = scores + np.asarray(bias, np.float64)[:, None, None]
+    if lengths is not None:
+        beyond = np.arange(k.shape[1]) >= np.asarray(lengths)[:, None]
+        scores = np.where(beyond[:, None, None], -np.inf, scores)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return weights, np.einsum("bhnm,bmhd->bnhd", weights, v)
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def layout(request, monkeypatch):
+    """Run the program that XLA gets on either kind of device."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    return request.param
+
+
+@pytest.fixture(params=[1, 2**20])
+def few_heads(request, monkeypatch):
+    """Run one head at a time, or all at once."""
+    monkeypatch.setattr(attention_by_head, "_CPU_SCORES", request.param)
+    monkeypatch.setattr(attention_by_head, "_GPU_SCORES", request.param)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 7), (13, 13), (4, 9)])
+@pytest.mark.parametrize("extra", ["none", "bias", "lengths", "both"])
+def test_attention_equals_numpy(queries, keys, extra, layout, few_heads):
+    q, k, v = heads(queries, keys)
+    rng = np.random.default_rng(1)
+    bias = (
+        jnp.asarray(rng.normal(size=(2, keys)), jnp.float32) if extra in ("bias", "both") else None
+    )
+    lengths = jnp.array([keys, 3]) if extra in ("lengths", "both") else None
+    out = attention(q, k, v, key_bias=bias, key_lengths=lengths, implementation="xla")
+    np.testing.assert_allclose(out, reference(q, k, v, bias, lengths)[1], atol=2e-6)
+    weights = attention_weights(q, k, key_bias=bias, key_lengths=lengths)
+    np.testing.assert_allclose(weights, reference(q, k, v, bias, lengths)[0], atol=2e-6)
+
+
+def test_column_mean_equals_numpy(layout, few_heads):
+    q, k, v = heads(11, 14, size=5)
+    out, columns = attention_and_column_mean(q, k, v, implementation="xla")
+    weights, expected = reference(q, k, v)
+    np.testing.assert_allclose(out, expected, atol=2e-6)
+    np.testing.assert_allclose(columns, weights.mean((1, 2)), atol=1e-6)
+    np.testing.assert_allclose(columns.sum(1), 1, atol=1e-6)
+
+
+def test_large_scores_do_not_overflow(layout):
+    q, k, v = heads(5, 5)
+    out, columns = attention_and_column_mean(100 * q, k, v, implementation="xla")
+    weights, expected = reference(100 * q, k, v)
+    np.testing.assert_allclose(out, expected, atol=1e-3)
+    np.testing.assert_allclose(columns, weights.mean((1, 2)), atol=1e-3)
+
+
+def test_bfloat16_computes_scores_in_float32(layout):
+    q, k, v = heads(40, 40, size=16, dtype=jnp.bfloat16)
+    out, columns = attention_and_column_mean(q, k, v, implementation="xla")
+    weights, expected = reference(q, k, v)
+    assert out.dtype == jnp.bfloat16 and columns.dtype == jnp.float32
+    np.testing.assert_allclose(columns, weights.mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=0.03)
+    plain = attention(q, k, v, implementation="xla")
+    np.testing.assert_allclose(np.asarray(plain, np.float64), expected, atol=0.03)
+
+
+def test_class_attention_is_the_first_row():
+    q, k, v = heads(6, 6)
+    np.testing.assert_allclose(
+        class_attention(q, k), reference(q, k, v)[0].mean(1)[:, 0, 1:], atol=1e-6
+    )
+
+
+def test_gradients_equal_those_of_plain_softmax(layout, few_heads):
+    arrays = heads(9, 12)
+    bias = jnp.linspace(-1, 1, 24).reshape(2, 12)
+    lengths = jnp.array([12, 5])
+
+    def plain(q, k, v, bias):
+        weights = jax.nn.softmax(
+            jnp.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(q.shape[-1])
+            + jnp.where(jnp.arange(12) < lengths[:, None], bias, -1e30)[:, None, None],
+        )
+        return jnp.sin(jnp.einsum("bhnm,bmhd->bnhd", weights, v)).sum()
+
+    def ours(q, k, v, bias):
+        out = attention(q, k, v, key_bias=bias, key_lengths=lengths, implementation="xla")
+        return jnp.sin(out).sum()
+
+    got = jax.grad(ours, argnums=(0, 1, 2, 3))(*arrays, bias)
+    expected = jax.grad(plain, argnums=(0, 1, 2, 3))(*arrays, bias)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), got, expected)
+
+
+def test_gradients_of_column_mean(few_heads):
+    q, k, v = heads(9, 9)
+    target = jnp.linspace(0, 1, 9)
+
+    def plain(q, k, v):
+        weights = jax.nn.softmax(jnp.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(q.shape[-1]))
+        out = jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+        return jnp.sin(out).sum() + (weights.mean((1, 2)) * target).sum()
+
+    def ours(q, k, v):
+        out, columns = attention_and_column_mean(q, k, v, implementation="xla")
+        return jnp.sin(out).sum() + (columns * target).sum()
+
+    got = jax.grad(ours, argnums=(0, 1, 2))(q, k, v)
+    expected = jax.grad(plain, argnums=(0, 1, 2))(q, k, v)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), got, expected)
+
+
+def test_scores_of_all_heads_never_exist_together():
+    q, k, v = heads(700, 700, batch=4, count=4)
+
+    def loss(q, k, v):
+        out, columns = attention_and_column_mean(q, k, v, implementation="xla")
+        return jnp.square(out).sum() + jnp.square(columns).sum()
+
+    all_scores = 4 * 4 * 700 * 700 * 4
+    for function in (loss, jax.grad(loss, argnums=(0, 1, 2))):
+        compiled = jax.jit(function).lower(q, k, v).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < all_scores / 2
+
+
+def test_cudnn_gets_the_key_bias_as_head_channels(monkeypatch):
+    fused, seen = jax.nn.dot_product_attention, []
+
+    def plain(*arrays, implementation, **options):
+        seen.append(implementation)
+        return fused(*arrays, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
+    monkeypatch.setattr(module, "_cudnn_obstacle", lambda dtype, size: None)
+    q, k, v = heads(6, 9, dtype=jnp.bfloat16)
+    bias, lengths = jnp.linspace(-2, 2, 18).reshape(2, 9), jnp.array([9, 4])
+    out = attention(q, k, v, key_bias=bias, key_lengths=lengths)
+    expected = reference(q, k, v, bias, lengths)[1]
+    np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=0.03)
+    out, columns = attention_and_column_mean(q, k, v)
+    weights, expected = reference(q, k, v)
+    np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=0.03)
+    np.testing.assert_allclose(columns, weights.mean((1, 2)), rtol=1e-5)
+    assert seen == ["cudnn", "cudnn"]
+
+
+class TestChooseImplementation:
+    def test_xla_runs_everywhere(self):
+        assert choose_implementation("xla", jnp.float32, 7) == "xla"
+        assert choose_implementation("auto", jnp.bfloat16, 64) == "xla"
+
+    def test_unknown_name(self):
+        with pytest.raises(InputError, match="auto, cudnn, xla: 'flash'"):
+            choose_implementation("flash", jnp.float32, 64)
+
+    def test_cudnn_on_a_cpu(self):
+        with pytest.raises(InputError, match="the device is a cpu, not an NVIDIA GPU"):
+            choose_implementation("cudnn", jnp.bfloat16, 64)
+
+    @pytest.mark.parametrize(
+        ("capability", "dtype", "size", "reason"),
+        [
+            ("9.0", jnp.bfloat16, 64, None),
+            ("8.0", jnp.float16, 80, None),
+            ("7.0", jnp.bfloat16, 64, "compute capability 7.0 is below 8.0"),
+            ("9.0", jnp.float32, 64, "the model computes in float32"),
+            ("9.0", jnp.bfloat16, 20, "head size 20 is not divisible by 8"),
+        ],
+    )
+    def test_needs_of_cudnn(self, monkeypatch, capability, dtype, size, reason):
+        device = type("Device", (), {"compute_capability": capability})()
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        monkeypatch.setattr(jax, "devices", lambda: [device])
+        assert choose_implementation("auto", dtype, size) == ("xla" if reason else "cudnn")
+        if reason:
+            with pytest.raises(InputError, match=reason):
+                choose_implementation("cudnn", dtype, size)
+
+
+@pytest.mark.parametrize(
+    ("count", "scores", "size"), [(24, 2**18, 4), (24, 2**21, 1), (7, 2**18, 1)]
+)
+def test_heads_run_in_equal_groups(count, scores, size, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert attention_by_head._group(count, scores) == size

@@ -88,10 +88,11 @@ def nearest_entries(cdf: Float[Array, "B P"], *, points: int) -> Int[Array, "B {
     """Sample a CDF evenly: for each of some evenly spaced values, the index of the nearest entry.
 
     The values run from the smallest entry that is not 0 up to 1. Of equally near entries the first
-    one is taken.
+    one is taken. Entries of 0, which are padding or the lowest token of an image without padding,
+    are never nearest; rounding could make them so beside a tiny score.
 
     Args:
-        cdf: entries in ascending order.
+        cdf: entries in ascending order, the last of them above 0.
         points: how many values.
 
     Returns:
@@ -101,7 +102,8 @@ def nearest_entries(cdf: Float[Array, "B P"], *, points: int) -> Int[Array, "B {
     steps = jnp.arange(points, dtype=jnp.float32)
     values = start + (steps - start * steps) / max(points - 1, 1)
     # XLA fuses the distances into the search, so that points x P numbers are never stored.
-    return jnp.argmin(jnp.abs(values[:, :, None] - cdf[:, None, :]), axis=-1)
+    distances = jnp.abs(values[:, :, None] - cdf[:, None, :])
+    return jnp.argmin(jnp.where(cdf[:, None, :] > 0, distances, jnp.inf), axis=-1)
 
 
 def pack_distinct(

@@ -56,12 +56,11 @@ def _new(
     target = Path(name).absolute()
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
     try:
-        # A name that is taken is refused before anything is computed for it.
-        _refuse_existing(name, target)
+        refuse_existing(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         make(temporary)
         yield temporary
-        _refuse_existing(name, target)
+        refuse_existing(name)
         os.rename(temporary, target)
     except OSError as error:
         raise InputError(f"cannot write {name}: {error.strerror or error}") from error
@@ -70,9 +69,19 @@ def _new(
             remove(temporary)
 
 
-def _refuse_existing(name: str | Path, target: Path) -> None:
-    if os.path.lexists(target):
-        raise InputError(f"{name} exists already; remove it or choose another destination")
+def refuse_existing(name: str | Path) -> None:
+    """Refuse a name that is taken, before anything is computed for it.
+
+    Raises:
+        InputError: if something has this name, or it is too long or otherwise impossible.
+    """
+    try:
+        Path(name).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise InputError(f"cannot write {name}: {error.strerror or error}") from error
+    raise InputError(f"{name} exists already; remove it or choose another destination")
 
 
 def checksum(path: Path) -> dict[str, int]:

@@ -1,15 +1,48 @@
-"""Reading and writing PyTorch's files; torch is imported only when one is touched."""
+"""Reading PyTorch's files without running what is in them; torch is imported only here."""
 
 from __future__ import annotations
 
 import hashlib
+import pickle
+import re
+import warnings
 import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
+from rich.progress import Progress
 
 from hvit_jax.errors import InputError
+
+WRAPPERS = ("model", "state_dict")
+_ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Source:
+    """A state dict as it was read.
+
+    Attributes:
+        name: what to call the file in errors.
+        state: float32 arrays by key; half precision has been widened.
+        shapes: the shape of every entry, () for one that is no array.
+        flaws: what is wrong with an entry, by key.
+        sha256: of the file.
+        entry: the entry of the file's outermost dict that holds the state dict; "" for the whole.
+    """
+
+    name: str
+    state: dict[str, Float32[np.ndarray, "*shape"]]
+    shapes: dict[str, tuple[int, ...]]
+    flaws: dict[str, str]
+    sha256: str
+    entry: str
 
 
 def import_torch() -> ModuleType:
@@ -27,14 +60,118 @@ def import_torch() -> ModuleType:
     return torch
 
 
-def sha256(path: Path) -> str:
-    """Hash a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def read_source(path: Path, progress: Progress) -> Source:
+    """Read a checkpoint of PyTorch.
 
+    Args:
+        path: a file written by `torch.save`: a state dict, or a dict that holds one as "model" or
+            "state_dict".
+        progress: shows how far it is.
 
-def read_state(path: Path) -> dict[str, np.ndarray]:
-    """Read a state dict as float32 arrays."""
+    Raises:
+        InputError: if it is missing, damaged, holds anything that loading would run, or no state
+            dict.
+    """
+    if not path.is_file():
+        raise InputError(_why_no_file(path))
     torch = import_torch()
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    return {key: tensor.float().numpy() for key, tensor in state.items()}
+    top = _load(torch, path, progress)
+    entry, state = "", top
+    for wrapper in WRAPPERS:
+        if isinstance(top, Mapping) and isinstance(top.get(wrapper), Mapping):
+            entry, state = wrapper, top[wrapper]
+            break
+    if not isinstance(state, Mapping) or not state:
+        raise InputError(
+            f"{path} holds {'an empty' if state == {} else 'a'} {type(state).__name__}, "
+            "not a state dict; save one with: torch.save(model.state_dict(), PATH)"
+        )
+    arrays: dict[str, np.ndarray] = {}
+    flaws: dict[str, str] = {}
+    named = [(str(key), value) for key, value in state.items()]
+    for key, value in progress.track(named, description="checking numbers"):
+        flaws[key] = _flaw(torch, value)
+        if not flaws[key]:
+            arrays[key] = value.detach().float().numpy()
+            if not np.isfinite(arrays[key]).all():
+                flaws[key] = "holds NaN or infinite numbers"
+    return Source(
+        name=str(path),
+        state=arrays,
+        shapes={key: tuple(getattr(value, "shape", ())) for key, value in named},
+        flaws={key: flaw for key, flaw in flaws.items() if flaw},
+        sha256=_sha256(path, progress),
+        entry=entry,
+    )
+
+
+def _why_no_file(path: Path) -> str:
+    if (path / "model.json").is_file():
+        return f"{path} is a converted checkpoint; to turn it into a PyTorch file, use --to-torch"
+    if path.is_dir():
+        return f"{path} is a folder; expected a .torch or .pth file"
+    return f"{path} is no regular file" if path.exists() else f"{path} does not exist"
+
+
+def _load(torch: ModuleType, path: Path, progress: Progress) -> Any:
+    with open(path, "rb") as file:
+        start = file.read(4)
+    try:
+        zipped = start == _ZIP_START
+        if zipped:
+            _check_records(path, progress)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # Damaged bytes make torch and zipfile raise almost anything.
+        raise InputError(_why_unreadable(path, start, error)) from error
+
+
+def _why_unreadable(path: Path, start: bytes, error: Exception) -> str:
+    code = re.search(r"GLOBAL ([\w.]+)", str(error))
+    pickled = isinstance(error, pickle.UnpicklingError) and start[:1] == _PICKLE_START
+    if code or pickled:
+        held = code[1] if code else "pickled Python objects"
+        return (
+            f"{path} is refused: it holds {held}, and loading anything but tensors could run code; "
+            "save the state dict alone: torch.save(model.state_dict(), PATH)"
+        )
+    if isinstance(error, pickle.UnpicklingError) and start != _ZIP_START:
+        return f"{path} is not a PyTorch checkpoint"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = f" ({lines[0][:200]})" if lines else ""
+    return f"{path} is truncated, damaged, or not a PyTorch checkpoint{reason}"
+
+
+def _check_records(path: Path, progress: Progress) -> None:
+    """Compare each record of the archive with its checksum, which torch.load does not look at."""
+    with zipfile.ZipFile(path) as archive:
+        # torch can be told not to compute checksums; it stores zeros then.
+        records = [info for info in archive.infolist() if info.CRC]
+        total = sum(info.file_size for info in records)
+        task = progress.add_task("checking checksums", total=total)
+        for info in records:
+            with archive.open(info) as record:
+                while chunk := record.read(_CHUNK):
+                    progress.advance(task, len(chunk))
+
+
+def _flaw(torch: ModuleType, value: Any) -> str:
+    """Tell why a value cannot be a parameter; "" if it can."""
+    if not isinstance(value, torch.Tensor):
+        return f"is of type {type(value).__name__}, not a tensor"
+    if value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"is {value.dtype}, not float32, float16 or bfloat16"
+    if value.layout != torch.strided or value.device.type != "cpu":
+        return f"is a {value.layout} tensor on device {value.device}, not a plain one"
+    return ""
+
+
+def _sha256(path: Path, progress: Progress) -> str:
+    digest = hashlib.sha256()
+    task = progress.add_task("hashing", total=path.stat().st_size)
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            progress.advance(task, len(chunk))
+    return digest.hexdigest()

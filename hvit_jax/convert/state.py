@@ -12,33 +12,32 @@ from jaxtyping import Float
 
 from hvit_jax.config import MODELS, ViTConfig
 from hvit_jax.convert.keys import FORMATS, Entry, Format
+from hvit_jax.convert.reader import Source
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree, flatten
 
 Shape = tuple[int, ...]
 
 
-def detect(name: str, shapes: Mapping[str, Shape]) -> tuple[Format, dict[str, int]]:
+def detect(source: Source) -> tuple[Format, dict[str, int]]:
     """Tell a state dict's format and sizes from its keys and shapes.
-
-    Args:
-        name: what to call the file in an error.
-        shapes: the shape of every array.
 
     Returns:
         The format, and its sizes by the letters of `Entry`, with `depth`; K is 0 without a head.
 
     Raises:
-        InputError: if it is of no known format, or if keys are missing, left over or misshapen;
-            all of them are listed.
+        InputError: if it is of no known format, or if keys are missing, left over, misshapen or
+            otherwise unusable; all of them are listed.
     """
+    shapes = source.shapes
     layout = max(FORMATS, key=lambda layout: len(_matching(layout, shapes)))
     matching = _matching(layout, shapes)
     if not any(number is not None for _, number in matching.values()):
         few = ", ".join(list(shapes)[:5]) + (", ..." if len(shapes) > 5 else "")
         known = ", ".join(known.name for known in FORMATS)
         raise InputError(
-            f"{name} is not a vision transformer of a known format ({known}); its keys: {few}"
+            f"{source.name} is not a vision transformer of a known format ({known}); "
+            f"its keys: {few}"
         )
     sizes = _vote(shapes, matching)
     wanted = dict(_expected(layout, sizes))
@@ -46,10 +45,13 @@ def detect(name: str, shapes: Mapping[str, Shape]) -> tuple[Format, dict[str, in
         "missing": [key for key in wanted if key not in shapes],
         "left over": [key for key in shapes if key not in wanted],
         "wrong shape": list(_misshapen(shapes, wanted, sizes)),
+        "unusable": [f"{key} {flaw}" for key, flaw in source.flaws.items() if key in wanted],
     }
     text = [f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys]
     if text:
-        raise InputError(f"{name} does not hold a whole {layout.name} model; {'; '.join(text)}")
+        raise InputError(
+            f"{source.name} does not hold a whole {layout.name} model; {'; '.join(text)}"
+        )
     return layout, sizes
 
 
@@ -118,32 +120,34 @@ def config_of(name: str, sizes: Mapping[str, int], heads: int | None) -> ViTConf
     Raises:
         InputError: if the grid of patches is not square, or the heads are unknown or do not fit.
     """
-    side = math.isqrt(sizes["S"] - 1)
+    side = math.isqrt(max(sizes["S"] - 1, 0))
     if side * side != sizes["S"] - 1 or not side:
         raise InputError(
             f"{name} has {sizes['S']} positions; expected 1 for CLS and a square grid of patches"
         )
+    body = {"depth": sizes["depth"], "width": sizes["C"], "mlp_width": sizes["M"]}
+    heads = published_heads(**body) if heads is None else heads
+    if heads is None:
+        raise InputError(
+            f"{name} has {body['depth']} blocks of width {body['width']} and MLP width "
+            f"{body['mlp_width']}, which is no published size, and files do not store the number "
+            "of attention heads; give it with --heads N (in Python: heads=N)"
+        )
     return ViTConfig(
         resolution=side * sizes["p"],
         patch_size=sizes["p"],
-        depth=sizes["depth"],
-        width=sizes["C"],
-        heads=_published_heads(name, sizes) if heads is None else heads,
-        mlp_width=sizes["M"],
+        heads=heads,
         num_classes=sizes["K"],
+        **body,
     )
 
 
-def _published_heads(name: str, sizes: Mapping[str, int]) -> int:
-    body = sizes["depth"], sizes["C"], sizes["M"]
+def published_heads(*, depth: int, width: int, mlp_width: int) -> int | None:
+    """Look up the attention heads of a published size; None if it is none."""
     for known in MODELS.values():
-        if body == (known.depth, known.width, known.mlp_width):
+        if (depth, width, mlp_width) == (known.depth, known.width, known.mlp_width):
             return known.heads
-    raise InputError(
-        f"{name} has {body[0]} blocks of width {body[1]} and MLP width {body[2]}, which is no "
-        "published size, and files do not store the number of attention heads; "
-        "give it with --heads N (in Python: heads=N)"
-    )
+    return None
 
 
 def to_tree(state: Mapping[str, np.ndarray], layout: Format, depth: int) -> Tree:

@@ -2,25 +2,112 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
-from hvit_jax.checkpoint import Description, save_checkpoint
-from hvit_jax.convert.reader import read_state, sha256
-from hvit_jax.convert.state import config_of, detect, to_tree
+import numpy as np
+from jaxtyping import Float32
+from rich.progress import Progress
+
+from hvit_jax.checkpoint import Description, load_parameters, read_description, save_checkpoint
+from hvit_jax.convert.keys import SWAG
+from hvit_jax.convert.reader import Source, import_torch, read_source
+from hvit_jax.convert.state import config_of, detect, to_state, to_tree
+from hvit_jax.errors import InputError
+from hvit_jax.files import new_file, refuse_existing
+
+SILENT = Progress(disable=True)
 
 
-def convert_file(source: str | Path, destination: str | Path, *, heads: int | None = None) -> None:
-    """Convert a PyTorch file to a checkpoint.
+def convert_file(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    heads: int | None = None,
+    progress: Progress = SILENT,
+) -> Description:
+    """Convert a PyTorch file to a checkpoint that `hvit_jax.load` reads.
 
     Args:
-        source: a `.torch` or `.pth` file.
+        source: a `.torch` or `.pth` file of SWAG or torchvision.
         destination: the folder to write; must not exist.
-        heads: attention heads; None: those of the published size.
+        heads: attention heads, which no file stores; None: those of the published size.
+        progress: shows how far it is.
+
+    Returns:
+        What was written to `model.json`.
+
+    Raises:
+        InputError: if the file is no whole and healthy checkpoint of a known format, or if the
+            destination exists or cannot be written.
     """
-    path = Path(source)
-    state = read_state(path)
-    layout, sizes = detect(str(source), {key: array.shape for key, array in state.items()})
-    config = config_of(str(source), sizes, heads)
-    parameters = to_tree(state, layout, config.depth)
-    origin = {"file": path.name, "sha256": sha256(path), "format": layout.name}
-    save_checkpoint(destination, parameters, Description(config, origin))
+    refuse_existing(destination)
+    read = read_source(Path(source), progress)
+    layout, sizes = detect(read)
+    config = config_of(read.name, sizes, heads)
+    parameters = to_tree(read.state, layout, config.depth)
+    _check(to_state(parameters, layout), read.state)
+    origin = {"file": Path(source).name, "sha256": read.sha256, "format": layout.name}
+    description = Description(config, {**origin, **({"entry": read.entry} if read.entry else {})})
+    progress.add_task("writing", total=None)
+    save_checkpoint(destination, parameters, description)
+    return description
+
+
+def _check(
+    back: Iterable[tuple[str, Float32[np.ndarray, "*shape"]]],
+    state: dict[str, Float32[np.ndarray, "*shape"]],
+) -> None:
+    """Prove that a state dict equals another bit for bit, and that each key was used once."""
+    remaining = dict(state)
+    for key, array in back:
+        if not _equal_bits(array, remaining.pop(key)):
+            raise RuntimeError(f"{key} does not survive the conversion; please report this defect")
+    if remaining:
+        raise RuntimeError(f"not used: {sorted(remaining)}; please report this defect")
+
+
+def _equal_bits(a: Float32[np.ndarray, "*shape"], b: Float32[np.ndarray, "*shape"]) -> bool:
+    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    return a.shape == b.shape and np.array_equal(a.view(np.uint32), b.view(np.uint32))
+
+
+def export_file(
+    checkpoint: str | Path, destination: str | Path, *, progress: Progress = SILENT
+) -> Description:
+    """Write a checkpoint, converted or fine-tuned, as a PyTorch file of SWAG's format.
+
+    The file is read back and compared before it takes its name.
+
+    Args:
+        checkpoint: a folder that `hvit_jax.load` reads.
+        destination: the `.torch` file to write, a state dict in float32; must not exist.
+        progress: shows how far it is.
+
+    Returns:
+        The checkpoint's description.
+
+    Raises:
+        InputError: if the checkpoint is missing or damaged or holds NaN or infinite numbers, or the
+            destination exists or cannot be written.
+    """
+    refuse_existing(destination)
+    description = read_description(checkpoint)
+    torch = import_torch()
+    parameters = load_parameters(checkpoint, description.config)
+    state = {key: np.ascontiguousarray(array) for key, array in to_state(parameters, SWAG)}
+    with new_file(destination) as temporary:
+        progress.add_task("writing", total=None)
+        try:
+            torch.save({key: torch.from_numpy(array) for key, array in state.items()}, temporary)
+        except RuntimeError as error:  # torch's writer reports a full disk so.
+            raise InputError(f"cannot write {destination}: {str(error).splitlines()[0]}") from error
+        _read_back(temporary, checkpoint, state, progress)
+    return description
+
+
+def _read_back(temporary, checkpoint, state, progress) -> None:
+    read: Source = read_source(temporary, progress)
+    detect(dataclasses.replace(read, name=str(checkpoint)))
+    _check(read.state.items(), state)

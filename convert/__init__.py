@@ -1,0 +1,1 @@
+"""`python -m convert SRC DST` from the repository's root; the code is in `hvit_jax.convert`."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, NoReturn
 
 from PIL import Image, UnidentifiedImageError
 
@@ -24,7 +24,7 @@ class ImageFolder:
     """Pictures in class folders.
 
     Attributes:
-        root: the folder that holds the class folders.
+        root: the folder that was named.
         paths: every picture, relative to `root`, in sorted order.
         labels: the class of every picture, an index into `classes`.
         classes: names of the class folders, sorted.
@@ -47,33 +47,34 @@ class ImageFolder:
         return open_picture(self.root / self.paths[index], self.paths[index])
 
 
-def open_picture(path: Path, name: str) -> Image.Image:
-    """Decode a picture to RGB.
+def open_picture(file: Path | BinaryIO, name: str) -> Image.Image:
+    """Decode a picture to RGB; of an animation, its first frame.
 
     Args:
-        path: the file.
+        file: where it is stored.
         name: what to call it in an error.
 
     Raises:
         PictureError: if it cannot be read or decoded.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", "Palette images", UserWarning)
-            with Image.open(path) as image:
-                return image.convert("RGB")
+        with Image.open(file) as image:
+            image.load()
+            image.info.pop("transparency", None)  # Pillow would warn that it ignores it.
+            return image.convert("RGB")
     except UnidentifiedImageError as error:
         raise PictureError(f"picture {name}: not a picture that Pillow can read") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
-        raise PictureError(f"picture {name}: {error}") from error
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged files.
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise PictureError(f"picture {name}: {reason}") from error
 
 
-def read_folder(path: str | Path) -> ImageFolder:
+def read_folder(path: str | Path, splits: tuple[str, ...] = SPLITS) -> ImageFolder:
     """List the pictures below a folder.
 
     Args:
-        path: holds a folder a class, or `img_val/` or `val/` that does.
+        path: holds a folder a class, or a split (`img_val/` or `val/`) that does.
+        splits: names of splits to look for.
 
     Raises:
         InputError: if there is no such folder, or no pictures or no class folders in it.
@@ -81,16 +82,22 @@ def read_folder(path: str | Path) -> ImageFolder:
     root = Path(path)
     if not root.is_dir():
         raise InputError(f"{path} is not a folder" if root.exists() else f"{path} does not exist")
-    root = next((root / split for split in SPLITS if (root / split).is_dir()), root)
     try:
-        classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
+        split = next((split for split in splits if (root / split).is_dir()), "")
+        entries = os.scandir(root / split)
+        classes = tuple(sorted(entry.name for entry in entries if entry.is_dir()))
+        found = [
+            (picture, label)
+            for label, name in enumerate(classes)
+            for picture in _pictures(root, os.path.join(split, name))
+        ]
     except OSError as error:
-        raise InputError(f"cannot read {root}: {error.strerror}") from error
-    found = [(p, label) for label, name in enumerate(classes) for p in _pictures(root, name)]
+        raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
     if not found:
+        place = root / split
         what = "no pictures in its class folders" if classes else "no class folders"
         raise InputError(
-            f"{root} has {what}; expected {root}/CLASS/PICTURE with one of {' '.join(EXTENSIONS)}"
+            f"{place} has {what}; expected {place}/CLASS/PICTURE with one of {' '.join(EXTENSIONS)}"
         )
     found.sort()
     paths, labels = zip(*found, strict=True)
@@ -99,8 +106,12 @@ def read_folder(path: str | Path) -> ImageFolder:
 
 def _pictures(root: Path, name: str) -> list[str]:
     """List the pictures below one class folder, links followed, loops cut."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
     found, seen = [], set()
-    for folder, subfolders, files in os.walk(root / name, followlinks=True):
+    for folder, subfolders, files in os.walk(root / name, onerror=fail, followlinks=True):
         place = os.path.realpath(folder)
         if place in seen:
             subfolders.clear()

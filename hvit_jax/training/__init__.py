@@ -1,0 +1,1 @@
+"""Training and fine-tuning: augmentation, optimiser, loop, command line."""

@@ -1,0 +1,106 @@
+"""Training batches: shuffled, augmented, and the same again after a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+from PIL import Image
+
+from hvit_jax.data.folder import ImageFolder
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random resized crop and horizontal flip, as ImageNet models are usually trained with.
+
+    Attributes:
+        resolution: height and width of the crop after resizing, in pixels.
+        crop_scale: least share of the picture's area that a crop covers; 1 crops nothing away.
+        flip: mirror every other picture.
+    """
+
+    resolution: tuple[int, int]
+    crop_scale: float
+    flip: bool
+
+    def __call__(self, image: Image.Image, random: np.random.Generator) -> np.ndarray:
+        """Augment one picture.
+
+        Args:
+            image: an RGB picture.
+            random: the source of chance for this picture and epoch.
+
+        Returns:
+            Uint8 array (height, width, 3).
+        """
+        height, width = self.resolution
+        box = self._crop(image.width, image.height, random)
+        image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+        pixels = np.asarray(image)
+        return pixels[:, ::-1] if self.flip and random.random() < 0.5 else pixels
+
+    def _crop(self, width, height, random):
+        """Choose a box of random area, and of an aspect between 3:4 and 4:3 if there is room."""
+        area = width * height * random.uniform(self.crop_scale, 1.0)
+        aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = min(width, np.sqrt(area * aspect)), min(height, np.sqrt(area / aspect))
+        left, top = random.uniform(0, width - w), random.uniform(0, height - h)
+        return left, top, left + w, top + h
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """A folder as Grain's random-access source."""
+
+    folder: ImageFolder
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.folder.open(index), self.folder.labels[index]
+
+
+@dataclass(frozen=True)
+class _Transform:
+    augmentation: Augmentation
+
+    def __call__(self, item, random: np.random.Generator) -> dict[str, Any]:
+        image, label = item
+        return {"pixels": self.augmentation(image, random), "label": np.int32(label)}
+
+
+def training_batches(
+    folder: ImageFolder,
+    augmentation: Augmentation,
+    *,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    first_step: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Make batches without end; batch `i` is the same whatever step the iteration starts at.
+
+    Args:
+        folder: the pictures.
+        augmentation: applied to each of them.
+        batch_size: pictures in a batch.
+        seed: of the order and of the augmentation.
+        workers: processes that decode; 0 decodes in threads of this process.
+        first_step: number of the first batch.
+
+    Yields:
+        `pixels`, uint8 (batch, height, width, 3), and `label`, int32 (batch,).
+    """
+    dataset = grain.MapDataset.source(_Pictures(folder)).seed(seed).shuffle().repeat()
+    dataset = dataset.random_map(_Transform(augmentation)).batch(batch_size)
+    rest = dataset.slice(slice(first_step, None)).to_iter_dataset(
+        grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
+    )
+    if workers:
+        rest = rest.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(rest)

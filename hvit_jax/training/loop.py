@@ -1,0 +1,230 @@
+"""The training loop: one compiled step, state that survives a kill, metrics as CSV."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jaxtyping import Array, Float, Int, UInt8
+
+from hvit_jax.config import ViTConfig
+from hvit_jax.data.preprocess import normalize
+from hvit_jax.errors import InputError
+from hvit_jax.models.parameters import Tree, build_model
+from hvit_jax.reducers import Reducer
+
+METRICS = ("step", "epoch", "loss", "accuracy", "images_per_second")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that a resumed run needs.
+
+    Attributes:
+        step: steps done.
+        parameters: the model's parameters in float32.
+        optimizer: the optimiser's state.
+    """
+
+    step: Int[Array, ""]
+    parameters: Tree
+    optimizer: optax.OptState
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What stays fixed during a run.
+
+    Attributes:
+        config: the model's sizes.
+        reducer: the method to train under.
+        optimizer: made by `make_optimizer`.
+        dtype: what blocks are computed in; parameters stay in float32.
+        label_smoothing: share of the target spread over all classes.
+    """
+
+    config: ViTConfig
+    reducer: Reducer
+    optimizer: optax.GradientTransformation
+    dtype: str
+    label_smoothing: float
+
+    def init(self, parameters: Tree) -> TrainState:
+        """Make the state before the first step."""
+        parameters = jax.tree.map(jnp.asarray, parameters)
+        return TrainState(jnp.zeros((), jnp.int32), parameters, self.optimizer.init(parameters))
+
+    def loss(
+        self, parameters: Tree, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, " B"]
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """Compute the smoothed cross entropy and the accuracy of a batch."""
+        model = build_model(
+            self.config, self.reducer, parameters, dtype=self.dtype, param_dtype="float32"
+        )
+        logits = model(normalize(pixels))
+        targets = optax.smooth_labels(
+            jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing
+        )
+        loss = optax.softmax_cross_entropy(logits, targets).mean()
+        return loss, (logits.argmax(-1) == labels).mean()
+
+    def step(
+        self, state: TrainState, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, " B"]
+    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        """Take one step; to be compiled with the state donated."""
+        gradient = jax.value_and_grad(self.loss, has_aux=True)
+        (loss, accuracy), grads = gradient(state.parameters, pixels, labels)
+        updates, optimizer = self.optimizer.update(grads, state.optimizer, state.parameters)
+        parameters = optax.apply_updates(state.parameters, updates)
+        state = TrainState(state.step + 1, parameters, optimizer)
+        return state, {"loss": loss, "accuracy": accuracy}
+
+
+class StateFolder:
+    """Keeps the newest training states on disk, each complete or absent."""
+
+    def __init__(self, directory: Path):
+        """Open or create the folder."""
+        self.manager = ocp.CheckpointManager(
+            directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2)
+        )
+
+    def save(self, state: TrainState) -> None:
+        """Write a state, unless its step is there already."""
+        step = int(state.step)
+        if step not in self.manager.all_steps():
+            self.manager.save(step, args=ocp.args.StandardSave(state))
+
+    def restore(self, like: TrainState) -> TrainState | None:
+        """Read the newest state, or None where there is none.
+
+        Raises:
+            InputError: if it belongs to another model or optimiser.
+        """
+        step = self.manager.latest_step()
+        if step is None:
+            return None
+        try:
+            return self.manager.restore(step, args=ocp.args.StandardRestore(like))
+        except (ValueError, KeyError, TypeError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise InputError(
+                f"{self.manager.directory} holds the state of another run: {reason}"
+            ) from error
+
+    def close(self) -> None:
+        """Wait until everything is on disk."""
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+
+class MetricsFile:
+    """Appends rows to `metrics.csv`; rows of steps that a resumed run repeats are dropped."""
+
+    def __init__(self, path: Path, first_step: int):
+        """Open the file, keeping the rows up to `first_step`."""
+        rows = []
+        if path.exists():
+            with path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= first_step]
+        temporary = path.with_suffix(".tmp")
+        self.file = temporary.open("w", newline="")
+        self.writer = csv.DictWriter(self.file, METRICS)
+        self.writer.writeheader()
+        self.writer.writerows(rows)
+        self.file.flush()
+        os.replace(temporary, path)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row, at once visible to readers."""
+        self.writer.writerow(row)
+        self.file.flush()
+
+
+def run_steps(
+    trainer: Trainer,
+    state: TrainState,
+    batches: Iterator[dict[str, np.ndarray]],
+    *,
+    total_steps: int,
+    log_every: int,
+    save_every: int,
+    save: Callable[[TrainState], None],
+    log: Callable[[dict[str, Any]], None],
+) -> TrainState:
+    """Train until `total_steps`, logging means and saving the state on the way.
+
+    Args:
+        trainer: what to run.
+        state: where to start.
+        batches: training batches from the state's step on.
+        total_steps: steps in all.
+        log_every: steps between two logged rows.
+        save_every: steps between two saved states.
+        save: called with the state; also when the run is interrupted.
+        log: called with `step` and the means since the last row.
+
+    Returns:
+        The state after the last step.
+
+    Raises:
+        InputError: if the loss is no longer finite.
+        KeyboardInterrupt: after SIGINT or SIGTERM, once the state is saved.
+    """
+    compiled = jax.jit(trainer.step, donate_argnums=0)
+    step, pending, started = int(state.step), [], time.perf_counter()
+    with _stop_requests() as stop:
+        while step < total_steps:
+            batch = next(batches)
+            state, metrics = compiled(state, batch["pixels"], batch["label"])
+            step += 1
+            pending.append(metrics)
+            if step % log_every == 0 or step == total_steps:
+                log({"step": step, **_summarize(pending, len(batch["label"]), started)})
+                pending, started = [], time.perf_counter()
+            if step % save_every == 0 or stop.is_set():
+                save(state)
+            if stop.is_set():
+                raise KeyboardInterrupt
+    return state
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """Turn SIGINT and SIGTERM into an event: between two steps the state is whole."""
+    stop = threading.Event()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = [signal.signal(number, lambda *_: stop.set()) for number in signals]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(signals, previous, strict=True):
+            signal.signal(number, handler)
+
+
+def _summarize(pending: list[dict[str, Array]], batch_size: int, started: float) -> dict[str, Any]:
+    means = {name: float(np.mean([row[name] for row in pending])) for name in pending[0]}
+    if not math.isfinite(means["loss"]):
+        raise InputError(
+            "the loss is no longer finite; lower --learning-rate, or resume from the saved state"
+        )
+    elapsed = time.perf_counter() - started
+    return {**means, "images_per_second": len(pending) * batch_size / elapsed}

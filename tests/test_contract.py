@@ -1,0 +1,131 @@
+"""What every method promises, checked on all of them; a new method adds one entry to CASES."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import hvit_jax
+from hvit_jax.reducers.base import TokenState
+
+
+@dataclass(frozen=True)
+class Case:
+    """Options on a 6 x 8 grid and four blocks, and those under which nothing is reduced."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    neutral: dict[str, Any] | None = None
+
+
+CASES = {
+    "dense": Case(),
+    "hourglass": Case({"cluster_location": 1, "num_clusters": (3, 4)}),
+}
+METHODS = sorted(CASES)
+
+
+def make(config, method, **options):
+    return hvit_jax.create(config, method, seed=1, **{**CASES[method].options, **options})
+
+
+@pytest.fixture(scope="module")
+def images(small_config):
+    shape = (3, *small_config.image_shape, 3)
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def test_every_method_has_a_case():
+    assert set(CASES) == set(hvit_jax.REDUCERS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+class TestContract:
+    def test_shapes_are_those_of_the_schedule(self, method, small_config, images):
+        model = make(small_config, method)
+        features = model.features(images)
+        layers = model.reducer.schedule(small_config)
+        assert len(layers) == len(features.tokens) == len(features.states) == small_config.depth
+        entering = small_config.num_patches + 1
+        for layer, tokens in zip(layers, features.tokens, strict=True):
+            assert layer.tokens_in == entering
+            assert tokens.shape == (len(images), layer.tokens_out, small_config.width)
+            entering = layer.tokens_out
+        assert features.output.shape == (len(images), small_config.num_classes)
+
+    def test_second_batch_does_not_recompile(self, method, small_config, images):
+        forward = hvit_jax.jit_model(make(small_config, method))
+        first, second = forward(images), forward(images[::-1].copy())
+        assert forward.func._cache_size() == 1
+        assert not np.array_equal(first, second)
+
+    def test_an_image_does_not_see_its_batch(self, method, small_config, images):
+        forward = hvit_jax.jit_model(make(small_config, method))
+        alone = np.concatenate([forward(image[None]) for image in images])
+        np.testing.assert_allclose(forward(images), alone, atol=2e-5)
+
+    def test_deterministic(self, method, small_config, images):
+        first, second = (hvit_jax.jit_model(make(small_config, method)) for _ in range(2))
+        np.testing.assert_array_equal(first(images), second(images))
+
+    def test_scan_equals_unrolled(self, method, small_config, images):
+        scanned = hvit_jax.jit_model(make(small_config, method))(images)
+        unrolled = hvit_jax.jit_model(make(small_config, method, unroll=True))(images)
+        np.testing.assert_allclose(scanned, unrolled, atol=2e-5)
+
+    def test_features_end_in_the_logits(self, method, small_config, images):
+        model = make(small_config, method)
+        np.testing.assert_allclose(
+            model.features(images).output, hvit_jax.jit_model(model)(images), atol=2e-5
+        )
+
+    def test_bfloat16_is_close_to_float32(self, method, small_config, images):
+        exact = np.asarray(hvit_jax.jit_model(make(small_config, method))(images))
+        model = make(small_config, method, dtype="bfloat16")
+        assert model.features(images).tokens[-1].dtype == jnp.bfloat16
+        rough = np.asarray(hvit_jax.jit_model(model)(images))
+        assert rough.dtype == np.float32
+        assert np.abs(rough - exact).mean() < 0.02 * exact.std()
+
+    def test_gradients_are_finite(self, method, small_config, images):
+        graph, state = nnx.split(make(small_config, method))
+
+        def loss(state, images):
+            return jnp.square(nnx.merge(graph, state)(images)).mean()
+
+        by_weights, by_images = jax.jit(jax.grad(loss, argnums=(0, 1)))(state, images)
+        leaves = jax.tree.leaves((by_weights, by_images))
+        assert all(np.isfinite(leaf).all() for leaf in leaves)
+        assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(by_weights["head"]))
+        assert np.abs(by_images).max() > 0
+
+    def test_trace_accounts_for_every_patch(self, method, small_config, images):
+        model = make(small_config, method)
+        features = model.features(images)
+        for tokens, state in zip(features.tokens, features.states, strict=True):
+            assert isinstance(state, TokenState)
+            source = np.asarray(state.source)
+            assert source.shape == (len(images), small_config.num_patches)
+            assert source.min() >= -1 and source.max() < tokens.shape[1]
+            assert not (source == 0).any(), "a patch is held by CLS"
+
+    def test_restore_fills_the_grid(self, method, small_config, images):
+        model = make(small_config, method)
+        features = model.features(images)
+        for tokens, state in zip(features.tokens, features.states, strict=True):
+            restored = np.asarray(model.reducer.restore(tokens, state))
+            assert restored.shape == (len(images), small_config.num_patches, small_config.width)
+            assert np.isfinite(restored).all()
+            assert (np.abs(restored).max(-1) > 0).all(), "a patch was left empty"
+
+    def test_neutral_options_equal_dense(self, method, small_config, images):
+        neutral = CASES[method].neutral
+        if neutral is None:
+            assert method in ("dense", "hourglass"), f"{method} needs neutral options"
+            return
+        dense = hvit_jax.jit_model(make(small_config, "dense"))(images)
+        reduced = hvit_jax.jit_model(hvit_jax.create(small_config, method, seed=1, **neutral))
+        np.testing.assert_allclose(reduced(images), dense, atol=2e-5)

@@ -1,0 +1,140 @@
+"""Random hashes of vectors: E2LSH (for ACT), and XBOX+ projections (for SMYRF)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32, UInt32
+
+from hvit_jax.ops.clustering import accurate_einsum
+
+BIN_WIDTH = 8
+
+
+class HashDraws(NamedTuple):
+    """Random numbers of E2LSH (Datar et al. 2004).
+
+    Attributes:
+        projection: one direction a hash, standard normal.
+        offset: one shift a hash, uniform between 0 and 1.
+    """
+
+    projection: Float[Array, "D hashes"]
+    offset: Float[Array, " hashes"]
+
+
+class ProjectionDraws(NamedTuple):
+    """Random numbers of SMYRF's hash, one column a round.
+
+    Attributes:
+        alpha: directions, standard normal, for vectors with two more channels.
+        beta: shifts, uniform between 0 and 1.
+    """
+
+    alpha: Float[Array, "D+2 rounds"]
+    beta: Float[Array, " rounds"]
+
+
+def draw_hashes(key: jax.Array, size: int, hashes: int) -> HashDraws:
+    """Draw the random numbers of E2LSH for vectors of one size.
+
+    Args:
+        key: a jax.random key.
+        size: channels of a vector, D.
+        hashes: number of hashes.
+    """
+    projection, offset = jax.random.split(key)
+    return HashDraws(
+        jax.random.normal(projection, (size, hashes)), jax.random.uniform(offset, (hashes,))
+    )
+
+
+def hash_bins(x: Float[Array, "B N H D"], draws: HashDraws) -> Int32[Array, "B H N hashes"]:
+    """Hash vectors to bins, `floor((x @ projection + offset) / 8)`, counted from the lowest.
+
+    Args:
+        x: vectors, hashed in float32 whatever their dtype.
+        draws: the random numbers, shared by all images and heads.
+
+    Returns:
+        Bins minus their minimum over the N vectors of the same image and head.
+    """
+    projected = accurate_einsum("bnhd,de->bhne", x.astype(jnp.float32), draws.projection)
+    bins = jnp.floor((projected + draws.offset) / BIN_WIDTH).astype(jnp.int32)
+    return bins - bins.min(axis=2, keepdims=True)
+
+
+def pack_bins(
+    bins: Int32[Array, "B H N hashes"],
+) -> tuple[Int32[Array, "B H N"], UInt32[Array, "B H N"]]:
+    """Pack the bins of a vector to one 64-bit number, the sum of `bin << 2 * hash`.
+
+    The sum wraps as two's complement does. It comes in two words, since JAX has no 64-bit integers
+    by default: comparing first the high, then the low words orders the signed numbers.
+
+    Args:
+        bins: bins from 0 on, at most 32 hashes.
+
+    Returns:
+        The high words, signed, and the low words, unsigned.
+    """
+    high = low = jnp.zeros(bins.shape[:-1], jnp.uint32)
+    for index in range(bins.shape[-1]):
+        value, shift = bins[..., index].astype(jnp.uint32), 2 * index
+        if shift >= 32:
+            high += value << (shift - 32)
+            continue
+        total = low + (value << shift)
+        carry = (total < low).astype(jnp.uint32)
+        high += carry + (value >> (32 - shift) if shift else 0)
+        low = total
+    return jax.lax.bitcast_convert_type(high, jnp.int32), low
+
+
+def draw_projections(key: jax.Array, size: int, rounds: int) -> ProjectionDraws:
+    """Draw the random numbers of SMYRF's hash.
+
+    Args:
+        key: a jax.random key.
+        size: channels of a query, D.
+        rounds: number of hashing rounds.
+    """
+    alpha, beta = jax.random.split(key)
+    return ProjectionDraws(
+        jax.random.normal(alpha, (size + 2, rounds)), jax.random.uniform(beta, (rounds,))
+    )
+
+
+def project_asymmetric(
+    q: Float[Array, "B H N D"], k: Float[Array, "B H N D"], draws: ProjectionDraws
+) -> tuple[Float[Array, "rounds B H N"], Float[Array, "rounds B H N"]]:
+    """Project queries and keys to numbers that are close where their inner product is large.
+
+    The transformation XBOX+ adds two channels, [q, 0, sqrt(MQ^2 + MK^2 - |q|^2)] and
+    [k, sqrt(MQ^2 + MK^2 - |k|^2), 0], with the largest norms MQ and MK of the sequence. All vectors
+    are then equally long, and distance between a query and a key falls as their product grows.
+
+    Args:
+        q: queries, projected in float32 whatever their dtype.
+        k: keys.
+        draws: the random directions, shared by all images and heads.
+
+    Returns:
+        Projections of queries and of keys.
+    """
+    q, k = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (q, k))
+    q_norms, k_norms = jnp.square(q).sum(-1), jnp.square(k).sum(-1)
+    radius = q_norms.max(-1, keepdims=True) + k_norms.max(-1, keepdims=True)
+
+    def project(x, norms, extra):
+        projected = accurate_einsum("bhnd,dr->rbhn", x, draws.alpha[:-2])
+        missing = jnp.sqrt(radius - norms)
+        return projected + _per_round(extra) * missing + _per_round(draws.beta)
+
+    return project(q, q_norms, draws.alpha[-1]), project(k, k_norms, draws.alpha[-2])
+
+
+def _per_round(values):
+    return values.reshape(-1, 1, 1, 1)

@@ -1,0 +1,8 @@
+"""Measure a checkpoint on labelled pictures; the work is in hvit_jax.evaluation."""
+
+import sys
+
+from hvit_jax.evaluation.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

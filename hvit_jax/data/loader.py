@@ -1,0 +1,200 @@
+"""Batches of pictures for evaluation: decoded beside the program, in order, each picture once."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import UInt8
+
+from hvit_jax.data.folder import PictureError
+from hvit_jax.data.preprocess import resize_and_crop
+from hvit_jax.data.source import Source
+from hvit_jax.errors import InputError
+
+_THREADS = 4
+_BATCHES_AHEAD = 2
+_SHARED_MEMORY = "/dev/shm"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures in a row of the source, padded to the full batch.
+
+    Attributes:
+        pixels: prepared pictures; zeros for padding and for pictures that could not be read.
+        indices: places in the source of the pictures that the batch covers, without padding.
+        problems: why a picture could not be read, by its row.
+    """
+
+    pixels: UInt8[np.ndarray, "B H W 3"]
+    indices: tuple[int, ...]
+    problems: dict[int, str]
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Mark the rows that hold a picture, as a boolean array (B,)."""
+        valid = np.arange(len(self.pixels)) < len(self.indices)
+        valid[list(self.problems)] = False
+        return valid
+
+
+@dataclass(frozen=True)
+class _Decode:
+    """Read and prepare one picture; a failure travels with its index instead of stopping Grain."""
+
+    source: Source
+    resolution: tuple[int, int]
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        try:
+            pixels, problem = resize_and_crop(self.source.open(index), self.resolution), ""
+        except (PictureError, MemoryError) as error:
+            pixels = np.zeros((*self.resolution, 3), np.uint8)
+            problem = str(error) or f"picture {self.source.paths[index]}: not enough memory"
+        return {"index": index, "pixels": pixels, "problem": problem}
+
+
+class _Batches:
+    """Grain's pictures in batches.
+
+    Grain's own batches would be asked for a state to save, and in answering start one worker after
+    the other. Counting the pictures spares the wait for every worker to say that it has no more.
+    """
+
+    def __init__(self, pictures: Iterator[dict[str, Any]], count: int, batch_size: int):
+        self.pictures, self.left, self.batch_size = pictures, count, batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if not self.left:
+            raise StopIteration
+        wanted = min(self.left, self.batch_size)
+        rows = list(itertools.islice(self.pictures, wanted))
+        if len(rows) != wanted:
+            raise RuntimeError(f"Grain ended {self.left - len(rows)} pictures too early")
+        self.left -= wanted
+        pixels = np.zeros((self.batch_size, *rows[0]["pixels"].shape), np.uint8)
+        np.stack([row["pixels"] for row in rows], out=pixels[: len(rows)])
+        problems = {place: row["problem"] for place, row in enumerate(rows) if row["problem"]}
+        indices = tuple(row["index"] for row in rows)
+        for row in rows:
+            row.clear()  # Grain may keep the rows alive, and with them their shared memory.
+        return Batch(pixels, indices, problems)
+
+    def get_state(self) -> dict[str, Any]:
+        """Give an empty state; an evaluation is never resumed."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Refuse; an evaluation is never resumed."""
+        raise NotImplementedError("an evaluation cannot be resumed")
+
+
+@contextlib.contextmanager
+def load_batches(
+    source: Source, resolution: tuple[int, int], *, batch_size: int, workers: int
+) -> Iterator[Iterator[Batch]]:
+    """Start to decode a source's pictures ahead of their use.
+
+    Args:
+        source: the pictures.
+        resolution: height and width of the prepared pictures.
+        batch_size: rows of a batch; the last one is padded.
+        workers: processes that decode; 0 decodes in threads of this process.
+
+    Yields:
+        Batches in the source's order. Leaving the context stops the workers.
+
+    Raises:
+        InputError: for a batch size below 1 or a negative number of workers, or if a worker dies.
+    """
+    if batch_size < 1 or workers < 0:
+        raise InputError(
+            f"batch size must be at least 1 and workers at least 0, got {batch_size} and {workers}"
+        )
+    if not flags.FLAGS.is_parsed():  # Grain reads absl's flags, which only absl programs parse.
+        flags.FLAGS.mark_as_parsed()
+    pictures = iter(_pictures(source, resolution, batch_size, workers))
+    batches = grain.experimental.ThreadPrefetchDatasetIterator(
+        _Batches(pictures, len(source), batch_size), prefetch_buffer_size=_BATCHES_AHEAD
+    )
+    try:
+        # Ctrl-C reaches every process of a terminal. Threads and processes inherit the mask, so
+        # workers never see it, and this process stops them in its own time.
+        old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            batches.start_prefetch()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, old)
+        yield _explained(batches)
+    finally:
+        batches.close()
+        pictures.close()
+
+
+def _pictures(source, resolution, batch_size, workers):
+    pictures = grain.MapDataset.range(len(source)).map(_Decode(source, resolution))
+    if not workers:
+        threads = min(_THREADS, os.cpu_count() or 1)
+        reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        return pictures.to_iter_dataset(reading)
+    workers = min(workers, len(source))
+    ahead = max(2, -(-batch_size // workers))
+    reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    dataset = pictures.to_iter_dataset(reading)
+    if not _fits_shared_memory(workers * (ahead + 2), resolution):
+        through_pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        dataset = grain.experimental.WithOptionsIterDataset(dataset, through_pipes)
+    return dataset.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead),
+        worker_init_fn=_start_worker,
+    )
+
+
+def _fits_shared_memory(pictures: int, resolution: tuple[int, int]) -> bool:
+    """Tell whether Grain's shared memory holds what is on its way; containers often have 64 MB."""
+    try:
+        free = shutil.disk_usage(_SHARED_MEMORY).free
+    except OSError:  # Not Linux: no such limit is known.
+        return True
+    return free > 2 * pictures * 3 * resolution[0] * resolution[1]
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Keep a worker off the accelerator, and end it with the program that started it."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _explained(batches: Iterator[Batch]) -> Iterator[Batch]:
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "Worker process was terminated" not in str(error):
+            raise
+        raise InputError(
+            f"a process that decodes pictures has died, perhaps for want of memory ({error}); "
+            "try fewer --workers or a smaller --batch-size"
+        ) from error

@@ -1,0 +1,136 @@
+"""Datasets of TensorFlow Datasets, read without TensorFlow."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from hvit_jax.data.folder import open_picture
+from hvit_jax.errors import InputError
+
+PREFIX = "tfds:"
+SPLITS = ("validation", "test")
+_NAME = re.compile(r"tfds:(?P<name>[^:\[\]]+(?::\d+\.\d+\.\d+)?)(?::(?P<split>.+))?")
+_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class TfdsPictures:
+    """Pictures of one split, in the order of its records.
+
+    Attributes:
+        records: the split's data source, which leaves pictures encoded.
+        feature: the name of the picture in a record.
+        paths: SPLIT/NUMBER of every record.
+        labels: the class of every picture, an index into `classes`.
+        classes: names of the classes.
+    """
+
+    records: Any
+    feature: str
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, index: int) -> Image.Image:
+        """Decode one picture to RGB.
+
+        Raises:
+            PictureError: if it cannot be decoded.
+        """
+        return open_picture(io.BytesIO(self.records[index][self.feature]), self.paths[index])
+
+
+def read_tfds(name: str) -> TfdsPictures:
+    """Open one split of a dataset that has been prepared in the ArrayRecord format.
+
+    Args:
+        name: `tfds:NAME[:SPLIT]`; NAME may have a configuration and a version, as in
+            `imagenet_v2/matched-frequency:3.0.0`, and SPLIT a part, as in `test[:1000]`. Default
+            split: validation, else test. The folder is TensorFlow Datasets' own, or TFDS_DATA_DIR.
+
+    Raises:
+        InputError: if TensorFlow Datasets is not installed, the dataset is not prepared, or it has
+            no such split, no pictures or no labels.
+    """
+    match = _NAME.fullmatch(name)
+    if not match:
+        raise InputError(f"{name}: expected tfds:NAME or tfds:NAME:SPLIT")
+    tfds = _import_tfds()
+    builder = _prepared(tfds, match["name"])
+    split = match["split"] or _default_split(name, builder.info.splits)
+    picture, label = _features(tfds, name, builder.info)
+    decoders = {picture: tfds.decode.SkipDecoding()}
+    try:
+        records = tfds.data_source(match["name"], split=split, decoders=decoders, download=False)
+    except (ValueError, KeyError, NotImplementedError) as error:
+        known = ", ".join(builder.info.splits)
+        raise InputError(f"{name}: cannot open {split!r} (splits: {known}): {error}") from error
+    labels = _labels(records, label)
+    if not labels:
+        raise InputError(f"{name}: split {split!r} is empty")
+    if min(labels) < 0:
+        raise InputError(f"{name}: split {split!r} has pictures without labels")
+    paths = tuple(f"{split}/{index:08d}" for index in range(len(labels)))
+    return TfdsPictures(records, picture, paths, labels, tuple(builder.info.features[label].names))
+
+
+def _import_tfds() -> Any:
+    try:
+        import array_record.python.array_record_data_source  # noqa: F401
+        import tensorflow_datasets
+    except ImportError as error:
+        raise InputError(
+            f"tfds: data needs TensorFlow Datasets and array_record ({error}); "
+            "install them with: pip install 'hvit-jax[tfds]'"
+        ) from error
+    return tensorflow_datasets
+
+
+def _prepared(tfds: Any, name: str) -> Any:
+    """Find a dataset on disk; nothing is downloaded, which may take hours and TensorFlow."""
+    prepare = f"prepare it with: tfds build {name} --file_format=array_record"
+    try:
+        builder = tfds.builder(name, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:
+        raise InputError(f"tfds has no dataset {name!r}, known or on disk") from error
+    except (ImportError, ValueError, KeyError, AssertionError) as error:
+        raise InputError(f"tfds cannot open {name!r}: {error}; {prepare}") from error
+    if not builder.is_prepared():
+        raise InputError(f"{name} is not prepared in {builder.data_dir}; {prepare}")
+    return builder
+
+
+def _default_split(name: str, splits: Any) -> str:
+    for split in SPLITS:
+        if split in splits:
+            return split
+    raise InputError(f"{name}: name one of its splits: {', '.join(splits)}")
+
+
+def _features(tfds: Any, name: str, info: Any) -> tuple[str, str]:
+    """Find the one picture and the one label of a record."""
+    found = []
+    for kind in (tfds.features.Image, tfds.features.ClassLabel):
+        names = [key for key, feature in info.features.items() if isinstance(feature, kind)]
+        preferred = [key for key in names if key in (info.supervised_keys or ())]
+        if len(preferred or names) != 1:
+            have = ", ".join(info.features)
+            raise InputError(f"{name}: expected one {kind.__name__} in a record, it has: {have}")
+        found.append((preferred or names)[0])
+    return found[0], found[1]
+
+
+def _labels(records: Any, label: str) -> tuple[int, ...]:
+    labels: list[int] = []
+    for start in range(0, len(records), _CHUNK):
+        chunk = range(start, min(start + _CHUNK, len(records)))
+        labels += [int(record[label]) for record in records.__getitems__(list(chunk))]
+    return tuple(labels)

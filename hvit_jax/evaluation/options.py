@@ -1,0 +1,153 @@
+"""The command line of `eval.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvit_jax.api import DTYPES
+from hvit_jax.command_line import ArgumentParser
+from hvit_jax.errors import InputError
+from hvit_jax.method_options import numbers, parse_with_method
+from hvit_jax.models.attention import IMPLEMENTATIONS
+from hvit_jax.reducers import Reducer
+
+PROGRAM = "hvit-eval"
+_DESCRIPTION = """Measure accuracy and speed of a checkpoint on labelled pictures, dense or under a
+token reduction method. With neither DATA nor --checkpoint the bundled demo runs."""
+_DATA = """class folders of pictures, a folder whose img_val/ or val/ holds them, or
+tfds:NAME[:SPLIT]"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to evaluate, and how.
+
+    Attributes:
+        data: a folder or `tfds:NAME[:SPLIT]`; None for the demo.
+        checkpoint: a checkpoint's folder; None for the demo.
+        reducer: the method.
+        resolution: height and width in pixels; None for the checkpoint's own.
+        batch_size: pictures on the device at once.
+        workers: processes that decode.
+        dtype: "float32" or "bfloat16".
+        attention: "auto", "cudnn" or "xla".
+        unroll: whether to compile every block on its own.
+        on_error: "stop" at pictures that cannot be read, or "skip" them.
+        output: where `results.json` goes.
+        predictions: where single results go.
+        overwrite: whether the two may replace files.
+    """
+
+    data: str | None
+    checkpoint: str | None
+    reducer: Reducer
+    resolution: tuple[int, int] | None
+    batch_size: int
+    workers: int
+    dtype: str
+    attention: str
+    unroll: bool
+    on_error: str
+    output: Path | None
+    predictions: Path | None
+    overwrite: bool
+
+
+def parse_options(arguments: Sequence[str]) -> Options:
+    """Read a command line, without the program's name.
+
+    Raises:
+        InputError: for anything in it that is wrong.
+    """
+    parser = _parser()
+    given, reducer = parse_with_method(parser, arguments, list_flags=("-r", "--resolution"))
+    names = [field.name for field in dataclasses.fields(Options)]
+    values = {name: value for name, value in vars(given).items() if name in names}
+    values["resolution"] = _resolution(given.resolution)
+    options = Options(**{**values, "reducer": reducer})
+    _check(options)
+    return options
+
+
+def _resolution(given: object) -> tuple[int, int] | None:
+    match given:
+        case None:
+            return None
+        case int():
+            return given, given
+        case (int(height), int(width)):
+            return height, width
+    raise InputError(f"--resolution takes one or two whole numbers of pixels, got {given!r}")
+
+
+def _check(options: Options) -> None:
+    if (options.data is None) != (options.checkpoint is None):
+        pair = ["DATA", "--checkpoint DIR"]
+        have, lack = pair if options.checkpoint is None else pair[::-1]
+        raise InputError(f"{have} is given without {lack}; give both, or neither for the demo")
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, got {options.batch_size}")
+    if options.workers < 0:
+        raise InputError(f"--workers must be at least 0, got {options.workers}")
+    if options.output and options.predictions:
+        if options.output.absolute() == options.predictions.absolute():
+            raise InputError(f"--output and --predictions both name {options.output}")
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog=PROGRAM, description=_DESCRIPTION)
+    parser.add_argument("data", nargs="?", metavar="DATA", help=_DATA)
+    _add_model_options(parser)
+    _add_run_options(parser)
+    return parser
+
+
+def _add_model_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--checkpoint", metavar="DIR", help="a folder written by hvit-convert or by training")
+    add(
+        "-r",
+        "--resolution",
+        type=numbers,
+        metavar="N [N]",
+        help="picture size in pixels, one number or height and width (default: the checkpoint's)",
+    )
+    add("--dtype", choices=DTYPES, default="float32", help="what to compute in (default: float32)")
+    add(
+        "--attention",
+        choices=IMPLEMENTATIONS,
+        default="auto",
+        help="fused cuDNN kernels or plain XLA (default: auto, cuDNN where it can run)",
+    )
+    add("--unroll", action="store_true", help="compile every block on its own: slower to compile")
+
+
+def _add_run_options(parser: ArgumentParser) -> None:
+    add, cores = parser.add_argument, min(8, os.cpu_count() or 1)
+    add("-b", "--batch-size", type=int, default=64, metavar="N", help="default: 64")
+    add(
+        "-j",
+        "--workers",
+        type=int,
+        default=cores,
+        metavar="N",
+        help=f"processes that decode; 0: threads of this one (default: {cores})",
+    )
+    add(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do about a picture that cannot be read; skip lists it (default: stop)",
+    )
+    add("--output", type=Path, metavar="FILE.json", help="write the results")
+    add(
+        "--predictions",
+        type=Path,
+        metavar="FILE.npz",
+        help="write paths, labels, logits and top1 of every picture",
+    )
+    add("--overwrite", action="store_true", help="let the two replace files that exist")

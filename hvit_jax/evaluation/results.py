@@ -1,0 +1,116 @@
+"""What an evaluation writes: `results.json` and the predictions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hvit_jax.config import model_name
+from hvit_jax.evaluation.files import write_atomically
+from hvit_jax.evaluation.tally import Tally
+from hvit_jax.flops import count_flops
+from hvit_jax.models.vit import ViT
+from hvit_jax.presets import find_published
+from hvit_jax.version import __version__
+
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "grain")
+
+
+def describe_model(model: ViT) -> dict[str, Any]:
+    """Describe what runs, and on what, in the form that `results.json` has.
+
+    Args:
+        model: the model.
+
+    Returns:
+        Method, resolved arguments, model, resolution, dtype, GFLOPs in the tables' convention, the
+        published row or None, device and versions.
+    """
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    height, width = model.config.image_shape
+    return {
+        "method": model.reducer.name,
+        "model": model_name(model.config),
+        "args": model.reducer.options(),
+        "resolution": height if height == width else [height, width],
+        "dtype": model.dtype.name,
+        "gflops": count_flops(model.config, model.reducer) / 1e9,
+        "published": find_published(model.config, model.reducer),
+        "device": jax.devices()[0].device_kind,
+        "matmul_precision": precision or "default",
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Name the versions of Python and of the packages that decide on the numbers."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"hvit_jax": __version__, "python": platform.python_version(), **found}
+
+
+def scores(tally: Tally) -> dict[str, Any]:
+    """Give the results so far, in the form that `results.json` has.
+
+    Args:
+        tally: what has been scored.
+
+    Returns:
+        Accuracies in per cent, mean loss, counts, steady speed; None where there is no number.
+    """
+    totals = tally.totals
+    return {
+        "top1": totals.percent(totals.correct),
+        "top5": totals.percent(totals.correct_top5),
+        "loss": totals.mean(totals.loss),
+        "images": totals.images,
+        "images_per_second": totals.images_per_second,
+        "not_finite": totals.not_finite,
+        "skipped": tally.skipped,
+        "report": totals.report,
+    }
+
+
+def save_results(path: Path, results: dict[str, Any]) -> None:
+    """Write `results.json` atomically.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def save_predictions(path: Path, tally: Tally, paths: Sequence[str], classes: int) -> None:
+    """Write the scored pictures' `paths`, `labels`, `logits` and `top1`, in the source's order.
+
+    Args:
+        path: the .npz file, replaced atomically.
+        tally: what has been scored; it kept its logits.
+        paths: names of all pictures of the source.
+        classes: number of logits.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    rows = tally.rows
+    # An empty part keeps shapes and types where nothing was scored.
+    empty = np.zeros(0, np.int32)
+    arrays = {
+        "paths": np.array([paths[index] for part in rows for index in part.indices], np.str_),
+        "labels": np.concatenate([empty, *(part.labels for part in rows)]),
+        "top1": np.concatenate([empty, *(part.top1 for part in rows)]),
+        "logits": np.concatenate(
+            [
+                np.zeros((0, classes), np.float32),
+                *(part.logits for part in rows if part.logits is not None),
+            ]
+        ),
+    }
+    write_atomically(path, lambda file: np.savez(file, **arrays))

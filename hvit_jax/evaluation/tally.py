@@ -1,0 +1,150 @@
+"""Adding up what the batches came to, consistent whenever an evaluation is interrupted."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from hvit_jax.data.loader import Batch
+from hvit_jax.evaluation.step import Anywhere, Outputs
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the pictures scored so far, each counted once.
+
+    Attributes:
+        images: pictures scored.
+        correct: those whose largest logit is the label's.
+        correct_top5: those whose label is among the five largest.
+        loss: summed cross entropy.
+        not_finite: pictures with a logit that is no number.
+        unreadable: pictures that could not be read, which no other count includes.
+        report: sums of what the method reports.
+        batches: batches that these sums hold.
+        first_images: pictures of the first batch.
+        times: when the first batch was in hand, when it was done, and when the last one was.
+    """
+
+    images: int = 0
+    correct: int = 0
+    correct_top5: int = 0
+    loss: float = 0.0
+    not_finite: int = 0
+    unreadable: int = 0
+    report: dict[str, float] = field(default_factory=dict)
+    batches: int = 0
+    first_images: int = 0
+    times: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Steady speed: without compilation, the start of workers, and the first batch.
+
+        Of a single batch, the time it took once its pictures were decoded.
+        """
+        start, first, last = self.times
+        if self.batches > 1:
+            return (self.images - self.first_images) / (last - first)
+        return self.images / (last - start) if self.batches else None
+
+    def mean(self, total: float) -> float | None:
+        """Divide a sum by the pictures; None if there are none, or it is no number."""
+        return total / self.images if self.images and np.isfinite(total) else None
+
+    def percent(self, count: int) -> float | None:
+        """Express a count of pictures in per cent of all; None if there are none."""
+        return self.mean(100.0 * count)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Single results of a batch's pictures, without padding and unreadable ones.
+
+    Attributes:
+        indices: places in the source.
+        labels: the right classes.
+        top1: the classes found.
+        logits: all logits, if they were asked for.
+        problems: the pictures that could not be read, and why.
+    """
+
+    indices: Int[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"]
+    top1: Int[np.ndarray, " n"]
+    logits: Float[np.ndarray, "n classes"] | None
+    problems: tuple[str, ...]
+
+
+@dataclass
+class Tally:
+    """What has been scored so far.
+
+    Attributes:
+        keep_logits: whether `rows` keeps logits.
+        totals: the sums.
+    """
+
+    keep_logits: bool = False
+    totals: Totals = field(default_factory=Totals)
+    _rows: list[Rows] = field(default_factory=list)
+
+    @property
+    def rows(self) -> list[Rows]:
+        """Single results of the batches in `totals`."""
+        return self._rows[: self.totals.batches]
+
+    @property
+    def skipped(self) -> list[str]:
+        """Say which pictures could not be read, and why."""
+        return [problem for rows in self.rows for problem in rows.problems]
+
+    def add(
+        self, batch: Batch, labels: Int[np.ndarray, " B"], outputs: Outputs, started: float
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            batch: the batch.
+            labels: its labels.
+            outputs: its results, as NumPy arrays.
+            started: the time when the batch was in hand.
+        """
+        valid = batch.valid
+        indices = np.full(len(valid), -1)
+        indices[: len(batch.indices)] = batch.indices
+        logits = np.asarray(outputs.logits)[valid] if self.keep_logits else None
+        problems = tuple(batch.problems[row] for row in sorted(batch.problems))
+        self._rows.append(
+            Rows(indices[valid], labels[valid], np.asarray(outputs.top1)[valid], logits, problems)
+        )
+        # One assignment, so that an interrupt finds either all of the batch or nothing of it.
+        self.totals = _plus(self.totals, batch, outputs, started)
+
+
+def _plus(old: Totals, batch: Batch, new: Outputs, started: float) -> Totals:
+    now, valid = time.perf_counter(), batch.valid
+    images = int(valid.sum())
+    start, first, _ = old.times if old.batches else (started, now, now)
+    return Totals(
+        images=old.images + images,
+        correct=old.correct + int(new.correct[valid].sum()),
+        correct_top5=old.correct_top5 + int(new.correct_top5[valid].sum()),
+        loss=old.loss + _sum(new.loss, valid),
+        not_finite=old.not_finite + int((~new.finite)[valid].sum()),
+        unreadable=old.unreadable + len(batch.problems),
+        report={
+            name: old.report.get(name, 0.0) + _sum(values, valid)
+            for name, values in new.report.items()
+        },
+        batches=old.batches + 1,
+        first_images=old.first_images if old.batches else images,
+        times=(start, first, now),
+    )
+
+
+def _sum(values: Float[Anywhere, " B"], valid: Bool[np.ndarray, " B"]) -> float:
+    return float(np.sum(np.asarray(values)[valid], dtype=np.float64))

@@ -1,0 +1,173 @@
+"""Command-line options of the reduction methods, made from the fields of their dataclasses."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import itertools
+import re
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hvit_jax.command_line import ArgumentParser
+from hvit_jax.errors import InputError, unknown
+from hvit_jax.reducers import REDUCERS, Reducer, make_reducer
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_PREFIX = "method option "
+_SEVERAL = "N [N ...]"
+
+
+def parse_with_method(
+    parser: ArgumentParser,
+    arguments: Sequence[str],
+    *,
+    default: str = "dense",
+    list_flags: Iterable[str] = (),
+) -> tuple[argparse.Namespace, Reducer]:
+    """Parse a command line that has `--method NAME` and that method's own options.
+
+    Args:
+        parser: a parser with the command's general options; it gets `--method` and the options of
+            the chosen method, which `--help` then shows too.
+        arguments: the command line, without the program's name.
+        default: the method where none is given.
+        list_flags: general options that take several numbers, declared with `type=numbers`.
+
+    Returns:
+        The general options, and the method with its own.
+
+    Raises:
+        InputError: for an unknown method or option, or an option of another method.
+    """
+    method = _chosen_method(parser, arguments, default)
+    flags = [*list_flags, *_add_options(parser, method)]
+    options, surplus = parser.parse_known_args(_join_numbers(arguments, flags))
+    if surplus:
+        raise _not_an_option(parser, surplus[0], method)
+    given = {
+        name.removeprefix(_PREFIX): value
+        for name, value in vars(options).items()
+        if name.startswith(_PREFIX)
+    }
+    return options, make_reducer(method, **given)
+
+
+def numbers(text: str) -> int | float | str | tuple[int | float | str, ...]:
+    """Read one number, or several that are separated by spaces or commas.
+
+    Words that are no numbers are kept, so that whoever checks the value can name them.
+    """
+    values = tuple(map(_number, text.replace(",", " ").split()))
+    return values[0] if len(values) == 1 else values
+
+
+def _number(word: str) -> int | float | str:
+    if not _NUMBER.fullmatch(word):
+        return word
+    return float(word) if set(word) & set(".eE") else int(word)
+
+
+def _chosen_method(parser: ArgumentParser, arguments: Sequence[str], default: str) -> str:
+    """Declare `--method`, and read it before its options can be declared."""
+    known = ", ".join(REDUCERS)
+    text = f"one of {known} (default: {default}); --method NAME --help lists its options"
+    finder = ArgumentParser(prog=parser.prog, add_help=False)
+    for each in (parser, finder):
+        each.add_argument("--method", default=default, metavar="NAME", help=text)
+    method = finder.parse_known_args(arguments)[0].method
+    if method not in REDUCERS:
+        raise unknown("method", method, REDUCERS)
+    return method
+
+
+def _flags(field: dataclasses.Field) -> list[str]:
+    short = field.metadata.get("short")
+    return [*([short] if short else []), "--" + field.name.replace("_", "-")]
+
+
+def _add_options(parser: ArgumentParser, method: str) -> list[str]:
+    """Declare a method's options, and name the flags that take several numbers."""
+    reducer = REDUCERS[method]
+    fields, hints = dataclasses.fields(reducer), typing.get_type_hints(reducer)
+    if not fields:
+        return []
+    group = parser.add_argument_group(f"options of {method}")
+    lists = []
+    for field in fields:
+        declared = _declaration(field, hints[field.name])
+        group.add_argument(*_flags(field), dest=_PREFIX + field.name, **declared)
+        lists += _flags(field) if declared.get("metavar") == _SEVERAL else []
+    return lists
+
+
+def _declaration(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
+    """Say how argparse reads a field; the dataclass itself checks type and range."""
+    help = field.metadata["help"]
+    if field.default is not None:
+        default = field.default
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        help += f" (default: {shown})"
+    common = {"default": argparse.SUPPRESS, "help": help.replace("%", "%%")}
+    types_ = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if bool in types_:
+        return {**common, "action": argparse.BooleanOptionalAction}
+    if set(types_) <= {str, types.NoneType}:
+        choices = field.metadata["choices"]
+        return {**common, "metavar": "{" + ",".join(choices) + "}" if choices else "WORD"}
+    if not any(typing.get_origin(kind) is tuple for kind in types_):
+        return {**common, "type": _number, "metavar": "N"}
+    scalar = bool({int, float, str} & set(types_))
+    return {**common, "type": numbers if scalar else _number_list, "metavar": _SEVERAL}
+
+
+def _number_list(text: str) -> tuple[Any, ...]:
+    values = numbers(text)
+    return values if isinstance(values, tuple) else (values,)
+
+
+def _join_numbers(arguments: Sequence[str], flags: Iterable[str]) -> list[str]:
+    """Join the numbers behind a flag to one argument, so that a path may follow them.
+
+    argparse's own lists swallow every argument up to the next option.
+    """
+    flags, joined, rest = set(flags), [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return [*joined, word, *rest]
+        name, equals, first = word.partition("=")
+        if name not in flags:
+            joined.append(word)
+            continue
+        found = list(itertools.takewhile(_NUMBER.fullmatch, rest))
+        del rest[: len(found)]
+        joined.append(name)
+        values = ([first] if equals else []) + found
+        joined += [" ".join(values)] if values else []
+    return joined
+
+
+def _not_an_option(parser: ArgumentParser, word: str, method: str) -> InputError:
+    """Describe a surplus word: an option of other methods, a misspelt one, or no option at all."""
+    if not word.startswith("-"):
+        return InputError(f"unexpected argument {word!r} (see {parser.prog} --help)")
+    name = word.partition("=")[0] if word.startswith("--") else word[:2]
+    positive = name.replace("--no-", "--", 1)
+    owners = [
+        owner
+        for owner, reducer in REDUCERS.items()
+        if any({name, positive} & set(_flags(field)) for field in dataclasses.fields(reducer))
+    ]
+    if owners:
+        return InputError(
+            f"{method} has no option {name}; it is one of {', '.join(owners)}: add --method "
+            f"{owners[0]}, or see {parser.prog} --method {method} --help"
+        )
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f", did you mean {near[0]}?" if near else ""
+    return InputError(f"unknown option {name}{hint} (see {parser.prog} --help)")

@@ -6,6 +6,7 @@ blocks stacked along a first axis of length `depth`. Checkpoints store this tree
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -64,7 +65,7 @@ def init_parameters(config: ViTConfig, seed: int) -> Tree:
         config: the model's sizes.
         seed: of the random numbers.
     """
-    return jax.jit(lambda key: _initial(config, key))(jax.random.key(seed))
+    return _initial(config, jax.random.key(seed))
 
 
 def abstract_parameters(config: ViTConfig) -> Tree:
@@ -72,6 +73,8 @@ def abstract_parameters(config: ViTConfig) -> Tree:
     return jax.eval_shape(lambda key: _initial(config, key), jax.random.key(0))
 
 
+# Compiled once a configuration: compiling the random numbers takes seconds.
+@functools.partial(jax.jit, static_argnums=0)
 def _initial(config: ViTConfig, key: jax.Array) -> Tree:
     return get_parameters(ViT(config, Reducer(), rngs=nnx.Rngs(key)))
 

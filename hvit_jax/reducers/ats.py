@@ -94,6 +94,7 @@ class ATS(Reducer):
             blocks = tuple(range(start, config.depth))
         if not isinstance(budgets, tuple):
             budgets = (total if budgets is None else budgets,) * len(blocks)
+        budgets = tuple(min(budget, total) for budget in budgets)
         resolved = dataclasses.replace(self, blocks=blocks, max_tokens=budgets)
         resolved._check(config)
         return resolved
@@ -109,7 +110,7 @@ class ATS(Reducer):
         self.check(fits, "max_tokens", f"give one number, or one for each of {len(blocks)} blocks")
         self.check(min(budgets) >= 2, "max_tokens", "at least 2: CLS and one patch")
         total = config.num_patches + 1
-        whole = self.padding != "all" or min(budgets) >= total
+        whole = self.padding != "all" or min(budgets) == total
         self.check(whole, "max_tokens", f"padding 'all' keeps all {total} rows; leave it out")
 
     def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
@@ -130,8 +131,8 @@ class ATS(Reducer):
         batch, tokens, _ = x.shape
         return ATSState(
             **(initial_trace(x) if trace else NO_TRACE),
-            lengths=jnp.full(batch, tokens),
-            rows=jnp.full(batch, tokens),
+            lengths=jnp.full(batch, tokens, jnp.int32),
+            rows=jnp.full(batch, tokens, jnp.int32),
             over_budget=jnp.zeros(batch),
         )
 

@@ -88,42 +88,46 @@ class ATS(Reducer):
 
     def resolve(self, config: ViTConfig) -> ATS:
         """Fill in blocks and budgets; see `Reducer.resolve`."""
-        blocks, budgets, total = self.blocks, self.max_tokens, config.num_patches + 1
-        if blocks is None:
-            start = config.depth // 2 if config.depth >= 32 else 3 * config.depth // 4
-            blocks = tuple(range(start, config.depth))
-        if not isinstance(budgets, tuple):
-            budgets = (total if budgets is None else budgets,) * len(blocks)
-        budgets = tuple(min(budget, total) for budget in budgets)
-        resolved = dataclasses.replace(self, blocks=blocks, max_tokens=budgets)
-        resolved._check(config)
-        return resolved
-
-    def _check(self, config: ViTConfig) -> None:
-        blocks, budgets, last = self.blocks, self.max_tokens, config.depth - 1
+        blocks, last = self.budget_blocks(config), config.depth - 1
         self.check(len(blocks) > 0, "blocks", "name at least one block")
         inside = all(0 <= block <= last for block in blocks)
         self.check(inside, "blocks", f"the model's blocks are 0 to {last}")
         ascending = tuple(sorted(set(blocks)))
         self.check(blocks == ascending, "blocks", f"in ascending order, each once: {ascending}")
+        budgets, total = self._budgets(config), config.num_patches + 1
         fits = len(budgets) == len(blocks)
         self.check(fits, "max_tokens", f"give one number, or one for each of {len(blocks)} blocks")
         self.check(min(budgets) >= 2, "max_tokens", "at least 2: CLS and one patch")
-        total = config.num_patches + 1
         whole = self.padding != "all" or min(budgets) == total
         self.check(whole, "max_tokens", f"padding 'all' keeps all {total} rows; leave it out")
+        return dataclasses.replace(self, blocks=blocks, max_tokens=budgets)
+
+    def budget_blocks(self, config: ViTConfig) -> tuple[int, ...]:
+        """List the blocks that sample."""
+        if self.blocks is not None:
+            return self.blocks
+        start = config.depth // 2 if config.depth >= 32 else 3 * config.depth // 4
+        return tuple(range(start, config.depth))
+
+    def _budgets(self, config: ViTConfig) -> tuple[int, ...]:
+        total = config.num_patches + 1
+        budgets = total if self.max_tokens is None else self.max_tokens
+        if not isinstance(budgets, tuple):
+            budgets = (budgets,) * len(self.budget_blocks(config))
+        return tuple(min(budget, total) for budget in budgets)
 
     def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
         """All tokens up to the first sampling, then each block's budget, or less before it."""
-        rows, layers, full = config.num_patches + 1, [], config.num_patches + 1
-        budgets = dict(zip(self.blocks, self.max_tokens, strict=True))
+        blocks, layers = self.budget_blocks(config), []
+        budgets = dict(zip(blocks, self._budgets(config), strict=True))
+        rows = config.num_patches + 1
         for index in range(config.depth):
             if index in budgets:
                 kept = min(rows, budgets[index])
-                layers.append(SampleLayer(rows, kept, "sample", points=full - 1))
+                layers.append(SampleLayer(rows, kept, "sample", points=config.num_patches))
                 rows = kept
             else:
-                layers.append(Layer(rows, rows, "dense" if index < self.blocks[0] else "padded"))
+                layers.append(Layer(rows, rows, "dense" if index < blocks[0] else "padded"))
         return tuple(layers)
 
     def init(self, x: Float[Array, "B N C"], *, trace: bool) -> ATSState:
@@ -191,10 +195,6 @@ class ATS(Reducer):
     def report(self, state: ATSState) -> dict[str, Float[Array, " B"]]:
         """Tell which images sampled more tokens than a budget allowed."""
         return {"ats_images_over_budget": state.over_budget}
-
-    def budget_blocks(self, config: ViTConfig) -> tuple[int, ...]:
-        """List the blocks that sample."""
-        return self.blocks
 
     def counts(self, state: ATSState) -> dict[str, Int[Array, "B 1"]]:
         """Count the tokens that stay, CLS included."""

@@ -1,11 +1,19 @@
 """Run the converter."""
 
+import os
+import signal
 import sys
 
+
+def _quit(*_):
+    os.write(2, b"hvit-convert: interrupted\n")
+    os._exit(130)
+
+
 if __name__ == "__main__":
-    try:
-        from hvit_jax.convert.cli import main
-    except KeyboardInterrupt:  # JAX takes seconds to import.
-        print("hvit-convert: interrupted", file=sys.stderr)
-        sys.exit(130)
+    # JAX takes seconds to import, and swallows a KeyboardInterrupt that comes meanwhile.
+    signal.signal(signal.SIGINT, _quit)
+    from hvit_jax.convert.cli import main
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

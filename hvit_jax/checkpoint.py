@@ -18,12 +18,14 @@ import orbax.checkpoint as ocp
 
 from hvit_jax.config import ViTConfig, as_pair
 from hvit_jax.errors import InputError
-from hvit_jax.files import checksums, damages, new_folder
-from hvit_jax.models.parameters import Tree, abstract_parameters, flatten
+from hvit_jax.files import checksums, damages, new_folder, require_space
+from hvit_jax.models.parameters import Tree, abstract_parameters, count_parameters, flatten
 from hvit_jax.models.positions import resize_positions
+from hvit_jax.signals import uninterrupted
 
 FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS = "model.json", "weights"
+_OVERHEAD = 1 << 18  # bytes that a checkpoint takes beside its numbers, generously
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ def save_checkpoint(directory: str | Path, parameters: Tree, description: Descri
     """
     _compare("the parameters", flatten(parameters), description.config)
     with new_folder(directory) as temporary:
+        require_space(directory, temporary, _OVERHEAD + 4 * count_parameters(parameters))
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with uninterrupted(), ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(temporary / WEIGHTS, parameters)
         except Exception as error:  # Orbax and TensorStore have no common base class.
             raise InputError(f"cannot write {directory}: {_reason(error)}") from error
@@ -129,7 +132,7 @@ def load_parameters(directory: str | Path, config: ViTConfig) -> Tree:
         raise InputError(f"checkpoint {directory} is damaged: in {WEIGHTS}, {'; '.join(damaged)}")
     wanted = abstract_parameters(config)
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
+        with uninterrupted(), ocp.PyTreeCheckpointer() as checkpointer:
             found = checkpointer.metadata(weights).item_metadata.tree
             _compare(f"checkpoint {directory}", flatten(found), config)
             numpy = ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.dtype(np.float32))

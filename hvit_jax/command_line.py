@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from hvit_jax.errors import InputError
+from hvit_jax.signals import insistent
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -49,7 +50,8 @@ def run(main: Callable[[], int | None], program: str) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = main()
+        with insistent():
+            status = main()
         sys.stdout.flush()
         return status or 0
     except BrokenPipeError:

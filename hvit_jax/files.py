@@ -84,6 +84,25 @@ def refuse_existing(name: str | Path) -> None:
     raise InputError(f"{name} exists already; remove it or choose another destination")
 
 
+def require_space(name: str | Path, folder: Path, needed: int) -> None:
+    """Check that a disk has room, before a library runs into its end half-way.
+
+    Args:
+        name: what is to be written.
+        folder: where it goes; exists.
+        needed: bytes.
+
+    Raises:
+        InputError: if less is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"cannot write {name}: no space left on the disk; it needs {needed / 1e6:.1f} MB, "
+            f"{free / 1e6:.1f} MB are free"
+        )
+
+
 def checksum(path: Path) -> dict[str, int]:
     """Measure a file: its length in bytes and the CRC-32 of its content."""
     crc = 0

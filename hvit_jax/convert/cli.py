@@ -12,8 +12,8 @@ from rich.progress import Progress
 
 from hvit_jax.command_line import ArgumentParser, run
 from hvit_jax.config import ViTConfig, model_name
+from hvit_jax.convert.detect import published_heads
 from hvit_jax.convert.keys import SWAG
-from hvit_jax.convert.state import published_heads
 from hvit_jax.convert.tasks import convert_file, export_file
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import abstract_parameters, count_parameters

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float32
 
 BLOCKS = "blocks/"
 _BLOCK_NUMBER = r"(0|[1-9]\d{0,2})"
@@ -23,15 +23,15 @@ class Layout:
         to_torch: its inverse.
     """
 
-    to_ours: Callable[[Float[np.ndarray, "*shape"]], Float[np.ndarray, "*shape"]]
-    to_torch: Callable[[Float[np.ndarray, "*shape"]], Float[np.ndarray, "*shape"]]
+    to_ours: Callable[[Float32[np.ndarray, "*shape"]], Float32[np.ndarray, "*shape"]]
+    to_torch: Callable[[Float32[np.ndarray, "*shape"]], Float32[np.ndarray, "*shape"]]
 
 
-def _patch_kernel(weight: Float[np.ndarray, "C 3 p p"]) -> Float[np.ndarray, "*shape"]:
+def _patch_kernel(weight: Float32[np.ndarray, "C 3 p p"]) -> Float32[np.ndarray, "*shape"]:
     return weight.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
 
 
-def _patch_convolution(kernel: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "C 3 p p"]:
+def _patch_convolution(kernel: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "C 3 p p"]:
     side = math.isqrt(kernel.shape[0] // 3)
     return kernel.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
 

@@ -11,11 +11,12 @@ from jaxtyping import Float32
 from rich.progress import Progress
 
 from hvit_jax.checkpoint import Description, load_parameters, read_description, save_checkpoint
+from hvit_jax.convert.detect import config_of, detect
 from hvit_jax.convert.keys import SWAG
 from hvit_jax.convert.reader import Source, import_torch, read_source
-from hvit_jax.convert.state import config_of, detect, to_state, to_tree
+from hvit_jax.convert.state import to_state, to_tree
 from hvit_jax.errors import InputError
-from hvit_jax.files import new_file, refuse_existing
+from hvit_jax.files import new_file, refuse_existing, require_space
 
 SILENT = Progress(disable=True)
 
@@ -98,6 +99,7 @@ def export_file(
     parameters = load_parameters(checkpoint, description.config)
     state = {key: np.ascontiguousarray(array) for key, array in to_state(parameters, SWAG)}
     with new_file(destination) as temporary:
+        require_space(destination, temporary.parent, sum(array.nbytes for array in state.values()))
         progress.add_task("writing", total=None)
         try:
             torch.save({key: torch.from_numpy(array) for key, array in state.items()}, temporary)

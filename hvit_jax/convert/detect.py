@@ -1,0 +1,153 @@
+"""What a state dict holds: its format, its sizes, and everything that is wrong with it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from hvit_jax.config import MODELS, ViTConfig
+from hvit_jax.convert.keys import FORMATS, Entry, Format
+from hvit_jax.convert.reader import Source
+from hvit_jax.errors import InputError
+
+Shape = tuple[int, ...]
+
+
+def detect(source: Source) -> tuple[Format, dict[str, int]]:
+    """Tell a state dict's format and sizes from its keys and shapes.
+
+    Args:
+        source: what was read.
+
+    Returns:
+        The format, and its sizes by the letters of `Entry`, with `depth`; K is 0 without a head.
+
+    Raises:
+        InputError: if it is of no known format, or if keys are missing, left over, misshapen or
+            otherwise unusable; all of them are listed.
+    """
+    shapes = source.shapes
+    layout = max(FORMATS, key=lambda layout: len(_matching(layout, shapes)))
+    matching = _matching(layout, shapes)
+    if not any(number is not None for _, number in matching.values()):
+        few = ", ".join(list(shapes)[:5]) + (", ..." if len(shapes) > 5 else "")
+        known = ", ".join(known.name for known in FORMATS)
+        raise InputError(
+            f"{source.name} is not a vision transformer of a known format ({known}); "
+            f"its keys: {few}"
+        )
+    sizes = _vote(shapes, matching)
+    wanted = dict(expected_keys(layout, sizes))
+    problems = {
+        "missing": [key for key in wanted if key not in shapes],
+        "left over": [key for key in shapes if key not in wanted],
+        "wrong shape": list(_misshapen(shapes, wanted, sizes)),
+        "unusable": [f"{key} {flaw}" for key, flaw in source.flaws.items() if key in wanted],
+    }
+    text = [f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys]
+    if text:
+        raise InputError(
+            f"{source.name} does not hold a whole {layout.name} model; {'; '.join(text)}"
+        )
+    return layout, sizes
+
+
+def _matching(layout: Format, shapes: Mapping[str, Shape]) -> dict[str, tuple[Entry, int | None]]:
+    """Find the keys that a format knows: their rows and block numbers."""
+    rows = [(entry, entry.pattern()) for entry in layout.entries]
+    found = {}
+    for key in shapes:
+        for entry, pattern in rows:
+            match = pattern.fullmatch(key)
+            if match:
+                found[key] = entry, int(match[1]) if entry.stacked else None
+                break
+    return found
+
+
+def _vote(
+    shapes: Mapping[str, Shape], matching: Mapping[str, tuple[Entry, int | None]]
+) -> dict[str, int]:
+    """Read sizes off the shapes; the most frequent value wins, so that one bad array stands out."""
+    votes: dict[str, Counter[int]] = {}
+    for key, (entry, _) in matching.items():
+        letters = entry.shape.split()
+        if len(letters) == len(shapes[key]):
+            for letter, size in zip(letters, shapes[key], strict=True):
+                times, letter = (3, "C") if letter == "3C" else (1, letter)
+                if letter.isalpha() and size % times == 0:
+                    votes.setdefault(letter, Counter())[size // times] += 1
+    numbers = [number for _, number in matching.values() if number is not None]
+    sizes = {letter: counter.most_common(1)[0][0] for letter, counter in votes.items()}
+    return {"K": 0, **sizes, "depth": max(numbers) + 1}
+
+
+def expected_keys(layout: Format, sizes: Mapping[str, int]) -> Iterator[tuple[str, Entry]]:
+    """List every key that a model has, with its row, in the order of PyTorch's own state dicts.
+
+    Args:
+        layout: the format.
+        sizes: `depth`, and the classes K.
+    """
+    blocks = [entry for entry in layout.entries if entry.stacked]
+    for entry in layout.entries:
+        if entry.path.startswith("head/") and not sizes["K"]:
+            continue
+        if not entry.stacked:
+            yield entry.key, entry
+        elif entry is blocks[0]:
+            for number in range(sizes["depth"]):
+                yield from ((row.key.format(i=number), row) for row in blocks)
+
+
+def _misshapen(
+    shapes: Mapping[str, Shape], wanted: Mapping[str, Entry], sizes: Mapping[str, int]
+) -> Iterator[str]:
+    values = {**sizes, "3C": 3 * sizes.get("C", 0)}
+    for key, entry in wanted.items():
+        letters = entry.shape.split()
+        right = [int(letter) if letter.isdigit() else values.get(letter) for letter in letters]
+        if key in shapes and list(shapes[key]) != right:
+            yield f"{key} is {shapes[key]}, not ({', '.join(map(str, right))})"
+
+
+def config_of(name: str, sizes: Mapping[str, int], heads: int | None) -> ViTConfig:
+    """Build the configuration of a detected model.
+
+    Args:
+        name: what to call the file in an error.
+        sizes: as `detect` returns them.
+        heads: attention heads, which no file stores; None: those of the published size.
+
+    Raises:
+        InputError: if the grid of patches is not square, or the heads are unknown or do not fit.
+    """
+    side = math.isqrt(max(sizes["S"] - 1, 0))
+    if side * side != sizes["S"] - 1 or not side:
+        raise InputError(
+            f"{name} has {sizes['S']} positions; expected 1 for CLS and a square grid of patches"
+        )
+    body = {"depth": sizes["depth"], "width": sizes["C"], "mlp_width": sizes["M"]}
+    heads = published_heads(**body) if heads is None else heads
+    if heads is None:
+        raise InputError(
+            f"{name} has {body['depth']} blocks of width {body['width']} and MLP width "
+            f"{body['mlp_width']}, which is no published size, and files do not store the number "
+            "of attention heads; give it with --heads N (in Python: heads=N)"
+        )
+    return ViTConfig(
+        resolution=side * sizes["p"],
+        patch_size=sizes["p"],
+        heads=heads,
+        num_classes=sizes["K"],
+        **body,
+    )
+
+
+def published_heads(*, depth: int, width: int, mlp_width: int) -> int | None:
+    """Look up the attention heads of a published size; None if it is none."""
+    for known in MODELS.values():
+        if (depth, width, mlp_width) == (known.depth, known.width, known.mlp_width):
+            return known.heads
+    return None

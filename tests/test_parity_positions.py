@@ -1,0 +1,49 @@
+"""Position embeddings on other grids, against PyTorch's bicubic interpolation."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hvit_jax.models.positions import resize_positions
+from tests.golden import Goldens
+
+CASES = Goldens().cases("pos_")
+
+
+def square(entries):
+    side = int(np.sqrt(entries - 1))
+    assert side * side == entries - 1
+    return side, side
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parity_positions(goldens, name):
+    case = goldens.case(name)
+    before, after = case["inp"][:, 0], case["out"][:, 0]
+    resized = resize_positions(before, square(len(before)), square(len(after)))
+    np.testing.assert_allclose(resized, after, atol=1e-5, rtol=0)
+    np.testing.assert_array_equal(resized[0], before[0])
+
+
+def test_the_same_grid_keeps_every_bit():
+    positions = np.random.default_rng(0).normal(size=(13, 5)).astype(np.float32)
+    np.testing.assert_array_equal(resize_positions(positions, (3, 4), (3, 4)), positions)
+
+
+@settings(max_examples=40, deadline=None)
+@given(grid=st.tuples(*[st.integers(1, 9)] * 2), new=st.tuples(*[st.integers(1, 12)] * 2))
+def test_parity_positions_with_torch_on_any_grid(grid, new):
+    cells = np.random.default_rng(7).normal(size=(*grid, 3)).astype(np.float32)
+    positions = np.concatenate([np.ones((1, 3), np.float32), cells.reshape(-1, 3)])
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(cells).permute(2, 0, 1)[None],
+        size=new,
+        mode="bicubic",
+        align_corners=True,
+    )
+    resized = resize_positions(positions, grid, new)
+    expected = expected[0].permute(1, 2, 0).reshape(-1, 3).numpy()
+    np.testing.assert_allclose(resized[1:], expected, atol=2e-6, rtol=0)
+    np.testing.assert_array_equal(resized[0], 1)

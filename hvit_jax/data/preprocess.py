@@ -11,7 +11,7 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-def resize_and_crop(image: Image.Image, resolution: tuple[int, int]) -> np.ndarray:
+def resize_and_crop(image: Image.Image, resolution: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
     """Convert to RGB, resize bicubically, cut out the centre.
 
     The short side becomes the resolution and the long side int(resolution * long / short). For a
@@ -37,7 +37,14 @@ def resize_and_crop(image: Image.Image, resolution: tuple[int, int]) -> np.ndarr
     return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
-def normalize(pixels: UInt8[Array, "*B H W 3"]) -> Float[Array, "*B H W 3"]:
-    """Scale bytes to [0, 1] and normalise them by ImageNet's mean and deviation, in float32."""
+def normalize(pixels: UInt8[Array | np.ndarray, "*B H W 3"]) -> Float[Array, "*B H W 3"]:
+    """Scale bytes to [0, 1] and normalise them by ImageNet's mean and deviation.
+
+    Args:
+        pixels: prepared pictures, from `resize_and_crop`.
+
+    Returns:
+        The model's input, in float32.
+    """
     scaled = jnp.asarray(pixels, jnp.float32) / 255
     return (scaled - jnp.asarray(MEAN)) / jnp.asarray(STD)

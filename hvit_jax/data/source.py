@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -10,6 +10,7 @@ from hvit_jax.data.folder import read_folder
 from hvit_jax.data.tfds import PREFIX, read_tfds
 
 
+@runtime_checkable
 class Source(Protocol):
     """Labelled pictures with random access; it can be pickled, so that other processes may read it.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def kept_tokens(keep_rate: float, patches: int) -> int:
+def kept_tokens(keep_rate: float | int, patches: int) -> int:
     """Count the patch tokens that a keep rate leaves: rounded up, in float64 as Python has it."""
     return math.ceil(keep_rate * patches)
 
@@ -80,7 +80,7 @@ def best_places(order: Int[Array, "B P"], *, keep: int, fuse: bool = False) -> I
 
 
 def running_score(
-    old: Float[Array, "B P"], new: Float[Array, "B P"], *, tradeoff: float
+    old: Float[Array, "B P"], new: Float[Array, "B P"], *, tradeoff: float | int
 ) -> Float[Array, "B P"]:
     """Mix a block's scores into those so far: (1 - tradeoff) * old + tradeoff * new."""
     return (1 - tradeoff) * old + tradeoff * new

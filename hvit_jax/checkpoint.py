@@ -133,8 +133,10 @@ def load_parameters(directory: str | Path, config: ViTConfig) -> Tree:
     wanted = abstract_parameters(config)
     try:
         with uninterrupted(), ocp.PyTreeCheckpointer() as checkpointer:
-            found = checkpointer.metadata(weights).item_metadata.tree
-            _compare(f"checkpoint {directory}", flatten(found), config)
+            found = checkpointer.metadata(weights).item_metadata
+            if found is None:
+                raise InputError(f"{directory} is not a checkpoint: {WEIGHTS} holds no Orbax tree")
+            _compare(f"checkpoint {directory}", flatten(found.tree), config)
             numpy = ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.dtype(np.float32))
             arguments = jax.tree.map(lambda _: numpy, wanted)
             return checkpointer.restore(weights, item=wanted, restore_args=arguments)

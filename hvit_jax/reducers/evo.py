@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -89,7 +90,7 @@ class EvoViT(Reducer):
         self.check(
             int(self.prune_ratio * patches) >= 1,
             "prune_ratio",
-            f"leaves none of {patches} patch tokens; at least {1 / patches:.4g}",
+            f"leaves none of {patches} patch tokens; at least {math.ceil(1e4 / patches) / 1e4}",
         )
         self.check(0 <= self.tradeoff <= 1, "tradeoff", "between 0 and 1")
 

@@ -190,9 +190,8 @@ class ViT(nnx.Module):
         if not collect:
             return carry, []
         structure = jax.tree.structure(carry)
-        return carry, [
-            structure.unflatten([leaf[index] for leaf in leaves]) for index in range(len(draws))
-        ]
+        blocks = range(len(draws))
+        return carry, [structure.unflatten([leaf[i] for leaf in leaves or ()]) for i in blocks]
 
     def _finish(self, x):
         cls = self.ln(x[:, 0].astype(jnp.float32))

@@ -54,7 +54,7 @@ def window_mask(grid: tuple[int, int], clusters: tuple[int, int], window: int) -
     """
     labels = initial_labels(grid, clusters)[:, None, :]
     places = np.stack(np.meshgrid(*map(np.arange, clusters), indexing="ij"), -1).reshape(1, -1, 2)
-    return (np.abs(labels - places) <= window // 2).all(-1)
+    return np.all(np.abs(labels - places) <= window // 2, axis=-1)
 
 
 def pool_tokens(
@@ -92,7 +92,7 @@ def products(x: Float[Array, "B P C"], y: Float[Array, "B K C"]) -> Float[Array,
         return accurate_einsum("bpc,bkc->bpk", x, y)
     high = y.astype(x.dtype)
     low = (y - high.astype(jnp.float32)).astype(x.dtype)
-    return sum(accurate_einsum("bpc,bkc->bpk", x, part) for part in (high, low))
+    return accurate_einsum("bpc,bkc->bpk", x, high) + accurate_einsum("bpc,bkc->bpk", x, low)
 
 
 def closeness(x: Float[Array, "B P C"], centroids: Float[Array, "B K C"]) -> Float[Array, "B P K"]:

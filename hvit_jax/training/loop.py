@@ -27,7 +27,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree, build_model
 from hvit_jax.reducers import Reducer
 
-METRICS = ("step", "epoch", "loss", "accuracy", "images_per_second")
+METRICS: tuple[str, ...] = ("step", "epoch", "loss", "accuracy", "images_per_second")
 
 
 @jax.tree_util.register_dataclass
@@ -90,7 +90,7 @@ class Trainer:
         gradient = jax.value_and_grad(self.loss, has_aux=True)
         (loss, accuracy), grads = gradient(state.parameters, pixels, labels)
         updates, optimizer = self.optimizer.update(grads, state.optimizer, state.parameters)
-        parameters = optax.apply_updates(state.parameters, updates)
+        parameters = jax.tree.map(jnp.add, state.parameters, updates)
         state = TrainState(state.step + 1, parameters, optimizer)
         return state, {"loss": loss, "accuracy": accuracy}
 
@@ -144,7 +144,7 @@ class MetricsFile:
                 rows = [row for row in csv.DictReader(file) if int(row["step"]) <= first_step]
         temporary = path.with_suffix(".tmp")
         self.file = temporary.open("w", newline="")
-        self.writer = csv.DictWriter(self.file, METRICS)
+        self.writer: csv.DictWriter[str] = csv.DictWriter(self.file, METRICS)
         self.writer.writeheader()
         self.writer.writerows(rows)
         self.file.flush()

@@ -1,0 +1,52 @@
+"""Where a run starts: sizes and first parameters, from a checkpoint, a name, or given sizes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from hvit_jax.api import with_resolution
+from hvit_jax.checkpoint import load_parameters, read_description, resize_parameters
+from hvit_jax.config import ViTConfig, named_config
+from hvit_jax.errors import InputError
+from hvit_jax.models.parameters import Tree, init_parameters
+
+SIZES = ("patch_size", "depth", "width", "heads", "mlp_width")
+
+
+def first_parameters(options: argparse.Namespace, classes: int) -> tuple[ViTConfig, Tree]:
+    """Find the model's sizes and its parameters before the first step.
+
+    Args:
+        options: the command line; one of --checkpoint, --model and sizes says what to start from.
+        classes: classes in the data; a head for another number is drawn anew.
+
+    Raises:
+        InputError: if none or several are given, or what is given cannot be used.
+    """
+    sizes = {name: getattr(options, name) for name in SIZES}
+    if bool(options.checkpoint) + bool(options.model) + any(sizes.values()) != 1:
+        raise InputError("give one of --checkpoint, --model, or the sizes of a model of your own")
+    if options.checkpoint:
+        return _from_checkpoint(options, classes)
+    if options.model:
+        config = with_resolution(named_config(options.model), options.resolution)
+        config = dataclasses.replace(config, num_classes=classes)
+    else:
+        sizes["resolution"] = options.resolution
+        missing = ["--" + name.replace("_", "-") for name, value in sizes.items() if not value]
+        if missing:
+            raise InputError(f"a model of your own also needs {', '.join(missing)}")
+        config = ViTConfig(**sizes, num_classes=classes)
+    return config, init_parameters(config, options.seed)
+
+
+def _from_checkpoint(options: argparse.Namespace, classes: int) -> tuple[ViTConfig, Tree]:
+    stored = read_description(options.checkpoint).config
+    config = with_resolution(stored, options.resolution)
+    config = dataclasses.replace(config, num_classes=classes)
+    parameters = load_parameters(options.checkpoint, stored)
+    if stored.num_classes != classes:
+        smallest = dataclasses.replace(config, depth=1, resolution=config.patch_size)
+        parameters["head"] = init_parameters(smallest, options.seed)["head"]
+    return config, resize_parameters(parameters, stored, config)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Real
+from jaxtyping import Array, Float, Int
 
 from hvit_jax.errors import InputError
 from hvit_jax.ops.clustering import accurate_einsum
@@ -22,14 +22,13 @@ class Matching:
     tokens of A, then all of B.
 
     Attributes:
-        kept: positions of the tokens of A that stay, in their new order.
-        merged: positions of the tokens of A that merge, most similar first.
-        targets: the token that each of these joins, counted within B.
+        order: positions of the tokens of A: those that stay, in their new order, then those that
+            merge, most similar first.
+        targets: the token that each of the latter joins, counted within B.
         places: the new position of every token.
     """
 
-    kept: Int[Array, "B U"]
-    merged: Int[Array, "B R"]
+    order: Int[Array, "B A"]
     targets: Int[Array, "B R"]
     places: Int[Array, "B N"]
 
@@ -89,45 +88,27 @@ def match_tokens(metric: Float[Array, "B N D"], *, r: int, class_token: bool = T
     """
     tokens = metric.shape[1]
     r = min(r, most_merges(tokens, class_token=class_token))
+    best, partner = _proposals(metric)
+    here = jax.lax.broadcasted_iota(jnp.int32, best.shape, 1)
+    if class_token:
+        best = jnp.where(here == 0, -jnp.inf, best)
+    _, ranked, joined = jax.lax.sort((-best, here, partner), num_keys=2, is_stable=False)
+    stay, merge = ranked[:, r:], ranked[:, :r]
+    if class_token:
+        stay = jax.lax.sort(stay, is_stable=False)
+    order, left = jnp.concatenate([stay, merge], axis=1), stay.shape[1]
+    new = jnp.argsort(order, axis=1)
+    even, odd = jnp.where(new < left, new, left + partner), left + here
+    places = jnp.stack([even, odd], axis=-1).reshape(len(metric), -1)[:, :tokens]
+    return Matching(2 * order, joined[:, :r], places)
+
+
+def _proposals(metric):
+    """Find the best similarity of every token of A to B, and with which token of B it is."""
     metric = jax.lax.stop_gradient(metric.astype(jnp.float32))
     metric = metric / jnp.maximum(jnp.linalg.norm(metric, axis=-1, keepdims=True), 1e-12)
     similarity = accurate_einsum("bnd,bmd->bnm", metric[:, ::2], metric[:, 1::2])
-    best, partner = similarity.max(-1), similarity.argmax(-1).astype(jnp.int32)
-    here = jnp.arange(best.shape[1], dtype=jnp.int32)
-    if class_token:
-        best = jnp.where(here == 0, -jnp.inf, best)
-    rank, stay = ranks(-best), len(here) - r
-    # A in its new order: those that stay, then those that merge.
-    order = ranks(jnp.where(rank < r, len(here) + rank, here if class_token else rank))
-    sequence = invert(order)
-    places = jnp.stack(
-        [jnp.where(rank < r, stay + partner, order), jnp.broadcast_to(stay + here, rank.shape)],
-        axis=-1,
-    )
-    return Matching(
-        kept=2 * sequence[:, :stay],
-        merged=2 * sequence[:, stay:],
-        targets=_take(partner, sequence[:, stay:]),
-        places=places.reshape(len(metric), -1)[:, :tokens],
-    )
-
-
-def ranks(values: Real[Array, "B M"]) -> Int[Array, "B M"]:
-    """Tell every value's place in ascending order; of equal values the first comes first.
-
-    Counting the lower values is one small fused kernel on a GPU, where a sort of a few hundred
-    values takes many and compiles slowly.
-    """
-    here = jnp.arange(values.shape[1])
-    mine, other = values[:, :, None], values[:, None, :]
-    before = (other < mine) | ((other == mine) & (here < here[:, None]))
-    return before.sum(-1, dtype=jnp.int32)
-
-
-def invert(order: Int[Array, "B M"]) -> Int[Array, "B M"]:
-    """Invert permutations: where entry `i` holds `j`, entry `j` of the result holds `i`."""
-    here = jnp.arange(order.shape[1], dtype=jnp.int32)
-    return jnp.where(order[:, None, :] == here[:, None], here, 0).sum(-1, dtype=jnp.int32)
+    return similarity.max(-1), similarity.argmax(-1).astype(jnp.int32)
 
 
 def merge_tokens(
@@ -143,17 +124,16 @@ def merge_tokens(
     Returns:
         The merged tokens in the dtype of `x`, and their sizes.
     """
-    here = jnp.arange(x.shape[1] // 2)
-    joins = matching.targets[:, None, :] == here[:, None]
-    parts = jnp.where(joins, _take(sizes, matching.merged)[:, None, :], 0)
-    own = sizes[:, 1::2]
-    total = own + parts.sum(-1)
-    moved = accurate_einsum(
-        "bmr,brc->bmc", parts / total[..., None], _take(x, matching.merged).astype(jnp.float32)
-    )
-    means = x[:, 1::2].astype(jnp.float32) * (own / total)[..., None] + moved
-    tokens = jnp.concatenate([_take(x, matching.kept), means.astype(x.dtype)], axis=1)
-    return tokens, jnp.concatenate([_take(sizes, matching.kept), total], axis=1)
+    targets, left = matching.targets, matching.order.shape[1] - matching.targets.shape[1]
+    even, even_sizes = _take(x, matching.order), _take(sizes, matching.order)
+    odd, odd_sizes = x[:, 1::2].astype(jnp.float32), sizes[:, 1::2]
+    joins = targets[:, None, :] == jnp.arange(odd.shape[1])[:, None]
+    parts = jnp.where(joins, even_sizes[:, None, left:], 0)
+    total = odd_sizes + parts.sum(-1)
+    sums = accurate_einsum("bmr,brc->bmc", parts, even[:, left:].astype(jnp.float32))
+    means = (odd * odd_sizes[..., None] + sums) / total[..., None]
+    merged = jnp.concatenate([even[:, :left], means.astype(x.dtype)], axis=1)
+    return merged, jnp.concatenate([even_sizes[:, :left], total], axis=1)
 
 
 def unmerge_tokens(x: Float[Array, "B M C"], matching: Matching) -> Float[Array, "B N C"]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from hvit_jax.errors import InputError, unknown
 
 
-def as_pair(value: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+def as_pair(value: Any) -> tuple[int, int]:
     """Read a height and width given as one number or as two.
 
     Raises:
         InputError: for anything but one or two whole numbers.
     """
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
         raise InputError(f"expected one or two whole numbers (height, width), got {value!r}")
     return pair[0], pair[1]

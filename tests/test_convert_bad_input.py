@@ -56,7 +56,7 @@ CONTENTS = {
     "a tensor": (torch.ones(3), ["holds a Tensor, not a state dict"]),
     "empty": ({}, ["an empty dict"]),
     "another model": ({"fc.weight": torch.ones(2)}, ["known format", "SWAG", "fc.weight"]),
-    "numbers as keys": ({1: torch.ones(2)}, ["known format", "its keys: 1"]),
+    "other keys": ({1: 2, torch.ones(2): 3}, ["known format", "its keys: 1, <Tensor>"]),
     "key missing": (changed(**{LN: None}), [f"missing: {LN}"]),
     "class token missing": (changed(class_token=None), ["missing: class_token"]),
     "positions missing": (

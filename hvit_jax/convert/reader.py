@@ -75,7 +75,31 @@ def read_source(path: Path, progress: Progress) -> Source:
     if not path.is_file():
         raise InputError(_why_no_file(path))
     torch = import_torch()
-    top = _load(torch, path, progress)
+    entry, state = _unwrap(path, _load(torch, path, progress))
+    arrays: dict[str, np.ndarray] = {}
+    flaws: dict[str, str] = {}
+    named = [(_name(key), value) for key, value in state.items()]
+    for key, value in progress.track(named, description="checking numbers"):
+        flaws[key] = _flaw(torch, value)
+        if not flaws[key]:
+            arrays[key] = value.detach().float().numpy()
+            if not np.isfinite(arrays[key]).all():
+                flaws[key] = "holds NaN or infinite numbers"
+    return Source(
+        name=str(path),
+        state=arrays,
+        shapes={
+            key: tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+            for key, value in named
+        },
+        flaws={key: flaw for key, flaw in flaws.items() if flaw},
+        sha256=_sha256(path, progress),
+        entry=entry,
+    )
+
+
+def _unwrap(path: Path, top: Any) -> tuple[str, Mapping[Any, Any]]:
+    """Find the state dict in what a file holds, and the entry that holds it."""
     entry, state = "", top
     for wrapper in WRAPPERS:
         if isinstance(top, Mapping) and isinstance(top.get(wrapper), Mapping):
@@ -86,23 +110,7 @@ def read_source(path: Path, progress: Progress) -> Source:
             f"{path} holds {'an empty' if state == {} else 'a'} {type(state).__name__}, "
             "not a state dict; save one with: torch.save(model.state_dict(), PATH)"
         )
-    arrays: dict[str, np.ndarray] = {}
-    flaws: dict[str, str] = {}
-    named = [(str(key), value) for key, value in state.items()]
-    for key, value in progress.track(named, description="checking numbers"):
-        flaws[key] = _flaw(torch, value)
-        if not flaws[key]:
-            arrays[key] = value.detach().float().numpy()
-            if not np.isfinite(arrays[key]).all():
-                flaws[key] = "holds NaN or infinite numbers"
-    return Source(
-        name=str(path),
-        state=arrays,
-        shapes={key: tuple(getattr(value, "shape", ())) for key, value in named},
-        flaws={key: flaw for key, flaw in flaws.items() if flaw},
-        sha256=_sha256(path, progress),
-        entry=entry,
-    )
+    return entry, state
 
 
 def _why_no_file(path: Path) -> str:
@@ -154,6 +162,10 @@ def _check_records(path: Path, progress: Progress) -> None:
             with archive.open(info) as record:
                 while chunk := record.read(_CHUNK):
                     progress.advance(task, len(chunk))
+
+
+def _name(key: Any) -> str:
+    return str(key) if isinstance(key, str | int) else f"<{type(key).__name__}>"
 
 
 def _flaw(torch: ModuleType, value: Any) -> str:

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from hvit_jax.checkpoint import Description, load_parameters, read_description, save_checkpoint
 from hvit_jax.convert.detect import config_of, detect
 from hvit_jax.convert.keys import SWAG
-from hvit_jax.convert.reader import Source, import_torch, read_source
+from hvit_jax.convert.reader import import_torch, read_source
 from hvit_jax.convert.state import to_state, to_tree
 from hvit_jax.errors import InputError
 from hvit_jax.files import new_file, refuse_existing, require_space
@@ -109,7 +109,13 @@ def export_file(
     return description
 
 
-def _read_back(temporary, checkpoint, state, progress) -> None:
-    read: Source = read_source(temporary, progress)
-    detect(dataclasses.replace(read, name=str(checkpoint)))
+def _read_back(
+    path: Path,
+    checkpoint: str | Path,
+    state: dict[str, Float32[np.ndarray, "*shape"]],
+    progress: Progress,
+) -> None:
+    """Prove that a file holds a state dict; what is wrong with it is the checkpoint's fault."""
+    read = dataclasses.replace(read_source(path, progress), name=str(checkpoint))
+    detect(read)
     _check(read.state.items(), state)

@@ -12,7 +12,7 @@ from hvit_jax.checkpoint import Description, load_parameters, read_description, 
 from hvit_jax.convert import convert_file, export_file
 from hvit_jax.convert.detect import config_of, detect
 from hvit_jax.convert.reader import Source
-from hvit_jax.models.parameters import flatten, init_parameters
+from hvit_jax.models.parameters import abstract_parameters, flatten
 from tests.torch_files import as_torchvision, save, swag_state
 
 
@@ -37,7 +37,10 @@ def torchvision_checkpoint(goldens, tmp_path_factory):
 
 
 def golden_logits_case(goldens):
-    return next(name for name, case in goldens.configs.items() if case["method"] == "dense")
+    dense = [name for name, case in goldens.configs.items() if case["method"] == "dense"]
+    if not dense:
+        pytest.skip("no dense configuration in this golden folder")
+    return dense[0]
 
 
 def test_parity_formats_give_the_same_tree(golden_checkpoint, torchvision_checkpoint, goldens):
@@ -70,6 +73,8 @@ def test_parity_logits_of_torchvision_format(torchvision_checkpoint, goldens):
 
 def test_parity_headless_golden_gives_the_features_before_the_head(goldens, tmp_path):
     state = torch.load(goldens.folder / "checkpoint.torch", weights_only=True)
+    if "head.layers.head.weight" not in state:
+        pytest.skip("the golden checkpoint has no head")
     weight, bias = (state.pop(f"head.layers.head.{part}").numpy() for part in ("weight", "bias"))
     source = save(state, tmp_path / "headless.torch")
     description = convert_file(source, tmp_path / "c", heads=goldens.size["num_heads"])
@@ -232,7 +237,11 @@ def test_parity_to_torch_of_both_goldens(
 
 
 def test_to_torch_of_trained_parameters_on_a_grid_that_is_not_square(tmp_path, small_config):
-    parameters = init_parameters(small_config, seed=1)
+    random = np.random.default_rng(1)
+    parameters = jax.tree.map(
+        lambda leaf: random.normal(size=leaf.shape).astype(np.float32),
+        abstract_parameters(small_config),
+    )
     save_checkpoint(tmp_path / "jax", parameters, Description(small_config))
     export_file(tmp_path / "jax", tmp_path / "out.torch")
     written = torch.load(tmp_path / "out.torch", weights_only=True)

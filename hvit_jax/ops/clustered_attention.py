@@ -11,8 +11,10 @@ from jaxtyping import Array, Bool, Float
 
 from hvit_jax.errors import InputError
 from hvit_jax.ops.hashing import ProjectionDraws, project_asymmetric
+from hvit_jax.ops.precision import accumulator
 
-ROWS_TOGETHER = 32
+# Rounds that run at once, times images: few leave a GPU idle, many fill its memory.
+PASSES_TOGETHER = 32
 
 
 def clustered_attention(
@@ -39,8 +41,8 @@ def clustered_attention(
         k_cluster_size: keys in a cluster; must give as many clusters.
 
     Returns:
-        Attended values in the dtype of `q`. Memory is that of one round for 32 images, or for
-        more if the batch is larger.
+        Attended values in the dtype of `q`. Memory does not grow with the rounds: at
+        most as many run at once as make 32 with the images of the batch.
 
     Raises:
         InputError: if queries and keys give different numbers of clusters.
@@ -132,18 +134,19 @@ class _Attended:
 
 
 def _nothing(q: Float[Array, "B H N D"]) -> _Attended:
-    zeros = jnp.zeros(q.shape, jnp.float32)
-    return _Attended(zeros, zeros[..., 0], jnp.full(q.shape[:-1], -jnp.inf))
+    zeros = jnp.zeros(q.shape, accumulator(q.dtype))
+    return _Attended(zeros, zeros[..., 0], zeros[..., 0] - jnp.inf)
 
 
 def _attend(q, k, v, real: Bool[Array, "*rows"] | bool = True) -> _Attended:
     """Attend to the keys of the same cluster; only those count that are real, not padding."""
-    scores = jnp.einsum("...id,...jd->...ij", q, k, preferred_element_type=jnp.float32)
+    wide = accumulator(q.dtype)
+    scores = jnp.einsum("...id,...jd->...ij", q, k, preferred_element_type=wide)
     scores = jnp.where(real, scores * q.shape[-1] ** -0.5, -jnp.inf)
     highest = jax.lax.stop_gradient(scores.max(-1))
     weights = jnp.exp(scores - highest[..., None])
     values = jnp.einsum(
-        "...ij,...jd->...id", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+        "...ij,...jd->...id", weights.astype(v.dtype), v, preferred_element_type=wide
     )
     return _Attended(values, weights.sum(-1), highest)
 
@@ -180,6 +183,6 @@ def _rows(x, order):
 
 
 def _rounds_together(rounds: int, batch: int) -> int:
-    """Choose how many rounds run at once: few images leave a GPU idle, many fill its memory."""
-    fitting = [count for count in range(1, rounds + 1) if count * batch <= ROWS_TOGETHER]
+    """Choose how many rounds run at once, a divisor of all rounds."""
+    fitting = [count for count in range(1, rounds + 1) if count * batch <= PASSES_TOGETHER]
     return max((count for count in fitting if rounds % count == 0), default=1)

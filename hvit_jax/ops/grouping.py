@@ -8,7 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from hvit_jax.ops.clustering import accurate_einsum
 from hvit_jax.ops.hashing import HashDraws, hash_bins, pack_bins
+from hvit_jax.ops.precision import accumulator
+
+CHUNK = 128
 
 
 @jax.tree_util.register_dataclass
@@ -21,14 +25,16 @@ class Groups:
     Attributes:
         members: the group of every token.
         order: token indices sorted by hash.
-        ends: where each group's run ends in `order` (its last entry); N - 1 for unused groups.
+        slots: the groups of the tokens in that order, ascending.
+        starts: where each group's run starts in that order; N for unused groups.
         counts: tokens of each group; 0 for unused ones, which come last.
         distinct: how many hashes differ; above `K`, neighbouring ones share a group.
     """
 
     members: Int[Array, "B H N"]
     order: Int[Array, "B H N"]
-    ends: Int[Array, "B H K"]
+    slots: Int[Array, "B H N"]
+    starts: Int[Array, "B H K"]
     counts: Int[Array, "B H K"]
     distinct: Int[Array, "B H"]
 
@@ -51,43 +57,71 @@ def group_tokens(x: Float[Array, "B N H D"], draws: HashDraws, *, max_groups: in
     ranks = jnp.pad(jnp.cumsum(differs, axis=-1, dtype=jnp.int32), ((0, 0), (0, 0), (1, 0)))
     distinct = ranks[..., -1:] + 1
     slots = jnp.where(distinct > max_groups, ranks * max_groups // distinct, ranks)
+    starts = _starts(slots, max_groups)
     return Groups(
         members=jax.lax.sort((order, slots), num_keys=1)[1],
         order=order,
+        slots=slots,
+        starts=starts,
+        counts=jnp.diff(starts, axis=-1, append=slots.shape[-1]),
         distinct=distinct[..., 0],
-        **_runs(slots, max_groups),
     )
 
 
-def _runs(slots: Int[Array, "B H N"], max_groups: int) -> dict[str, Int[Array, "B H K"]]:
-    """Find where each group's run ends, by sorting the ends to the front."""
-    size = slots.shape[-1]
-    last = jnp.pad(slots[..., 1:] != slots[..., :-1], ((0, 0), (0, 0), (0, 1)))
-    ends = jnp.sort(jnp.where(last, jnp.arange(size, dtype=jnp.int32), size - 1))
-    missing = max(0, max_groups - size)
-    ends = jnp.pad(ends[..., :max_groups], ((0, 0), (0, 0), (0, missing)), mode="edge")
-    return {"ends": ends, "counts": jnp.diff(ends, axis=-1, prepend=-1)}
+def _starts(slots: Int[Array, "B H N"], max_groups: int) -> Int[Array, "B H K"]:
+    """Find where each group's run starts, by sorting these places to the front."""
+    size, places = slots.shape[-1], jnp.arange(slots.shape[-1], dtype=jnp.int32)
+    first = jnp.diff(slots, axis=-1, prepend=-1) > 0
+    starts = jnp.sort(jnp.where(first, places, size))[..., :max_groups]
+    unused = ((0, 0), (0, 0), (0, max_groups - starts.shape[-1]))
+    return jnp.pad(starts, unused, constant_values=size)
 
 
 def group_means(x: Float[Array, "B N H D"], groups: Groups) -> Float[Array, "B K H D"]:
-    """Average the vectors of each group; unused groups hold the mean of all.
+    """Average the vectors of each group; zeros for unused groups.
 
     Args:
         x: vectors, in the tokens' order.
         groups: their groups, which may stem from other vectors of the same tokens.
 
     Returns:
-        Means in the dtype of `x`.
+        Means in the dtype of `x`, summed in float32 at least.
     """
-    # A group is a run of sorted tokens, so its sum is a difference of two running sums: linear in N
-    # where a one-hot product costs as much as attention itself and holds K x N weights per head.
-    # Running sums of centred values stay small, so that the difference loses no digits to them.
-    exact = x.astype(jnp.float32)
-    centre = exact.mean(axis=1, keepdims=True)
-    running = jnp.cumsum(_take(exact - centre, groups.order), axis=1)
-    sums = jnp.diff(_take(running, groups.ends), axis=1, prepend=0)
-    counts = jnp.maximum(groups.counts, 1).swapaxes(1, 2)[..., None]
-    return (sums / counts + centre).astype(x.dtype)
+    # One-hot products in chunks of sorted tokens: over all tokens at once they would cost as much
+    # as attention, and differences of running sums would cancel digits.
+    batch, size, heads, width = x.shape
+    length = min(CHUNK, size)
+    tail = -size % length
+    rows = _take(x, groups.order).swapaxes(1, 2)
+    rows = jnp.pad(rows, ((0, 0), (0, 0), (0, tail), (0, 0)))
+    rows = rows.reshape(batch, heads, -1, length, width)
+    slots = jnp.pad(groups.slots, ((0, 0), (0, 0), (0, tail)), mode="edge")
+    slots = slots.reshape(batch, heads, -1, length)
+    local = slots - slots[..., :1]
+    hot = (local[..., None] == jnp.arange(length)).astype(x.dtype)
+    parts = accurate_einsum("bhctl,bhctd->bhcld", hot, rows)
+    sums = _first_parts(parts, local, groups) + _later_parts(parts, slots, groups)
+    means = sums / jnp.maximum(groups.counts, 1)[..., None]
+    return means.swapaxes(1, 2).astype(x.dtype)
+
+
+def _first_parts(parts, local, groups) -> Float[Array, "B H K D"]:
+    """Pick each group's sum over the chunk in which its run starts."""
+    batch, heads, chunks, length, width = parts.shape
+    starts = jnp.minimum(groups.starts, groups.slots.shape[-1] - 1)
+    within = jnp.take_along_axis(local.reshape(batch, heads, -1), starts, axis=2)
+    places = starts // length * length + within
+    flat = parts.reshape(batch, heads, chunks * length, width)
+    first = jnp.take_along_axis(flat, places[..., None], axis=2)
+    return jnp.where(groups.counts[..., None] > 0, first, 0)
+
+
+def _later_parts(parts, slots, groups) -> Float[Array, "B H K D"]:
+    """Add up each group's sums over the chunks that its run only continues in, as their first."""
+    continues = slots[..., 1:, 0] == slots[..., :-1, -1]
+    names = jnp.arange(groups.counts.shape[-1])[:, None]
+    hot = (slots[..., None, 1:, 0] == names) & continues[..., None, :]
+    return accurate_einsum("bhkc,bhcd->bhkd", hot.astype(parts.dtype), parts[..., 1:, 0, :])
 
 
 def copy_to_members(x: Float[Array, "B K H D"], groups: Groups) -> Float[Array, "B N H D"]:
@@ -116,8 +150,9 @@ def counted_attention(
         v: mean values.
         counts: members of each group; a group without any is ignored.
     """
-    scores = jnp.einsum("bnhd,bkhd->bhnk", q, k, preferred_element_type=jnp.float32)
-    scores = scores * q.shape[-1] ** -0.5 + jnp.log(counts.astype(jnp.float32))[:, :, None, :]
+    wide = accumulator(q.dtype)
+    scores = jnp.einsum("bnhd,bkhd->bhnk", q, k, preferred_element_type=wide)
+    scores = scores * q.shape[-1] ** -0.5 + jnp.log(counts.astype(wide))[:, :, None, :]
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bhnk,bkhd->bnhd", weights, v, preferred_element_type=jnp.float32)
+    out = jnp.einsum("bhnk,bkhd->bnhd", weights, v, preferred_element_type=wide)
     return out.astype(q.dtype)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, UInt32
 
 from hvit_jax.ops.clustering import accurate_einsum
+from hvit_jax.ops.precision import accumulator
 
 BIN_WIDTH = 8
 
@@ -55,13 +56,13 @@ def hash_bins(x: Float[Array, "B N H D"], draws: HashDraws) -> Int32[Array, "B H
     """Hash vectors to bins, `floor((x @ projection + offset) / 8)`, counted from the lowest.
 
     Args:
-        x: vectors, hashed in float32 whatever their dtype.
+        x: vectors, hashed in float32 at least.
         draws: the random numbers, shared by all images and heads.
 
     Returns:
         Bins minus their minimum over the N vectors of the same image and head.
     """
-    projected = accurate_einsum("bnhd,de->bhne", x.astype(jnp.float32), draws.projection)
+    projected = accurate_einsum("bnhd,de->bhne", x.astype(accumulator(x.dtype)), draws.projection)
     bins = jnp.floor((projected + draws.offset) / BIN_WIDTH).astype(jnp.int32)
     return bins - bins.min(axis=2, keepdims=True)
 
@@ -117,14 +118,14 @@ def project_asymmetric(
     are then equally long, and distance between a query and a key falls as their product grows.
 
     Args:
-        q: queries, projected in float32 whatever their dtype.
+        q: queries, projected in float32 at least.
         k: keys.
         draws: the random directions, shared by all images and heads.
 
     Returns:
         Projections of queries and of keys.
     """
-    q, k = (jax.lax.stop_gradient(x).astype(jnp.float32) for x in (q, k))
+    q, k = (jax.lax.stop_gradient(x).astype(accumulator(x.dtype)) for x in (q, k))
     q_norms, k_norms = jnp.square(q).sum(-1), jnp.square(k).sum(-1)
     radius = q_norms.max(-1, keepdims=True) + k_norms.max(-1, keepdims=True)
 

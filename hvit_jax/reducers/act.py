@@ -21,6 +21,7 @@ from hvit_jax.ops.grouping import (
     group_tokens,
 )
 from hvit_jax.ops.hashing import HashDraws, draw_hashes
+from hvit_jax.ops.precision import accumulator
 from hvit_jax.reducers.base import NO_TRACE, Layer, TokenState, initial_trace, option
 from hvit_jax.reducers.hashed import HashedAttention
 
@@ -140,7 +141,7 @@ class ACT(HashedAttention):
             return block(x), state
         q, k, v = block.qkv(x)
         # Queries are hashed after the scaling of attention, keys as they are.
-        scaled = q.astype(jnp.float32) * q.shape[-1] ** -0.5
+        scaled = q.astype(accumulator(q.dtype)) * q.shape[-1] ** -0.5
         queries = _group(scaled, draws.queries, layer)
         keys = _group(k, draws.keys, layer)
         means = q if queries is None else group_means(q, queries)

@@ -1,0 +1,163 @@
+"""SMYRF's attention inside clusters, against NumPy and the golden numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hvit_jax.errors import InputError
+from hvit_jax.models.attention import attention
+from hvit_jax.ops import clustered_attention as module
+from hvit_jax.ops.hashing import ProjectionDraws, draw_projections
+from tests.golden import Goldens
+
+clustered_attention = jax.jit(
+    module.clustered_attention, static_argnames=("q_cluster_size", "k_cluster_size")
+)
+straddling_attention = jax.jit(module.straddling_attention, static_argnames=("cluster_size",))
+
+
+def tokens(seed, batch=2, size=11, heads=2, width=6):
+    return jax.random.normal(jax.random.key(seed), (3, batch, size, heads, width))
+
+
+def attend_in_numpy(q, k, v, draws, q_cluster_size, k_cluster_size):
+    """One image and head: the rounds of SMYRF, each a mask on the full attention."""
+    q, k, v, alpha, beta = (np.asarray(x, np.float64) for x in (q, k, v, *draws))
+    q_norms, k_norms = np.square(q).sum(-1), np.square(k).sum(-1)
+    radius = q_norms.max() + k_norms.max()
+    weights = np.exp(q @ k.T / np.sqrt(q.shape[-1]))
+    outs, totals = [], []
+    for direction, shift in zip(alpha.T, beta, strict=True):
+        of_q = q @ direction[:-2] + direction[-1] * np.sqrt(radius - q_norms) + shift
+        of_k = k @ direction[:-2] + direction[-2] * np.sqrt(radius - k_norms) + shift
+        q_cluster = np.argsort(np.argsort(of_q)) // q_cluster_size
+        k_cluster = np.argsort(np.argsort(of_k)) // k_cluster_size
+        inside = weights * (q_cluster[:, None] == k_cluster)
+        totals.append(inside.sum(-1))
+        outs.append(inside @ v / totals[-1][:, None])
+    shares = np.stack(totals) / np.sum(totals, axis=0)
+    return (shares[..., None] * np.stack(outs)).sum(0)
+
+
+def test_hand_computed():
+    """One channel that does not vary in norm, one round along it: sorting is by the sign.
+
+    Queries -1, 1, 1, -1 give the clusters {0, 3} and {1, 2}; keys 1, -1, -1, 1 the clusters {1, 2}
+    and {0, 3}. Inside a cluster all products are equal, so the values are averaged.
+    """
+    q = jnp.array([-1.0, 1.0, 1.0, -1.0])[None, :, None, None]
+    v = jnp.array([1.0, 2.0, 4.0, 8.0])[None, :, None, None]
+    draws = ProjectionDraws(jnp.array([[1.0], [0.0], [0.0]]), jnp.array([0.5]))
+    out = clustered_attention(q, -q, v, draws, q_cluster_size=2, k_cluster_size=2)
+    np.testing.assert_allclose(out[0, :, 0, 0], [3.0, 4.5, 4.5, 3.0], rtol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from([(11, 4, 4, 3), (11, 1, 1, 1), (10, 5, 5, 2), (9, 4, 3, 3), (7, 5, 6, 1)]),
+    st.integers(0, 999),
+)
+def test_ragged_clusters_equal_numpy(sizes, seed):
+    size, q_cluster_size, k_cluster_size, rounds = sizes
+    q, k, v = tokens(seed, size=size)
+    draws = draw_projections(jax.random.key(seed + 1), 6, rounds)
+    options = {"q_cluster_size": q_cluster_size, "k_cluster_size": k_cluster_size}
+    out = clustered_attention(q, k, v, draws, **options)
+    for image, head in np.ndindex(2, 2):
+        parts = (x[image, :, head] for x in (q, k, v))
+        expected = attend_in_numpy(*parts, draws, **options)
+        np.testing.assert_allclose(out[image, :, head], expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("cluster", [11, 40])
+def test_one_cluster_is_full_attention(cluster):
+    q, k, v = tokens(0)
+    draws = draw_projections(jax.random.key(1), 6, 3)
+    out = clustered_attention(q, k, v, draws, q_cluster_size=cluster, k_cluster_size=cluster)
+    np.testing.assert_allclose(out, attention(q, k, v), atol=1e-6)
+
+
+def test_straddling_makes_no_difference_where_clusters_fit():
+    q, k, v = tokens(2, size=12)
+    draws = draw_projections(jax.random.key(3), 6, 5)
+    fitting = clustered_attention(q, k, v, draws, q_cluster_size=4, k_cluster_size=4)
+    straddling = straddling_attention(q, k, v, draws, cluster_size=4)
+    np.testing.assert_allclose(fitting, straddling, atol=1e-6)
+
+
+def test_straddling_clusters_depend_on_the_batch_and_others_do_not():
+    q, k, v = tokens(4, batch=4, size=6)
+    draws = draw_projections(jax.random.key(5), 6, 2)
+    options = {"q_cluster_size": 4, "k_cluster_size": 4}
+    whole = clustered_attention(q, k, v, draws, **options)
+    half = clustered_attention(q[2:], k[2:], v[2:], draws, **options)
+    np.testing.assert_allclose(whole[2:], half, atol=1e-6)
+    whole = straddling_attention(q, k, v, draws, cluster_size=16)
+    half = straddling_attention(q[2:], k[2:], v[2:], draws, cluster_size=16)
+    assert np.abs(whole[2:] - half).max() > 1e-2
+
+
+def test_rounds_run_together_or_one_by_one_alike():
+    """40 images leave room for one round at a time, 2 images for all six."""
+    q, k, v = tokens(6, batch=40, size=5)
+    draws = draw_projections(jax.random.key(7), 6, 6)
+    options = {"q_cluster_size": 2, "k_cluster_size": 2}
+    many = clustered_attention(q, k, v, draws, **options)
+    few = clustered_attention(q[:2], k[:2], v[:2], draws, **options)
+    np.testing.assert_allclose(many[:2], few, atol=1e-6)
+
+
+def test_bfloat16_is_close_and_large_scores_do_not_overflow():
+    q, k, v = tokens(8) * jnp.array([30.0, 30.0, 1.0])[:, None, None, None, None]
+    q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
+    draws = draw_projections(jax.random.key(9), 6, 4)
+    options = {"q_cluster_size": 4, "k_cluster_size": 4}
+    rough = clustered_attention(q, k, v, draws, **options)
+    exact = clustered_attention(*(x.astype(jnp.float32) for x in (q, k, v)), draws, **options)
+    assert rough.dtype == jnp.bfloat16
+    np.testing.assert_allclose(rough.astype(jnp.float32), exact, atol=0.03)
+
+
+def test_gradients_equal_those_of_full_attention():
+    q, k, v = tokens(10)
+    draws = draw_projections(jax.random.key(11), 6, 2)
+
+    def clustered(q, k, v):
+        out = clustered_attention(q, k, v, draws, q_cluster_size=11, k_cluster_size=11)
+        return jnp.square(out).sum()
+
+    def full(q, k, v):
+        return jnp.square(attention(q, k, v)).sum()
+
+    pairs = zip(
+        *(jax.jit(jax.grad(f, argnums=(0, 1, 2)))(q, k, v) for f in (clustered, full)), strict=True
+    )
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_cluster_sizes_that_do_not_match():
+    q, k, v = tokens(0)
+    draws = draw_projections(jax.random.key(1), 6, 3)
+    with pytest.raises(InputError, match="11 tokens make 3 clusters of 4 queries but 4 of 3 keys"):
+        clustered_attention(q, k, v, draws, q_cluster_size=4, k_cluster_size=3)
+    with pytest.raises(InputError, match="of 5 do not divide 3 rounds x 2 images x 2 heads x 11"):
+        straddling_attention(q, k, v, draws, cluster_size=5)
+
+
+@pytest.mark.parametrize("case", Goldens().cases("smyrf_"))
+def test_parity_smyrf(case, goldens):
+    fields = goldens.case(case)
+    q, k, v = (jnp.asarray(fields[name][None].swapaxes(1, 2)) for name in "qkv")
+    assert fields["scale"] == pytest.approx(q.shape[-1] ** 0.5)
+    draws = ProjectionDraws(jnp.asarray(fields["alpha"]), jnp.asarray(fields["beta"][0]))
+    cluster = int(fields["cluster"])
+    outs = [straddling_attention(q, k, v, draws, cluster_size=cluster)]
+    if q.shape[1] % cluster == 0:
+        options = {"q_cluster_size": cluster, "k_cluster_size": cluster}
+        outs.append(clustered_attention(q, k, v, draws, **options))
+    for out in outs:
+        np.testing.assert_allclose(out[0].swapaxes(0, 1), fields["out"], atol=1e-5)

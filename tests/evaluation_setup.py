@@ -51,12 +51,13 @@ def results_of(folder, checkpoint, output, *arguments, **options):
 
 
 def start_process(*arguments):
-    """Run `python eval.py` as a user does, from another folder."""
+    """Run `python eval.py` as a user does, from another folder and in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "eval.py"), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=os.sep,
+        start_new_session=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )

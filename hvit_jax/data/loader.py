@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any
 
 import grain
@@ -135,7 +136,10 @@ def load_batches(
     )
     try:
         # Ctrl-C reaches every process of a terminal. Threads and processes inherit the mask, so
-        # workers never see it, and this process stops them in its own time.
+        # workers never see it, and this process stops them in its own time. The tracker is started
+        # before, because its start unblocks the signal in the thread that it happens in.
+        if workers:
+            resource_tracker.ensure_running()
         old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             batches.start_prefetch()

@@ -22,8 +22,24 @@ class Case:
 
 
 CASES = {
-    "dense": Case(),
-    "hourglass": Case({"cluster_location": 1, "num_clusters": (3, 4)}),
+    "dense": Case(neutral={}),
+    "hourglass": Case(
+        {"cluster_location": 1, "num_clusters": (3, 4)},
+        # In a window of one, every patch is its own centroid.
+        neutral={"cluster_location": 1, "num_clusters": (6, 8), "cluster_window": 1},
+    ),
+    "evit": Case({"keep_rate": 0.6, "drop_locations": (1, 2)}, neutral={"keep_rate": 1.0}),
+    "tome": Case({"r": 6}, neutral={"r": 0}),
+    "act": Case({"q_hashes": 8}, neutral={"group_queries": False}),
+    # ATS has no neutral setting: an image never keeps the patch that scores lowest.
+    "ats": Case({"blocks": (1, 3)}),
+    "evo": Case(
+        {"prune_location": 1, "prune_ratio": 0.5}, neutral={"prune_location": 1, "prune_ratio": 1.0}
+    ),
+    "smyrf": Case(
+        {"first_block": 1, "rounds": 4, "q_cluster_size": 10, "k_cluster_size": 10},
+        neutral={"rounds": 2, "q_cluster_size": 49, "k_cluster_size": 49},
+    ),
 }
 METHODS = sorted(CASES)
 
@@ -35,7 +51,7 @@ def make(config, method, **options):
 @pytest.fixture(scope="module")
 def images(small_config):
     shape = (3, *small_config.image_shape, 3)
-    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape).astype(np.float32))
 
 
 def test_every_method_has_a_case():
@@ -58,7 +74,7 @@ class TestContract:
 
     def test_second_batch_does_not_recompile(self, method, small_config, images):
         forward = hvit_jax.jit_model(make(small_config, method))
-        first, second = forward(images), forward(images[::-1].copy())
+        first, second = forward(images), forward(images[::-1])
         assert forward.func._cache_size() == 1
         assert not np.array_equal(first, second)
 
@@ -121,11 +137,9 @@ class TestContract:
             assert np.isfinite(restored).all()
             assert (np.abs(restored).max(-1) > 0).all(), "a patch was left empty"
 
-    def test_neutral_options_equal_dense(self, method, small_config, images):
-        neutral = CASES[method].neutral
-        if neutral is None:
-            assert method in ("dense", "hourglass"), f"{method} needs neutral options"
-            return
-        dense = hvit_jax.jit_model(make(small_config, "dense"))(images)
-        reduced = hvit_jax.jit_model(hvit_jax.create(small_config, method, seed=1, **neutral))
-        np.testing.assert_allclose(reduced(images), dense, atol=2e-5)
+
+@pytest.mark.parametrize("method", [name for name in METHODS if CASES[name].neutral is not None])
+def test_neutral_options_equal_dense(method, small_config, images):
+    dense = hvit_jax.jit_model(make(small_config, "dense"))(images)
+    neutral = hvit_jax.create(small_config, method, seed=1, **CASES[method].neutral)
+    np.testing.assert_allclose(hvit_jax.jit_model(neutral)(images), dense, atol=2e-5)

@@ -20,7 +20,8 @@ from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree
 from hvit_jax.reducers import Reducer
 from hvit_jax.training.data import Augmentation, training_batches
-from hvit_jax.training.loop import MetricsFile, StateFolder, Trainer, TrainState, run_steps
+from hvit_jax.training.files import MetricsFile, StateFolder
+from hvit_jax.training.loop import Trainer, TrainState, run_steps
 from hvit_jax.training.optimizer import make_optimizer
 from hvit_jax.training.start import first_parameters
 

@@ -15,10 +15,14 @@ from hvit_jax.reducers.base import TokenState
 
 @dataclass(frozen=True)
 class Case:
-    """Options on a 6 x 8 grid and four blocks, and those under which nothing is reduced."""
+    """Options on a 6 x 8 grid and four blocks, and those under which nothing is reduced.
+
+    `rounding` bounds the mean error in bfloat16, in standard deviations of the logits.
+    """
 
     options: dict[str, Any] = field(default_factory=dict)
     neutral: dict[str, Any] | None = None
+    rounding: float = 0.02
 
 
 CASES = {
@@ -31,8 +35,10 @@ CASES = {
     "evit": Case({"keep_rate": 0.6, "drop_locations": (1, 2)}, neutral={"keep_rate": 1.0}),
     "tome": Case({"r": 6}, neutral={"r": 0}),
     "act": Case({"q_hashes": 8}, neutral={"group_queries": False}),
-    # ATS has no neutral setting: an image never keeps the patch that scores lowest.
-    "ats": Case({"blocks": (1, 3)}),
+    # ATS has no neutral setting: an image never keeps the patch that scores lowest. Random weights
+    # give nearly equal scores, so that roundings decide which tokens stay: float32 with weights
+    # rounded to bfloat16 differs as much.
+    "ats": Case({"blocks": (1, 3)}, rounding=0.1),
     "evo": Case(
         {"prune_location": 1, "prune_ratio": 0.5}, neutral={"prune_location": 1, "prune_ratio": 1.0}
     ),
@@ -104,7 +110,7 @@ class TestContract:
         assert model.features(images).tokens[-1].dtype == jnp.bfloat16
         rough = np.asarray(hvit_jax.jit_model(model)(images))
         assert rough.dtype == np.float32
-        assert np.abs(rough - exact).mean() < 0.02 * exact.std()
+        assert np.abs(rough - exact).mean() < CASES[method].rounding * exact.std()
 
     def test_gradients_are_finite(self, method, small_config, images):
         graph, state = nnx.split(make(small_config, method))

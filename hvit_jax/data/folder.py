@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
 from PIL import Image, UnidentifiedImageError
 
@@ -47,7 +48,7 @@ class ImageFolder:
         return open_picture(self.root / self.paths[index], self.paths[index])
 
 
-def open_picture(file: Path | BinaryIO, name: str) -> Image.Image:
+def open_picture(file: Path | io.BytesIO, name: str) -> Image.Image:
     """Decode a picture to RGB; of an animation, its first frame.
 
     Args:

@@ -51,7 +51,7 @@ def results_of(folder, checkpoint, output, *arguments, **options):
 
 
 def start_process(*arguments):
-    """Run `python eval.py` as a user does, from another folder and in a process group of its own."""
+    """Run `python eval.py` from another folder and in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "eval.py"), *map(str, arguments)],
         stdout=subprocess.PIPE,

@@ -12,7 +12,7 @@ import hvit_jax
 from hvit_jax import InputError, Reducer
 from hvit_jax.command_line import ArgumentParser
 from hvit_jax.method_options import numbers, parse_with_method
-from hvit_jax.reducers.base import option
+from hvit_jax.reducers.options import option
 
 
 @dataclass(frozen=True)

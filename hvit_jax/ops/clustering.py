@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.errors import InputError
+from hvit_jax.ops.precision import accurate_einsum
 
 
 def pooling_matrix(size: int, out: int) -> np.ndarray:
@@ -66,15 +67,6 @@ def pool_tokens(
     cells = x.astype(jnp.float32).reshape(batch, *grid, width)
     pooled = accurate_einsum("kh,lw,bhwc->bklc", rows, columns, cells)
     return pooled.reshape(batch, -1, width)
-
-
-def accurate_einsum(subscripts: str, *operands: Array | np.ndarray) -> Array:
-    """Multiply in the operands' own precision (no TF32 for float32), accumulate in float32."""
-    exact = all(operand.dtype == jnp.float32 for operand in operands)
-    precision = jax.lax.Precision.HIGHEST if exact else None
-    return jnp.einsum(
-        subscripts, *operands, precision=precision, preferred_element_type=jnp.float32
-    )
 
 
 def products(x: Float[Array, "B P C"], y: Float[Array, "B K C"]) -> Float[Array, "B P K"]:

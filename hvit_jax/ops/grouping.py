@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from hvit_jax.ops.clustering import accurate_einsum
 from hvit_jax.ops.hashing import HashDraws, hash_bins, pack_bins
-from hvit_jax.ops.precision import accumulator
+from hvit_jax.ops.precision import accumulator, accurate_einsum
 
 CHUNK = 128
 

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, UInt32
 
-from hvit_jax.ops.clustering import accurate_einsum
-from hvit_jax.ops.precision import accumulator
+from hvit_jax.ops.precision import accumulator, accurate_einsum
 
 BIN_WIDTH = 8
 

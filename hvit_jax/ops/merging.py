@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.errors import InputError
-from hvit_jax.ops.clustering import accurate_einsum
+from hvit_jax.ops.precision import accurate_einsum
 
 
 @jax.tree_util.register_dataclass

@@ -1,11 +1,21 @@
-"""Which number format sums are kept in."""
+"""In which precision products and sums are computed."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 
 def accumulator(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """Name the format for sums, softmax and hashes of numbers in `dtype`: float32 at least."""
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def accurate_einsum(subscripts: str, *operands: Array | np.ndarray) -> Array:
+    """Multiply in the operands' own precision (no TF32 for float32), accumulate in float32."""
+    exact = all(operand.dtype == jnp.float32 for operand in operands)
+    precision = jax.lax.Precision.HIGHEST if exact else None
+    return jnp.einsum(
+        subscripts, *operands, precision=precision, preferred_element_type=jnp.float32
+    )

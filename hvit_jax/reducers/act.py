@@ -22,8 +22,9 @@ from hvit_jax.ops.grouping import (
 )
 from hvit_jax.ops.hashing import HashDraws, draw_hashes
 from hvit_jax.ops.precision import accumulator
-from hvit_jax.reducers.base import NO_TRACE, Layer, TokenState, initial_trace, option
+from hvit_jax.reducers.base import NO_TRACE, Layer, TokenState, initial_trace
 from hvit_jax.reducers.hashed import HashedAttention
+from hvit_jax.reducers.options import option
 
 MAX_HASHES = 32
 

@@ -14,7 +14,8 @@ from hvit_jax import flops
 from hvit_jax.config import ViTConfig
 from hvit_jax.models.block import Block
 from hvit_jax.ops.sampling import masked_weights, new_places, sample_tokens, significance
-from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace, option
+from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace
+from hvit_jax.reducers.options import option
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import types
 import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from hvit_jax import flops
 from hvit_jax.config import ViTConfig
 from hvit_jax.errors import InputError
+from hvit_jax.reducers.options import checked_values
 
 if typing.TYPE_CHECKING:
     from hvit_jax.models.block import Block
@@ -69,19 +68,6 @@ class TokenState:
         return dataclasses.replace(self, source=new, dropped=dropped)
 
 
-def option(default: Any, help: str, *, short: str | None = None, choices: tuple = ()) -> Any:
-    """Declare a method's option: a dataclass field that command lines and documents read.
-
-    Args:
-        default: its default; None stands for a value that depends on the model's size.
-        help: one line for `--help`.
-        short: a one-letter flag such as "-l".
-        choices: the only values that are accepted, if limited.
-    """
-    metadata = {"help": help, "short": short, "choices": choices}
-    return dataclasses.field(default=default, metadata=metadata)
-
-
 @dataclass(frozen=True)
 class Reducer:
     """Base of every method; used as it is, it is the dense model.
@@ -97,19 +83,8 @@ class Reducer:
     budget_option: ClassVar[str | None] = None
 
     def __post_init__(self):
-        hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                value = tuple(value)
-                object.__setattr__(self, field.name, value)
-            choices = field.metadata.get("choices")
-            if choices and value not in choices:
-                allowed = ", ".join(map(str, choices))
-                raise InputError(f"{self.name}: {field.name} must be one of {allowed}: {value!r}")
-            if not matches(value, hints[field.name]):
-                wanted = describe(hints[field.name])
-                raise InputError(f"{self.name}: {field.name} must be {wanted}, got {value!r}")
+        for name, value in checked_values(self).items():
+            object.__setattr__(self, name, value)
 
     def check(self, accepted: bool, field: str, wanted: str) -> None:
         """Raise InputError that names the option, its value and what would be right."""
@@ -219,34 +194,3 @@ def initial_trace(x: Float[Array, "B N C"]) -> dict[str, Any]:
         "source": jnp.broadcast_to(places, (len(x), x.shape[1] - 1)),
         "dropped": jnp.zeros_like(x[:, 1:]),
     }
-
-
-def matches(value: Any, hint: Any) -> bool:
-    """Tell whether an option's value has its field's type; ints count as floats, not bools."""
-    if isinstance(hint, types.UnionType):
-        return any(matches(value, part) for part in hint.__args__)
-    if typing.get_origin(hint) is tuple:
-        parts = typing.get_args(hint)
-        if not isinstance(value, tuple):
-            return False
-        if parts[-1] is Ellipsis:
-            return all(matches(item, parts[0]) for item in value)
-        return len(value) == len(parts) and all(map(matches, value, parts))
-    if hint in (int, float):
-        number = isinstance(value, (int, hint)) and not isinstance(value, bool)
-        return number and math.isfinite(value)
-    return isinstance(value, hint)
-
-
-def describe(hint: Any) -> str:
-    """Say in words which values a field's type accepts."""
-    if isinstance(hint, types.UnionType):
-        return " or ".join(describe(part) for part in hint.__args__ if part is not type(None))
-    if typing.get_origin(hint) is tuple:
-        parts = typing.get_args(hint)
-        if parts[-1] is not Ellipsis and len(set(parts)) > 1:
-            return f"({', '.join(map(describe, parts))})"
-        count = "a list of" if parts[-1] is Ellipsis else str(len(parts))
-        return f"{count} {describe(parts[0]).removeprefix('a ')}s"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
-    return names[hint]

@@ -12,7 +12,8 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.models.attention import attention_and_column_mean, class_attention
 from hvit_jax.models.block import Block
 from hvit_jax.ops.selection import best_places, descending_order, keep_best, kept_tokens
-from hvit_jax.reducers.base import Layer, Reducer, TokenState, option
+from hvit_jax.reducers.base import Layer, Reducer, TokenState
+from hvit_jax.reducers.options import option
 
 
 @dataclass(frozen=True)

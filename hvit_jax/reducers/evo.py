@@ -16,7 +16,8 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.models.attention import class_attention
 from hvit_jax.models.block import Block
 from hvit_jax.ops.selection import descending_order, new_places, running_score, take_tokens
-from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace, option
+from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace
+from hvit_jax.reducers.options import option
 
 # The middle rows of the published tables, and for 12 blocks the paper's choice.
 _PUBLISHED = {12: (4, 0.5), 24: (8, 0.6), 32: (14, 0.5)}

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from hvit_jax.config import ViTConfig
-from hvit_jax.reducers.base import Layer, Reducer, option
+from hvit_jax.reducers.base import Layer, Reducer
+from hvit_jax.reducers.options import option
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class HashedAttention(Reducer):
 
     first_block: int | None = option(0, "first block that the method acts in, counted from 0")
     last_block: int | None = option(None, "last such block, inclusive (default: the model's last)")
-    seed: int = option(0, "of the random hashes, which are the same for all images")
+    hash_seed: int = option(0, "seed of the random hashes, which are the same for all images")
 
     def block_range(self, config: ViTConfig) -> tuple[int, int]:
         """Fill in and check the first and the last block.
@@ -31,7 +32,7 @@ class HashedAttention(Reducer):
         self.check(0 <= start <= last, "first_block", f"the model's blocks are 0 to {last}")
         wanted = f"from first_block={start} to {last}, the model's last block"
         self.check(start <= stop <= last, "last_block", wanted)
-        self.check(0 <= self.seed < 2**32, "seed", f"from 0 to {2**32 - 1}")
+        self.check(0 <= self.hash_seed < 2**32, "hash_seed", f"from 0 to {2**32 - 1}")
         return start, stop
 
     def active_blocks(self, config: ViTConfig) -> tuple[int, ...]:
@@ -58,7 +59,7 @@ class HashedAttention(Reducer):
         active = self.active_blocks(config)
         # Drawn while tracing, so that a compiled model holds them as constants.
         with jax.ensure_compile_time_eval():
-            key = jax.random.key(self.seed, impl="threefry2x32")
+            key = jax.random.key(self.hash_seed, impl="threefry2x32")
             return tuple(
                 self.block_draws(config, jax.random.fold_in(key, block))
                 if block in active

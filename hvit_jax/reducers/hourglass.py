@@ -16,7 +16,8 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block
 from hvit_jax.ops.clustering import cluster_labels, cluster_tokens, reconstruct_tokens
-from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace, option
+from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace
+from hvit_jax.reducers.options import option
 
 
 @dataclass(frozen=True)

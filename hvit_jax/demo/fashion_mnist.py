@@ -9,13 +9,16 @@ from __future__ import annotations
 import argparse
 import gzip
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from hvit_jax.command_line import ArgumentParser, run
 from hvit_jax.errors import InputError
+from hvit_jax.files import new_folder
 
 CLASSES = (
     "0-t-shirt",
@@ -30,6 +33,7 @@ CLASSES = (
     "9-ankle-boot",
 )
 SPLITS = {"train": "train", "val": "t10k"}
+_DESCRIPTION = "Unpack Fashion-MNIST into class folders of PNG files: OUT/train and OUT/val."
 DEBIAN = "/usr/share/datasets/fashion-mnist"
 
 
@@ -73,20 +77,27 @@ def write_folder(pixels: np.ndarray, labels: np.ndarray, folder: Path) -> None:
         picture.save(folder / CLASSES[labels[index]] / f"{index:05d}.png", optimize=True)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="hvit_jax.demo.fashion_mnist", description=__doc__)
-    parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument("--source", type=Path, default=Path(DEBIAN), help="folder of IDX files")
-    parser.add_argument("--first", type=int, metavar="N", help="only the first N of each split")
-    options = parser.parse_args(argv)
-    if options.out.exists():
-        raise InputError(f"{options.out} exists already; choose another folder")
-    for split, prefix in SPLITS.items():
-        pixels = read_idx(options.source / f"{prefix}-images-idx3-ubyte.gz")
-        labels = read_idx(options.source / f"{prefix}-labels-idx1-ubyte.gz")
-        write_folder(pixels[: options.first], labels[: options.first], options.out / split)
-    return 0
+    return run(lambda: _unpack(_parser().parse_args(argv)), "hvit_jax.demo.fashion_mnist")
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m hvit_jax.demo.fashion_mnist", description=_DESCRIPTION)
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    source = f"folder of the four IDX files (default: {DEBIAN})"
+    parser.add_argument("--source", type=Path, metavar="DIR", default=Path(DEBIAN), help=source)
+    first = "only the first N pictures of each split"
+    parser.add_argument("--first", type=int, metavar="N", help=first)
+    return parser
+
+
+def _unpack(options: argparse.Namespace) -> None:
+    with new_folder(options.out) as temporary:
+        for split, prefix in SPLITS.items():
+            pixels = read_idx(options.source / f"{prefix}-images-idx3-ubyte.gz")
+            labels = read_idx(options.source / f"{prefix}-labels-idx1-ubyte.gz")
+            write_folder(pixels[: options.first], labels[: options.first], temporary / split)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,260 @@
+"""ACT as a method of the model; its operations are tested in test_hashing and test_grouping."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import hvit_jax
+from hvit_jax.errors import InputError
+from hvit_jax.flops import count_flops
+from hvit_jax.models.parameters import build_model, init_parameters
+from hvit_jax.ops.grouping import group_tokens
+from hvit_jax.reducers import make_reducer
+from tests.frozen import block_of
+from tests.published_rows import published, row_config, row_name, token_counts
+
+TOKENS, HEADS = 49, 2
+
+
+@pytest.fixture(scope="module")
+def parameters(small_config):
+    """Random weights with large queries and keys, so that hashes differ between tokens."""
+    parameters = init_parameters(small_config, 3)
+    kernel = parameters["blocks"]["in_proj"]["kernel"]
+    parameters["blocks"]["in_proj"]["kernel"] = 6 * kernel
+    return parameters
+
+
+@pytest.fixture(scope="module")
+def images(small_config):
+    shape = (3, *small_config.image_shape, 3)
+    noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    return jnp.asarray(noise * np.array([0.3, 1.0, 3.0], np.float32)[:, None, None, None])
+
+
+def make(config, parameters, *, method="act", dtype=jnp.float32, unroll=False, **options):
+    reducer = make_reducer(method, **options)
+    return build_model(config, reducer, parameters, dtype=dtype, unroll=unroll)
+
+
+def classify(model, images):
+    graph, state = nnx.split(model)
+    return jax.jit(lambda state, images: nnx.merge(graph, state).classify(images))(state, images)
+
+
+def features(model, images):
+    graph, state = nnx.split(model)
+    return jax.jit(lambda state, images: nnx.merge(graph, state).features(images))(state, images)
+
+
+def clusters_of_block(model, x, index, *, keys=False):
+    """Count the clusters of every image and head in one block of an unrolled model."""
+    q, k, _ = block_of(model, index).qkv(x)
+    draws = model.reducer.draws(model.config)[index]
+    pair = (k, draws.keys) if keys else (q * q.shape[-1] ** -0.5, draws.queries)
+    return np.asarray(group_tokens(*pair, max_groups=TOKENS).distinct)
+
+
+class TestTables:
+    @pytest.mark.parametrize("row", published("act"), ids=row_name)
+    def test_gflops_at_the_mean_number_of_clusters(self, row):
+        """The mean is rounded to a whole cluster, which is 0.05 (L/16) or 0.12 (H/14) GFLOPs."""
+        mean, published = row["mean_clusters_implied"], row["published"]["gflops"]
+        less, gflops, more = (
+            count_flops(row_config(row), make_reducer("act", **row["args"], max_clusters=clusters))
+            / 1e9
+            for clusters in (mean - 1, mean, mean + 1)
+        )
+        assert less < published < more
+        assert gflops == pytest.approx(published, abs=0.11)
+
+    @pytest.mark.parametrize("row", published("act"), ids=row_name)
+    def test_full_size_models_trace(self, row):
+        config = row_config(row)
+        reducer = make_reducer("act", **row["args"], max_clusters=row["mean_clusters_implied"])
+        assert token_counts(config, reducer) == [config.num_patches + 1] * config.depth
+
+    def test_defaults(self, small_config):
+        resolved = make_reducer("act").resolve(small_config)
+        assert (resolved.first_block, resolved.last_block) == (0, 3)
+        assert (resolved.q_hashes, resolved.max_clusters) == (24, TOKENS)
+
+    def test_grouped_keys_save_products(self, small_config):
+        """Blocks of 20 query means on 20 key means instead of on 49 keys; 4 hashes of keys more."""
+        plain = make_reducer("act", max_clusters=20)
+        grouped = make_reducer("act", max_clusters=20, group_keys=True, k_hashes=4)
+        width, pairs = 32, 20 * (49 - 20)
+        saved = pairs * (2 * width + 6 * HEADS) - 2 * HEADS * 20 * 20 - TOKENS * width * 4
+        difference = count_flops(small_config, plain) - count_flops(small_config, grouped)
+        assert difference == small_config.depth * saved
+
+
+class TestEqualities:
+    def test_grouping_nothing_is_dense(self, small_config, parameters, images):
+        dense = make(small_config, parameters, method="dense")
+        nothing = make(small_config, parameters, group_queries=False)
+        assert nothing.reducer.draws(small_config) == (None,) * 4
+        np.testing.assert_array_equal(
+            hvit_jax.jit_model(nothing)(images), hvit_jax.jit_model(dense)(images)
+        )
+
+    @pytest.mark.parametrize("group_keys", [False, True])
+    def test_as_many_slots_as_clusters_are_exact(
+        self, small_config, parameters, images, group_keys
+    ):
+        options = {"q_hashes": 3, "group_keys": group_keys, "k_hashes": 2}
+        free = make(small_config, parameters, **options)
+        found = max(int(state.clusters.max()) for state in features(free, images).states)
+        assert 4 < found < TOKENS
+        enough = make(small_config, parameters, **options, max_clusters=found)
+        logits, report = classify(enough, images)
+        np.testing.assert_allclose(logits, hvit_jax.jit_model(free)(images), atol=1e-5)
+        np.testing.assert_array_equal(report["act_over_budget_heads"], [0, 0, 0])
+
+    def test_more_slots_than_tokens_change_nothing(self, small_config, parameters, images):
+        free, wide = (make(small_config, parameters, max_clusters=m) for m in (None, 10_000))
+        np.testing.assert_array_equal(
+            hvit_jax.jit_model(free)(images), hvit_jax.jit_model(wide)(images)
+        )
+
+    def test_tokens_that_are_alone_in_their_cluster_attend_as_usual(
+        self, small_config, parameters, images
+    ):
+        """With 32 hashes of large queries all clusters are single tokens."""
+        sharp = {**parameters, "blocks": {**parameters["blocks"]}}
+        kernel = 10 * parameters["blocks"]["in_proj"]["kernel"]
+        sharp["blocks"]["in_proj"] = {**parameters["blocks"]["in_proj"], "kernel": kernel}
+        model = make(small_config, sharp, q_hashes=32)
+        seen = features(model, images[2:])
+        assert [int(state.clusters[0]) for state in seen.states] == [TOKENS] * 4
+        dense = hvit_jax.jit_model(make(small_config, sharp, method="dense"))
+        np.testing.assert_allclose(seen.output, dense(images[2:]), atol=1e-4)
+
+    def test_an_image_alone_equals_itself_in_a_batch(self, small_config, parameters, images):
+        options = {"q_hashes": 6, "group_keys": True, "k_hashes": 6, "max_clusters": 9}
+        forward = hvit_jax.jit_model(make(small_config, parameters, **options))
+        alone = np.concatenate([forward(image[None]) for image in images])
+        np.testing.assert_allclose(forward(images), alone, atol=1e-5)
+
+    def test_scan_equals_unrolled(self, small_config, parameters, images):
+        options = {"q_hashes": 6, "max_clusters": 12, "first_block": 1}
+        scanned = make(small_config, parameters, **options)
+        unrolled = make(small_config, parameters, unroll=True, **options)
+        assert len(scanned.segments) == 2 and len(unrolled.segments) == 4
+        pair = [classify(model, images) for model in (scanned, unrolled)]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *pair)
+        assert pair[0][1]["act_over_budget_heads"].sum() > 0
+
+    def test_bfloat16_stays_close(self, small_config, parameters, images):
+        exact, rough = (
+            features(make(small_config, parameters, q_hashes=8, dtype=dtype), images)
+            for dtype in (jnp.float32, jnp.bfloat16)
+        )
+        assert rough.tokens[-1].dtype == jnp.bfloat16
+        np.testing.assert_allclose(exact.states[0].clusters, rough.states[0].clusters, atol=4)
+        # A token that changes its cluster changes much, so few may: not one in ten.
+        moved = np.abs(exact.tokens[0] - rough.tokens[0]).max(-1) > 0.3
+        assert moved.mean() < 0.1 and np.isfinite(rough.output).all()
+
+
+class TestBudgets:
+    def test_counts_and_report(self, small_config, parameters, images):
+        """Both clusterings of both active blocks count, for every head."""
+        options = {"first_block": 1, "last_block": 2, "q_hashes": 4, "k_hashes": 4}
+        model = make(
+            small_config, parameters, unroll=True, group_keys=True, max_clusters=(22, 30), **options
+        )
+        seen = features(model, images)
+        over = np.zeros(3)
+        for block, budget in ((1, 22), (2, 30)):
+            x = seen.tokens[block - 1]
+            found = [clusters_of_block(model, x, block, keys=keys) for keys in (False, True)]
+            over += sum((each > budget).sum(1) for each in found)
+            most = np.max(found, axis=(0, 2))
+            np.testing.assert_array_equal(seen.states[block].clusters, most)
+            counts = model.reducer.counts(seen.states[block])
+            np.testing.assert_array_equal(counts["clusters"][:, 0], most)
+        assert 0 < over.sum() < over.size * 2 * 2 * HEADS
+        report = classify(model, images)[1]
+        np.testing.assert_array_equal(report["act_over_budget_heads"], over)
+        assert model.reducer.budget_blocks(small_config) == (1, 2)
+
+    def test_a_smaller_budget_changes_the_result_but_not_its_shape(
+        self, small_config, parameters, images
+    ):
+        free, tight = (
+            hvit_jax.jit_model(make(small_config, parameters, max_clusters=budget))(images)
+            for budget in (None, 2)
+        )
+        assert np.isfinite(tight).all() and tight.shape == free.shape
+        assert np.abs(tight - free).max() > 1e-3
+
+    def test_gradients_are_finite_where_slots_are_empty(self, small_config, parameters, images):
+        model = make(small_config, parameters, q_hashes=3, group_keys=True, k_hashes=3)
+        graph, state = nnx.split(model)
+
+        @jax.jit
+        def slopes(state, images):
+            return jax.grad(lambda s: jnp.square(nnx.merge(graph, s)(images)).sum())(state)
+
+        for leaf in jax.tree.leaves(slopes(state, images)):
+            assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0
+
+    def test_blocks_with_different_budgets(self, small_config):
+        reducer = make_reducer("act", max_clusters=[20, 20, 10, 99]).resolve(small_config)
+        layers = reducer.schedule(small_config)
+        assert [layer.clusters for layer in layers] == [20, 20, 10, TOKENS]
+
+
+class TestDraws:
+    def test_fixed_by_the_seed_and_different_in_every_block(self, small_config):
+        reducer = make_reducer("act", q_hashes=5, first_block=1, last_block=2)
+        first, again = (reducer.resolve(small_config).draws(small_config) for _ in range(2))
+        assert [entry is None for entry in first] == [True, False, False, True]
+        assert first[1].queries.projection.shape == (16, 5) and first[1].keys is None
+        jax.tree.map(np.testing.assert_array_equal, first, again)
+        other = (
+            make_reducer("act", q_hashes=5, hash_seed=1).resolve(small_config).draws(small_config)
+        )
+        kinds = [first[1], first[2], other[1], other[2]]
+        assert len({float(entry.queries.projection[0, 0]) for entry in kinds}) == 4
+
+    def test_queries_and_keys_have_their_own(self, small_config):
+        reducer = make_reducer("act", q_hashes=5, k_hashes=5, group_keys=True)
+        entry = reducer.resolve(small_config).draws(small_config)[0]
+        assert not np.array_equal(entry.queries.projection, entry.keys.projection)
+
+    def test_given_draws_replace_them(self, small_config, parameters, images):
+        model = make(small_config, parameters, q_hashes=5)
+        other = (
+            make_reducer("act", q_hashes=5, hash_seed=7).resolve(small_config).draws(small_config)
+        )
+        forward = hvit_jax.jit_model(model)
+        seeded = hvit_jax.jit_model(make(small_config, parameters, q_hashes=5, hash_seed=7))
+        np.testing.assert_allclose(forward(images, other), seeded(images), atol=1e-5)
+        assert np.abs(forward(images) - forward(images, other)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"q_hashes": 0}, "q_hashes=0: from 1 to 32"),
+        ({"q_hashes": 33}, "q_hashes=33: from 1 to 32"),
+        ({"k_hashes": 0}, "k_hashes=0: from 1 to 32"),
+        ({"max_clusters": 1}, "max_clusters=1: at least 2"),
+        ({"max_clusters": (9, 9, 9, 1)}, r"max_clusters=\(9, 9, 9, 1\): at least 2"),
+        ({"max_clusters": (9, 9)}, "one for each of 4 blocks"),
+        ({"max_clusters": ()}, "one for each of 4 blocks"),
+        ({"max_clusters": 9.5}, "max_clusters must be"),
+        ({"first_block": 4}, "first_block=4: the model's blocks are 0 to 3"),
+        ({"first_block": -1}, "first_block=-1: the model's blocks are 0 to 3"),
+        ({"first_block": 2, "last_block": 1}, "last_block=1: from first_block=2 to 3"),
+        ({"last_block": 4}, "last_block=4: from first_block=0 to 3"),
+        ({"hash_seed": -1}, "hash_seed=-1: from 0 to 4294967295"),
+    ],
+)
+def test_bad_options(small_config, options, message):
+    with pytest.raises(InputError, match=message):
+        hvit_jax.create(small_config, "act", **options)

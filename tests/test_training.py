@@ -1,0 +1,122 @@
+"""The training command on a handful of pictures: it learns, resumes exactly, refuses nonsense."""
+
+import csv
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from hvit_jax.checkpoint import load_parameters, read_description
+from hvit_jax.training import run as run_module
+from hvit_jax.training.cli import main
+from hvit_jax.training.data import Augmentation, training_batches
+
+SIZES = "--patch-size 4 --depth 2 --width 16 --heads 2 --mlp-width 32 -r 16".split()
+RECIPE = "--epochs 6 -b 8 --warmup-epochs 0.5 --log-every 2 --save-every 100 --seed 3".split()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two classes that differ in brightness, 12 pictures each."""
+    root, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for name, low in (("dark", 0), ("light", 150)):
+        (root / "train" / name).mkdir(parents=True)
+        for index in range(12):
+            pixels = random.integers(low, low + 100, (20, 18, 3), np.uint8)
+            Image.fromarray(pixels).save(root / "train" / name / f"{index}.png")
+    return root
+
+
+def rows(output):
+    with (output / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def parameters(output):
+    directory = output / "checkpoint"
+    return load_parameters(directory, read_description(directory).config)
+
+
+def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, monkeypatch, capsys):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert main([str(data), "--output", str(straight), *SIZES, *RECIPE]) == 0
+    losses = [float(row["loss"]) for row in rows(straight)]
+    assert len(losses) == 9 and losses[-1] < 0.5 * losses[0]
+    description = read_description(straight / "checkpoint")
+    assert description.classes == ("dark", "light") and description.config.num_classes == 2
+
+    batches = run_module.training_batches
+
+    def interrupted(*arguments, **options):
+        for index, batch in enumerate(batches(*arguments, **options)):
+            if index == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    monkeypatch.setattr(run_module, "training_batches", interrupted)
+    assert main([str(data), "--output", str(broken), *SIZES, *RECIPE]) == 130
+    monkeypatch.setattr(run_module, "training_batches", batches)
+    assert not (broken / "checkpoint").exists()
+    capsys.readouterr()
+    changed = [*RECIPE, "--learning-rate", "0.5"]
+    assert main([str(data), "--output", str(broken), "--resume", *SIZES, *changed]) == 2
+    assert "learning_rate was 0.001 and is 0.5" in capsys.readouterr().err
+    assert main([str(data), "--output", str(broken), "--resume", *SIZES, *RECIPE]) == 0
+    assert "from step 8" in capsys.readouterr().out
+    assert [row["loss"] for row in rows(broken)] == [row["loss"] for row in rows(straight)]
+    jax.tree.map(np.testing.assert_array_equal, parameters(broken), parameters(straight))
+
+    tuned = tmp_path / "tuned"
+    start = ["--checkpoint", str(straight / "checkpoint"), "-r", "24"]
+    short = "--epochs 1 -b 8 --warmup-epochs 0 --dtype bfloat16 --method hourglass -l 1".split()
+    assert main([str(data), "--output", str(tuned), *start, *short]) == 0
+    assert parameters(tuned)["pos_embedding"].shape == (1 + 36, 16)
+    assert main([str(data), "--output", str(tuned), "--resume", *start, *short]) == 2
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_batches_do_not_depend_on_where_they_start(data):
+    folder = run_module.read_folder(data, splits=("train",))
+    options = dict(batch_size=5, seed=1, workers=0)
+    augmentation = Augmentation((8, 12), crop_scale=0.5, flip=True)
+    whole, late = (
+        training_batches(folder, augmentation, first_step=step, **options) for step in (0, 6)
+    )
+    expected = [next(whole) for _ in range(8)][6:]
+    for batch in expected:
+        again = next(late)
+        assert batch["pixels"].shape == (5, 8, 12, 3)
+        np.testing.assert_array_equal(batch["pixels"], again["pixels"])
+        np.testing.assert_array_equal(batch["label"], again["label"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give one of --checkpoint, --model, or the sizes"),
+        (["--model", "vit_b16", "--depth", "2"], "give one of --checkpoint"),
+        (["--depth", "2", "-r", "16"], "also needs --patch-size, --width, --heads, --mlp-width"),
+        (["--model", "vit_x"], "unknown model 'vit_x'"),
+        ([*SIZES, "-r", "17"], "resolution 17 is not a multiple of the patch size 4"),
+        ([*SIZES, "--epochs", "0"], "--epochs 0.0 must be at least"),
+        ([*SIZES, "--crop-scale", "2"], "--crop-scale 2.0 must be at least 0.001 and at most 1"),
+        ([*SIZES, "--keep-rate", "0.5"], "dense has no option --keep-rate"),
+        (["--checkpoint", "missing"], "checkpoint missing does not exist"),
+    ],
+)
+def test_bad_input_is_one_line(data, tmp_path, capsys, arguments, message):
+    output = tmp_path / "run"
+    assert main([str(data), "--output", str(output), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not output.exists()
+
+
+def test_an_existing_or_foreign_output_is_refused(data, tmp_path, capsys):
+    assert main([str(data), "--output", str(tmp_path), *SIZES]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main([str(data), "--output", str(tmp_path), "--resume", *SIZES]) == 2
+    assert "holds no run to resume" in capsys.readouterr().err

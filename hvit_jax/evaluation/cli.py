@@ -98,28 +98,23 @@ def _evaluate(options: Options, inputs: _Inputs, model: ViT, messages: Console) 
         "data": inputs.data,
         "checkpoint": inputs.checkpoint,
         "checkpoint_source": inputs.description.source,
+        "compile_seconds": None,
     }
-    messages.print(f"{len(source)} pictures in {len(source.classes)} classes; {describe(about)}")
+    messages.print(f"{len(source)} pictures, {len(source.classes)} classes; {describe(about)}")
     stop, shape = None, model.config.image_shape
     # The workers start to decode while the model compiles.
     with (
         sigterm_raises(),
         load_batches(source, shape, batch_size=batch_size, workers=options.workers) as batches,
     ):
-        started = time.perf_counter()
-        step = compile_step(model, batch_size)
-        about["compile_seconds"] = time.perf_counter() - started
-        messages.print(f"compiled in {about['compile_seconds']:.1f} s")
         try:
+            started = time.perf_counter()
+            step = compile_step(model, batch_size)
+            about["compile_seconds"] = time.perf_counter() - started
+            messages.print(f"compiled in {about['compile_seconds']:.1f} s")
+            skip = options.on_error == "skip"
             with show_progress(messages, len(source)) as on_batch:
-                score(
-                    step,
-                    batches,
-                    inputs.labels,
-                    tally,
-                    skip_unreadable=options.on_error == "skip",
-                    on_batch=on_batch,
-                )
+                score(step, batches, inputs.labels, tally, skip_unreadable=skip, on_batch=on_batch)
         except KeyboardInterrupt as error:
             stop = error
         _finish(options, inputs, model, tally, {**about, "partial": stop is not None})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -51,14 +51,14 @@ class TokenState:
     source: Int[Array, "B P"] | None
     dropped: Float[Array, "B P C"] | None
 
-    def moved(self, x: Float[Array, "B N C"], places: Int[Array, "B N"]) -> TokenState:
+    def moved(self, x: Float[Array, "B N C"], places: Int[Array, "B N"]) -> Self:
         """Follow tokens to their new places; without tracing, do nothing.
 
         Args:
             x: the tokens before they move.
             places: the new index of every token, -1 for one that is dropped.
         """
-        if self.source is None:
+        if self.source is None or self.dropped is None:
             return self
         here = jnp.maximum(self.source, 0)
         new = jnp.where(self.source < 0, -1, jnp.take_along_axis(places, here, axis=1))
@@ -142,7 +142,12 @@ class Reducer:
         Args:
             tokens: tokens after a block, CLS first.
             state: the traced state after the same block.
+
+        Raises:
+            InputError: if the state is not traced.
         """
+        if state.source is None or state.dropped is None:
+            raise InputError("restore needs a traced state, as model.features returns it")
         held = jnp.take_along_axis(tokens, jnp.maximum(state.source, 0)[..., None], axis=1)
         return jnp.where((state.source >= 0)[..., None], held, state.dropped)
 

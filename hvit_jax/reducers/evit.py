@@ -13,7 +13,7 @@ from hvit_jax.models.attention import attention_and_column_mean, class_attention
 from hvit_jax.models.block import Block
 from hvit_jax.ops.selection import best_places, descending_order, keep_best, kept_tokens
 from hvit_jax.reducers.base import Layer, Reducer, TokenState
-from hvit_jax.reducers.options import option
+from hvit_jax.reducers.options import known, option
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class EViT(Reducer):
 
     def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
         """Fewer tokens after every dropping block."""
-        layers, tokens = [], config.num_patches + 1
+        layers, tokens, locations = [], config.num_patches + 1, known(self.drop_locations)
         for index in range(config.depth):
             keep = kept_tokens(self.keep_rate, tokens - 1)
-            if index in self.drop_locations and keep < tokens - 1:
+            if index in locations and keep < tokens - 1:
                 layers.append(Layer(tokens, 1 + keep + self.fuse_token, "drop"))
             else:
                 layers.append(Layer(tokens, tokens))

@@ -17,7 +17,7 @@ from hvit_jax.models.attention import class_attention
 from hvit_jax.models.block import Block
 from hvit_jax.ops.selection import descending_order, new_places, running_score, take_tokens
 from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace
-from hvit_jax.reducers.options import option
+from hvit_jax.reducers.options import known, option
 
 # The middle rows of the published tables, and for 12 blocks the paper's choice.
 _PUBLISHED = {12: (4, 0.5), 24: (8, 0.6), 32: (14, 0.5)}
@@ -83,13 +83,14 @@ class EvoViT(Reducer):
     def _check(self, config: ViTConfig) -> None:
         last, patches = config.depth - 1, config.num_patches
         self.check(
-            1 <= self.prune_location <= last,
+            1 <= known(self.prune_location) <= last,
             "prune_location",
             f"at least 1, for block 0 gives the first scores, and the last block is {last}",
         )
-        self.check(0 < self.prune_ratio <= 1, "prune_ratio", "above 0 and at most 1")
+        ratio = known(self.prune_ratio)
+        self.check(0 < ratio <= 1, "prune_ratio", "above 0 and at most 1")
         self.check(
-            int(self.prune_ratio * patches) >= 1,
+            int(ratio * patches) >= 1,
             "prune_ratio",
             f"leaves none of {patches} patch tokens; at least {math.ceil(1e4 / patches) / 1e4}",
         )
@@ -101,8 +102,9 @@ class EvoViT(Reducer):
         sizes = (patches + 1, patches + 1)
         first = EvoLayer(*sizes, "first", patches)
         scoring = EvoLayer(*sizes, "score", patches)
-        pruning = EvoLayer(*sizes, "prune", int(self.prune_ratio * patches))
-        before, after = self.prune_location - 1, config.depth - self.prune_location
+        pruning = EvoLayer(*sizes, "prune", int(known(self.prune_ratio) * patches))
+        location = known(self.prune_location)
+        before, after = location - 1, config.depth - location
         return (first, *(scoring,) * before, *(pruning,) * after)
 
     def init(self, x: Float[Array, "B N C"], *, trace: bool) -> EvoState:

@@ -13,11 +13,10 @@ from jaxtyping import Array, Float
 
 from hvit_jax import flops
 from hvit_jax.config import ViTConfig
-from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block
 from hvit_jax.ops.clustering import cluster_labels, cluster_tokens, reconstruct_tokens
 from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace
-from hvit_jax.reducers.options import option
+from hvit_jax.reducers.options import known, option
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Hourglass(Reducer):
     def _check(self, config: ViTConfig) -> None:
         last = config.depth - 1
         self.check(
-            0 <= self.cluster_location <= last,
+            0 <= known(self.cluster_location) <= last,
             "cluster_location",
             f"the model's blocks are 0 to {last}",
         )
@@ -104,24 +103,22 @@ class Hourglass(Reducer):
         Raises:
             InputError: if a single number is not a perfect square.
         """
-        if isinstance(self.num_clusters, tuple):
-            return self.num_clusters
-        side = math.isqrt(max(0, self.num_clusters))
-        if side**2 != self.num_clusters or side == 0:
-            near = max(1, round(max(0, self.num_clusters) ** 0.5))
-            raise InputError(
-                f"hourglass: num_clusters={self.num_clusters}: not a perfect square; "
-                f"the nearest is {near**2}, or give rows and columns"
-            )
+        clusters = known(self.num_clusters)
+        if isinstance(clusters, tuple):
+            return clusters
+        side = max(1, round(max(0, clusters) ** 0.5))
+        wanted = f"not a perfect square; the nearest is {side**2}, or give rows and columns"
+        self.check(side**2 == clusters, "num_clusters", wanted)
         return side, side
 
     def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
         """All patches up to `cluster_location`, centroids from there on."""
         clusters = self.cluster_grid
         full, reduced = config.num_patches + 1, math.prod(clusters) + 1
-        before = (Layer(full, full),) * self.cluster_location
+        location = known(self.cluster_location)
+        before = (Layer(full, full),) * location
         at = ClusterLayer(full, reduced, "cluster", config.grid, clusters)
-        after = (Layer(reduced, reduced),) * (config.depth - self.cluster_location - 1)
+        after = (Layer(reduced, reduced),) * (config.depth - location - 1)
         return (*before, at, *after)
 
     def init(self, x: Float[Array, "B N C"], *, trace: bool) -> HourglassState:
@@ -140,7 +137,7 @@ class Hourglass(Reducer):
         self, tokens: Float[Array, "B N C"], state: HourglassState
     ) -> Float[Array, "B P C"]:
         """Reconstruct the grid from processed centroids; see `reconstruct_tokens`."""
-        if state.centroids is None:
+        if state.centroids is None or state.before is None:
             return tokens[:, 1:]
         return reconstruct_tokens(state.before, state.centroids, tokens[:, 1:])
 

@@ -6,9 +6,11 @@ import dataclasses
 import math
 import types
 import typing
-from typing import Any
+from typing import Any, TypeVar
 
 from hvit_jax.errors import InputError
+
+Value = TypeVar("Value")
 
 
 def option(default: Any, help: str, *, short: str | None = None, choices: tuple = ()) -> Any:
@@ -22,6 +24,17 @@ def option(default: Any, help: str, *, short: str | None = None, choices: tuple 
     """
     metadata = {"help": help, "short": short, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def known(value: Value | None) -> Value:
+    """Read an option whose default depends on the model.
+
+    Raises:
+        InputError: if the method has not been resolved, so that the value is not known.
+    """
+    if value is None:
+        raise InputError("this option depends on the model's size; call resolve(config) first")
+    return value
 
 
 def checked_values(reducer: Any) -> dict[str, Any]:

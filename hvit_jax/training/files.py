@@ -40,7 +40,8 @@ class StateFolder:
         if step is None:
             return None
         try:
-            return self.manager.restore(step, args=ocp.args.StandardRestore(like))
+            restored: Any = self.manager.restore(step, args=ocp.args.StandardRestore(like))
+            return restored
         except (ValueError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0][:200]
             raise InputError(

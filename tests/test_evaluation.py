@@ -13,6 +13,7 @@ from hvit_jax.checkpoint import Description
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.loader import Batch
 from hvit_jax.data.preprocess import normalize, resize_and_crop
+from hvit_jax.evaluation.cli import main
 from hvit_jax.evaluation.labels import head_labels
 from hvit_jax.evaluation.step import compare, compile_step
 from hvit_jax.evaluation.tally import Tally, Totals
@@ -181,6 +182,14 @@ def test_results_file_and_table(checkpoint, pictures, tmp_path, capsys):
     out = capsys.readouterr().out
     for text in ("top-1 (%)", "images/s", "GFLOPs", "dense, custom at 32x32, bfloat16"):
         assert text in out
+
+
+def test_demo_runs_without_arguments(checkpoint, pictures, monkeypatch, capsys):
+    monkeypatch.setattr("hvit_jax.demo.checkpoint_dir", lambda: checkpoint)
+    monkeypatch.setattr("hvit_jax.demo.images_dir", lambda: pictures)
+    assert main(["-j", "0"]) == 0
+    captured = capsys.readouterr()
+    assert "10 pictures, 7 classes" in captured.err and "top-1 (%)" in captured.out
 
 
 def test_published_row_is_shown_beside(capsys):

@@ -88,6 +88,18 @@ def test_interrupt_saves_what_was_scored(many, checkpoint, tmp_path, number, wor
     wait_for_end(helpers)
 
 
+def test_interrupt_during_compilation(many, checkpoint, tmp_path):
+    words = ("-j", 0, "--output", tmp_path / "r.json")
+    with start_process(many, "--checkpoint", checkpoint, *words) as process:
+        next(line for line in process.stderr if f"{PICTURES} pictures" in line)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert results["partial"] is True and results["images"] < PICTURES
+    assert "Traceback" not in err
+
+
 def test_workers_end_with_a_killed_program(many, checkpoint):
     with start_process(many, "--checkpoint", checkpoint, "-b", 1, "-j", 1) as process:
         wait_for_scoring(process)

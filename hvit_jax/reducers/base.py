@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from hvit_jax.reducers.options import checked_values
 
 if typing.TYPE_CHECKING:
     from hvit_jax.models.block import Block
+
+
+State = TypeVar("State", bound="TokenState")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class TokenState:
     source: Int[Array, "B P"] | None
     dropped: Float[Array, "B P C"] | None
 
-    def moved(self, x: Float[Array, "B N C"], places: Int[Array, "B N"]) -> Self:
+    def moved(self: State, x: Float[Array, "B N C"], places: Int[Array, "B N"]) -> State:
         """Follow tokens to their new places; without tracing, do nothing.
 
         Args:

@@ -100,7 +100,7 @@ def _evaluate(options: Options, inputs: _Inputs, model: ViT, messages: Console) 
         "checkpoint_source": inputs.description.source,
         "compile_seconds": None,
     }
-    messages.print(f"{len(source)} pictures, {len(source.classes)} classes; {describe(about)}")
+    counts = f"{len(source)} pictures, {len(source.classes)} classes"
     stop, shape = None, model.config.image_shape
     # The workers start to decode while the model compiles.
     with (
@@ -108,6 +108,7 @@ def _evaluate(options: Options, inputs: _Inputs, model: ViT, messages: Console) 
         load_batches(source, shape, batch_size=batch_size, workers=options.workers) as batches,
     ):
         try:
+            messages.print(f"{counts}; {describe(about)}")
             started = time.perf_counter()
             step = compile_step(model, batch_size)
             about["compile_seconds"] = time.perf_counter() - started

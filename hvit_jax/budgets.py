@@ -1,12 +1,10 @@
-"""Budgets of a method: measured, proposed, and read back from the files that hold them."""
+"""Budgets of a method: measured and proposed."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +17,7 @@ from hvit_jax.data.loader import Batch
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.errors import InputError
 from hvit_jax.models.vit import ViT
-from hvit_jax.reducers import Reducer, make_reducer
+from hvit_jax.reducers import Reducer
 
 # Matrix products on GPUs work in tiles of 8 rows and more.
 MULTIPLE = 8
@@ -157,35 +155,3 @@ def with_budgets(reducer: Reducer, budgets: int | tuple[int, ...] | None) -> Red
     if reducer.budget_option is None:
         raise InputError(f"{reducer.name} has no budgets: its counts do not depend on the picture")
     return dataclasses.replace(reducer, **{reducer.budget_option: budgets})
-
-
-def read_method_args(path: str | Path, method: str) -> dict[str, Any]:
-    """Read a method's options from a file that `python -m hvit_jax.calibrate` wrote.
-
-    Args:
-        path: the JSON file.
-        method: the method that they are wanted for.
-
-    Returns:
-        Options for `make_reducer(method, ...)`.
-
-    Raises:
-        InputError: if the file cannot be read, is of another method, or its options are wrong.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("args"), dict):
-        raise InputError(
-            f"{path} holds no method's options; python -m hvit_jax.calibrate writes such files"
-        )
-    if content.get("method") != method:
-        raise InputError(f"{path} is for the method {content.get('method')!r}, not {method!r}")
-    try:
-        make_reducer(method, **content["args"])
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    return content["args"]

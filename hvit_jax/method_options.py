@@ -14,6 +14,7 @@ from typing import Any
 
 from hvit_jax.command_line import ArgumentParser
 from hvit_jax.errors import InputError, unknown
+from hvit_jax.method_files import read_method_args
 from hvit_jax.reducers import REDUCERS, Reducer, make_reducer
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
@@ -31,8 +32,8 @@ def parse_with_method(
     """Parse a command line that has `--method NAME` and that method's own options.
 
     Args:
-        parser: a parser with the command's general options; it gets `--method` and the options of
-            the chosen method, which `--help` then shows too.
+        parser: a parser with the command's general options; it gets `--method`, `--method-args` and
+            the options of the chosen method, which `--help` then shows too.
         arguments: the command line, without the program's name.
         default: the method where none is given.
         list_flags: general options that take several numbers, declared with `type=numbers`.
@@ -48,12 +49,13 @@ def parse_with_method(
     options, surplus = parser.parse_known_args(_join_numbers(arguments, flags))
     if surplus:
         raise _not_an_option(parser, surplus[0], method)
+    from_file = read_method_args(options.method_args, method) if options.method_args else {}
     given = {
         name.removeprefix(_PREFIX): value
         for name, value in vars(options).items()
         if name.startswith(_PREFIX)
     }
-    return options, make_reducer(method, **given)
+    return options, make_reducer(method, **{**from_file, **given})
 
 
 def numbers(text: str) -> int | float | str | tuple[int | float | str, ...]:
@@ -78,6 +80,8 @@ def _chosen_method(parser: ArgumentParser, arguments: Sequence[str], default: st
     finder = ArgumentParser(prog=parser.prog, add_help=False)
     for each in (parser, finder):
         each.add_argument("--method", default=default, metavar="NAME", help=text)
+    file = "JSON file with the method's options, from calibrate or --output; options here win"
+    parser.add_argument("--method-args", metavar="FILE", help=file)
     method = finder.parse_known_args(arguments)[0].method
     if method not in REDUCERS:
         raise unknown("method", method, REDUCERS)

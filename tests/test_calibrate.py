@@ -8,13 +8,14 @@ from flax import nnx
 from PIL import Image
 
 import hvit_jax
-from hvit_jax.budgets import BlockCounts, propose, read_method_args
+from hvit_jax.budgets import BlockCounts, propose
 from hvit_jax.calibrate import main
 from hvit_jax.checkpoint import Description, save_checkpoint
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.data.source import Source
 from hvit_jax.data.subset import spread
+from hvit_jax.method_files import read_method_args
 from hvit_jax.models.parameters import init_parameters
 
 CONFIG = hvit_jax.ViTConfig(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import hvit_jax
-from hvit_jax.checkpoint import Description
+from hvit_jax.checkpoint import Description, read_description
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.loader import Batch
 from hvit_jax.data.preprocess import normalize, resize_and_crop
@@ -144,7 +144,9 @@ def test_predictions_are_the_logits_of_the_api(
 
 
 def test_parity_predictions_of_a_converted_checkpoint(golden_checkpoint, goldens, tmp_path):
-    classes = hvit_jax.load(golden_checkpoint).config.num_classes
+    classes = read_description(golden_checkpoint).config.num_classes
+    if not classes:
+        pytest.skip("this golden checkpoint has no head to evaluate")
     pictures = make_pictures(tmp_path / "data", classes=classes)
     logits, _ = api_logits(golden_checkpoint, pictures)
     _, found = results_of(pictures, golden_checkpoint, tmp_path, "-b", "8")

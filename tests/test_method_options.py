@@ -161,3 +161,16 @@ def test_help_shows_defaults_and_choices(capsys):
 def test_numbers_are_read_back(values):
     found = numbers(" ".join(map(repr, values)))
     assert found == (values[0] if len(values) == 1 else tuple(values))
+
+
+def test_options_from_a_file_yield_to_the_command_line(tmp_path):
+    path = tmp_path / "options.json"
+    path.write_text('{"method": "evit", "args": {"keep_rate": 0.5, "drop_locations": [1, 2]}}')
+    words = ["--method", "evit", "--method-args", str(path)]
+    _, reducer = parse_with_method(ArgumentParser(prog="program"), words)
+    assert reducer.options()["drop_locations"] == [1, 2]
+    assert reducer.options()["keep_rate"] == 0.5
+    _, reducer = parse_with_method(ArgumentParser(prog="program"), [*words, "--keep-rate", "0.9"])
+    assert reducer.options()["keep_rate"] == 0.9
+    with pytest.raises(InputError, match="is for the method 'evit', not 'dense'"):
+        parse_with_method(ArgumentParser(prog="program"), words[2:])

@@ -26,7 +26,7 @@ from hvit_jax.training.optimizer import make_optimizer
 from hvit_jax.training.start import first_parameters
 
 # Options that a resumed run may change.
-FREE = ("resume", "output", "workers", "log_every", "save_every")
+FREE = ("resume", "output", "workers", "log_every", "save_every", "method_args")
 
 
 def train(options: argparse.Namespace, reducer: Reducer) -> None:

@@ -15,7 +15,7 @@ from hvit_jax.config import named_config
 from hvit_jax.errors import InputError
 from hvit_jax.flops import count_flops
 from hvit_jax.models.parameters import build_model, init_parameters
-from hvit_jax.models.vit import segments
+from hvit_jax.models.segments import segments
 from hvit_jax.reducers import Reducer, ToMe
 from tests.golden import Goldens, method_args
 

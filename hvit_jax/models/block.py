@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -102,3 +104,21 @@ class Block(nnx.Module):
         """Run the block on all tokens, without reduction."""
         x = x + self.project(self.attend(*self.qkv(x)))
         return x + self.mlp(x)
+
+
+def stack_blocks(count: int, config: ViTConfig, *, rngs: nnx.Rngs, **options: Any) -> Block:
+    """Make several blocks whose parameters are stacked along a first axis, to be scanned over.
+
+    Args:
+        count: how many.
+        config: the model's sizes.
+        rngs: draws the initial weights, each block's own.
+        **options: `dtype`, `param_dtype` and `attention` of `Block`.
+    """
+
+    @nnx.split_rngs(splits=count)
+    @nnx.vmap
+    def create(rngs: nnx.Rngs) -> Block:
+        return Block(config, rngs=rngs, **options)
+
+    return create(rngs)

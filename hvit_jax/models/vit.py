@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.errors import InputError
-from hvit_jax.models.block import Block, layer_norm
+from hvit_jax.models.block import Block, layer_norm, stack_blocks
+from hvit_jax.models.segments import segments
 from hvit_jax.reducers.base import Layer, Reducer, TokenState
 
 
@@ -70,16 +71,6 @@ class ViT(nnx.Module):
         self.dtype = jnp.dtype(dtype)
         weights = jnp.dtype(param_dtype or dtype)
 
-        def stack(count: int) -> Block:
-            @nnx.split_rngs(splits=count)
-            @nnx.vmap
-            def create(rngs: nnx.Rngs) -> Block:
-                return Block(
-                    config, dtype=self.dtype, param_dtype=weights, attention=attention, rngs=rngs
-                )
-
-            return create(rngs)
-
         self.patch_embed = nnx.Linear(
             3 * config.patch_size**2,
             config.width,
@@ -90,7 +81,10 @@ class ViT(nnx.Module):
         positions = jax.random.normal(rngs.params(), (config.num_patches + 1, config.width))
         self.class_token = nnx.Param(jnp.zeros(config.width))
         self.pos_embedding = nnx.Param(0.02 * positions)
-        self.segments = nnx.List([stack(count) for _, count in self.runs()])
+        options = {"dtype": self.dtype, "param_dtype": weights, "attention": attention}
+        self.segments = nnx.List(
+            [stack_blocks(count, config, rngs=rngs, **options) for _, count in self.runs()]
+        )
         self.ln = layer_norm(config.width, dtype=jnp.float32, rngs=rngs)
         self.head = (
             nnx.Linear(config.width, config.num_classes, rngs=rngs) if config.num_classes else None
@@ -196,25 +190,6 @@ class ViT(nnx.Module):
     def _finish(self, x):
         cls = self.ln(x[:, 0].astype(jnp.float32))
         return cls if self.head is None else self.head(cls)
-
-
-def segments(layers: tuple[Layer, ...], *, unroll: bool = False) -> list[tuple[Layer, int]]:
-    """Group consecutive blocks that can share one scanned program.
-
-    Blocks share it if their entries are equal and keep the token count.
-
-    Args:
-        layers: the schedule.
-        unroll: give every block a segment of its own.
-    """
-    runs: list[tuple[Layer, int]] = []
-    for layer in layers:
-        same = runs and runs[-1][0] == layer and layer.tokens_in == layer.tokens_out
-        if same and not unroll:
-            runs[-1] = (layer, runs[-1][1] + 1)
-        else:
-            runs.append((layer, 1))
-    return runs
 
 
 def patchify(images: Float[Array, "B H W 3"], patch_size: int) -> Float[Array, "B P D"]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from hvit_jax.checkpoint import load_parameters, read_description, resize_parameters
 from hvit_jax.config import ViTConfig, named_config
 from hvit_jax.errors import InputError
+from hvit_jax.models.attention import check_implementation
 from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.models.vit import ViT
 from hvit_jax.reducers import Reducer, make_reducer
@@ -86,6 +87,8 @@ def create(
         InputError: (a ValueError) for unknown names or options that do not fit.
     """
     named = isinstance(config_or_name, str)
+    if not named and not isinstance(config_or_name, ViTConfig):
+        raise InputError(f"expected a ViTConfig or a model's name, got {config_or_name!r}")
     config = named_config(config_or_name) if named else config_or_name
     config = with_resolution(config, resolution)
     reducer = make_reducer(method, **method_args).resolve(config)
@@ -99,6 +102,7 @@ def with_resolution(config: ViTConfig, resolution: int | tuple[int, int] | None)
 
 
 def _options(dtype: str, param_dtype: str | None, attention: str, unroll: bool) -> dict[str, Any]:
+    check_implementation(attention)
     for name in (dtype, param_dtype or dtype):
         if str(name) not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from hvit_jax.errors import InputError, unknown
@@ -16,9 +17,13 @@ def as_pair(value: Any) -> tuple[int, int]:
         InputError: for anything but one or two whole numbers.
     """
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
+    if len(pair) != 2 or not all(_is_whole(side) for side in pair):
         raise InputError(f"expected one or two whole numbers (height, width), got {value!r}")
-    return pair[0], pair[1]
+    return int(pair[0]), int(pair[1])
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class ViTConfig:
         object.__setattr__(self, "resolution", as_pair(self.resolution))
         for field in dataclasses.fields(self)[1:]:
             value, least = getattr(self, field.name), int(field.name != "num_classes")
-            if not isinstance(value, int) or value < least:
+            if not _is_whole(value) or value < least:
                 raise InputError(
                     f"{field.name} must be a whole number of at least {least}, got {value!r}"
                 )

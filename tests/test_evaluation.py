@@ -68,7 +68,7 @@ def test_tally_ignores_padding_and_unreadable_rows():
     tally.add(batch_of((4,), {}), labels, outputs, 0.0)
     totals = tally.totals
     assert (totals.images, totals.correct, totals.correct_top5) == (4, 3, 4)
-    assert (totals.unreadable, totals.batches, totals.first_images) == (1, 2, 3)
+    assert (totals.unreadable, totals.batches) == (1, 2)
     assert totals.report == {"over_budget": 14.0}
     assert totals.loss == pytest.approx(3 * np.log1p(np.exp(-3)) + np.log1p(np.exp(3)), rel=1e-6)
     assert tally.skipped == ["picture x: broken"]
@@ -84,10 +84,8 @@ def test_tally_shows_whole_batches_only():
 
 
 def test_speed_leaves_out_the_first_batch():
-    several = Totals(images=100, batches=3, first_images=40, times=(1.0, 9.0, 12.0))
-    assert several.images_per_second == 20.0
-    single = Totals(images=40, batches=1, first_images=40, times=(1.0, 9.0, 9.0))
-    assert single.images_per_second == 5.0
+    several = Totals(images=100, batches=3, times=(2.0, 12.0))
+    assert several.images_per_second == 10.0
     assert Totals().images_per_second is None
     assert Totals().percent(0) is None
 

@@ -102,6 +102,8 @@ def test_batches_do_not_depend_on_where_they_start(data):
         (["--model", "vit_x"], "unknown model 'vit_x'"),
         ([*SIZES, "-r", "17"], "resolution 17 is not a multiple of the patch size 4"),
         ([*SIZES, "--epochs", "0"], "--epochs 0.0 must be at least"),
+        ([*SIZES, "--epochs", "inf"], "--epochs inf must be at least 1e-09, and finite"),
+        ([*SIZES, "--seed", "-1"], "--seed -1 must be at least 0 and at most 4294967295"),
         ([*SIZES, "--crop-scale", "2"], "--crop-scale 2.0 must be at least 0.001 and at most 1"),
         ([*SIZES, "--keep-rate", "0.5"], "dense has no option --keep-rate"),
         (["--checkpoint", "missing"], "checkpoint missing does not exist"),
@@ -120,3 +122,15 @@ def test_an_existing_or_foreign_output_is_refused(data, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
     assert main([str(data), "--output", str(tmp_path), "--resume", *SIZES]) == 2
     assert "holds no run to resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_damaged_picture_is_named_and_leaves_the_output_free(tmp_path, capsys, workers):
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    (tmp_path / "data" / "a" / "bad.png").write_bytes(b"no picture")
+    output = tmp_path / "run"
+    command = [str(tmp_path / "data"), "--output", str(output), *SIZES, "-j", workers, "-b", "1"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "a/bad.png" in error and error.count("\n") == 1
+    assert not output.exists()

@@ -128,8 +128,7 @@ def load_batches(
         raise InputError(
             f"batch size must be at least 1 and workers at least 0, got {batch_size} and {workers}"
         )
-    if not flags.FLAGS.is_parsed():  # Grain reads absl's flags, which only absl programs parse.
-        flags.FLAGS.mark_as_parsed()
+    parse_flags()
     pictures = iter(_pictures(source, resolution, batch_size, workers))
     batches = grain.experimental.ThreadPrefetchDatasetIterator(
         _Batches(pictures, len(source), batch_size), prefetch_buffer_size=_BATCHES_AHEAD
@@ -151,6 +150,12 @@ def load_batches(
         pictures.close()
 
 
+def parse_flags() -> None:
+    """Mark absl's flags as parsed: Grain reads them, and only absl programs parse them."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
 def _pictures(source, resolution, batch_size, workers):
     pictures = grain.MapDataset.range(len(source)).map(_Decode(source, resolution))
     if not workers:
@@ -166,7 +171,7 @@ def _pictures(source, resolution, batch_size, workers):
         dataset = grain.experimental.WithOptionsIterDataset(dataset, through_pipes)
     return dataset.mp_prefetch(
         grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead),
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
 
 
@@ -179,8 +184,14 @@ def _fits_shared_memory(pictures: int, resolution: tuple[int, int]) -> bool:
     return free > 2 * pictures * 3 * resolution[0] * resolution[1]
 
 
-def _start_worker(index: int, count: int) -> None:
-    """Keep a worker off the accelerator, and end it with the program that started it."""
+def start_worker(index: int, count: int) -> None:
+    """Keep a worker off the accelerator, deaf to Ctrl-C, and end it with its program.
+
+    Args:
+        index: of the worker.
+        count: of all workers.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["JAX_PLATFORMS"] = "cpu"
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

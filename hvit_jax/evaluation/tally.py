@@ -25,8 +25,7 @@ class Totals:
         unreadable: pictures that could not be read, which no other count includes.
         report: sums of what the method reports.
         batches: batches that these sums hold.
-        first_images: pictures of the first batch.
-        times: when the first batch was in hand, when it was done, and when the last one was.
+        times: when the first batch was in hand, and when the last one was done.
     """
 
     images: int = 0
@@ -37,18 +36,12 @@ class Totals:
     unreadable: int = 0
     report: dict[str, float] = field(default_factory=dict)
     batches: int = 0
-    first_images: int = 0
-    times: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    times: tuple[float, float] = (0.0, 0.0)
 
     @property
     def images_per_second(self) -> float | None:
-        """Steady speed: without compilation, the start of workers, and the first batch.
-
-        Of a single batch, the time it took once its pictures were decoded.
-        """
-        start, first, last = self.times
-        if self.batches > 1:
-            return (self.images - self.first_images) / (last - first)
+        """Steady speed, from the first batch in hand: without compilation and start of workers."""
+        start, last = self.times
         return self.images / (last - start) if self.batches else None
 
     def mean(self, total: float) -> float | None:
@@ -128,7 +121,7 @@ class Tally:
 def _plus(old: Totals, batch: Batch, new: Outputs, started: float) -> Totals:
     now, valid = time.perf_counter(), batch.valid
     images = int(valid.sum())
-    start, first, _ = old.times if old.batches else (started, now, now)
+    start = old.times[0] if old.batches else started
     return Totals(
         images=old.images + images,
         correct=old.correct + int(new.correct[valid].sum()),
@@ -141,8 +134,7 @@ def _plus(old: Totals, batch: Batch, new: Outputs, started: float) -> Totals:
             for name, values in new.report.items()
         },
         batches=old.batches + 1,
-        first_images=old.first_images if old.batches else images,
-        times=(start, first, now),
+        times=(start, now),
     )
 
 

@@ -27,14 +27,23 @@ def choose_implementation(requested: str, dtype: jax.typing.DTypeLike, head_dim:
     Raises:
         InputError: for an unknown name, or "cudnn" where it cannot run.
     """
-    if requested not in IMPLEMENTATIONS:
-        raise InputError(f"attention must be one of {', '.join(IMPLEMENTATIONS)}: {requested!r}")
+    check_implementation(requested)
     if requested == "xla":
         return "xla"
     obstacle = _cudnn_obstacle(dtype, head_dim)
     if obstacle and requested == "cudnn":
         raise InputError(f"attention 'cudnn' cannot run here: {obstacle}; use 'auto' or 'xla'")
     return "xla" if obstacle else "cudnn"
+
+
+def check_implementation(requested: str) -> None:
+    """Refuse a name that `attention` does not know.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    if requested not in IMPLEMENTATIONS:
+        raise InputError(f"attention must be one of {', '.join(IMPLEMENTATIONS)}: {requested!r}")
 
 
 def _cudnn_obstacle(dtype: jax.typing.DTypeLike, head_dim: int) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 
@@ -13,9 +14,8 @@ def accumulator(dtype: jax.typing.DTypeLike) -> jnp.dtype:
 
 
 def accurate_einsum(subscripts: str, *operands: Array | np.ndarray) -> Array:
-    """Multiply in the operands' own precision (no TF32 for float32), accumulate in float32."""
-    exact = all(operand.dtype == jnp.float32 for operand in operands)
+    """Multiply in the operands' own precision (no TF32), accumulate in float32 at least."""
+    wide = accumulator(jnp.result_type(*operands))
+    exact = all(operand.dtype == wide for operand in operands)
     precision = jax.lax.Precision.HIGHEST if exact else None
-    return jnp.einsum(
-        subscripts, *operands, precision=precision, preferred_element_type=jnp.float32
-    )
+    return jnp.einsum(subscripts, *operands, precision=precision, preferred_element_type=wide)

@@ -17,7 +17,6 @@ RECIPE = (
     ("--epochs", float, 10.0, "passes over the pictures"),
     ("--learning-rate", float, 1e-3, "highest rate of AdamW"),
     ("--weight-decay", float, 0.05, "of weight matrices"),
-    ("--warmup-epochs", float, 1.0, "linear warm-up, then cosine to 0"),
     ("--label-smoothing", float, 0.1, "share of the target spread over all classes"),
     ("--crop-scale", float, 0.35, "least share of the picture's area in a crop"),
     ("--seed", int, 0, "of weights, order and augmentation"),
@@ -53,6 +52,8 @@ def _add_recipe(parser: ArgumentParser) -> None:
     add = parser.add_argument_group("recipe").add_argument
     for flag, kind, default, help in RECIPE:
         add(flag, type=kind, default=default, metavar="X", help=f"{help} (default: {default})")
+    warmup = "linear warm-up, then cosine to 0 (default: a tenth of the epochs, at most 1)"
+    add("--warmup-epochs", type=float, metavar="X", help=warmup)
     flip = argparse.BooleanOptionalAction
     add("--flip", action=flip, default=True, help="mirror every other picture (default)")
     size = "pictures in a step (default: 128)"
@@ -64,7 +65,9 @@ def _add_recipe(parser: ArgumentParser) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse numbers outside their range."""
+    """Fill in the warm-up, and refuse numbers outside their range."""
+    if options.warmup_epochs is None:
+        options.warmup_epochs = min(1.0, options.epochs / 10)
     ranges = {
         "epochs": (1e-9, None),
         "learning_rate": (1e-12, None),
@@ -76,13 +79,14 @@ def _check(options: argparse.Namespace) -> None:
         "save_every": (1, None),
         "batch_size": (1, None),
         "workers": (0, None),
+        "seed": (0, 2**32 - 1),
     }
     for name, (low, high) in ranges.items():
         value = getattr(options, name)
-        if not low <= value or (high is not None and value > high):
+        if not low <= value <= (sys.maxsize if high is None else high):
             upper = "" if high is None else f" and at most {high}"
             flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} {value} must be at least {low}{upper}")
+            raise InputError(f"{flag} {value} must be at least {low}{upper}, and finite")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,11 @@ import numpy as np
 from PIL import Image
 
 from hvit_jax.data.folder import ImageFolder
+from hvit_jax.data.loader import parse_flags, start_worker
+
+
+# In effect without end; Grain's own "infinite" overflows with batches of one picture.
+_EPOCHS = 2**31
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Augmentation:
 
     Attributes:
         resolution: height and width of the crop after resizing, in pixels.
-        crop_scale: least share of the picture's area that a crop covers; 1 crops nothing away.
+        crop_scale: least share of the picture's area that a crop covers; 1 takes the whole picture.
         flip: mirror every other picture.
     """
 
@@ -45,6 +50,8 @@ class Augmentation:
 
     def _crop(self, width, height, random):
         """Choose a box of random area, and of an aspect between 3:4 and 4:3 if there is room."""
+        if self.crop_scale == 1:
+            return 0, 0, width, height
         area = width * height * random.uniform(self.crop_scale, 1.0)
         aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
         w, h = min(width, np.sqrt(area * aspect)), min(height, np.sqrt(area / aspect))
@@ -96,11 +103,13 @@ def training_batches(
     Yields:
         `pixels`, uint8 (batch, height, width, 3), and `label`, int32 (batch,).
     """
-    dataset = grain.MapDataset.source(_Pictures(folder)).seed(seed).shuffle().repeat()
+    parse_flags()
+    dataset = grain.MapDataset.source(_Pictures(folder)).seed(seed).shuffle().repeat(_EPOCHS)
     dataset = dataset.random_map(_Transform(augmentation)).batch(batch_size)
     rest = dataset.slice(slice(first_step, None)).to_iter_dataset(
         grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
     )
     if workers:
-        rest = rest.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        rest = rest.mp_prefetch(options, worker_init_fn=start_worker)
     return iter(rest)

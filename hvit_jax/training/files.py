@@ -48,6 +48,10 @@ class StateFolder:
                 f"{self.manager.directory} holds the state of another run: {reason}"
             ) from error
 
+    def saved(self) -> bool:
+        """Tell whether there is any state, of this run or of the one it goes on with."""
+        return bool(self.manager.all_steps())
+
     def close(self) -> None:
         """Wait until everything is on disk."""
         self.manager.wait_until_finished()

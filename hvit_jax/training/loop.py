@@ -128,22 +128,32 @@ def run_steps(
             if step % log_every == 0 or step == total_steps:
                 log({"step": step, **_summarize(pending, len(batch["label"]), started)})
                 pending, started = [], time.perf_counter()
-            if step % save_every == 0 or stop.is_set():
+            if step < total_steps and (step % save_every == 0 or stop.is_set()):
+                _check_finite(metrics["loss"])
                 save(state)
-            if stop.is_set():
-                raise KeyboardInterrupt
+                if stop.is_set():
+                    raise KeyboardInterrupt
     return state
 
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event: between two steps the state is whole."""
+    """Turn SIGINT and SIGTERM into an event: between two steps the state is whole.
+
+    A second signal does not wait for the end of the step.
+    """
     stop = threading.Event()
     signals = (signal.SIGINT, signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    previous = [signal.signal(number, lambda *_: stop.set()) for number in signals]
+
+    def handle(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = [signal.signal(number, handle) for number in signals]
     try:
         yield stop
     finally:
@@ -151,11 +161,13 @@ def _stop_requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+def _check_finite(loss: Any) -> None:
+    if not math.isfinite(loss):
+        raise InputError("the loss is no longer finite; begin again with a lower --learning-rate")
+
+
 def _summarize(pending: list[dict[str, Array]], batch_size: int, started: float) -> dict[str, Any]:
     means = {name: float(np.mean([row[name] for row in pending])) for name in pending[0]}
-    if not math.isfinite(means["loss"]):
-        raise InputError(
-            "the loss is no longer finite; lower --learning-rate, or resume from the saved state"
-        )
+    _check_finite(means["loss"])
     elapsed = time.perf_counter() - started
     return {**means, "images_per_second": len(pending) * batch_size / elapsed}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,12 @@ def train(options: argparse.Namespace, reducer: Reducer) -> None:
         state = (options.resume and states.restore(state)) or state
         state = _run(options, trainer, folder, states, state, total, steps_per_epoch)
         states.save(state)
-    finally:
+    except BaseException:
         states.close()
+        if not states.saved():
+            shutil.rmtree(output)  # Nothing to resume: leave the name to a corrected command.
+        raise
+    states.close()
     _finish(output, config, state.parameters, settings, folder)
 
 

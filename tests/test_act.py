@@ -149,14 +149,15 @@ class TestEqualities:
 
     def test_bfloat16_stays_close(self, small_config, parameters, images):
         exact, rough = (
-            features(make(small_config, parameters, q_hashes=8, dtype=dtype), images)
+            features(make(small_config, parameters, q_hashes=2, dtype=dtype), images)
             for dtype in (jnp.float32, jnp.bfloat16)
         )
         assert rough.tokens[-1].dtype == jnp.bfloat16
         np.testing.assert_allclose(exact.states[0].clusters, rough.states[0].clusters, atol=4)
-        # A token that changes its cluster changes much, so few may: not one in ten.
-        moved = np.abs(exact.tokens[0] - rough.tokens[0]).max(-1) > 0.3
-        assert moved.mean() < 0.1 and np.isfinite(rough.output).all()
+        # Rounding moves some queries to another cluster, and with it their token.
+        change = np.square(exact.tokens[0] - rough.tokens[0]).mean()
+        assert change < 0.02 * np.square(exact.tokens[0]).mean()
+        assert np.isfinite(rough.output).all()
 
 
 class TestBudgets:

@@ -1,6 +1,7 @@
 """Everything a user can get wrong: one clear line, exit status 2, if possible before the work."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -121,6 +122,21 @@ def partly_damaged(tmp_path):
 def test_damaged_picture_stops(checkpoint, partly_damaged, complaint, workers):
     line = complaint(evaluate(partly_damaged, checkpoint, workers=workers))
     assert "picture c2/002.png: not a picture" in line and "--on-error skip" in line
+
+
+def test_damaged_picture_loses_nothing_scored_before(
+    checkpoint, partly_damaged, tmp_path, complaint
+):
+    output = tmp_path / "results.json"
+    line = complaint(
+        main(
+            [str(partly_damaged), "--checkpoint", str(checkpoint), "-j", "0", "-b", "1"]
+            + ["--output", str(output)]
+        )
+    )
+    assert "picture c2/002.png: not a picture" in line
+    results = json.loads(output.read_text())
+    assert results["partial"] is True and results["images"] > 0
 
 
 def test_damaged_pictures_are_skipped_and_listed(checkpoint, partly_damaged, tmp_path, capsys):

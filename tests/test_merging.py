@@ -225,3 +225,10 @@ def test_parity_merging(goldens):
         np.testing.assert_allclose(sizes, fields["merged_size"][..., 0], rtol=1e-6, err_msg=name)
         unmerged = unmerge_tokens(fields["merged"], matching)
         np.testing.assert_allclose(unmerged, fields["unmerged"], atol=0, err_msg=name)
+
+
+def test_schedules_that_end_at_zero_are_accepted():
+    for r in range(60):
+        for blocks in (1, 2, 8, 12, 24, 32):
+            counts = merge_counts((r, -1.0), blocks)
+            assert len(counts) == blocks and counts[0] == 2 * r and min(counts) >= 0

@@ -116,9 +116,13 @@ def _evaluate(options: Options, inputs: _Inputs, model: ViT, messages: Console) 
             skip = options.on_error == "skip"
             with show_progress(messages, len(source)) as on_batch:
                 score(step, batches, inputs.labels, tally, skip_unreadable=skip, on_batch=on_batch)
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, InputError) as error:
             stop = error
-        _finish(options, inputs, model, tally, {**about, "partial": stop is not None})
+        # A picture that cannot be read loses nothing of what was scored before it either.
+        if tally.totals.images or not isinstance(stop, InputError):
+            _finish(options, inputs, model, tally, {**about, "partial": stop is not None})
+    if isinstance(stop, InputError):
+        raise stop
     return 0 if stop is None else exit_status(stop)
 
 

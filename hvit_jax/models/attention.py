@@ -196,9 +196,10 @@ def _cudnn_attention(q, k, v, key_bias, key_lengths):
         bias = key_bias.astype(jnp.float32) / scale
         high = bias.astype(k.dtype)
         low = (bias - high.astype(jnp.float32)).astype(k.dtype)
-        extra = jnp.zeros((*key_bias.shape, k.shape[2], 8), k.dtype)
-        extra = extra.at[..., 0].set(high[..., None]).at[..., 1].set(low[..., None])
-        ones = jnp.zeros((*q.shape[:-1], 8), q.dtype).at[..., :2].set(1)
+        six = ((0, 0), (0, 0), (0, 0), (0, 6))
+        parts = jnp.stack([high, low], axis=-1)[:, :, None, :]
+        extra = jnp.pad(jnp.broadcast_to(parts, (*k.shape[:-1], 2)), six)
+        ones = jnp.pad(jnp.ones((*q.shape[:-1], 2), q.dtype), six)
         q = jnp.concatenate([q, ones], axis=-1)
         k = jnp.concatenate([k, extra], axis=-1)
         v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, 8)))

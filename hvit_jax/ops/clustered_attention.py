@@ -41,8 +41,8 @@ def clustered_attention(
         k_cluster_size: keys in a cluster; must give as many clusters.
 
     Returns:
-        Attended values in the dtype of `q`. Memory does not grow with the rounds: at
-        most as many run at once as make 32 with the images of the batch.
+        Attended values in the dtype of `q`. The forward pass's memory does not grow with the
+        rounds: at most as many run at once as make 32 with the images of the batch.
 
     Raises:
         InputError: if queries and keys give different numbers of clusters.
@@ -76,6 +76,8 @@ def clustered_attention(
     projections = jax.tree.map(
         lambda x: x.reshape(-1, together, *x.shape[1:]), project_asymmetric(q, k, draws)
     )
+    # The backward pass attends again, instead of keeping every round's weights.
+    step = jax.checkpoint(step, prevent_cse=False)
     return _finish(jax.lax.scan(step, _nothing(q), projections)[0], q.dtype)
 
 

@@ -168,6 +168,8 @@ def reconstruct_tokens(
     """
     scores = temperature * closeness(before, centroids)
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    if normalize not in ("l2", "sum"):
+        raise InputError(f"normalize must be 'l2' or 'sum', got {normalize!r}")
     if k == 0:
         raise InputError("k must be at least 1, or negative to keep all centroids; got 0")
     if 0 < k < weights.shape[-1]:

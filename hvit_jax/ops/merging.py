@@ -56,7 +56,7 @@ def merge_counts(r: int | Sequence[int | float], blocks: int) -> tuple[int, ...]
             raise InputError(f"tome: r={r!r}: the inflection must be between -1 and 1")
         first = int(mean * (1 - inflection))
         step = (2 * mean - 2 * first) / max(1, blocks - 1)
-        counts = tuple(first + step * block for block in range(blocks))
+        counts = tuple(int(first + step * block) for block in range(blocks))
     if len(counts) > blocks:
         raise InputError(f"tome: r lists {len(counts)} numbers, the model has {blocks} blocks")
     if min(counts, default=0) < 0:

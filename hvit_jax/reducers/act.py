@@ -157,8 +157,11 @@ class ACT(HashedAttention):
         return x + block.mlp(x), _counted(state, layer, queries, keys)
 
     def report(self, state: ActState) -> dict[str, Float[Array, " B"]]:
-        """Count the clusterings over budget, summed over blocks and heads."""
-        return {"act_over_budget_heads": state.over_budget}
+        """Tell which images went over budget, and count their clusterings, one a block and head."""
+        return {
+            "act_images_over_budget": jnp.minimum(state.over_budget, 1),
+            "act_over_budget_heads": state.over_budget,
+        }
 
     def budget_blocks(self, config: ViTConfig) -> tuple[int, ...]:
         """List the blocks that have a budget: those that cluster."""

@@ -13,7 +13,6 @@ from PIL import Image
 from hvit_jax.data.folder import ImageFolder
 from hvit_jax.data.loader import parse_flags, start_worker
 
-
 # In effect without end; Grain's own "infinite" overflows with batches of one picture.
 _EPOCHS = 2**31
 

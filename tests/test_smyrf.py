@@ -108,11 +108,13 @@ class TestModel:
         np.testing.assert_allclose(*pair, atol=2e-5)
 
     def test_bfloat16_stays_close(self, small_config, parameters, images):
+        """Rounding moves a query to a neighbouring cluster in some rounds of many."""
+        options = {**OPTIONS, "rounds": 32}
         exact, rough = (
-            hvit_jax.jit_model(make(small_config, parameters, dtype=dtype, **OPTIONS))(images)
+            hvit_jax.jit_model(make(small_config, parameters, dtype=dtype, **options))(images)
             for dtype in (jnp.float32, jnp.bfloat16)
         )
-        assert np.abs(exact - rough).mean() < 0.05 * np.asarray(exact).std()
+        assert np.abs(exact - rough).mean() < 0.1 * np.asarray(exact).std()
 
     def test_gradients_are_finite(self, small_config, parameters, images):
         graph, state = nnx.split(make(small_config, parameters, **OPTIONS))

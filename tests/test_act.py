@@ -1,4 +1,4 @@
-"""ACT as a method of the model; its operations are tested in test_hashing and test_grouping."""
+"""ACT in a model; its operations are tested in test_hashing and test_grouping."""
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +7,10 @@ import pytest
 from flax import nnx
 
 import hvit_jax
-from hvit_jax.errors import InputError
-from hvit_jax.flops import count_flops
 from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.ops.grouping import group_tokens
 from hvit_jax.reducers import make_reducer
 from tests.frozen import block_of
-from tests.published_rows import published, row_config, row_name, token_counts
 
 TOKENS, HEADS = 49, 2
 
@@ -55,40 +52,6 @@ def clusters_of_block(model, x, index, *, keys=False):
     draws = model.reducer.draws(model.config)[index]
     pair = (k, draws.keys) if keys else (q * q.shape[-1] ** -0.5, draws.queries)
     return np.asarray(group_tokens(*pair, max_groups=TOKENS).distinct)
-
-
-class TestTables:
-    @pytest.mark.parametrize("row", published("act"), ids=row_name)
-    def test_gflops_at_the_mean_number_of_clusters(self, row):
-        """The mean is rounded to a whole cluster, which is 0.05 (L/16) or 0.12 (H/14) GFLOPs."""
-        mean, published = row["mean_clusters_implied"], row["published"]["gflops"]
-        less, gflops, more = (
-            count_flops(row_config(row), make_reducer("act", **row["args"], max_clusters=clusters))
-            / 1e9
-            for clusters in (mean - 1, mean, mean + 1)
-        )
-        assert less < published < more
-        assert gflops == pytest.approx(published, abs=0.11)
-
-    @pytest.mark.parametrize("row", published("act"), ids=row_name)
-    def test_full_size_models_trace(self, row):
-        config = row_config(row)
-        reducer = make_reducer("act", **row["args"], max_clusters=row["mean_clusters_implied"])
-        assert token_counts(config, reducer) == [config.num_patches + 1] * config.depth
-
-    def test_defaults(self, small_config):
-        resolved = make_reducer("act").resolve(small_config)
-        assert (resolved.first_block, resolved.last_block) == (0, 3)
-        assert (resolved.q_hashes, resolved.max_clusters) == (24, TOKENS)
-
-    def test_grouped_keys_save_products(self, small_config):
-        """Blocks of 20 query means on 20 key means instead of on 49 keys; 4 hashes of keys more."""
-        plain = make_reducer("act", max_clusters=20)
-        grouped = make_reducer("act", max_clusters=20, group_keys=True, k_hashes=4)
-        width, pairs = 32, 20 * (49 - 20)
-        saved = pairs * (2 * width + 6 * HEADS) - 2 * HEADS * 20 * 20 - TOKENS * width * 4
-        difference = count_flops(small_config, plain) - count_flops(small_config, grouped)
-        assert difference == small_config.depth * saved
 
 
 class TestEqualities:
@@ -236,26 +199,3 @@ class TestDraws:
         seeded = hvit_jax.jit_model(make(small_config, parameters, q_hashes=5, hash_seed=7))
         np.testing.assert_allclose(forward(images, other), seeded(images), atol=1e-5)
         assert np.abs(forward(images) - forward(images, other)).max() > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"q_hashes": 0}, "q_hashes=0: from 1 to 32"),
-        ({"q_hashes": 33}, "q_hashes=33: from 1 to 32"),
-        ({"k_hashes": 0}, "k_hashes=0: from 1 to 32"),
-        ({"max_clusters": 1}, "max_clusters=1: at least 2"),
-        ({"max_clusters": (9, 9, 9, 1)}, r"max_clusters=\(9, 9, 9, 1\): at least 2"),
-        ({"max_clusters": (9, 9)}, "one for each of 4 blocks"),
-        ({"max_clusters": ()}, "one for each of 4 blocks"),
-        ({"max_clusters": 9.5}, "max_clusters must be"),
-        ({"first_block": 4}, "first_block=4: the model's blocks are 0 to 3"),
-        ({"first_block": -1}, "first_block=-1: the model's blocks are 0 to 3"),
-        ({"first_block": 2, "last_block": 1}, "last_block=1: from first_block=2 to 3"),
-        ({"last_block": 4}, "last_block=4: from first_block=0 to 3"),
-        ({"hash_seed": -1}, "hash_seed=-1: from 0 to 4294967295"),
-    ],
-)
-def test_bad_options(small_config, options, message):
-    with pytest.raises(InputError, match=message):
-        hvit_jax.create(small_config, "act", **options)

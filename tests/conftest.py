@@ -8,6 +8,7 @@ install_import_hook("hvit_jax", "beartype.beartype")
 
 import jax
 import pytest
+from hypothesis import HealthCheck, settings
 
 import hvit_jax
 from tests.golden import Goldens
@@ -15,6 +16,12 @@ from tests.golden import Goldens
 # Options check themselves, with the error that users see; the hook's own check would come first.
 for reducer in hvit_jax.REDUCERS.values():
     reducer.__init__ = getattr(reducer.__init__, "__wrapped__", reducer.__init__)
+
+# Compilation and loaded machines take their time; the same examples in every run.
+settings.register_profile(
+    "hvit_jax", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("hvit_jax")
 
 
 @pytest.fixture(autouse=True)

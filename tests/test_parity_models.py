@@ -22,7 +22,7 @@ def case(request, goldens, golden_checkpoint):
 
 def test_parity_logits(case, goldens):
     name, model, images, draws = case
-    logits = hvit_jax.jit_model(model)(images, draws)
+    logits = model(images, draws=draws)
     np.testing.assert_allclose(logits, goldens.models[f"{name}/logits"], atol=1e-4, rtol=0)
 
 

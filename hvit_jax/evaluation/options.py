@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hvit_jax.api import DTYPES
 from hvit_jax.command_line import ArgumentParser
+from hvit_jax.config import as_pair
 from hvit_jax.errors import InputError
 from hvit_jax.method_options import numbers, parse_with_method
 from hvit_jax.models.attention import IMPLEMENTATIONS
@@ -74,14 +75,12 @@ def parse_options(arguments: Sequence[str]) -> Options:
 
 
 def _resolution(given: object) -> tuple[int, int] | None:
-    match given:
-        case None:
-            return None
-        case int():
-            return given, given
-        case (int(height), int(width)):
-            return height, width
-    raise InputError(f"--resolution takes one or two whole numbers of pixels, got {given!r}")
+    try:
+        return None if given is None else as_pair(given)
+    except InputError as error:
+        raise InputError(
+            f"--resolution takes one or two whole numbers of pixels, got {given!r}"
+        ) from error
 
 
 def _check(options: Options) -> None:

@@ -85,7 +85,7 @@ def read_tfds(name: str) -> TfdsPictures:
 def _import_tfds() -> Any:
     try:
         import array_record.python.array_record_data_source  # noqa: F401
-        import tensorflow_datasets
+        import tensorflow_datasets  # pyright: ignore[reportMissingImports]  (extra `tfds`)
     except ImportError as error:
         raise InputError(
             f"tfds: data needs TensorFlow Datasets and array_record ({error}); "

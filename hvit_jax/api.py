@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from hvit_jax.checkpoint import load_parameters, read_description, resize_parameters
@@ -16,7 +17,7 @@ from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.models.vit import ViT
 from hvit_jax.reducers import Reducer, make_reducer
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float64")
 
 
 def load(
@@ -106,6 +107,8 @@ def _options(dtype: str, param_dtype: str | None, attention: str, unroll: bool) 
     for name in (dtype, param_dtype or dtype):
         if str(name) not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+        if name == "float64" and not jax.config.jax_enable_x64:
+            raise InputError("dtype 'float64' needs JAX_ENABLE_X64=1 in the environment")
     return {
         "dtype": jnp.dtype(dtype),
         "param_dtype": jnp.dtype(param_dtype or dtype),

@@ -11,24 +11,24 @@ from tests.golden import Goldens, method_args
 CONFIGS = [name for name, case in Goldens().configs.items() if case["method"] in hvit_jax.REDUCERS]
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
-def case(request, goldens, golden_checkpoint):
-    name = request.param
-    entry = goldens.configs[name]
-    model = hvit_jax.load(golden_checkpoint, entry["method"], **method_args(entry["args"]))
-    draws = goldens.draws(name, model.reducer.draws(model.config))
-    return name, model, *jax.tree.map(jnp.asarray, (goldens.images(name), draws))
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parity_float32(name, goldens, golden_checkpoint):
+    model, images, draws = load(name, "float32", goldens, golden_checkpoint)
+    logits = hvit_jax.jit_model(model)(images, draws)
+    off = np.abs(logits - goldens.models[f"{name}/logits"]).max(1) > 1e-4
+    # SMYRF sorts projections. Some of the original's are one float32 rounding apart, and no two
+    # float32 programs need sort those alike. In float64, below, every one has to be as it was.
+    undecided = 1 if model.reducer.name == "smyrf" else 0
+    assert off.sum() <= undecided, f"images {np.flatnonzero(off)} differ"
 
 
-def test_parity_logits(case, goldens):
-    name, model, images, draws = case
-    logits = model(images, draws=draws)
-    np.testing.assert_allclose(logits, goldens.models[f"{name}/logits"], atol=1e-4, rtol=0)
-
-
-def test_parity_tokens(case, goldens):
-    name, model, images, draws = case
-    features = model.features(images, draws=draws)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parity_float64(name, goldens, golden_checkpoint):
+    with jax.enable_x64(True):
+        model, images, draws = load(name, "float64", goldens, golden_checkpoint)
+        features = model.features(images, draws=draws)
+    expected = goldens.models[f"{name}/logits"]
+    np.testing.assert_allclose(features.output, expected, atol=1e-4, rtol=0)
     rows = [used_rows(*after) for after in zip(features.tokens, features.states, strict=True)]
     assert rows == goldens.configs[name]["tokens_after_block"]
     for block, tokens in enumerate(features.tokens):
@@ -36,6 +36,14 @@ def test_parity_tokens(case, goldens):
         np.testing.assert_allclose(
             tokens[:1, : rows[block]], expected, atol=5e-4, rtol=0, err_msg=f"after block {block}"
         )
+
+
+def load(name, dtype, goldens, checkpoint):
+    """Load a configuration's model, its images and the recorded draws."""
+    entry = goldens.configs[name]
+    model = hvit_jax.load(checkpoint, entry["method"], dtype=dtype, **method_args(entry["args"]))
+    draws = goldens.draws(name, model.reducer.draws(model.config))
+    return model, *jax.tree.map(jnp.asarray, (goldens.images(name), draws))
 
 
 def used_rows(tokens, state):

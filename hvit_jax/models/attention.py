@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from hvit_jax.errors import InputError
 from hvit_jax.models.attention_by_head import attention_by_head, column_mean_by_head
+from hvit_jax.ops.precision import accumulator
 
 IMPLEMENTATIONS = ("auto", "cudnn", "xla")
 _FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
@@ -156,7 +157,7 @@ def attention_weights(
 
 
 def _scores(q, k, key_bias, key_lengths):
-    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=accumulator(q.dtype))
     scores = scores * q.shape[-1] ** -0.5
     bias = _masked_bias(key_bias, key_lengths, k.shape[1])
     return scores if bias is None else scores + bias[:, None, None, :]
@@ -181,7 +182,7 @@ def _xla_attention(q, k, v, key_bias, key_lengths):
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = weights.sum(-1)
     out = jnp.einsum(
-        "bhnm,bmhd->bnhd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+        "bhnm,bmhd->bnhd", weights.astype(v.dtype), v, preferred_element_type=accumulator(v.dtype)
     )
     return (out / total.swapaxes(1, 2)[..., None]).astype(q.dtype)
 

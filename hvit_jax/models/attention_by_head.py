@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from hvit_jax.ops.precision import accumulator
+
 # Scores held at once: 4 MB in float32 stay in a CPU's cache; a GPU needs more to keep busy.
 _CPU_SCORES, _GPU_SCORES = 2**20, 2**24
 
@@ -33,7 +35,7 @@ def attention_by_head(
 
     def attend(q, k, v, bias):
         weights, inverse = _weights(q, k, bias)
-        out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=accumulator(v.dtype))
         return (out * inverse[:, None]).astype(q.dtype), _column_mean(weights, inverse)
 
     out, columns = _map_heads(attend, q, k, v, key_bias)
@@ -61,7 +63,7 @@ def column_mean_by_head(
 
 def _weights(q, k, bias):
     """Compute one head's weights before normalisation, and the factor that normalises a row."""
-    scores = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    scores = jnp.matmul(q, k.T, preferred_element_type=accumulator(q.dtype)) * q.shape[-1] ** -0.5
     scores = scores if bias is None else scores + bias
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     return weights, 1 / weights.sum(-1)

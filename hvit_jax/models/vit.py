@@ -17,6 +17,7 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block, layer_norm, stack_blocks
 from hvit_jax.models.segments import segments
+from hvit_jax.ops.precision import accumulator
 from hvit_jax.reducers.base import Layer, Reducer, TokenState
 
 
@@ -85,7 +86,7 @@ class ViT(nnx.Module):
         self.segments = nnx.List(
             [stack_blocks(count, config, rngs=rngs, **options) for _, count in self.runs()]
         )
-        self.ln = layer_norm(config.width, dtype=jnp.float32, rngs=rngs)
+        self.ln = layer_norm(config.width, dtype=accumulator(self.dtype), rngs=rngs)
         self.head = (
             nnx.Linear(config.width, config.num_classes, rngs=rngs) if config.num_classes else None
         )
@@ -154,7 +155,10 @@ class ViT(nnx.Module):
             )
         patches = self.patch_embed(patchify(images.astype(self.dtype), self.config.patch_size))
         cls = jnp.broadcast_to(self.class_token[...], (len(images), 1, self.config.width))
-        x = jnp.concatenate([cls, patches.astype(jnp.float32)], axis=1) + self.pos_embedding[...]
+        x = (
+            jnp.concatenate([cls, patches.astype(accumulator(self.dtype))], axis=1)
+            + self.pos_embedding[...]
+        )
         x = x.astype(self.dtype)
         return x, self.reducer.init(x, trace=trace)
 
@@ -188,7 +192,7 @@ class ViT(nnx.Module):
         return carry, [structure.unflatten([leaf[i] for leaf in leaves or ()]) for i in blocks]
 
     def _finish(self, x):
-        cls = self.ln(x[:, 0].astype(jnp.float32))
+        cls = self.ln(x[:, 0].astype(accumulator(self.dtype)))
         return cls if self.head is None else self.head(cls)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.errors import InputError
-from hvit_jax.ops.precision import accurate_einsum
+from hvit_jax.ops.precision import accumulator, accurate_einsum
 
 
 def pooling_matrix(size: int, out: int) -> np.ndarray:
@@ -64,7 +64,7 @@ def pool_tokens(
     """Average the patches of each cell: the first centroids, in float32."""
     rows, columns = (pooling_matrix(*sizes) for sizes in zip(grid, clusters, strict=True))
     batch, _, width = x.shape
-    cells = x.astype(jnp.float32).reshape(batch, *grid, width)
+    cells = x.astype(accumulator(x.dtype)).reshape(batch, *grid, width)
     pooled = accurate_einsum("kh,lw,bhwc->bklc", rows, columns, cells)
     return pooled.reshape(batch, -1, width)
 
@@ -80,7 +80,7 @@ def products(x: Float[Array, "B P C"], y: Float[Array, "B K C"]) -> Float[Array,
         x: tokens in the model's dtype.
         y: centroids in float32.
     """
-    if x.dtype == jnp.float32:
+    if x.dtype == accumulator(x.dtype):
         return accurate_einsum("bpc,bkc->bpk", x, y)
     high = y.astype(x.dtype)
     low = (y - high.astype(jnp.float32)).astype(x.dtype)
@@ -93,7 +93,7 @@ def closeness(x: Float[Array, "B P C"], centroids: Float[Array, "B K C"]) -> Flo
     The norm is the same for all centroids, so it changes neither a softmax nor an argmax over them;
     leaving it out keeps the numbers small and exact.
     """
-    centroids = centroids.astype(jnp.float32)
+    centroids = centroids.astype(accumulator(centroids.dtype))
     return 2 * products(x, centroids) - jnp.square(centroids).sum(-1)[:, None, :]
 
 
@@ -125,7 +125,7 @@ def cluster_tokens(
         scores = jnp.where(mask, temperature * closeness(x, centroids), -jnp.inf)
         # The weights are rounded before they are summed, so that they still average exactly.
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        total = weights.sum(1, dtype=jnp.float32)
+        total = weights.sum(1, dtype=accumulator(x.dtype))
         sums = accurate_einsum("bpk,bpc->bkc", weights, x)
         return sums / jnp.maximum(total, 1e-16)[..., None]
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.errors import InputError
-from hvit_jax.ops.precision import accurate_einsum
+from hvit_jax.ops.precision import accumulator, accurate_einsum
 
 
 @jax.tree_util.register_dataclass
@@ -105,7 +105,7 @@ def match_tokens(metric: Float[Array, "B N D"], *, r: int, class_token: bool = T
 
 def _proposals(metric):
     """Find the best similarity of every token of A to B, and with which token of B it is."""
-    metric = jax.lax.stop_gradient(metric.astype(jnp.float32))
+    metric = jax.lax.stop_gradient(metric.astype(accumulator(metric.dtype)))
     metric = metric / jnp.maximum(jnp.linalg.norm(metric, axis=-1, keepdims=True), 1e-12)
     similarity = accurate_einsum("bnd,bmd->bnm", metric[:, ::2], metric[:, 1::2])
     return similarity.max(-1), similarity.argmax(-1).astype(jnp.int32)
@@ -126,11 +126,11 @@ def merge_tokens(
     """
     targets, left = matching.targets, matching.order.shape[1] - matching.targets.shape[1]
     even, even_sizes = _take(x, matching.order), _take(sizes, matching.order)
-    odd, odd_sizes = x[:, 1::2].astype(jnp.float32), sizes[:, 1::2]
+    odd, odd_sizes = x[:, 1::2].astype(accumulator(x.dtype)), sizes[:, 1::2]
     joins = targets[:, None, :] == jnp.arange(odd.shape[1])[:, None]
     parts = jnp.where(joins, even_sizes[:, None, left:], 0)
     total = odd_sizes + parts.sum(-1)
-    sums = accurate_einsum("bmr,brc->bmc", parts, even[:, left:].astype(jnp.float32))
+    sums = accurate_einsum("bmr,brc->bmc", parts, even[:, left:].astype(accumulator(x.dtype)))
     means = (odd * odd_sizes[..., None] + sums) / total[..., None]
     merged = jnp.concatenate([even[:, :left], means.astype(x.dtype)], axis=1)
     return merged, jnp.concatenate([even_sizes[:, :left], total], axis=1)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from hvit_jax.ops.precision import accumulator
+
 EPSILON = 1e-6
 
 
@@ -31,7 +33,7 @@ def masked_weights(
     Returns:
         Weights in float32.
     """
-    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=accumulator(q.dtype))
     keys = valid[:, None, None, :]
     scores = jnp.where(keys, scores * q.shape[-1] ** -0.5, -jnp.inf)
     peak = scores.max(-1, keepdims=True)
@@ -54,7 +56,7 @@ def significance(
     Returns:
         Scores in float32 that sum to 1 for each image.
     """
-    squares = jnp.square(v.astype(jnp.float32)).sum((2, 3))
+    squares = jnp.square(v.astype(accumulator(v.dtype))).sum((2, 3))
     scores = (weights.sum(1) * jnp.sqrt(squares))[:, 1:]
     total = scores.sum(-1, keepdims=True)
     return scores / jnp.where(total > 0, total, 1)
@@ -122,7 +124,7 @@ def pack_distinct(
     ordered = jnp.sort(indices, axis=-1)
     first = jnp.ones_like(ordered[:, :1], dtype=bool)
     new = jnp.concatenate([first, ordered[:, 1:] != ordered[:, :-1]], axis=-1)
-    count = new.sum(-1)
+    count = new.sum(-1, dtype=jnp.int32)
     beyond = jnp.iinfo(ordered.dtype).max
     distinct = jnp.sort(jnp.where(new, ordered, beyond), axis=-1)
     start = jnp.maximum(count - limit, 0)
@@ -177,4 +179,4 @@ def new_places(
         The new index of every old token, -1 for one that does not stay.
     """
     same = (kept[:, None, :] == jnp.arange(tokens)[:, None]) & exists[:, None, :]
-    return jnp.where(same.any(-1), same.argmax(-1), -1)
+    return jnp.where(same.any(-1), same.argmax(-1), -1).astype(jnp.int32)

@@ -7,6 +7,8 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from hvit_jax.ops.precision import accumulator
+
 
 def kept_tokens(keep_rate: float | int, patches: int) -> int:
     """Count the patch tokens that a keep rate leaves: rounded up, in float64 as Python has it."""
@@ -58,7 +60,7 @@ def keep_best(
         return take_tokens(x, order[:, :keep])
     ordered = take_tokens(x, order)
     weights = jnp.take_along_axis(scores, order[:, keep:], axis=1, mode="promise_in_bounds")
-    dropped = ordered[:, keep + 1 :].astype(jnp.float32)
+    dropped = ordered[:, keep + 1 :].astype(accumulator(x.dtype))
     fused = (weights[..., None] * dropped).sum(1, keepdims=True)
     return jnp.concatenate([ordered[:, : keep + 1], fused.astype(x.dtype)], axis=1)
 

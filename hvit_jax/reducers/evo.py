@@ -15,6 +15,7 @@ from hvit_jax import flops
 from hvit_jax.config import ViTConfig
 from hvit_jax.models.attention import class_attention
 from hvit_jax.models.block import Block
+from hvit_jax.ops.precision import accumulator
 from hvit_jax.ops.selection import descending_order, new_places, running_score, take_tokens
 from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace
 from hvit_jax.reducers.options import known, option
@@ -109,7 +110,7 @@ class EvoViT(Reducer):
 
     def init(self, x: Float[Array, "B N C"], *, trace: bool) -> EvoState:
         """Make the state before the first block; see `Reducer.init`."""
-        scores = jnp.zeros((len(x), x.shape[1] - 1), jnp.float32)
+        scores = jnp.zeros((len(x), x.shape[1] - 1), accumulator(x.dtype))
         return EvoState(**initial_trace(x) if trace else NO_TRACE, scores=scores)
 
     def block(

@@ -14,6 +14,7 @@ from hvit_jax import flops
 from hvit_jax.config import ViTConfig
 from hvit_jax.models.block import Block
 from hvit_jax.ops.merging import match_tokens, merge_counts, merge_tokens, most_merges
+from hvit_jax.ops.precision import accumulator
 from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace
 from hvit_jax.reducers.options import option
 
@@ -94,7 +95,7 @@ class ToMe(Reducer):
 
     def init(self, x: Float[Array, "B N C"], *, trace: bool) -> MergeState:
         """Make the state before the first block; see `Reducer.init`."""
-        sizes = jnp.ones(x.shape[:2], jnp.float32)
+        sizes = jnp.ones(x.shape[:2], accumulator(x.dtype))
         return MergeState(**initial_trace(x) if trace else NO_TRACE, sizes=sizes)
 
     def block(
@@ -105,7 +106,7 @@ class ToMe(Reducer):
         bias = jnp.log(state.sizes) if layer.mode == PROPORTIONAL else None
         x = x + block.project(block.attend(q, k, v, key_bias=bias))
         if layer.tokens_out < layer.tokens_in:
-            metric = k.mean(2, dtype=jnp.float32)
+            metric = k.mean(2, dtype=accumulator(k.dtype))
             matching = match_tokens(metric, r=layer.tokens_in - layer.tokens_out)
             trace = state.moved(x, matching.places)
             x, sizes = merge_tokens(x, state.sizes, matching)

@@ -107,7 +107,7 @@ def _options(dtype: str, param_dtype: str | None, attention: str, unroll: bool) 
     for name in (dtype, param_dtype or dtype):
         if str(name) not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
-        if name == "float64" and not jax.config.jax_enable_x64:
+        if name == "float64" and not jax.config.read("jax_enable_x64"):
             raise InputError("dtype 'float64' needs JAX_ENABLE_X64=1 in the environment")
     return {
         "dtype": jnp.dtype(dtype),

@@ -7,7 +7,6 @@ import pytest
 
 from hvit_jax.errors import InputError
 from hvit_jax.models import attention as module
-from hvit_jax.models import attention_by_head
 from hvit_jax.models.attention import (
     attention,
     attention_and_column_mean,
@@ -15,6 +14,7 @@ from hvit_jax.models.attention import (
     choose_implementation,
     class_attention,
 )
+from hvit_jax.ops import attention_by_head
 
 
 def heads(queries, keys, *, batch=2, count=3, size=8, seed=0, dtype=jnp.float32):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.errors import InputError
-from hvit_jax.models.attention_by_head import attention_by_head, column_mean_by_head
+from hvit_jax.ops.attention_by_head import attention_by_head, column_mean_by_head
 from hvit_jax.ops.precision import accumulator
 
 IMPLEMENTATIONS = ("auto", "cudnn", "xla")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from hvit_jax.errors import InputError
+from hvit_jax.ops.attention_by_head import map_heads
 from hvit_jax.ops.hashing import ProjectionDraws, project_asymmetric
 from hvit_jax.ops.precision import accumulator
 
-# Rounds that run at once, times images: few leave a GPU idle, many fill its memory.
-PASSES_TOGETHER = 32
+# Values that each value is compared with at a time.
+COMPARED = 16
 
 
 def clustered_attention(
@@ -32,6 +33,10 @@ def clustered_attention(
     clusters; a query sees the keys of the cluster of the same number. A softmax over the rounds'
     log-sum-exp joins them, so a round counts for a query by how much attention it caught.
 
+    That is full attention in which every pair's weight is multiplied by the number of rounds that
+    it meets in. Counting these is cheaper than to sort, gather and attend in every round, up to
+    the few thousand tokens of a picture.
+
     Args:
         q: queries.
         k: keys.
@@ -41,8 +46,8 @@ def clustered_attention(
         k_cluster_size: keys in a cluster; must give as many clusters.
 
     Returns:
-        Attended values in the dtype of `q`. The forward pass's memory does not grow with the
-        rounds: at most as many run at once as make 32 with the images of the batch.
+        Attended values in the dtype of `q`. Beside the number of each token's cluster, memory does
+        not grow with the rounds.
 
     Raises:
         InputError: if queries and keys give different numbers of clusters.
@@ -58,27 +63,26 @@ def clustered_attention(
             f"of {k_cluster_size} keys; the numbers must be equal"
         )
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    real = jnp.arange(clusters * k_cluster_size).reshape(clusters, 1, k_cluster_size) < size
-
-    def cut(x, orders, length):
-        padding = ((0, 0),) * 3 + ((0, clusters * length - size),)
-        rows = _sorted(x, jnp.pad(orders, padding))
-        return rows.reshape(*orders.shape[:3], clusters, length, -1)
-
-    def step(joined, projections):
-        q_orders, k_orders = (jnp.argsort(part) for part in projections)
-        keys, values = cut(k, k_orders, k_cluster_size), cut(v, k_orders, k_cluster_size)
-        part = _attend(cut(q, q_orders, q_cluster_size), keys, values, real)
-        rows = jax.tree.map(lambda x: x.reshape(*x.shape[:3], -1, *x.shape[5:]), part)
-        return _join_rounds(joined, rows, q_orders), None
-
-    together = _rounds_together(draws.beta.size, len(q))
-    projections = jax.tree.map(
-        lambda x: x.reshape(-1, together, *x.shape[1:]), project_asymmetric(q, k, draws)
+    projections = project_asymmetric(q, k, draws)
+    q_clusters, k_clusters = (
+        jnp.moveaxis(ranks(projected) // length, 0, 2).astype(_smallest_integer(clusters))
+        for projected, length in zip(projections, (q_cluster_size, k_cluster_size), strict=True)
     )
-    # The backward pass attends again, instead of keeping every round's weights.
-    step = jax.checkpoint(step, prevent_cse=False)
-    return _finish(jax.lax.scan(step, _nothing(q), projections)[0], q.dtype)
+    return map_heads(_attend_in_clusters, q, k, v, q_clusters, k_clusters).swapaxes(1, 2)
+
+
+def _attend_in_clusters(q, k, v, q_clusters, k_clusters) -> Float[Array, "N D"]:
+    """Attend in one head, where a pair counts once for every round in which its clusters meet."""
+    wide, narrow = accumulator(q.dtype), _smallest_integer(len(q_clusters))
+    meetings = sum(
+        (mine[:, None] == theirs).astype(narrow)
+        for mine, theirs in zip(q_clusters, k_clusters, strict=True)
+    )
+    scores = jnp.matmul(q, k.T, preferred_element_type=wide) * q.shape[-1] ** -0.5
+    scores = jnp.where(meetings > 0, scores, -jnp.inf)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True))) * meetings
+    out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=wide)
+    return (out / weights.sum(-1, keepdims=True)).astype(q.dtype)
 
 
 def straddling_attention(
@@ -116,75 +120,53 @@ def straddling_attention(
         )
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     q_orders, k_orders = (jnp.argsort(part) for part in project_asymmetric(q, k, draws))
-
-    def cut(x, orders):
-        return _sorted(x, orders).reshape(-1, cluster_size, x.shape[-1])
-
-    part = _attend(cut(q, q_orders), cut(k, k_orders), cut(v, k_orders))
-    rows = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[2:]), part)
-    return _finish(_join_rounds(_nothing(q), rows, q_orders), q.dtype)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Attended:
-    """A softmax on its way: weighted values, the sum of weights, and what they are relative to."""
-
-    values: Float[Array, "*rows D"]
-    total: Float[Array, "*rows"]
-    highest: Float[Array, "*rows"]
-
-
-def _nothing(q: Float[Array, "B H N D"]) -> _Attended:
-    zeros = jnp.zeros(q.shape, accumulator(q.dtype))
-    return _Attended(zeros, zeros[..., 0], zeros[..., 0] - jnp.inf)
-
-
-def _attend(q, k, v, real: Bool[Array, "*rows"] | bool = True) -> _Attended:
-    """Attend to the keys of the same cluster; only those count that are real, not padding."""
-    wide = accumulator(q.dtype)
-    scores = jnp.einsum("...id,...jd->...ij", q, k, preferred_element_type=wide)
-    scores = jnp.where(real, scores * q.shape[-1] ** -0.5, -jnp.inf)
-    highest = jax.lax.stop_gradient(scores.max(-1))
-    weights = jnp.exp(scores - highest[..., None])
-    values = jnp.einsum(
-        "...ij,...jd->...id", weights.astype(v.dtype), v, preferred_element_type=wide
+    queries, keys, values = (
+        _rows(x[None], orders).reshape(-1, cluster_size, x.shape[-1])
+        for x, orders in ((q, q_orders), (k, k_orders), (v, k_orders))
     )
-    return _Attended(values, weights.sum(-1), highest)
+    wide = accumulator(q.dtype)
+    scores = jnp.einsum("cid,cjd->cij", queries, keys, preferred_element_type=wide)
+    scores = scores * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    attended = jnp.einsum("cij,cjd->cid", weights, values, preferred_element_type=wide)
+    q_places = jnp.argsort(q_orders)
+    caught = jax.nn.logsumexp(scores, axis=-1).reshape(*shape, 1)
+    shares = jax.nn.softmax(_rows(caught, q_places), axis=0)
+    out = (shares * _rows(attended.reshape(*shape, -1), q_places)).sum(0)
+    return out.swapaxes(1, 2).astype(q.dtype)
 
 
-def _join(first: _Attended, second: _Attended) -> _Attended:
-    """Join two softmaxes over different keys to the softmax over both."""
-    highest = jnp.maximum(first.highest, second.highest)
-    ours, theirs = jnp.exp(first.highest - highest), jnp.exp(second.highest - highest)
-    values = ours[..., None] * first.values + theirs[..., None] * second.values
-    return _Attended(values, ours * first.total + theirs * second.total, highest)
+def ranks(values: Float[Array, "*rows N"]) -> Int[Array, "*rows N"]:
+    """Rank the values of each row in ascending order, equal ones from left to right.
+
+    That is `argsort(argsort(values))`. For the length of an image's tokens it is many times faster
+    to count for every value how many come before it.
+    """
+    size = values.shape[-1]
+    places = jnp.arange(size)
+    # An earlier equal value comes first: it is below the next number after the value. After zero
+    # that is the smallest normal number, since a processor may take smaller ones for zero.
+    above = jnp.nextafter(values, jnp.full_like(values, jnp.inf))
+    above = jnp.where(values == 0, jnp.finfo(values.dtype).tiny, above)
+    padding = [(0, 0)] * (values.ndim - 1) + [(0, -size % COMPARED)]
+    others = jnp.pad(values, padding, constant_values=jnp.inf)
+    others = jnp.moveaxis(others.reshape(*values.shape[:-1], -1, COMPARED), -2, 0)
+
+    def step(counts, part):
+        start, others = part
+        for index in range(COMPARED):
+            limit = jnp.where(start + index < places, above, values)
+            counts = counts + (others[..., index : index + 1] < limit)
+        return counts, None
+
+    starts = jnp.arange(0, size, COMPARED)
+    return jax.lax.scan(step, jnp.zeros(values.shape, jnp.int32), (starts, others))[0]
 
 
-def _join_rounds(joined: _Attended, rounds: _Attended, q_orders) -> _Attended:
-    """Put the queries of some rounds back in order, and join the rounds."""
-    places = jnp.argsort(q_orders)
-    for index in range(len(places)):
-        one = jax.tree.map(lambda x, i=index: _rows(x[i], places[i]), rounds)
-        joined = _join(joined, one)
-    return joined
-
-
-def _finish(joined: _Attended, dtype):
-    return (joined.values / joined.total[..., None]).swapaxes(1, 2).astype(dtype)
-
-
-def _sorted(x, orders):
-    """Sort rows of (B, H, N, D) in the order of every round, (rounds, B, H, N)."""
-    return jax.vmap(_rows, (None, 0))(x, orders)
+def _smallest_integer(most: int) -> np.dtype:
+    """Name the narrowest signed type: comparing and counting single bytes is fastest."""
+    return np.min_scalar_type(-most)
 
 
 def _rows(x, order):
-    places = order.reshape(*order.shape, *(1,) * (x.ndim - 3))
-    return jnp.take_along_axis(x, places, axis=2, mode="promise_in_bounds")
-
-
-def _rounds_together(rounds: int, batch: int) -> int:
-    """Choose how many rounds run at once, a divisor of all rounds."""
-    fitting = [count for count in range(1, rounds + 1) if count * batch <= PASSES_TOGETHER]
-    return max((count for count in fitting if rounds % count == 0), default=1)
+    return jnp.take_along_axis(x, order[..., None], axis=-2, mode="promise_in_bounds")

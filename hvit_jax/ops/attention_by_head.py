@@ -38,7 +38,10 @@ def attention_by_head(
         out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=accumulator(v.dtype))
         return (out * inverse[:, None]).astype(q.dtype), _column_mean(weights, inverse)
 
-    out, columns = _map_heads(attend, q, k, v, key_bias)
+    heads = (x.swapaxes(1, 2) for x in (q, k, v))
+    if key_bias is not None:
+        key_bias = jnp.broadcast_to(key_bias[:, None], (len(q), q.shape[2], k.shape[1]))
+    out, columns = map_heads(attend, *heads, key_bias)
     return out.swapaxes(1, 2), columns.mean(1)
 
 
@@ -55,10 +58,10 @@ def column_mean_by_head(
         Each key's mean weight in float32.
     """
 
-    def average(q, k, v, bias):
-        return _column_mean(*_weights(q, k, bias))
+    def average(q, k):
+        return _column_mean(*_weights(q, k, None))
 
-    return _map_heads(average, q, k, None, None).mean(1)
+    return map_heads(average, q.swapaxes(1, 2), k.swapaxes(1, 2)).mean(1)
 
 
 def _weights(q, k, bias):
@@ -73,21 +76,29 @@ def _column_mean(weights, inverse):
     return jnp.matmul(inverse, weights, precision=jax.lax.Precision.HIGHEST) / len(weights)
 
 
-def _map_heads(
+def map_heads(
     function: Callable[..., Any],
-    q: Float[Array, "B Nq H D"],
-    k: Float[Array, "B Nk H D"],
-    v: Float[Array, "B Nk H D"] | None,
-    key_bias: Float[Array, "B Nk"] | None,
+    q: Float[Array, "B H Nq D"],
+    k: Float[Array, "B H Nk D"],
+    *more: Array | None,
 ) -> Any:
-    """Run a function of one head's (N, D) arrays over all of them; results lead with (B, H)."""
-    batch, queries, heads, size = q.shape
-    flat = jax.tree.map(lambda x: x.swapaxes(1, 2).reshape(batch * heads, -1, size), (q, k, v))
-    bias = None if key_bias is None else jnp.repeat(key_bias, heads, axis=0)
+    """Run a function of one head's arrays over all heads of all images, a few at a time.
+
+    Args:
+        function: takes the arrays of one head, (Nq, D), (Nk, D) and so on.
+        q: queries; with the keys they tell how many scores a head has.
+        k: keys.
+        *more: further arrays that lead with (B, H), or None, which is passed on.
+
+    Returns:
+        What the function returns, led by (B, H).
+    """
+    batch, heads = q.shape[:2]
+    rows = jax.tree.map(lambda x: x.reshape(batch * heads, *x.shape[2:]), (q, k, *more))
     # The backward pass computes scores again, instead of keeping those of all heads.
     body = jax.checkpoint(lambda rows: function(*rows), prevent_cse=False)
-    group = _group(batch * heads, queries * k.shape[1])
-    mapped = jax.lax.map(body, (*flat, bias), batch_size=group)
+    group = _group(batch * heads, q.shape[2] * k.shape[2])
+    mapped = jax.lax.map(body, rows, batch_size=group)
     return jax.tree.map(lambda x: x.reshape(batch, heads, *x.shape[1:]), mapped)
 
 

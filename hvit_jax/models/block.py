@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.models.attention import attention
+from hvit_jax.ops.precision import accumulator
 
 
 def layer_norm(
@@ -25,6 +26,15 @@ def layer_norm(
         use_fast_variance=False,
         rngs=rngs,
     )
+
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Compute the exact GELU, `x / 2 * (1 + erf(x / sqrt 2))` (Hendrycks & Gimpel 2016).
+
+    In float32 at least. `jax.nn.gelu` takes erfc, two and a half times as long on a CPU.
+    """
+    wide = x.astype(accumulator(x.dtype))
+    return (wide / 2 * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 class Block(nnx.Module):
@@ -98,7 +108,7 @@ class Block(nnx.Module):
 
     def mlp(self, x: Float[Array, "B N C"]) -> Float[Array, "B N C"]:
         """Compute the MLP branch, normalisation included, residual excluded."""
-        return self.linear_2(jax.nn.gelu(self.linear_1(self.ln_2(x)), approximate=False))
+        return self.linear_2(gelu(self.linear_1(self.ln_2(x))))
 
     def __call__(self, x: Float[Array, "B N C"]) -> Float[Array, "B N C"]:
         """Run the block on all tokens, without reduction."""

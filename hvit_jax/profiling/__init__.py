@@ -1,0 +1,1 @@
+"""Measure GFLOPs, latency, throughput and memory; `profile.py` and `hvit-profile`."""

@@ -1,0 +1,58 @@
+"""The device that numbers come from: its name, versions, and how fast it multiplies."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hvit_jax.evaluation.results import versions
+from hvit_jax.profiling.timing import Work, time_in_turns
+
+
+def describe_device() -> dict[str, Any]:
+    """Name device, backend, processors, versions and XLA's flags."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "backend": jax.default_backend(),
+        "cpus": os.cpu_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "versions": versions(),
+    }
+
+
+def matmul_peak(dtype: str, *, seconds: float) -> float:
+    """Measure the fastest large matrix product, in floating-point operations per second.
+
+    Args:
+        dtype: of both factors.
+        seconds: how long to measure, about.
+
+    Returns:
+        Operations per second; a multiply-add counts as two.
+    """
+    size = 1024 if jax.default_backend() == "cpu" else 8192
+    x = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    work = Work(lambda: product(x, x), jax.block_until_ready)
+    (times,) = time_in_turns([work], seconds=seconds / 5)
+    return 2 * size**3 / statistics.median(times)
+
+
+def use_compilation_cache() -> Path:
+    """Keep compiled programs on disk, so that a second run starts in seconds.
+
+    JAX_COMPILATION_CACHE_DIR wins over the default, hvit_jax/xla in XDG_CACHE_HOME or ~/.cache.
+
+    Returns:
+        The folder.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path(home, "hvit_jax", "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return folder

@@ -1,0 +1,176 @@
+"""The rival: the same dense model in plain PyTorch, with its fused attention."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from hvit_jax.config import ViTConfig
+from hvit_jax.convert.keys import SWAG
+from hvit_jax.convert.reader import import_torch
+from hvit_jax.convert.state import to_state
+from hvit_jax.errors import InputError
+from hvit_jax.models.parameters import Tree
+from hvit_jax.profiling.timing import Work, time_in_turns
+
+# Logits of the two may differ by this share of their standard deviation.
+_TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One way to run PyTorch's model: its name, and the forward pass to be timed."""
+
+    name: str
+    work: Work
+
+
+class TorchRivals:
+    """PyTorch's ways to run one dense model on one batch; needs the extra `convert`."""
+
+    def __init__(self, config: ViTConfig, parameters: Tree, images: Array, dtype: str):
+        """Make PyTorch's model of given weights, on a GPU if there is one.
+
+        Args:
+            config: the model's sizes.
+            parameters: its weights.
+            images: the batch, (B, H, W, 3).
+            dtype: "float32", or "bfloat16" as autocast and throughout.
+
+        Raises:
+            InputError: if PyTorch is not installed, or sees no GPU where JAX does.
+        """
+        self._torch = import_torch()
+        self.device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+        if self.device == "cuda" and not self._torch.cuda.is_available():
+            raise InputError("JAX runs on a GPU, but PyTorch sees none; install PyTorch with CUDA")
+        tensor, self.problems = self._torch.from_numpy, []
+        self._images = tensor(np.array(images)).permute(0, 3, 1, 2).contiguous().to(self.device)
+        tree = jax.tree.map(lambda leaf: np.array(leaf, np.float32), parameters)
+        self._state = {
+            key: tensor(np.array(array)).to(self.device) for key, array in to_state(tree, SWAG)
+        }
+        self._config, self._dtype = config, dtype
+
+    def best(self, expected: Float[Array, "B classes"], *, seconds: float) -> Rival:
+        """Time every way that works, and give the fastest; `problems` names the others.
+
+        Args:
+            expected: our logits for the batch, which PyTorch's must equal.
+            seconds: how long to measure each, about.
+
+        Raises:
+            InputError: if the logits differ.
+        """
+        rivals = [rival for rival in self._ways() if self._runs(rival, expected)]
+        times = time_in_turns([rival.work for rival in rivals], seconds=seconds, rounds=3)
+        medians = list(map(statistics.median, times))
+        return rivals[medians.index(min(medians))]
+
+    def _ways(self):
+        """List eager and compiled runs, in bfloat16 both with autocast and without float32."""
+        torch = self._torch
+        for compiled in (False, True) if self.device == "cuda" else (False,):
+            suffix = "compiled" if compiled else "eager"
+            for precision in ("float32",) if self._dtype == "float32" else ("autocast", "bfloat16"):
+                model = _build(torch, self._config, self._state)
+                if precision == "bfloat16":
+                    model = model.to(torch.bfloat16)
+                model = torch.compile(model) if compiled else model
+                yield Rival(f"PyTorch {precision}, {suffix}", self._work(model, precision))
+
+    def _work(self, model: Any, precision: str) -> Work:
+        torch = self._torch
+        images = self._images.to(torch.bfloat16) if precision == "bfloat16" else self._images
+        autocast = precision == "autocast"
+
+        def start() -> Any:
+            mixed = torch.autocast(self.device, torch.bfloat16) if autocast else _nothing()
+            with torch.inference_mode(), mixed:
+                return model(images)
+
+        def wait(result: Any) -> None:
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+
+        return Work(start, wait)
+
+    def _runs(self, rival: Rival, expected: Float[Array, "B classes"]) -> bool:
+        try:
+            logits: Any = rival.work.start()
+        except Exception as error:  # torch.compile fails in many ways; the others go on.
+            if "compiled" not in rival.name:
+                raise
+            self.problems.append(f"{rival.name} does not run: {str(error).splitlines()[0]}")
+            return False
+        theirs, ours = logits.float().cpu().numpy(), np.asarray(expected, np.float32)
+        off = np.abs(theirs - ours).max() / ours.std()
+        if not off <= _TOLERANCES[self._dtype]:
+            raise InputError(f"logits of {rival.name} differ by {off:.2g} standard deviations")
+        return True
+
+
+def _nothing() -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+def _build(torch: Any, config: ViTConfig, state: dict[str, Any]) -> Any:
+    """Make SWAG's vision transformer from PyTorch's own layers."""
+    nn, width = torch.nn, config.width
+
+    class TorchBlock(nn.Module):
+        def __init__(self, prefix: str):
+            super().__init__()
+            self.ln_1, self.ln_2 = (norm(f"{prefix}.{name}") for name in ("ln_1", "ln_2"))
+            self.in_proj = linear(f"{prefix}.self_attention.in_proj_")
+            self.out_proj = linear(f"{prefix}.self_attention.out_proj.")
+            self.linear_1, self.linear_2 = (
+                linear(f"{prefix}.mlp.{name}.") for name in ("linear_1", "linear_2")
+            )
+
+        def forward(self, x):
+            batch, tokens, _ = x.shape
+            qkv = self.in_proj(self.ln_1(x)).reshape(batch, tokens, 3, config.heads, -1)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)
+            attended = nn.functional.scaled_dot_product_attention(q, k, v)
+            x = x + self.out_proj(attended.transpose(1, 2).reshape(batch, tokens, width))
+            return x + self.linear_2(nn.functional.gelu(self.linear_1(self.ln_2(x))))
+
+    class TorchViT(nn.Module):
+        def __init__(self):
+            super().__init__()
+            side = config.patch_size
+            self.patches = nn.Conv2d(3, width, side, side)
+            self.patches.weight.data = state["conv_proj.weight"]
+            self.patches.bias.data = state["conv_proj.bias"]
+            self.cls = nn.Parameter(state["class_token"])
+            self.positions = nn.Parameter(state["encoder.pos_embedding"].transpose(0, 1))
+            self.blocks = nn.Sequential(
+                *[TorchBlock(f"encoder.layers.layer_{i}") for i in range(config.depth)]
+            )
+            self.ln = norm("encoder.ln")
+            self.head = linear("head.layers.head.") if config.num_classes else nn.Identity()
+
+        def forward(self, images):
+            x = self.patches(images).flatten(2).transpose(1, 2)
+            x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.positions
+            return self.head(self.ln(self.blocks(x)[:, 0]))
+
+    def linear(prefix: str):
+        weight = state[f"{prefix}weight"]
+        layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
+        layer.weight.data, layer.bias.data = weight, state[f"{prefix}bias"]
+        return layer
+
+    def norm(prefix: str):
+        layer = nn.LayerNorm(width, eps=1e-6)
+        layer.weight.data, layer.bias.data = state[f"{prefix}.weight"], state[f"{prefix}.bias"]
+        return layer
+
+    return TorchViT().eval()

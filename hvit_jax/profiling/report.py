@@ -94,7 +94,7 @@ def _model(row: Row) -> str:
 
 
 def method_name(row: Row) -> str:
-    """Name a row's method with its first two options, and others that differ from their defaults."""
+    """Name a row's method with its first two options and all that are not at defaults."""
     given = []
     for place, field in enumerate(dataclasses.fields(REDUCERS[row["method"]])):
         value = row["args"][field.name]
@@ -106,7 +106,7 @@ def method_name(row: Row) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
-        same = len(set(value)) == 1
+        same = len(value) > 2 and len(set(value)) == 1
         return f"{value[0]} x {len(value)}" if same else " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 

@@ -54,7 +54,7 @@ def test_a_row_has_every_figure(tmp_path, capsys):
     assert content["device"] == jax.devices()[0].device_kind
     assert content["settings"]["dtype"] == "float32"
     assert (
-        "| hourglass(cluster_location=2, num_clusters=49) | 2 | 0.045 |" in capsys.readouterr().out
+        "| hourglass(cluster_location=2, num_clusters=7 7) | 2 | 0.045 |" in capsys.readouterr().out
     )
 
 

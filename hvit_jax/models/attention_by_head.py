@@ -19,7 +19,7 @@ def attention_by_head(
     q: Float[Array, "B Nq H D"],
     k: Float[Array, "B Nk H D"],
     v: Float[Array, "B Nk H D"],
-    key_bias: Float[Array, "B Nk"] | None = None,
+    key_bias: Float[Array, "B h Nk"] | None = None,
 ) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B Nk"]]:
     """Attend, and average the weights over heads and queries, in one pass.
 
@@ -27,7 +27,7 @@ def attention_by_head(
         q: queries.
         k: keys.
         v: values.
-        key_bias: added to the scores of every key; -inf masks one.
+        key_bias: added to the scores of every key, in each head or (h = 1) in all; -inf masks one.
 
     Returns:
         Attended values in the dtype of `q`, and each key's mean weight in float32.
@@ -78,12 +78,14 @@ def _map_heads(
     q: Float[Array, "B Nq H D"],
     k: Float[Array, "B Nk H D"],
     v: Float[Array, "B Nk H D"] | None,
-    key_bias: Float[Array, "B Nk"] | None,
+    key_bias: Float[Array, "B h Nk"] | None,
 ) -> Any:
     """Run a function of one head's (N, D) arrays over all of them; results lead with (B, H)."""
     batch, queries, heads, size = q.shape
     flat = jax.tree.map(lambda x: x.swapaxes(1, 2).reshape(batch * heads, -1, size), (q, k, v))
-    bias = None if key_bias is None else jnp.repeat(key_bias, heads, axis=0)
+    bias = key_bias
+    if bias is not None:
+        bias = jnp.broadcast_to(bias, (batch, heads, k.shape[1])).reshape(batch * heads, -1)
     # The backward pass computes scores again, instead of keeping those of all heads.
     body = jax.checkpoint(lambda rows: function(*rows), prevent_cse=False)
     group = _group(batch * heads, queries * k.shape[1])

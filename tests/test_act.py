@@ -73,7 +73,7 @@ class TestEqualities:
         assert 4 < found < TOKENS
         enough = make(small_config, parameters, **options, max_clusters=found)
         logits, report = classify(enough, images)
-        np.testing.assert_allclose(logits, hvit_jax.jit_model(free)(images), atol=1e-5)
+        np.testing.assert_allclose(logits, hvit_jax.jit_model(free)(images), atol=5e-5)
         np.testing.assert_array_equal(report["act_over_budget_heads"], [0, 0, 0])
 
     def test_more_slots_than_tokens_change_nothing(self, small_config, parameters, images):
@@ -99,7 +99,7 @@ class TestEqualities:
         options = {"q_hashes": 6, "group_keys": True, "k_hashes": 6, "max_clusters": 9}
         forward = hvit_jax.jit_model(make(small_config, parameters, **options))
         alone = np.concatenate([forward(image[None]) for image in images])
-        np.testing.assert_allclose(forward(images), alone, atol=1e-5)
+        np.testing.assert_allclose(forward(images), alone, atol=5e-5)
 
     def test_scan_equals_unrolled(self, small_config, parameters, images):
         options = {"q_hashes": 6, "max_clusters": 12, "first_block": 1}

@@ -1,5 +1,7 @@
 """Every way to compute attention, against float64 NumPy."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +30,8 @@ def reference(q, k, v, bias=None, lengths=None):
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     scores = np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(q.shape[-1])
     if bias is not None:
-        scores = scores + np.asarray(bias, np.float64)[:, None, None]
+        bias = np.asarray(bias, np.float64)
+        scores = scores + (bias[:, None] if bias.ndim == 2 else bias)[:, :, None]
     if lengths is not None:
         beyond = np.arange(k.shape[1]) >= np.asarray(lengths)[:, None]
         scores = np.where(beyond[:, None, None], -np.inf, scores)
@@ -51,19 +54,46 @@ def few_heads(request, monkeypatch):
     monkeypatch.setattr(attention_by_head, "_GPU_SCORES", request.param)
 
 
+@pytest.fixture
+def plain_cudnn(monkeypatch):
+    """Run XLA's program where the fused kernel is called, and list these calls."""
+    fused, seen = jax.nn.dot_product_attention, []
+
+    def plain(*arrays, implementation, **options):
+        seen.append(implementation)
+        return fused(*arrays, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
+    monkeypatch.setattr(module, "_cudnn_obstacle", lambda dtype, size: None)
+    return seen
+
+
 @pytest.mark.parametrize(("queries", "keys"), [(1, 7), (13, 13), (4, 9)])
-@pytest.mark.parametrize("extra", ["none", "bias", "lengths", "both"])
+@pytest.mark.parametrize("extra", ["none", "bias", "lengths", "both", "by head", "by head, both"])
 def test_attention_equals_numpy(queries, keys, extra, layout, few_heads):
     q, k, v = heads(queries, keys)
     rng = np.random.default_rng(1)
-    bias = (
-        jnp.asarray(rng.normal(size=(2, keys)), jnp.float32) if extra in ("bias", "both") else None
-    )
-    lengths = jnp.array([keys, 3]) if extra in ("lengths", "both") else None
+    bias = rng.normal(size=(2, 3, keys) if "by head" in extra else (2, keys))
+    bias = None if extra in ("none", "lengths") else jnp.asarray(bias, jnp.float32)
+    lengths = jnp.array([keys, 3]) if extra == "lengths" or "both" in extra else None
     out = attention(q, k, v, key_bias=bias, key_lengths=lengths, implementation="xla")
     np.testing.assert_allclose(out, reference(q, k, v, bias, lengths)[1], atol=2e-6)
     weights = attention_weights(q, k, key_bias=bias, key_lengths=lengths)
     np.testing.assert_allclose(weights, reference(q, k, v, bias, lengths)[0], atol=2e-6)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "cudnn"])
+def test_a_bias_of_log_counts_repeats_keys(implementation, layout, few_heads, plain_cudnn):
+    """Each head has its own counts; a key counted 0 times is as if it were not there."""
+    q, k, v = heads(5, 5)
+    counts = jnp.array([[3, 1, 2, 0, 0], [1, 1, 1, 1, 2], [0, 0, 5, 0, 0]])
+    bias = jnp.stack([jnp.log(counts), jnp.log(counts[::-1])])
+    out = attention(q, k, v, key_bias=bias, implementation=implementation)
+    for image, head in np.ndindex(2, 3):
+        one = slice(image, image + 1), slice(None), slice(head, head + 1)
+        times = counts[head if image == 0 else 2 - head]
+        expected = reference(q[one], *(jnp.repeat(x[one], times, axis=1) for x in (k, v)))[1]
+        np.testing.assert_allclose(out[one], expected, atol=3e-6)
 
 
 def test_column_mean_equals_numpy(layout, few_heads):
@@ -153,25 +183,34 @@ def test_scores_of_all_heads_never_exist_together():
         assert compiled.memory_analysis().temp_size_in_bytes < all_scores / 2
 
 
-def test_cudnn_gets_the_key_bias_as_head_channels(monkeypatch):
-    fused, seen = jax.nn.dot_product_attention, []
+@pytest.mark.parametrize("by_head", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_cudnn_gets_the_key_bias_as_head_channels(by_head, dtype, plain_cudnn):
+    q, k, v = heads(6, 9, dtype=dtype)
+    shape = (2, 3, 9) if by_head else (2, 9)
+    bias, lengths = jnp.linspace(-2, 2, math.prod(shape)).reshape(shape), jnp.array([9, 4])
+    bias = bias.at[..., 2].set(-jnp.inf)
 
-    def plain(*arrays, implementation, **options):
-        seen.append(implementation)
-        return fused(*arrays, implementation="xla", **options)
+    def attend(q, bias):
+        return attention(q, k, v, key_bias=bias, key_lengths=lengths)
 
-    monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
-    monkeypatch.setattr(module, "_cudnn_obstacle", lambda dtype, size: None)
-    q, k, v = heads(6, 9, dtype=jnp.bfloat16)
-    bias, lengths = jnp.linspace(-2, 2, 18).reshape(2, 9), jnp.array([9, 4])
-    out = attention(q, k, v, key_bias=bias, key_lengths=lengths)
     expected = reference(q, k, v, bias, lengths)[1]
-    np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=0.03)
+    np.testing.assert_allclose(np.asarray(attend(q, bias), np.float64), expected, atol=0.03)
+    # A masked key gets no weight at all, however large its value, and no gradient.
+    huge = attention(q, k, v.at[:, 2].set(1e4), key_bias=bias, key_lengths=lengths)
+    np.testing.assert_array_equal(huge, attend(q, bias))
+    slopes = jax.grad(lambda q, bias: jnp.square(attend(q, bias)).sum(), argnums=(0, 1))(q, bias)
+    assert all(jnp.isfinite(slope).all() for slope in slopes) and not slopes[1][..., 2].any()
+    assert set(plain_cudnn) == {"cudnn"}
+
+
+def test_cudnn_computes_no_column_mean(plain_cudnn):
+    q, k, v = heads(6, 9, dtype=jnp.bfloat16)
     out, columns = attention_and_column_mean(q, k, v)
     weights, expected = reference(q, k, v)
     np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=0.03)
     np.testing.assert_allclose(columns, weights.mean((1, 2)), rtol=1e-5)
-    assert seen == ["cudnn", "cudnn"]
+    assert plain_cudnn == ["cudnn"]
 
 
 class TestChooseImplementation:

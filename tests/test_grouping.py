@@ -1,4 +1,4 @@
-"""Groups of equal hashes, their means, and attention to them."""
+"""Groups of equal hashes, their means, and the golden attention to them."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from hvit_jax.models.attention import attention
 from hvit_jax.ops import grouping
-from hvit_jax.ops.grouping import copy_to_members, counted_attention
+from hvit_jax.ops.grouping import copy_to_members
 from hvit_jax.ops.hashing import HashDraws, hash_bins
 from tests.golden import Goldens
 from tests.test_hashing import identity_hash, packed_numbers
@@ -117,19 +117,6 @@ class TestGroups:
         values = jnp.array([10.0, 20.0, 30.0])[None, :, None, None]
         np.testing.assert_array_equal(copy_to_members(values, groups)[0, :, 0, 0], [30, 10, 30, 20])
 
-    def test_a_mean_key_counts_as_often_as_it_has_members(self):
-        """Equal keys and values, counted, weigh as if they stood there one by one."""
-        q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 2, 8))
-        counts = jnp.array([[[3, 1, 2, 0, 0], [1, 1, 1, 1, 2]]] * 2)
-        out = counted_attention(q, k, v, counts)
-        for image, head in np.ndindex(2, 2):
-            repeated = [
-                jnp.repeat(x[image : image + 1, :, head : head + 1], counts[image, head], axis=1)
-                for x in (k, v)
-            ]
-            alone = attention(q[image : image + 1, :, head : head + 1], *repeated)
-            np.testing.assert_allclose(out[image, :, head], alone[0, :, 0], atol=1e-6)
-
 
 def golden_hash(fields, prefix=""):
     return HashDraws(*(jnp.asarray(fields[prefix + name]) for name in ("projection", "offset")))
@@ -148,11 +135,10 @@ def test_parity_act(case, goldens):
         np.testing.assert_array_equal(groups.members[0], fields["groups"])
         counts = np.pad(fields["counts"], ((0, 0), (0, size - fields["counts"].shape[1])))
         np.testing.assert_array_equal(groups.counts[0], counts)
-    means = scale * group_means(q, groups)
+    means, bias = scale * group_means(q, groups), None
     if "k_projection" in fields:
         keys = group_tokens(k, golden_hash(fields, "k_"), max_groups=size)
-        out = counted_attention(means, group_means(k, keys), group_means(v, keys), keys.counts)
-    else:
-        out = attention(means, k, v)
+        k, v, bias = group_means(k, keys), group_means(v, keys), jnp.log(keys.counts)
+    out = attention(means, k, v, key_bias=bias)
     out = copy_to_members(out, groups)[0].swapaxes(0, 1)
     np.testing.assert_allclose(out, fields["out"], atol=1e-5)

@@ -12,6 +12,11 @@ from hvit_jax.ops.precision import accumulator
 
 IMPLEMENTATIONS = ("auto", "cudnn", "xla")
 _FUSED_DTYPES = (jnp.bfloat16, jnp.float16)
+# Stands for -inf among head channels, where -inf - (-inf) would make NaN: float16 holds it, and
+# divided by sqrt(D) it leaves exactly 0 of exp(score).
+_MASKED = -30_000.0
+
+KeyBias = Float[Array, "B Nk"] | Float[Array, "B H Nk"]
 
 
 def choose_implementation(requested: str, dtype: jax.typing.DTypeLike, head_dim: int) -> str:
@@ -65,7 +70,7 @@ def attention(
     k: Float[Array, "B Nk H D"],
     v: Float[Array, "B Nk H D"],
     *,
-    key_bias: Float[Array, "B Nk"] | None = None,
+    key_bias: KeyBias | None = None,
     key_lengths: Int[Array, " B"] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "B Nq H D"]:
@@ -75,7 +80,8 @@ def attention(
         q: queries.
         k: keys.
         v: values.
-        key_bias: added to the scores of every key, for all queries and heads alike.
+        key_bias: added to the scores of every key, for all queries alike, and for all heads or each
+            its own; -inf masks a key.
         key_lengths: how many keys of each image count, the first ones; None: all.
         implementation: "auto", "cudnn" or "xla"; see `choose_implementation`.
 
@@ -139,7 +145,7 @@ def attention_weights(
     q: Float[Array, "B Nq H D"],
     k: Float[Array, "B Nk H D"],
     *,
-    key_bias: Float[Array, "B Nk"] | None = None,
+    key_bias: KeyBias | None = None,
     key_lengths: Int[Array, " B"] | None = None,
 ) -> Float[Array, "B H Nq Nk"]:
     """Compute the weights themselves, for the few queries whose rows a method looks at.
@@ -160,16 +166,20 @@ def _scores(q, k, key_bias, key_lengths):
     scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=accumulator(q.dtype))
     scores = scores * q.shape[-1] ** -0.5
     bias = _masked_bias(key_bias, key_lengths, k.shape[1])
-    return scores if bias is None else scores + bias[:, None, None, :]
+    return scores if bias is None else scores + bias[:, :, None, :]
 
 
-def _masked_bias(key_bias, key_lengths, keys):
+def _masked_bias(key_bias, key_lengths, keys) -> Float[Array, "B h Nk"] | None:
     """Join the two ways to weigh keys: those beyond an image's length get -inf."""
+    bias = None if key_bias is None else _with_heads(key_bias)
     if key_lengths is None:
-        return key_bias
-    return jnp.where(
-        jnp.arange(keys) < key_lengths[:, None], 0.0 if key_bias is None else key_bias, -jnp.inf
-    )
+        return bias
+    real = jnp.arange(keys) < key_lengths[:, None, None]
+    return jnp.where(real, 0.0 if bias is None else bias, -jnp.inf)
+
+
+def _with_heads(key_bias: KeyBias) -> Float[Array, "B h Nk"]:
+    return key_bias[:, None] if key_bias.ndim == 2 else key_bias
 
 
 def _xla_attention(q, k, v, key_bias, key_lengths):
@@ -194,11 +204,12 @@ def _cudnn_attention(q, k, v, key_bias, key_lengths):
     """
     size, scale = q.shape[-1], q.shape[-1] ** -0.5
     if key_bias is not None:
-        bias = key_bias.astype(jnp.float32) / scale
+        bias = _with_heads(key_bias).swapaxes(1, 2).astype(jnp.float32) / scale
+        bias = jnp.maximum(bias, _MASKED)
         high = bias.astype(k.dtype)
         low = (bias - high.astype(jnp.float32)).astype(k.dtype)
         six = ((0, 0), (0, 0), (0, 0), (0, 6))
-        parts = jnp.stack([high, low], axis=-1)[:, :, None, :]
+        parts = jnp.stack([high, low], axis=-1)
         extra = jnp.pad(jnp.broadcast_to(parts, (*k.shape[:-1], 2)), six)
         ones = jnp.pad(jnp.ones((*q.shape[:-1], 2), q.dtype), six)
         q = jnp.concatenate([q, ones], axis=-1)

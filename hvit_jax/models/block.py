@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import ViTConfig
-from hvit_jax.models.attention import attention
+from hvit_jax.models.attention import KeyBias, attention
 from hvit_jax.ops.precision import accumulator
 
 
@@ -89,7 +89,7 @@ class Block(nnx.Module):
         k: Float[Array, "B Nk H D"],
         v: Float[Array, "B Nk H D"],
         *,
-        key_bias: Float[Array, "B Nk"] | None = None,
+        key_bias: KeyBias | None = None,
         key_lengths: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B Nq H D"]:
         """Run the attention that the model was built with; see `attention`."""

@@ -19,7 +19,7 @@ def attention_by_head(
     q: Float[Array, "B Nq H D"],
     k: Float[Array, "B Nk H D"],
     v: Float[Array, "B Nk H D"],
-    key_bias: Float[Array, "B Nk"] | None = None,
+    key_bias: Float[Array, "B h Nk"] | None = None,
 ) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B Nk"]]:
     """Attend, and average the weights over heads and queries, in one pass.
 
@@ -27,7 +27,7 @@ def attention_by_head(
         q: queries.
         k: keys.
         v: values.
-        key_bias: added to the scores of every key; -inf masks one.
+        key_bias: added to the scores of every key, in each head or (h = 1) in all; -inf masks one.
 
     Returns:
         Attended values in the dtype of `q`, and each key's mean weight in float32.
@@ -40,7 +40,7 @@ def attention_by_head(
 
     heads = (x.swapaxes(1, 2) for x in (q, k, v))
     if key_bias is not None:
-        key_bias = jnp.broadcast_to(key_bias[:, None], (len(q), q.shape[2], k.shape[1]))
+        key_bias = jnp.broadcast_to(key_bias, (len(q), q.shape[2], k.shape[1]))
     out, columns = map_heads(attend, *heads, key_bias)
     return out.swapaxes(1, 2), columns.mean(1)
 

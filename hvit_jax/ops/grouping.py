@@ -1,4 +1,4 @@
-"""Groups of tokens with equal hashes, and attention to group means (Zheng et al. 2020)."""
+"""Groups of tokens with equal hashes, and their means (Zheng et al. 2020)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.ops.hashing import HashDraws, hash_bins, pack_bins
-from hvit_jax.ops.precision import accumulator, accurate_einsum
+from hvit_jax.ops.precision import accurate_einsum
 
 CHUNK = 128
 
@@ -131,27 +131,3 @@ def copy_to_members(x: Float[Array, "B K H D"], groups: Groups) -> Float[Array, 
 def _take(x: Float[Array, "B N H D"], indices: Int[Array, "B H K"]) -> Float[Array, "B K H D"]:
     places = indices.swapaxes(1, 2)[..., None]
     return jnp.take_along_axis(x, places, axis=1, mode="promise_in_bounds")
-
-
-def counted_attention(
-    q: Float[Array, "B N H D"],
-    k: Float[Array, "B K H D"],
-    v: Float[Array, "B K H D"],
-    counts: Int[Array, "B H K"],
-) -> Float[Array, "B N H D"]:
-    """Attend to means of keys as if each were there as often as its group has members.
-
-    A weight times its count, renormalised, is a softmax with the logarithm of the count added.
-
-    Args:
-        q: queries.
-        k: mean keys.
-        v: mean values.
-        counts: members of each group; a group without any is ignored.
-    """
-    wide = accumulator(q.dtype)
-    scores = jnp.einsum("bnhd,bkhd->bhnk", q, k, preferred_element_type=wide)
-    scores = scores * q.shape[-1] ** -0.5 + jnp.log(counts.astype(wide))[:, :, None, :]
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bhnk,bkhd->bnhd", weights, v, preferred_element_type=wide)
-    return out.astype(q.dtype)

@@ -7,19 +7,18 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from rich.console import Console
 
 from hvit_jax.command_line import run
-from hvit_jax.errors import InputError
 from hvit_jax.evaluation.interrupt import exit_status, sigterm_raises
 from hvit_jax.profiling.cases import Case
 from hvit_jax.profiling.device import describe_device, use_compilation_cache
-from hvit_jax.profiling.measure import NOT_MEASURED, Bench
+from hvit_jax.profiling.measure import NOT_MEASURED
 from hvit_jax.profiling.options import PROGRAM, parse_options, settings
 from hvit_jax.profiling.plot import plot
 from hvit_jax.profiling.record import Record
-from hvit_jax.profiling.report import markdown_table, method_name
+from hvit_jax.profiling.report import markdown_table
+from hvit_jax.profiling.run import run_cases
 
 SOME_FAILED = 1
 
@@ -49,7 +48,7 @@ def _main(arguments: Sequence[str]) -> int:
     status = 0
     try:
         with sigterm_raises():
-            rows = _measure(options, cases, record, messages)
+            rows = run_cases(cases, settings(options), record, messages)
     except KeyboardInterrupt as stop:
         messages.print("interrupted; finished rows are kept")
         rows, status = record.rows, exit_status(stop)
@@ -68,57 +67,6 @@ def _print_gflops(options: argparse.Namespace, cases: list[Case]) -> int:
             record.add(row)
     print(markdown_table(rows), end="")
     return 0
-
-
-def _measure(
-    options: argparse.Namespace, cases: list[Case], record: Record, messages: Console
-) -> list[dict[str, Any]]:
-    """Measure the cases that are not finished yet; return the rows of all."""
-    bench, rows = None, []
-    for number, case in enumerate(cases, 1):
-        named = {**case.describe(), "dtype": options.dtype}
-        row = record.find(named)
-        if row is None:
-            messages.print(f"{number}/{len(cases)} {method_name(named)}, batch {case.batch}")
-            bench = bench or Bench(settings(options))
-            row = _row(bench, case, named)
-            record.add(row)
-            for line in _lines(row, bench):
-                messages.print(line)
-        rows.append(row)
-    return rows
-
-
-def _row(bench: Bench, case: Case, named: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return bench.measure(case)
-    except (jax.errors.JaxRuntimeError, FloatingPointError, InputError) as error:
-        reason = str(error).splitlines()[0]
-        if "RESOURCE_EXHAUSTED" in reason:
-            reason = f"out of memory at batch {case.batch}; a smaller --batch-size needs less"
-        return {**named, **NOT_MEASURED, "error": reason}
-
-
-def _lines(row: dict[str, Any], bench: Bench) -> list[str]:
-    """Say what the table has no room for."""
-    problems, bench.problems = bench.problems, []
-    if row["error"]:
-        return [f"  failed: {row['error']}", *problems]
-    low, high = row["throughput_range"]
-    source = "from the cache" if row["compile_from_cache"] else "cold"
-    lines = [
-        f"  {row['throughput']:.2f} images/s ({low:.2f} to {high:.2f}), compiled in "
-        f"{row['compile_seconds']:.1f} s ({source}); matrix products reach "
-        f"{bench.peak / 1e12:.2f} TFLOP/s here",
-    ]
-    if row["compiler_gflops"] is not None:
-        lines.append(
-            f"  the compiler counts {row['compiler_gflops']:.1f} GFLOP a batch: loop bodies once, "
-            "library calls not at all"
-        )
-    if row["torch"]:
-        lines.append(f"  compared with {row['torch']}")
-    return lines + [f"  {problem}" for problem in problems]
 
 
 def _shown(options: argparse.Namespace) -> dict[str, Any]:

@@ -106,8 +106,9 @@ def method_name(row: Row) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
-        same = len(value) > 2 and len(set(value)) == 1
-        return f"{value[0]} x {len(value)}" if same else " ".join(map(str, value))
+        words = list(map(str, value))
+        same = len(words) > 2 and len(set(words)) == 1
+        return f"{words[0]} x {len(words)}" if same else " ".join(words)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

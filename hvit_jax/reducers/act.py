@@ -16,7 +16,6 @@ from hvit_jax.models.block import Block
 from hvit_jax.ops.grouping import (
     Groups,
     copy_to_members,
-    counted_attention,
     group_means,
     group_tokens,
 )
@@ -145,12 +144,12 @@ class ACT(HashedAttention):
         scaled = q.astype(accumulator(q.dtype)) * q.shape[-1] ** -0.5
         queries = _group(scaled, draws.queries, layer)
         keys = _group(k, draws.keys, layer)
-        means = q if queries is None else group_means(q, queries)
-        if keys is None:
-            attended = block.attend(means, k, v)
-        else:
+        means, bias = q if queries is None else group_means(q, queries), None
+        if keys is not None:
             k, v = group_means(k, keys), group_means(v, keys)
-            attended = counted_attention(means, k, v, keys.counts)
+            # As if each mean stood there as often as it has members.
+            bias = jnp.log(keys.counts.astype(scaled.dtype))
+        attended = block.attend(means, k, v, key_bias=bias)
         if queries is not None:
             attended = copy_to_members(attended, queries)
         x = x + block.project(attended)

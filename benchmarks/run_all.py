@@ -1,8 +1,8 @@
 """Measure everything that the performance page shows, on whatever device there is.
 
-`python benchmarks/run_all.py` writes benchmarks/results/NAME.json and prints the table. On a GPU:
-all published rows in bfloat16 at batch 32, in less than 10 minutes. On a CPU: ViT-B/16 in float32 at
-384 pixels, with the settings that the original was measured with. Started again, it goes on.
+`python benchmarks/run_all.py` writes benchmarks/results/DEVICE.json and prints the table. On a GPU:
+all published rows in bfloat16 at batch 32. On a CPU: ViT-B/16 in float32 at 384 pixels, with the
+settings that the original was measured with. Started again, it goes on.
 """
 
 from __future__ import annotations

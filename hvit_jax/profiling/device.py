@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import statistics
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,21 @@ def describe_device() -> dict[str, Any]:
     return {
         "device": jax.devices()[0].device_kind,
         "backend": jax.default_backend(),
+        "processor": _processor(),
         "cpus": os.cpu_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "versions": versions(),
     }
+
+
+def _processor() -> str:
+    """Name the processor; Linux tells its model, other systems less."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
 
 
 def matmul_peak(dtype: str, *, seconds: float) -> float:

@@ -66,7 +66,8 @@ def main() -> int:
     about = describe_device()
     path = RESULTS / (about["device"].lower().replace(" ", "-") + ".json")
     record = Record([path], about, resume=True)
-    rows = run_cases(cases, settings, record, Console(stderr=True, highlight=False, markup=False))
+    messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    rows = run_cases(cases, settings, record, messages)
     print(markdown_table(rows), end="")
     return int(any(row["error"] for row in rows))
 

@@ -46,7 +46,7 @@ class Source:
 
 
 def import_torch() -> ModuleType:
-    """Import PyTorch, which only conversion needs.
+    """Import PyTorch, which the library itself does not need.
 
     Raises:
         InputError: if it is not installed.
@@ -55,7 +55,7 @@ def import_torch() -> ModuleType:
         import torch
     except ImportError as error:
         raise InputError(
-            f'converting needs PyTorch ({error}); install it with: pip install "hvit-jax[convert]"'
+            f'this needs PyTorch ({error}); install it with: pip install "hvit-jax[convert]"'
         ) from error
     return torch
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hvit_jax.errors import InputError
 from hvit_jax.evaluation.results import versions
 from hvit_jax.profiling.timing import Work, time_in_turns
 
@@ -62,9 +63,19 @@ def use_compilation_cache() -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        InputError: if it cannot be made.
     """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path(home, "hvit_jax", "xla"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot keep compiled programs in {folder}: {error.strerror or error}; set "
+            "JAX_COMPILATION_CACHE_DIR, or use --no-cache"
+        ) from error
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return folder

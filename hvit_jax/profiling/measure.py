@@ -65,6 +65,7 @@ NOT_MEASURED = dict.fromkeys(
         "speedup_over_dense",
         "speedup_over_torch",
         "torch",
+        "torch_latency_ms",
         "error",
     )
 )
@@ -113,7 +114,7 @@ class Bench:
             "torch": rival and rival.name,
         }
         if settings.latency:
-            row |= self._latency(case, program)
+            row |= self._latency(case, program, rival)
         if settings.trace is not None:
             _trace(program, settings.trace)
         return row
@@ -143,12 +144,14 @@ class Bench:
             "speedup_over_torch": compared.get("torch"),
         }
 
-    def _latency(self, case: Case, program: Program) -> dict[str, Any]:
+    def _latency(self, case: Case, program: Program, rival: Rival | None) -> dict[str, Any]:
         single = program if case.batch == 1 else Program(self._model(case), 1)
         times = time_alone(single.work, seconds=self.settings.seconds)
+        theirs = time_alone(rival.single, seconds=self.settings.seconds) if rival else None
         return {
             "latency_ms": 1e3 * statistics.median(times),
             "latency_p95_ms": 1e3 * percentile(times, 0.95),
+            "torch_latency_ms": theirs and 1e3 * statistics.median(theirs),
         }
 
     def _program(self, case: Case) -> Program:

@@ -10,6 +10,7 @@ from hvit_jax.api import DTYPES, with_resolution
 from hvit_jax.checkpoint import read_description
 from hvit_jax.command_line import ArgumentParser
 from hvit_jax.config import MODELS, ViTConfig, as_pair, named_config
+from hvit_jax.convert.reader import import_torch
 from hvit_jax.errors import InputError
 from hvit_jax.files import refuse_existing
 from hvit_jax.method_options import numbers, parse_with_method
@@ -98,6 +99,8 @@ def _check(options: argparse.Namespace) -> None:
         refuse_existing(options.trace)
     if options.plot is not None:
         check_plot(options.plot)
+    if options.against == "torch":
+        import_torch()
     if options.gflops_only:
         for name in ("trace", "plot", "against", "sweep"):
             if getattr(options, name) is not None:

@@ -37,6 +37,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Row], Any], str], ...] = (
     ("x PyTorch", lambda row: row["speedup_over_torch"], "{:.2f}"),
     ("latency (ms)", lambda row: row["latency_ms"], "{:.2f}"),
     ("p95 (ms)", lambda row: row["latency_p95_ms"], "{:.2f}"),
+    ("PyTorch (ms)", lambda row: row["torch_latency_ms"], "{:.2f}"),
     ("memory (GB)", _memory, "{:.2f}"),
     ("TFLOP/s", lambda row: row["tflops_per_second"], "{:.2f}"),
     ("of peak (%)", _share, "{:.0f}"),

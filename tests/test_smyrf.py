@@ -12,7 +12,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.flops import count_flops
 from hvit_jax.models.attention import attention
 from hvit_jax.models.parameters import build_model, init_parameters
-from hvit_jax.ops.clustered_attention import straddling_attention
+from hvit_jax.ops.straddling_attention import straddling_attention
 from hvit_jax.reducers import make_reducer
 from tests.frozen import block_of
 from tests.published_rows import published, row_config, row_name, token_counts

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from hvit_jax.errors import InputError
 from hvit_jax.ops.hashing import ProjectionDraws, project_asymmetric
-from hvit_jax.ops.precision import accumulator
+from hvit_jax.ops.rounds import attend_inside, finish, join_rounds, nothing, sort_rows, take_rows
 
 # Rounds that run at once, times images: few leave a GPU idle, many fill its memory.
 PASSES_TOGETHER = 32
@@ -41,14 +38,14 @@ def clustered_attention(
         k_cluster_size: keys in a cluster; must give as many clusters.
 
     Returns:
-        Attended values in the dtype of `q`. The forward pass's memory does not grow with the
+        Attended values in the dtype of `q`. Memory, also of the gradient, does not grow with the
         rounds: at most as many run at once as make 32 with the images of the batch.
 
     Raises:
         InputError: if queries and keys give different numbers of clusters.
 
     Differs from the original: it cuts the joined list of all rounds, images and heads, so that
-    clusters straddle them unless the size divides N; see `straddling_attention`.
+    clusters straddle them unless the size divides N; see `ops/straddling_attention.py`.
     """
     size = q.shape[1]
     clusters, k_clusters = -(-size // q_cluster_size), -(-size // k_cluster_size)
@@ -58,130 +55,92 @@ def clustered_attention(
             f"of {k_cluster_size} keys; the numbers must be equal"
         )
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    real = jnp.arange(clusters * k_cluster_size).reshape(clusters, 1, k_cluster_size) < size
-
-    def cut(x, orders, length):
-        padding = ((0, 0),) * 3 + ((0, clusters * length - size),)
-        rows = _sorted(x, jnp.pad(orders, padding))
-        return rows.reshape(*orders.shape[:3], clusters, length, -1)
-
-    def step(joined, projections):
-        q_orders, k_orders = (jnp.argsort(part) for part in projections)
-        keys, values = cut(k, k_orders, k_cluster_size), cut(v, k_orders, k_cluster_size)
-        part = _attend(cut(q, q_orders, q_cluster_size), keys, values, real)
-        rows = jax.tree.map(lambda x: x.reshape(*x.shape[:3], -1, *x.shape[5:]), part)
-        return _join_rounds(joined, rows, q_orders), None
-
     together = _rounds_together(draws.beta.size, len(q))
-    projections = jax.tree.map(
-        lambda x: x.reshape(-1, together, *x.shape[1:]), project_asymmetric(q, k, draws)
+    rounds = (
+        draws.alpha.T.reshape(-1, together, len(draws.alpha)),
+        draws.beta.reshape(-1, together),
     )
-    # The backward pass attends again, instead of keeping every round's weights.
-    step = jax.checkpoint(step, prevent_cse=False)
-    return _finish(jax.lax.scan(step, _nothing(q), projections)[0], q.dtype)
+    return _all_rounds((q_cluster_size, k_cluster_size), q, k, v, rounds).swapaxes(1, 2)
 
 
-def straddling_attention(
-    q: Float[Array, "B N H D"],
-    k: Float[Array, "B N H D"],
-    v: Float[Array, "B N H D"],
-    draws: ProjectionDraws,
-    *,
-    cluster_size: int,
-) -> Float[Array, "B N H D"]:
-    """Attend as the original does where the cluster size does not divide N.
+def _attend_in_rounds(lengths, q, k, v, rounds) -> Float[Array, "B H N D"]:
+    """Attend in some rounds at a time: `rounds` holds their directions and shifts."""
+    return _forward(lengths, q, k, v, rounds)[0]
 
-    The sorted lists of all rounds, images and heads are joined before they are cut, so that
-    clusters straddle heads, images and rounds, and an image's result depends on its batch.
 
-    Args:
-        q: queries.
-        k: keys.
-        v: values.
-        draws: the random directions; their columns are the rounds.
-        cluster_size: queries in a cluster, and keys.
+def _forward(lengths, q, k, v, rounds):
+    """Join all rounds; for the backward pass keep the joined log-sum-exp, and no round's own."""
+    real = _real(q.shape[2], lengths[1])
 
-    Returns:
-        Attended values in the dtype of `q`. Memory grows with the rounds.
+    def step(joined, some):
+        q_orders, k_orders = _orders(q, k, *some)
+        keys, values = (_cut(x, k_orders, lengths[1]) for x in (k, v))
+        part = attend_inside(_cut(q, q_orders, lengths[0]), keys, values, real)
+        return join_rounds(joined, jax.tree.map(_uncut, part), q_orders), None
 
-    Raises:
-        InputError: if the joined list cannot be cut into whole clusters.
+    joined = jax.lax.scan(step, nothing(q), rounds)[0]
+    out = finish(joined, q.dtype)
+    return out, (q, k, v, rounds, out, joined.highest + jnp.log(joined.total))
+
+
+def _backward(lengths, kept, slope):
+    """Attend again, relative to the joined log-sum-exp: each round's weights are then final.
+
+    As in FlashAttention (Dao et al. 2022), a score's slope is weight * (slope . v - slope . out),
+    so that the rounds' slopes just add up. The order has none.
     """
-    batch, size, heads, _ = q.shape
-    shape = (draws.beta.size, batch, heads, size)
-    if math.prod(shape) % cluster_size:
-        raise InputError(
-            f"straddling clusters of {cluster_size} do not divide {shape[0]} rounds x {batch} "
-            f"images x {heads} heads x {size} tokens; change the batch, or set straddle=False"
-        )
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    q_orders, k_orders = (jnp.argsort(part) for part in project_asymmetric(q, k, draws))
+    q, k, v, rounds, out, log_sum = kept
+    real, slope = _real(q.shape[2], lengths[1]), slope.astype(log_sum.dtype)
+    of_queries = (q, log_sum, slope, -(slope * out).sum(-1))
 
-    def cut(x, orders):
-        return _sorted(x, orders).reshape(-1, cluster_size, x.shape[-1])
+    def step(slopes, some):
+        q_orders, k_orders = _orders(q, k, *some)
+        queries, highest, *cotangents = (_cut(x, q_orders, lengths[0]) for x in of_queries)
+        keys, values = (_cut(x, k_orders, lengths[1]) for x in (k, v))
 
-    part = _attend(cut(q, q_orders), cut(k, k_orders), cut(v, k_orders))
-    rows = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[2:]), part)
-    return _finish(_join_rounds(_nothing(q), rows, q_orders), q.dtype)
+        def attend(queries, keys, values):
+            part = attend_inside(queries, keys, values, real, highest)
+            return part.values, part.total
 
+        parts = jax.vjp(attend, queries, keys, values)[1](tuple(cotangents))
+        return tuple(map(_add_rounds, slopes, parts, (q_orders, k_orders, k_orders))), None
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Attended:
-    """A softmax on its way: weighted values, the sum of weights, and what they are relative to."""
-
-    values: Float[Array, "*rows D"]
-    total: Float[Array, "*rows"]
-    highest: Float[Array, "*rows"]
+    start = tuple(jnp.zeros(x.shape, slope.dtype) for x in (q, k, v))
+    slopes = jax.lax.scan(step, start, rounds)[0]
+    return *(total.astype(q.dtype) for total in slopes), None
 
 
-def _nothing(q: Float[Array, "B H N D"]) -> _Attended:
-    zeros = jnp.zeros(q.shape, accumulator(q.dtype))
-    return _Attended(zeros, zeros[..., 0], zeros[..., 0] - jnp.inf)
+_all_rounds = jax.custom_vjp(_attend_in_rounds, nondiff_argnums=(0,))
+_all_rounds.defvjp(_forward, _backward)
 
 
-def _attend(q, k, v, real: Bool[Array, "*rows"] | bool = True) -> _Attended:
-    """Attend to the keys of the same cluster; only those count that are real, not padding."""
-    wide = accumulator(q.dtype)
-    scores = jnp.einsum("...id,...jd->...ij", q, k, preferred_element_type=wide)
-    scores = jnp.where(real, scores * q.shape[-1] ** -0.5, -jnp.inf)
-    highest = jax.lax.stop_gradient(scores.max(-1))
-    weights = jnp.exp(scores - highest[..., None])
-    values = jnp.einsum(
-        "...ij,...jd->...id", weights.astype(v.dtype), v, preferred_element_type=wide
-    )
-    return _Attended(values, weights.sum(-1), highest)
+def _orders(q, k, alpha, beta):
+    """Sort the queries and keys of every round, (rounds, B, H, N)."""
+    projections = project_asymmetric(q, k, ProjectionDraws(alpha.T, beta))
+    return tuple(jnp.argsort(part) for part in projections)
 
 
-def _join(first: _Attended, second: _Attended) -> _Attended:
-    """Join two softmaxes over different keys to the softmax over both."""
-    highest = jnp.maximum(first.highest, second.highest)
-    ours, theirs = jnp.exp(first.highest - highest), jnp.exp(second.highest - highest)
-    values = ours[..., None] * first.values + theirs[..., None] * second.values
-    return _Attended(values, ours * first.total + theirs * second.total, highest)
+def _cut(x, orders, length):
+    """Sort rows of (B, H, N, ...) in the order of every round, and cut; zeros fill the tail."""
+    rows = sort_rows(x, orders)
+    tail = [(0, 0)] * rows.ndim
+    tail[3] = (0, -rows.shape[3] % length)
+    return jnp.pad(rows, tail).reshape(*orders.shape[:3], -1, length, *x.shape[3:])
 
 
-def _join_rounds(joined: _Attended, rounds: _Attended, q_orders) -> _Attended:
-    """Put the queries of some rounds back in order, and join the rounds."""
-    places = jnp.argsort(q_orders)
-    for index in range(len(places)):
-        one = jax.tree.map(lambda x, i=index: _rows(x[i], places[i]), rounds)
-        joined = _join(joined, one)
-    return joined
+def _uncut(rows):
+    return rows.reshape(*rows.shape[:3], -1, *rows.shape[5:])
 
 
-def _finish(joined: _Attended, dtype):
-    return (joined.values / joined.total[..., None]).swapaxes(1, 2).astype(dtype)
+def _real(size, length) -> Bool[Array, "clusters 1 length"]:
+    """Tell the real keys of every cluster from the zeros that fill the last."""
+    return jnp.arange(size + -size % length).reshape(-1, 1, length) < size
 
 
-def _sorted(x, orders):
-    """Sort rows of (B, H, N, D) in the order of every round, (rounds, B, H, N)."""
-    return jax.vmap(_rows, (None, 0))(x, orders)
-
-
-def _rows(x, order):
-    places = order.reshape(*order.shape, *(1,) * (x.ndim - 3))
-    return jnp.take_along_axis(x, places, axis=2, mode="promise_in_bounds")
+def _add_rounds(total, rows, orders):
+    """Put rows of some rounds back in order, and add them up."""
+    placed = jax.vmap(take_rows)(_uncut(rows), jnp.argsort(orders))
+    return total + placed.sum(0, dtype=total.dtype)
 
 
 def _rounds_together(rounds: int, batch: int) -> int:

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 from hvit_jax import flops
 from hvit_jax.config import ViTConfig
 from hvit_jax.models.block import Block
-from hvit_jax.ops.clustered_attention import clustered_attention, straddling_attention
+from hvit_jax.ops.clustered_attention import clustered_attention
 from hvit_jax.ops.hashing import ProjectionDraws, draw_projections
+from hvit_jax.ops.straddling_attention import straddling_attention
 from hvit_jax.reducers.base import Layer, TokenState
 from hvit_jax.reducers.hashed import HashedAttention
 from hvit_jax.reducers.options import option

@@ -25,7 +25,7 @@ from hvit_jax.data.subset import spread
 from hvit_jax.errors import InputError
 from hvit_jax.files import new_file, refuse_existing
 from hvit_jax.flops import count_flops
-from hvit_jax.method_options import numbers, parse_with_method
+from hvit_jax.method_options import numbers, numbers_hint, parse_with_method
 from hvit_jax.models.attention import IMPLEMENTATIONS
 from hvit_jax.reducers import Reducer
 
@@ -50,7 +50,7 @@ def _main(arguments: Sequence[str]) -> None:
     options, reducer = parse_with_method(
         _parser(), arguments, default="ats", list_flags=("-r", "--resolution")
     )
-    options.data, options.checkpoint = _inputs(options)
+    options.data, options.checkpoint = _inputs(options, arguments)
     if options.resolution is not None:
         options.resolution = as_pair(options.resolution)
     config = with_resolution(read_description(options.checkpoint).config, options.resolution)
@@ -93,9 +93,10 @@ def _measure(
         return measure(model, shown, batch_size=size)
 
 
-def _inputs(options: argparse.Namespace) -> tuple[str, str]:
+def _inputs(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[str, str]:
     if (options.data is None) != (options.checkpoint is None):
-        raise InputError("give both DATA and --checkpoint DIR, or neither for the demo")
+        hint = "" if options.data is None else numbers_hint(arguments, options.data)
+        raise InputError(f"give both DATA and --checkpoint DIR, or neither for the demo{hint}")
     if options.data is None:
         return str(demo.images_dir()), str(demo.checkpoint_dir())
     return options.data, options.checkpoint

@@ -18,6 +18,7 @@ from hvit_jax.method_files import read_method_args
 from hvit_jax.reducers import REDUCERS, Reducer, make_reducer
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+_NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _PREFIX = "method option "
 _SEVERAL = "N [N ...]"
 
@@ -48,7 +49,7 @@ def parse_with_method(
     flags = [*list_flags, *_add_options(parser, method)]
     options, surplus = parser.parse_known_args(_join_numbers(arguments, flags))
     if surplus:
-        raise _not_an_option(parser, surplus[0], method)
+        raise _not_an_option(parser, surplus[0], method, arguments)
     from_file = read_method_args(options.method_args, method) if options.method_args else {}
     given = {
         name.removeprefix(_PREFIX): value
@@ -65,6 +66,31 @@ def numbers(text: str) -> int | float | str | tuple[int | float | str, ...]:
     """
     values = tuple(map(_number, text.replace(",", " ").split()))
     return values[0] if len(values) == 1 else values
+
+
+def numbers_hint(arguments: Sequence[str], word: str) -> str:
+    """Tell, in brackets, why a word is not read as one of the numbers that stand before it.
+
+    Args:
+        arguments: the command line, without the program's name.
+        word: one of them, which turned out to be wrong.
+
+    Returns:
+        The hint; empty for a word that stands behind no numbers.
+    """
+    before = list(arguments[: arguments.index(word)])
+    while before and _may_be_number(before[-1]):
+        before.pop()
+    flag, equals, _ = before[-1].partition("=") if before else ("", "", "")
+    behind = equals or arguments[len(before)] != word
+    if not flag.startswith("-") or not behind:
+        return ""
+    return f" ({flag} takes numbers, so {word!r} behind them is read as DATA)"
+
+
+def _may_be_number(word: str) -> bool:
+    """Tell numbers, and what is meant as one but refused later, from paths and options."""
+    return bool(_NUMBER.fullmatch(word) or _NO_NUMBER.fullmatch(word))
 
 
 def _number(word: str) -> int | float | str:
@@ -147,7 +173,7 @@ def _join_numbers(arguments: Sequence[str], flags: Iterable[str]) -> list[str]:
         if name not in flags:
             joined.append(word)
             continue
-        found = list(itertools.takewhile(_NUMBER.fullmatch, rest))
+        found = list(itertools.takewhile(_may_be_number, rest))
         del rest[: len(found)]
         joined.append(name)
         values = ([first] if equals else []) + found
@@ -155,10 +181,13 @@ def _join_numbers(arguments: Sequence[str], flags: Iterable[str]) -> list[str]:
     return joined
 
 
-def _not_an_option(parser: ArgumentParser, word: str, method: str) -> InputError:
+def _not_an_option(
+    parser: ArgumentParser, word: str, method: str, arguments: Sequence[str]
+) -> InputError:
     """Describe a surplus word: an option of other methods, a misspelt one, or no option at all."""
     if not word.startswith("-"):
-        return InputError(f"unexpected argument {word!r} (see {parser.prog} --help)")
+        hint = numbers_hint(arguments, word)
+        return InputError(f"unexpected argument {word!r}{hint} (see {parser.prog} --help)")
     name = word.partition("=")[0] if word.startswith("--") else word[:2]
     positive = name.replace("--no-", "--", 1)
     owners = [

@@ -160,7 +160,7 @@ class TestFiles:
     [
         (["--method", "hourglass"], "hourglass has no budgets"),
         (["--max-tokens", "9"], "--max-tokens is what this command measures"),
-        (["--padding", "all"], "padding 'all' keeps all 31 rows"),
+        (["--padding", "all"], "ats: padding='all': keeps all 31 rows, whatever max_tokens; use"),
         (["--blocks", "7"], "the model's blocks are 0 to 2"),
         (["--percentile", "0"], "above 0 and at most 100"),
         (["--batches", "0"], "--batches must be at least 1, got 0"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hvit_jax.errors import InputError
 from hvit_jax.models.attention import attention
 from hvit_jax.ops import clustered_attention as module
-from hvit_jax.ops.hashing import ProjectionDraws, draw_projections
+from hvit_jax.ops.hashing import ProjectionDraws, draw_projections, project_asymmetric
 from tests.golden import Goldens
 
 clustered_attention = jax.jit(
@@ -144,6 +144,35 @@ def test_bfloat16_is_close_and_large_scores_do_not_overflow():
     exact = clustered_attention(*(x.astype(jnp.float32) for x in (q, k, v)), draws, **options)
     assert rough.dtype == jnp.bfloat16
     np.testing.assert_allclose(rough.astype(jnp.float32), exact, atol=0.03)
+
+
+@pytest.mark.parametrize("sizes", [(11, 4, 4, 6), (10, 5, 5, 2), (9, 4, 3, 5), (7, 5, 6, 1)])
+def test_gradients_equal_those_of_masked_attention(sizes):
+    """In float64, by XLA through all rounds at once: a round is a mask on the full attention."""
+    size, q_cluster_size, k_cluster_size, rounds = sizes
+    with jax.enable_x64(True):
+        q, k, v, slope = jax.random.normal(jax.random.key(0), (4, 2, size, 2, 6), jnp.float64)
+        draws = jax.tree.map(
+            lambda x: x.astype(jnp.float64), draw_projections(jax.random.key(1), 6, rounds)
+        )
+        projections = project_asymmetric(q.swapaxes(1, 2), k.swapaxes(1, 2), draws)
+        q_ranks, k_ranks = (jnp.argsort(jnp.argsort(part)) for part in projections)
+        same = (q_ranks // q_cluster_size)[..., None] == (k_ranks // k_cluster_size)[..., None, :]
+
+        def masked(q, k, v):
+            scores = jnp.einsum("bnhd,bmhd->bhnm", q, k) / jnp.sqrt(6.0)
+            weights = (jnp.exp(scores) * same).sum(0)
+            out = jnp.einsum("bhnm,bmhd->bnhd", weights / weights.sum(-1, keepdims=True), v)
+            return (slope * out).sum()
+
+        def clustered(q, k, v):
+            sizes = {"q_cluster_size": q_cluster_size, "k_cluster_size": k_cluster_size}
+            return (slope * module.clustered_attention(q, k, v, draws, **sizes)).sum()
+
+        ours, theirs = (
+            jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(q, k, v) for f in (clustered, masked)
+        )
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-12), ours, theirs)
 
 
 def test_gradients_equal_those_of_full_attention():

@@ -17,12 +17,14 @@ from hvit_jax.reducers.base import TokenState
 class Case:
     """Options on a 6 x 8 grid and four blocks, and those under which nothing is reduced.
 
-    `rounding` bounds the mean error in bfloat16, in standard deviations of the logits.
+    `rounding` bounds the mean error in bfloat16, in standard deviations of the logits. `holds` says
+    how many patches a token stands for: "one", "some", or "any" number, even none.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
     neutral: dict[str, Any] | None = None
     rounding: float = 0.02
+    holds: str = "one"
 
 
 CASES = {
@@ -31,12 +33,13 @@ CASES = {
         {"cluster_location": 1, "num_clusters": (3, 4)},
         # In a window of one, every patch is its own centroid.
         neutral={"cluster_location": 1, "num_clusters": (6, 8), "cluster_window": 1},
+        holds="any",
     ),
     # As for ATS below: attention is nearly uniform, so that roundings decide which patches stay.
     "evit": Case(
         {"keep_rate": 0.6, "drop_locations": (1, 2)}, neutral={"keep_rate": 1.0}, rounding=0.1
     ),
-    "tome": Case({"r": 6}, neutral={"r": 0}),
+    "tome": Case({"r": 6}, neutral={"r": 0}, holds="some"),
     # Near the edge of a bin or cluster, roundings decide too.
     "act": Case({"q_hashes": 8}, neutral={"group_queries": False}, rounding=0.1),
     # ATS has no neutral setting: an image never keeps the patch that scores lowest. Random weights
@@ -53,6 +56,7 @@ CASES = {
     ),
 }
 METHODS = sorted(CASES)
+BUDGETED = [name for name in METHODS if hvit_jax.REDUCERS[name].budget_option]
 
 
 def make(config, method, **options):
@@ -145,6 +149,28 @@ class TestContract:
             assert source.min() >= -1 and source.max() < tokens.shape[1]
             assert not (source == 0).any(), "a patch is held by CLS"
 
+    def test_tokens_hold_the_patches_that_are_left(self, method, small_config, images):
+        """Row 0 is CLS and holds none; no patch is lost but those that were dropped for good."""
+        features = make(small_config, method).features(images)
+        gone = np.zeros((len(images), small_config.num_patches), bool)
+        for tokens, state in zip(features.tokens, features.states, strict=True):
+            rows = np.arange(tokens.shape[1])
+            held = (np.asarray(state.source)[..., None] == rows).sum(1)
+            lengths = getattr(state, "lengths", np.full(len(images), len(rows)))
+            exists = rows[1:] < lengths[:, None]
+            assert (held[:, 1:][~exists] == 0).all()
+            if CASES[method].holds != "any":
+                assert (held[:, 1:][exists] >= 1).all(), "a token holds no patch"
+            if CASES[method].holds == "one":
+                assert held.max() == 1, "a patch was kept twice, or two tokens merged"
+            if hasattr(state, "sizes"):
+                np.testing.assert_array_equal(state.sizes[:, 1:], held[:, 1:])
+                np.testing.assert_array_equal(state.sizes.sum(1), small_config.num_patches + 1)
+            assert (held.sum(1) + (state.source < 0).sum(1) == small_config.num_patches).all()
+            assert not (gone & np.asarray(state.source >= 0)).any(), "a dropped patch came back"
+            gone = np.asarray(state.source < 0)
+            assert (np.abs(state.dropped).max(-1) > 0).tolist() == gone.tolist()
+
     def test_restore_fills_the_grid(self, method, small_config, images):
         model = make(small_config, method)
         features = model.features(images)
@@ -160,3 +186,31 @@ def test_neutral_options_equal_dense(method, small_config, images):
     dense = hvit_jax.jit_model(make(small_config, "dense"))(images)
     neutral = hvit_jax.create(small_config, method, seed=1, **CASES[method].neutral)
     np.testing.assert_allclose(hvit_jax.jit_model(neutral)(images), dense, atol=2e-5)
+
+
+@pytest.mark.parametrize("method", BUDGETED)
+class TestBudgets:
+    def test_as_many_as_tokens_change_nothing(self, method, small_config, images):
+        option, total = hvit_jax.REDUCERS[method].budget_option, small_config.num_patches + 1
+        free, whole = make(small_config, method), make(small_config, method, **{option: total})
+        expected = hvit_jax.jit_model(free)(images)
+        np.testing.assert_array_equal(hvit_jax.jit_model(whole)(images), expected)
+
+    def test_what_was_counted_is_just_enough(self, method, small_config, images):
+        """Each block's largest count changes nothing; one less is reported where it was used."""
+        free = make(small_config, method)
+        reducer, features = free.reducer, free.features(images)
+        blocks = reducer.budget_blocks(small_config)
+        needed = [reducer.counts(features.states[block]) for block in blocks]
+        needed = [max(int(count.max()) for count in counts.values()) for counts in needed]
+        assert all(2 < count < small_config.num_patches + 1 for count in needed)
+
+        def classify(*budgets):
+            model = make(small_config, method, **{reducer.budget_option: budgets})
+            return model.classify(images)
+
+        logits, report = classify(*needed)
+        np.testing.assert_allclose(logits, features.output, atol=2e-5)
+        assert not any(column.any() for column in report.values())
+        _, report = classify(needed[0] - 1, *needed[1:])
+        assert all(column.any() for column in report.values())

@@ -82,6 +82,8 @@ def test_data_and_checkpoint_come_together(checkpoint, pictures, complaint):
     assert "DATA is given without --checkpoint" in complaint(main([str(pictures)]))
     line = complaint(main(["--checkpoint", str(checkpoint)]))
     assert "--checkpoint DIR is given without DATA" in line
+    line = complaint(main(["--method", "tome", "--r", "4", "x"]))
+    assert "as 'x'" in line and "(--r takes numbers, so 'x' behind them is read as DATA)" in line
 
 
 def test_wrong_checkpoints(checkpoint, pictures, tmp_path, complaint):

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from hvit_jax.models.attention import attention
 from hvit_jax.ops import grouping
 from hvit_jax.ops.grouping import copy_to_members
-from hvit_jax.ops.hashing import HashDraws, hash_bins
+from hvit_jax.ops.hashing import HashDraws, draw_hashes, hash_bins
 from tests.golden import Goldens
 from tests.test_hashing import identity_hash, packed_numbers
 
@@ -111,6 +111,14 @@ class TestGroups:
         x = vectors([1], [1], [4])
         groups = group_tokens(x, identity_hash(1), max_groups=5)
         np.testing.assert_array_equal(group_means(x, groups)[0, :, 0, 0], [1, 4, 0, 0, 0])
+
+    def test_vectors_that_stand_there_several_times_are_their_own_means(self):
+        """With a slot a token and hashes that tell different vectors apart."""
+        x = 200 * jax.random.normal(jax.random.key(0), (2, 5, 3, 8))
+        x = x[:, jnp.array([0, 1, 1, 2, 4, 3, 3, 3, 4, 0, 3])]
+        groups = group_tokens(x, draw_hashes(jax.random.key(1), 8, 16), max_groups=11)
+        np.testing.assert_array_equal(groups.distinct, 5)
+        np.testing.assert_allclose(copy_to_members(group_means(x, groups), groups), x, rtol=1e-6)
 
     def test_every_member_gets_its_groups_vector(self):
         groups = group_tokens(vectors([3], [0], [3], [2]), identity_hash(1), max_groups=3)

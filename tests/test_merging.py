@@ -190,6 +190,7 @@ def test_merge_counts(r, blocks, expected):
     [
         (-1, "r=-1: .* at least 0"),
         ([3, -2], "r=.*-2.* at least 0"),
+        ((8, -1), r"r=\(8, -1\): .* at least 0; an inflection needs a point, such as \(8, -1.0\)"),
         ((-3, 0.5), "at least 0"),
         ((8, 1.5), "1.5.* between -1 and 1"),
         ([1] * 7, "lists 7 numbers, the model has 6 blocks"),

@@ -108,6 +108,12 @@ def test_paths_may_follow_numbers():
         ("-n 4", "sample has no option -n; it is one of hourglass"),
         ("-n4", "sample has no option -n; it is one of hourglass"),
         ("--xyzzy", "unknown option --xyzzy "),
+        ("--rate " + "9" * 400, "sample: rate must be a number, got 99"),
+        ("--pair nan", r"sample: pair must be .*, got \('nan',\)"),
+        ("--pair 4 nan", r"sample: pair must be .*, got \(4, 'nan'\)"),
+        ("--pair 4 -inf pictures", r"sample: pair must be .*, got \(4, '-inf'\)"),
+        ("one --pair 4 x", r"unexpected argument 'x' \(--pair takes numbers, so 'x' behind them"),
+        ("one --pair=4 x", r"unexpected argument 'x' \(--pair takes numbers, so 'x' behind them"),
         ("one two", "unexpected argument 'two'"),
     ],
 )
@@ -119,6 +125,10 @@ def test_mistakes(line, message):
 def test_options_of_another_method_name_their_owner():
     with pytest.raises(InputError, match="dense has no option --no-flag; it is one of sample"):
         parse("--no-flag", method="dense")
+
+
+def test_a_whole_number_may_have_any_size():
+    assert parse("-c " + "9" * 400)[1].options()["count"] == 10**400 - 1
 
 
 def test_unknown_method():

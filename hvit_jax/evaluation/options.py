@@ -12,7 +12,7 @@ from hvit_jax.api import DTYPES
 from hvit_jax.command_line import ArgumentParser
 from hvit_jax.config import as_pair
 from hvit_jax.errors import InputError
-from hvit_jax.method_options import numbers, parse_with_method
+from hvit_jax.method_options import numbers, numbers_hint, parse_with_method
 from hvit_jax.models.attention import IMPLEMENTATIONS
 from hvit_jax.reducers import Reducer
 
@@ -70,6 +70,11 @@ def parse_options(arguments: Sequence[str]) -> Options:
     values = {name: value for name, value in vars(given).items() if name in names}
     values["resolution"] = _resolution(given.resolution)
     options = Options(**{**values, "reducer": reducer})
+    if options.data is not None and options.checkpoint is None:
+        raise InputError(
+            f"DATA is given without --checkpoint DIR, as {options.data!r}; give both, or neither "
+            f"for the demo{numbers_hint(arguments, options.data)}"
+        )
     _check(options)
     return options
 
@@ -84,10 +89,8 @@ def _resolution(given: object) -> tuple[int, int] | None:
 
 
 def _check(options: Options) -> None:
-    if (options.data is None) != (options.checkpoint is None):
-        pair = ["DATA", "--checkpoint DIR"]
-        have, lack = pair if options.checkpoint is None else pair[::-1]
-        raise InputError(f"{have} is given without {lack}; give both, or neither for the demo")
+    if options.data is None and options.checkpoint is not None:
+        raise InputError("--checkpoint DIR is given without DATA; give both, or neither")
     if options.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {options.batch_size}")
     if options.workers < 0:

@@ -60,7 +60,8 @@ def merge_counts(r: int | Sequence[int | float], blocks: int) -> tuple[int, ...]
     if len(counts) > blocks:
         raise InputError(f"tome: r lists {len(counts)} numbers, the model has {blocks} blocks")
     if min(counts, default=0) < 0:
-        raise InputError(f"tome: r={r!r}: merged tokens a block must be at least 0")
+        point = len(counts) == 2 and "; an inflection needs a point, such as (8, -1.0)"
+        raise InputError(f"tome: r={r!r}: merged tokens a block must be at least 0{point or ''}")
     return tuple(map(int, counts)) + (0,) * (blocks - len(counts))
 
 

@@ -100,7 +100,8 @@ class ATS(Reducer):
         self.check(fits, "max_tokens", f"give one number, or one for each of {len(blocks)} blocks")
         self.check(min(budgets) >= 2, "max_tokens", "at least 2: CLS and one patch")
         whole = self.padding != "all" or min(budgets) == total
-        self.check(whole, "max_tokens", f"padding 'all' keeps all {total} rows; leave it out")
+        kept = f"keeps all {total} rows, whatever max_tokens; use 'none' or 'batch' for budgets"
+        self.check(whole, "padding", kept)
         return dataclasses.replace(self, blocks=blocks, max_tokens=budgets)
 
     def budget_blocks(self, config: ViTConfig) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import types
 import typing
 from typing import Any, TypeVar
@@ -76,7 +76,7 @@ def matches(value: Any, hint: Any) -> bool:
         return len(value) == len(parts) and all(map(matches, value, parts))
     if hint in (int, float):
         number = isinstance(value, (int, hint)) and not isinstance(value, bool)
-        return number and math.isfinite(value)
+        return number and (hint is int or abs(value) <= sys.float_info.max)
     return isinstance(value, hint)
 
 

@@ -108,7 +108,12 @@ def measure(model: ViT, batches: Iterable[Batch], *, batch_size: int) -> list[Bl
 
 
 def propose(
-    reducer: Reducer, config: ViTConfig, counts: Sequence[BlockCounts], *, percentile: float
+    reducer: Reducer,
+    config: ViTConfig,
+    counts: Sequence[BlockCounts],
+    *,
+    percentile: float,
+    common: bool = False,
 ) -> Reducer:
     """Give a method the budgets that suffice for a share of the pictures.
 
@@ -120,6 +125,7 @@ def propose(
         config: the model's sizes.
         counts: what its blocks needed, at least one entry for each of its `budget_blocks`.
         percentile: the share in per cent, above 0 and at most 100; 100 takes the maximum.
+        common: whether all blocks get the largest budget. Blocks that are alike compile as one.
 
     Returns:
         The method, resolved, with a budget for every block.
@@ -133,7 +139,8 @@ def propose(
         needed = max(entry.at_percentile(percentile) for entry in counts if entry.block == block)
         rounded = -(-needed // MULTIPLE) * MULTIPLE
         budgets.append(min(rounded, config.num_patches + 1))
-    return with_budgets(resolved, tuple(budgets)).resolve(config)
+    chosen = (max(budgets),) * len(budgets) if common else tuple(budgets)
+    return with_budgets(resolved, chosen).resolve(config)
 
 
 def check_percentile(percentile: float) -> None:

@@ -57,7 +57,8 @@ def _main(arguments: Sequence[str]) -> None:
     _check(reducer, config, options)
     source = spread(open_source(options.data), options.batches * options.batch_size)
     counts = _measure(source, reducer, config, options)
-    proposed = propose(reducer, config, counts, percentile=options.percentile)
+    share, common = options.percentile, options.common
+    proposed = propose(reducer, config, counts, percentile=share, common=common)
     about = {
         "checkpoint": options.checkpoint,
         "data": options.data,
@@ -65,8 +66,9 @@ def _main(arguments: Sequence[str]) -> None:
         "model": model_name(config),
         "resolution": list(config.image_shape),
         "dtype": options.dtype,
-        "percentile": options.percentile,
-        "blocks": [entry.summary(options.percentile) for entry in counts],
+        "percentile": share,
+        "common": common,
+        "blocks": [entry.summary(share) for entry in counts],
     }
     _print(reducer, proposed, config, about)
     if options.output is not None:
@@ -160,6 +162,8 @@ def _parser() -> ArgumentParser:
     add("-j", "--workers", type=int, default=cores, metavar="N", help=workers)
     share = "budgets suffice for this share of the pictures, in per cent (default: 99)"
     add("--percentile", type=float, default=99.0, metavar="P", help=share)
+    one = "one budget for all blocks, the largest: more work a picture, but far less to compile"
+    add("--common", action="store_true", help=one)
     add("--output", type=Path, metavar="FILE.json", help="write budgets and measurements")
     return parser
 

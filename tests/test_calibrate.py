@@ -75,6 +75,22 @@ class TestProposals:
         counts = [counts_of([9, 1], [1, 1]), counts_of([1, 1], [17, 17]), counts_of([2, 2])]
         assert propose(reducer, CONFIG, counts, percentile=100.0).max_tokens == (24,)
 
+    @pytest.mark.parametrize(
+        ("method", "options"), [("ats", {"blocks": (0, 1)}), ("act", {"last_block": 1})]
+    )
+    def test_common_takes_the_largest_budget(self, method, options):
+        reducer = hvit_jax.make_reducer(method, **options)
+        counts = [BlockCounts(block, "", np.array([[9 + 9 * block]])) for block in (0, 1)]
+        own, common = (
+            propose(reducer, CONFIG, counts, percentile=99.0, common=common)
+            for common in (False, True)
+        )
+        option = str(reducer.budget_option)
+        assert own.options()[option] == [16, 24] and common.options()[option] == [24, 24]
+        if method == "act":  # blocks of a kind run as one segment
+            assert common.schedule(CONFIG)[0] == common.schedule(CONFIG)[1]
+            assert own.schedule(CONFIG)[0] != own.schedule(CONFIG)[1]
+
     @pytest.mark.parametrize("percentile", [0.0, -1.0, 100.5, float("nan")])
     def test_percentile_out_of_range(self, percentile):
         reducer = hvit_jax.make_reducer("ats", blocks=(1,))
@@ -174,6 +190,18 @@ def test_mistakes_are_reported_before_the_work(capsys, checkpoint, pictures, arg
     status, printed, errors = run(capsys, pictures, "--checkpoint", checkpoint, *arguments)
     assert status == 2 and not printed
     assert errors.count("\n") == 1 and message in errors
+
+
+def test_common_on_the_command_line(capsys, checkpoint, pictures, tmp_path):
+    words = ["--checkpoint", checkpoint, "--percentile", 100, "--output", tmp_path / "b.json"]
+    words += ["--method", "act", *OPTIONS["act"]]
+    status, printed, errors = run(capsys, pictures, *words, "--common")
+    assert status == 0, errors
+    written = json.loads((tmp_path / "b.json").read_text())
+    most = max(row["max"] for row in written["measured"]["blocks"])
+    budget = min(31, -(-most // 8) * 8)
+    assert written["args"]["max_clusters"] == [budget] * 2 and written["measured"]["common"]
+    assert f"use: --max-clusters {budget} {budget}" in printed
 
 
 def test_output_is_never_replaced(capsys, checkpoint, pictures, tmp_path):

@@ -191,7 +191,7 @@ def test_neutral_options_equal_dense(method, small_config, images):
 @pytest.mark.parametrize("method", BUDGETED)
 class TestBudgets:
     def test_as_many_as_tokens_change_nothing(self, method, small_config, images):
-        option, total = hvit_jax.REDUCERS[method].budget_option, small_config.num_patches + 1
+        option, total = str(hvit_jax.REDUCERS[method].budget_option), small_config.num_patches + 1
         free, whole = make(small_config, method), make(small_config, method, **{option: total})
         expected = hvit_jax.jit_model(free)(images)
         np.testing.assert_array_equal(hvit_jax.jit_model(whole)(images), expected)
@@ -206,7 +206,7 @@ class TestBudgets:
         assert all(2 < count < small_config.num_patches + 1 for count in needed)
 
         def classify(*budgets):
-            model = make(small_config, method, **{reducer.budget_option: budgets})
+            model = make(small_config, method, **{str(reducer.budget_option): budgets})
             return model.classify(images)
 
         logits, report = classify(*needed)

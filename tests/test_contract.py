@@ -180,6 +180,13 @@ class TestContract:
             assert np.isfinite(restored).all()
             assert (np.abs(restored).max(-1) > 0).all(), "a patch was left empty"
 
+    def test_dense_features_are_the_restored_tokens(self, method, small_config, images):
+        model = make(small_config, method)
+        features, grid = model.features(images), model.dense_features(images)
+        assert grid.shape == (len(images), *small_config.grid, small_config.width)
+        restored = model.ln(model.reducer.restore(features.tokens[-1], features.states[-1]))
+        np.testing.assert_allclose(grid, restored.reshape(grid.shape), atol=2e-5)
+
 
 @pytest.mark.parametrize("method", [name for name in METHODS if CASES[name].neutral is not None])
 def test_neutral_options_equal_dense(method, small_config, images):

@@ -146,6 +146,25 @@ class ViT(nnx.Module):
         tokens, states = zip(*steps, strict=True)
         return Features(tokens=tokens, states=states, output=self._finish(x))
 
+    def dense_features(
+        self, images: Float[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
+    ) -> Float[Array, "B h w C"]:
+        """Compute a feature for every patch, for dense prediction with a reduced model.
+
+        Args:
+            images: as for calling the model.
+            draws: as for calling the model.
+
+        Returns:
+            Features on the grid of patches after the last block, put back by `Reducer.restore` and
+            normalised by the final LayerNorm, in float32.
+        """
+        x, state = self._start(images, trace=True)
+        for run in self._segments(draws):
+            (x, state), _ = self._run(x, state, *run, collect=False)
+        patches = self.ln(self.reducer.restore(x, state).astype(accumulator(self.dtype)))
+        return patches.reshape(len(images), *self.config.grid, -1)
+
     def _start(self, images, *, trace):
         if images.ndim != 4 or images.shape[1:] != (*self.config.image_shape, 3):
             height, width = self.config.image_shape

@@ -1,4 +1,5 @@
 import os
+import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -12,6 +13,10 @@ from hypothesis import HealthCheck, settings
 
 import hvit_jax
 from tests.golden import Goldens
+
+# A shell starts background commands with Ctrl-C ignored, and so their children.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Options check themselves, with the error that users see; the hook's own check would come first.
 for reducer in hvit_jax.REDUCERS.values():

@@ -63,7 +63,7 @@ def main() -> int:
         trace=None,
     )
     use_compilation_cache()
-    about = describe_device()
+    about = describe_device(torch=True)
     path = RESULTS / (about["device"].lower().replace(" ", "-") + ".json")
     record = Record([path], about, resume=True)
     messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)

@@ -29,3 +29,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f", did you mean {near[0]!r}?" if near else ""
     return InputError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known) or 'none'})")
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of an error's message, or its kind where it has no message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

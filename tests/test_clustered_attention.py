@@ -193,6 +193,13 @@ def test_gradients_equal_those_of_full_attention():
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+def test_a_pair_that_meets_in_128_rounds():
+    q, k, v = tokens(0)
+    draws = draw_projections(jax.random.key(1), 6, 128)
+    out = clustered_attention(q, k, v, draws, q_cluster_size=11, k_cluster_size=11)
+    np.testing.assert_allclose(out, attention(q, k, v), atol=1e-6)
+
+
 def test_cluster_sizes_that_do_not_match():
     q, k, v = tokens(0)
     draws = draw_projections(jax.random.key(1), 6, 3)

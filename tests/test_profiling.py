@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -11,9 +13,13 @@ import pytest
 
 from hvit_jax import demo
 from hvit_jax.checkpoint import read_description
-from hvit_jax.models.parameters import abstract_parameters, count_parameters
+from hvit_jax.models.parameters import (
+    abstract_parameters,
+    count_parameters,
+    init_parameters,
+)
 from hvit_jax.presets import published_rows
-from hvit_jax.profiling import measure, plot, timing
+from hvit_jax.profiling import measure, plot, timing, torch_vit
 from hvit_jax.profiling.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -102,11 +108,29 @@ def test_pytorch_is_timed_beside_ours_on_the_same_weights(tmp_path):
     assert row["speedup_over_torch"] > 0
     assert row["torch"] == "PyTorch float32, eager"
     assert row["torch_latency_ms"] > 0
+    assert "torch" in read(output)["versions"]
+
+
+def test_pytorch_runs_batch_and_single_image_each_its_fastest_way(monkeypatch):
+    images = jax.random.normal(jax.random.key(0), (2, 56, 56, 3))
+    config = read_description(demo.checkpoint_dir()).config
+    parameters = init_parameters(config, 0)
+    rivals = torch_vit.TorchRivals(config, parameters, images, "float32")
+    ways = [
+        torch_vit.Rival(
+            name, *(timing.Work(lambda s=s: time.sleep(s), lambda _: None) for s in two)
+        )
+        for name, two in (("eager", (0.004, 0.001)), ("compiled", (0.001, 0.004)))
+    ]
+    monkeypatch.setattr(rivals, "_ways", lambda: iter(ways))
+    monkeypatch.setattr(rivals, "_runs", lambda rival, expected: True)
+    logits = jax.numpy.zeros((2, 1))
+    best = rivals.best(logits, seconds=0.01, latency=True)
+    assert (best.name, best.work, best.single) == ("compiled", ways[1].work, ways[0].single)
+    assert rivals.best(logits, seconds=0.01, latency=False) is ways[1]
 
 
 def test_pytorch_with_other_logits_is_refused(monkeypatch, capsys):
-    from hvit_jax.profiling import torch_vit
-
     build = torch_vit._build
 
     def broken(*arguments):
@@ -139,6 +163,23 @@ def test_failed_rows_do_not_stop_the_others_and_are_tried_again(tmp_path, monkey
     assert main([*command, "--resume"]) == 0
     assert measured == [1, 2, 3, 2]
     assert sorted(row["batch"] for row in read(output)["rows"]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "out of memory at batch 2"),
+        (MemoryError(), "out of memory at batch 2"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_failures_of_pytorch_are_rows_too(monkeypatch, capsys, error, reason):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(torch_vit, "_build", fails)
+    assert main([*FAST, "--against", "torch", "--no-latency"]) == 1
+    assert f"failed: {reason}" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_keeps_finished_rows(tmp_path, monkeypatch, capsys):
@@ -215,6 +256,9 @@ def test_method_options_from_calibrate(tmp_path):
         (["--output", "missing/rows.json"], "there is no folder missing"),
         (["--resume"], "--resume needs --output FILE.json"),
         (["--plot", "plot.gif"], "--plot takes one of .png, .svg, .pdf"),
+        (["--plot", "missing/plot.png"], "there is no folder missing"),
+        (["--plot", "plot.png", "-r", "64"], "this configuration has none"),
+        (["--trace", "missing/trace"], "there is no folder missing"),
         (["--gflops-only", "--trace", "t"], "--gflops-only measures nothing; leave out --trace"),
     ],
 )
@@ -249,6 +293,14 @@ def test_compiled_programs_are_kept_where_the_user_says(tmp_path, monkeypatch, c
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "file" / "kept"))
     assert main([*command, "--no-latency"]) == 2
     assert "cannot keep compiled programs in" in capsys.readouterr().err
+
+
+def test_no_cache_wins_over_the_environment(tmp_path):
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "kept")}
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    command = [sys.executable, "profile.py", *FAST, "--no-latency"]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    assert not (tmp_path / "kept").exists()
 
 
 def test_missing_libraries_name_their_extra(monkeypatch, capsys):

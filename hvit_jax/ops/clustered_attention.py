@@ -164,8 +164,8 @@ def ranks(values: Float[Array, "*rows N"]) -> Int[Array, "*rows N"]:
 
 
 def _smallest_integer(most: int) -> np.dtype:
-    """Name the narrowest signed type: comparing and counting single bytes is fastest."""
-    return np.min_scalar_type(-most)
+    """Name the narrowest signed type up to a number: with single bytes counting is fastest."""
+    return np.min_scalar_type(-most - 1)  # A byte reaches from -128 to 127.
 
 
 def _rows(x, order):

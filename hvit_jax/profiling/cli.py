@@ -40,8 +40,9 @@ def _main(arguments: Sequence[str]) -> int:
     if options.gflops_only:
         return _print_gflops(options, cases)
     messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    cache = str(use_compilation_cache()) if options.cache else None
-    about = {**describe_device(), "settings": _shown(options)}
+    cache = use_compilation_cache(options.cache)
+    device = describe_device(torch=options.against == "torch")
+    about = {**device, "settings": _shown(options)}
     record = Record(options.output, about, resume=options.resume)
     where = f"compiled programs are kept in {cache}" if cache else "compiled programs are not kept"
     messages.print(f"{about['device']}, jax {about['versions']['jax']}; {where}")
@@ -52,8 +53,9 @@ def _main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt as stop:
         messages.print("interrupted; finished rows are kept")
         rows, status = record.rows, exit_status(stop)
-    print(markdown_table(rows), end="")
-    if options.plot is not None:
+    if rows:
+        print(markdown_table(rows), end="")
+    if options.plot is not None and status == 0:
         plot(rows, options.plot)
     failed = sum(row["error"] is not None for row in rows)
     return status or (SOME_FAILED if failed else 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import statistics
@@ -16,15 +17,20 @@ from hvit_jax.evaluation.results import versions
 from hvit_jax.profiling.timing import Work, time_in_turns
 
 
-def describe_device() -> dict[str, Any]:
-    """Name device, backend, processors, versions and XLA's flags."""
+def describe_device(*, torch: bool = False) -> dict[str, Any]:
+    """Name device, backend, processors, versions and XLA's flags.
+
+    Args:
+        torch: whether numbers depend on PyTorch's version too.
+    """
+    rival = {"torch": importlib.metadata.version("torch")} if torch else {}
     return {
         "device": jax.devices()[0].device_kind,
         "backend": jax.default_backend(),
         "processor": _processor(),
         "cpus": os.cpu_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "versions": versions(),
+        "versions": versions() | rival,
     }
 
 
@@ -56,17 +62,23 @@ def matmul_peak(dtype: str, *, seconds: float) -> float:
     return 2 * size**3 / statistics.median(times)
 
 
-def use_compilation_cache() -> Path:
+def use_compilation_cache(wanted: bool = True) -> Path | None:
     """Keep compiled programs on disk, so that a second run starts in seconds.
 
     JAX_COMPILATION_CACHE_DIR wins over the default, hvit_jax/xla in XDG_CACHE_HOME or ~/.cache.
 
+    Args:
+        wanted: False to keep and read none, whatever the environment says.
+
     Returns:
-        The folder.
+        The folder; None if not wanted.
 
     Raises:
         InputError: if it cannot be made.
     """
+    if not wanted:
+        jax.config.update("jax_compilation_cache_dir", None)
+        return None
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path(home, "hvit_jax", "xla"))
     try:

@@ -189,7 +189,8 @@ class Bench:
             self._rival = None
             dense, dtype = self._dense_program(case), self.settings.dtype
             rivals = TorchRivals(case.config, self._parameters(case.config), dense.images, dtype)
-            self._rival = key, rivals.best(dense(), seconds=self.settings.seconds)
+            seconds, latency = self.settings.seconds, self.settings.latency
+            self._rival = key, rivals.best(dense(), seconds=seconds, latency=latency)
             self.problems += rivals.problems
         return self._rival[1]
 

@@ -12,6 +12,7 @@ from hvit_jax.command_line import ArgumentParser
 from hvit_jax.config import MODELS, ViTConfig, as_pair, named_config
 from hvit_jax.convert.reader import import_torch
 from hvit_jax.errors import InputError
+from hvit_jax.evaluation.files import check_destination
 from hvit_jax.files import refuse_existing
 from hvit_jax.method_options import numbers, parse_with_method
 from hvit_jax.models.attention import IMPLEMENTATIONS
@@ -43,6 +44,8 @@ def parse_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[Ca
     else:
         _refuse_beside_rows(options, reducer.name)
         cases = published_cases(options.rows, batch=options.batch_size)
+    if options.plot is not None and not any((case.published or {}).get("top1") for case in cases):
+        raise InputError("--plot draws published accuracies, and this configuration has none")
     return options, cases if options.sweep is None else sweep(cases, options.sweep)
 
 
@@ -97,6 +100,7 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(f"--seconds must be above 0 and below 3600, got {options.seconds:g}")
     if options.trace is not None:
         refuse_existing(options.trace)
+        check_destination(options.trace, overwrite=False)
     if options.plot is not None:
         check_plot(options.plot)
     if options.against == "torch":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.files import write_atomically
+from hvit_jax.evaluation.files import check_destination, write_atomically
 
 _FORMATS = (".png", ".svg", ".pdf")
 
@@ -16,10 +16,11 @@ def check_plot(path: Path) -> None:
     """Check that a plot can be made, before anything is measured for it.
 
     Raises:
-        InputError: if matplotlib is missing, or the format is unknown.
+        InputError: if matplotlib is missing, the format is unknown, or the file cannot be written.
     """
     if path.suffix not in _FORMATS:
         raise InputError(f"--plot takes one of {', '.join(_FORMATS)}, got {path}")
+    check_destination(path, overwrite=True)
     _pyplot()
 
 

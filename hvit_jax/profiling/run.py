@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from rich.console import Console
 
-from hvit_jax.errors import InputError
+from hvit_jax.errors import InputError, first_line
 from hvit_jax.profiling.cases import Case
 from hvit_jax.profiling.measure import NOT_MEASURED, Bench, Settings
 from hvit_jax.profiling.record import Record
 from hvit_jax.profiling.report import method_name
+
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory")
 
 
 def run_cases(
@@ -50,9 +51,10 @@ def run_cases(
 def _row(bench: Bench, case: Case, named: dict[str, Any]) -> dict[str, Any]:
     try:
         return bench.measure(case)
-    except (jax.errors.JaxRuntimeError, FloatingPointError, InputError) as error:
-        reason = str(error).splitlines()[0]
-        if "RESOURCE_EXHAUSTED" in reason:
+    # JAX's and PyTorch's errors are RuntimeErrors, out of memory among them.
+    except (RuntimeError, MemoryError, FloatingPointError, InputError) as error:
+        reason = first_line(error)
+        if isinstance(error, MemoryError) or any(words in reason for words in _OUT_OF_MEMORY):
             reason = f"out of memory at batch {case.batch}; a smaller --batch-size needs less"
         return {**named, **NOT_MEASURED, "error": reason}
 

@@ -46,8 +46,8 @@ def clustered_attention(
         k_cluster_size: keys in a cluster; must give as many clusters.
 
     Returns:
-        Attended values in the dtype of `q`. Beside the number of each token's cluster, memory does
-        not grow with the rounds.
+        Attended values in the dtype of `q`. Beside a few numbers a token and head, its projections,
+        rank and cluster, memory does not grow with the rounds.
 
     Raises:
         InputError: if queries and keys give different numbers of clusters.

@@ -1,8 +1,9 @@
 """Measure everything that the performance page shows, on whatever device there is.
 
 `python benchmarks/run_all.py` writes benchmarks/results/DEVICE.json and prints the table. On a GPU:
-all published rows in bfloat16 at batch 32. On a CPU: ViT-B/16 in float32 at 384 pixels, with the
-settings that the original was measured with. Started again, it goes on.
+the published rows in bfloat16 at batch 32, all of them or, as `run_all.py vit_l16`, those of a model
+or method. On a CPU: ViT-B/16 in float32 at 384 pixels, with the settings that the original was
+measured with. Started again, it goes on.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ def cpu_cases() -> list[Case]:
     return [small, *(make_case(config, make_reducer(n, **a), batch=2) for n, a in CPU_METHODS)]
 
 
-def main() -> int:
+def main(selection: str = "all") -> int:
     """Measure, write the results and print the table."""
     gpu = jax.default_backend() == "gpu"
-    cases = published_cases("all", batch=32) if gpu else cpu_cases()
+    cases = published_cases(selection, batch=32) if gpu else cpu_cases()
     settings = Settings(
         dtype="bfloat16" if gpu else "float32",
         attention="auto",
@@ -73,4 +74,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

@@ -81,8 +81,9 @@ def numbers_hint(arguments: Sequence[str], word: str) -> str:
     before = list(arguments[: arguments.index(word)])
     while before and _may_be_number(before[-1]):
         before.pop()
-    flag, equals, _ = before[-1].partition("=") if before else ("", "", "")
-    behind = equals or arguments[len(before)] != word
+    flag, equals, first = before[-1].partition("=") if before else ("", "", "")
+    values = first.replace(",", " ").split() if equals else arguments[len(before) : len(before) + 1]
+    behind = values and word not in values and all(map(_may_be_number, values))
     if not flag.startswith("-") or not behind:
         return ""
     return f" ({flag} takes numbers, so {word!r} behind them is read as DATA)"

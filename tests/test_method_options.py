@@ -114,6 +114,8 @@ def test_paths_may_follow_numbers():
         ("--pair 4 -inf pictures", r"sample: pair must be .*, got \(4, '-inf'\)"),
         ("one --pair 4 x", r"unexpected argument 'x' \(--pair takes numbers, so 'x' behind them"),
         ("one --pair=4 x", r"unexpected argument 'x' \(--pair takes numbers, so 'x' behind them"),
+        ("one --pair=4,5 x", r"unexpected argument 'x' \(--pair takes numbers, so 'x' behind them"),
+        ("one --kind=cls x", r"unexpected argument 'x' \(see "),
         ("one two", "unexpected argument 'two'"),
     ],
 )

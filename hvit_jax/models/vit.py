@@ -60,7 +60,7 @@ class ViT(nnx.Module):
             config: the model's sizes.
             reducer: the method.
             rngs: draws the initial weights.
-            dtype: what blocks are computed in, float32 or bfloat16.
+            dtype: what blocks are computed in, float32, bfloat16 or float64.
             param_dtype: what the blocks' weights are stored in; default: `dtype`.
             attention: "auto", "cudnn" or "xla".
             unroll: run every block on its own instead of scanning equal ones.

@@ -46,8 +46,8 @@ def clustered_attention(
         k_cluster_size: keys in a cluster; must give as many clusters.
 
     Returns:
-        Attended values in the dtype of `q`. Beside the number of each token's cluster, memory does
-        not grow with the rounds.
+        Attended values in the dtype of `q`. Beside a few numbers a token and head, its projections,
+        rank and cluster, memory does not grow with the rounds.
 
     Raises:
         InputError: if queries and keys give different numbers of clusters.
@@ -65,7 +65,7 @@ def clustered_attention(
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     projections = project_asymmetric(q, k, draws)
     q_clusters, k_clusters = (
-        jnp.moveaxis(ranks(projected) // length, 0, 2).astype(_smallest_integer(clusters))
+        jnp.moveaxis(ranks(projected) // length, 0, 2).astype(_smallest_integer(clusters - 1))
         for projected, length in zip(projections, (q_cluster_size, k_cluster_size), strict=True)
     )
     return map_heads(_attend_in_clusters, q, k, v, q_clusters, k_clusters).swapaxes(1, 2)
@@ -164,7 +164,7 @@ def ranks(values: Float[Array, "*rows N"]) -> Int[Array, "*rows N"]:
 
 
 def _smallest_integer(most: int) -> np.dtype:
-    """Name the narrowest signed type up to a number: with single bytes counting is fastest."""
+    """Name the narrowest signed type up to `most`: comparing and counting bytes is fastest."""
     return np.min_scalar_type(-most - 1)  # A byte reaches from -128 to 127.
 
 

@@ -1,13 +1,14 @@
 """Measure everything that the performance page shows, on whatever device there is.
 
 `python benchmarks/run_all.py` writes benchmarks/results/DEVICE.json and prints the table. On a GPU:
-the published rows in bfloat16 at batch 32, all of them or, as `run_all.py vit_l16`, those of a model
-or method. On a CPU: ViT-B/16 in float32 at 384 pixels, with the settings that the original was
-measured with. Started again, it goes on.
+the published rows in bfloat16 at batch 32, all or, as `run_all.py vit_l16`, those of a model or
+method; and the dense models at batch 1. On a CPU: ViT-B/16 in float32 at 384 pixels, with the
+settings that the original was measured with. Started again, it goes on.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,23 +49,30 @@ def cpu_cases() -> list[Case]:
     return [small, *(make_case(config, make_reducer(n, **a), batch=2) for n, a in CPU_METHODS)]
 
 
+def gpu_cases(selection: str) -> list[Case]:
+    """List published rows, and each dense model at batch 1 too."""
+    cases = published_cases(selection, batch=32)
+    dense = [case for case in cases if case.reducer.name == "dense"]
+    return [*(dataclasses.replace(case, batch=1) for case in dense), *cases]
+
+
 def main(selection: str = "all") -> int:
     """Measure, write the results and print the table."""
     gpu = jax.default_backend() == "gpu"
-    cases = published_cases(selection, batch=32) if gpu else cpu_cases()
+    cases = gpu_cases(selection) if gpu else cpu_cases()
     settings = Settings(
         dtype="bfloat16" if gpu else "float32",
         attention="auto",
         unroll=False,
         checkpoint=None,
-        seconds=0.3 if gpu else 3.0,
+        seconds=0.3 if gpu else 1.5,
         latency=not gpu,
         dense=True,
         torch=True,
         trace=None,
     )
     use_compilation_cache()
-    about = describe_device(torch=True)
+    about = {**describe_device(torch=True), "settings": dataclasses.asdict(settings)}
     path = RESULTS / (about["device"].lower().replace(" ", "-") + ".json")
     record = Record([path], about, resume=True)
     messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)

@@ -63,7 +63,8 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     ]
     if any(row["error"] for row in rows):
         names.append("error")
-        cells = [[*cell, row["error"] or ""] for cell, row in zip(cells, rows, strict=True)]
+        errors = [(row["error"] or "").replace("|", "\\|") for row in rows]
+        cells = [[*cell, error] for cell, error in zip(cells, errors, strict=True)]
     return names, cells
 
 

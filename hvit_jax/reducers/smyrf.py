@@ -18,6 +18,8 @@ from hvit_jax.reducers.base import Layer, TokenState
 from hvit_jax.reducers.hashed import HashedAttention
 from hvit_jax.reducers.options import option
 
+MAX_ROUNDS = 1024
+
 
 @dataclass(frozen=True)
 class SMYRF(HashedAttention):
@@ -51,7 +53,7 @@ class SMYRF(HashedAttention):
 
     def resolve(self, config: ViTConfig) -> SMYRF:
         """Fill in the blocks, and check all options; see `Reducer.resolve`."""
-        self.check(self.rounds >= 1, "rounds", "at least 1")
+        self.check(1 <= self.rounds <= MAX_ROUNDS, "rounds", f"from 1 to {MAX_ROUNDS}")
         tokens = config.num_patches + 1
         for field in ("q_cluster_size", "k_cluster_size"):
             size = getattr(self, field)

@@ -233,3 +233,10 @@ def test_schedules_that_end_at_zero_are_accepted():
         for blocks in (1, 2, 8, 12, 24, 32):
             counts = merge_counts((r, -1.0), blocks)
             assert len(counts) == blocks and counts[0] == 2 * r and min(counts) >= 0
+
+
+def test_positions_are_32_bit_whatever_the_default():
+    """A state keeps its types through a block, as a scan over blocks needs."""
+    with jax.enable_x64(True):
+        matching = match_tokens(jnp.ones((2, 9, 4)), r=3)
+    assert {leaf.dtype for leaf in jax.tree.leaves(matching)} == {jnp.dtype("int32")}

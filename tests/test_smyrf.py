@@ -173,7 +173,7 @@ class TestDraws:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rounds": 0}, "rounds=0: at least 1"),
+        ({"rounds": 0}, "rounds=0: from 1 to 1024"),
         ({"q_cluster_size": 0}, "q_cluster_size=0: from 1 to the model's 49 tokens"),
         ({"q_cluster_size": 50}, "q_cluster_size=50: from 1 to the model's 49 tokens"),
         ({"k_cluster_size": 64}, "k_cluster_size=64: from 1 to the model's 49 tokens"),

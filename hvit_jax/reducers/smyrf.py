@@ -44,7 +44,7 @@ class SMYRF(HashedAttention):
     first_block: int | None = option(
         None, "first block with clustered attention, counted from 0 (default: depth / 2)"
     )
-    rounds: int = option(32, "rounds of hashing")
+    rounds: int = option(32, "rounds of hashing, at most 1024")
     q_cluster_size: int = option(32, "queries in a cluster")
     k_cluster_size: int = option(32, "keys in a cluster; must give as many clusters")
     straddle: bool = option(

@@ -142,8 +142,9 @@ def ranks(values: Float[Array, "*rows N"]) -> Int[Array, "*rows N"]:
     That is `argsort(argsort(values))`. For the length of an image's tokens it is many times faster
     to count for every value how many come before it.
     """
-    size = values.shape[-1]
-    places = jnp.arange(size)
+    # Computed once: two fused kernels may round the same number differently.
+    values = jax.lax.optimization_barrier(jax.lax.stop_gradient(values))
+    size, places = values.shape[-1], jnp.arange(values.shape[-1])
     # An earlier equal value comes first: it is below the next number after the value. After zero
     # that is the smallest normal number, since a processor may take smaller ones for zero.
     above = jnp.nextafter(values, jnp.full_like(values, jnp.inf))

@@ -26,7 +26,7 @@ from hvit_jax.ops.hashing import draw_hashes, draw_projections, project_asymmetr
 from hvit_jax.ops.merging import match_tokens, merge_tokens
 from hvit_jax.ops.selection import descending_order, keep_best
 from hvit_jax.profiling.device import describe_device
-from hvit_jax.profiling.timing import Work, time_in_turns
+from hvit_jax.profiling.timing import device_work, time_in_turns
 
 Operation = tuple[str, str, Callable[..., Any], tuple[Any, ...]]
 
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
     print("| part of | operation | ms | fastest to slowest |\n|---|---|---:|---:|")
     for group, label, function, inputs in operations(config, int(batch), dtype):
         compiled = jax.jit(function)
-        work = Work(lambda f=compiled, i=inputs: f(*i), jax.block_until_ready)
+        work = device_work(functools.partial(compiled, *inputs))
         (rounds,) = time_in_turns([work], seconds=0.3)
         middle, low, high = (1e3 * f(rounds) for f in (statistics.median, min, max))
         print(f"| {group} | {label} | {middle:.2f} | {low:.2f} to {high:.2f} |", flush=True)

@@ -1,4 +1,4 @@
-"""The published results, and which of them a configuration is."""
+"""The published results, and how a configuration is named and found among them."""
 
 from __future__ import annotations
 
@@ -29,6 +29,25 @@ def row_arguments(row: dict[str, Any]) -> dict[str, Any]:
     return {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in row["args"].items()
+    }
+
+
+def describe_configuration(config: ViTConfig, reducer: Reducer) -> dict[str, Any]:
+    """Name a configuration in the form that result files and published rows have.
+
+    Args:
+        config: the model's sizes.
+        reducer: the method, resolved for them.
+
+    Returns:
+        Method, model, arguments, and the resolution: one number for a square.
+    """
+    height, width = config.image_shape
+    return {
+        "method": reducer.name,
+        "model": model_name(config),
+        "args": reducer.options(),
+        "resolution": height if height == width else [height, width],
     }
 
 

@@ -15,7 +15,7 @@ from hvit_jax.convert.detect import config_of, detect
 from hvit_jax.convert.keys import SWAG
 from hvit_jax.convert.reader import import_torch, read_source
 from hvit_jax.convert.state import to_state, to_tree
-from hvit_jax.errors import InputError
+from hvit_jax.errors import InputError, first_line
 from hvit_jax.files import new_file, refuse_existing, require_space
 
 SILENT = Progress(disable=True)
@@ -104,7 +104,7 @@ def export_file(
         try:
             torch.save({key: torch.from_numpy(array) for key, array in state.items()}, temporary)
         except RuntimeError as error:  # torch's writer reports a full disk so.
-            raise InputError(f"cannot write {destination}: {str(error).splitlines()[0]}") from error
+            raise InputError(f"cannot write {destination}: {first_line(error)}") from error
         _read_back(temporary, checkpoint, state, progress)
     return description
 

@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from hvit_jax.config import model_name
 from hvit_jax.evaluation.files import write_atomically
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.flops import count_flops
 from hvit_jax.models.vit import ViT
-from hvit_jax.presets import find_published
+from hvit_jax.presets import describe_configuration, find_published
 from hvit_jax.version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "grain")
@@ -34,12 +33,8 @@ def describe_model(model: ViT) -> dict[str, Any]:
         published row or None, device and versions.
     """
     precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    height, width = model.config.image_shape
     return {
-        "method": model.reducer.name,
-        "model": model_name(model.config),
-        "args": model.reducer.options(),
-        "resolution": height if height == width else [height, width],
+        **describe_configuration(model.config, model.reducer),
         "dtype": model.dtype.name,
         "gflops": count_flops(model.config, model.reducer) / 1e9,
         "published": find_published(model.config, model.reducer),

@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from hvit_jax.api import with_resolution
-from hvit_jax.config import MODELS, ViTConfig, model_name, named_config
+from hvit_jax.config import MODELS, ViTConfig, named_config
 from hvit_jax.errors import InputError, unknown
 from hvit_jax.flops import count_flops
-from hvit_jax.presets import find_published, published_rows, row_arguments
+from hvit_jax.presets import (
+    describe_configuration,
+    find_published,
+    published_rows,
+    row_arguments,
+)
 from hvit_jax.reducers import REDUCERS, Reducer, make_reducer
 
 
@@ -36,16 +41,17 @@ class Case:
         """Give the case without reduction that this one is compared with."""
         return make_case(self.config, make_reducer("dense"), self.batch)
 
+    @property
+    def gflops(self) -> float:
+        """Multiply-adds of one image in the tables' convention, in billions."""
+        return count_flops(self.config, self.reducer) / 1e9
+
     def describe(self) -> dict[str, Any]:
         """Name the case, in the form that reports have, with what needs no measuring."""
-        height, width = self.config.image_shape
         return {
-            "method": self.reducer.name,
-            "model": model_name(self.config),
-            "args": self.reducer.options(),
-            "resolution": height if height == width else [height, width],
+            **describe_configuration(self.config, self.reducer),
             "batch": self.batch,
-            "gflops": count_flops(self.config, self.reducer) / 1e9,
+            "gflops": self.gflops,
             "tokens": [layer.tokens_out for layer in self.reducer.schedule(self.config)],
             "published": self.published,
         }

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.results import versions
-from hvit_jax.profiling.timing import Work, time_in_turns
+from hvit_jax.profiling.timing import device_work, time_in_turns
 
 
 def describe_device(*, torch: bool = False) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def matmul_peak(dtype: str, *, seconds: float) -> float:
     size = 1024 if jax.default_backend() == "cpu" else 8192
     x = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(jnp.matmul)
-    work = Work(lambda: product(x, x), jax.block_until_ready)
+    work = device_work(lambda: product(x, x))
     (times,) = time_in_turns([work], seconds=max(seconds, 1.0) / 5)
     return 2 * size**3 / min(times)
 

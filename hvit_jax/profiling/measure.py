@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import load_parameters, read_description, resize_parameters
 from hvit_jax.config import ViTConfig
 from hvit_jax.models.parameters import Tree, build_model, count_parameters, init_parameters
@@ -90,7 +89,7 @@ class Bench:
             case: what.
 
         Returns:
-            A report's row; figures that were not measured are None.
+            The figures of a report's row that were measured.
 
         Raises:
             jax.errors.JaxRuntimeError: if the device runs out of memory.
@@ -105,19 +104,16 @@ class Bench:
             works["torch"] = rival.work
         rounds = time_in_turns(list(works.values()), seconds=settings.seconds)
         times = dict(zip(works, rounds, strict=True))
-        row = {
-            **case.describe(),
-            "dtype": settings.dtype,
-            **NOT_MEASURED,
+        figures = {
             **self._about(case, program),
             **self._speed(case, times),
             "torch": rival and rival.name,
         }
         if settings.latency:
-            row |= self._latency(case, program, rival)
+            figures |= self._latency(case, program, rival)
         if settings.trace is not None:
             _trace(program, settings.trace)
-        return row
+        return figures
 
     def _about(self, case: Case, program: Program) -> dict[str, Any]:
         flops = program.compiler_flops
@@ -132,7 +128,7 @@ class Bench:
     def _speed(self, case: Case, times: dict[str, list[float]]) -> dict[str, Any]:
         rates = [case.batch / seconds for seconds in times["case"]]
         throughput = statistics.median(rates)
-        operations = 2e9 * case.describe()["gflops"] * throughput
+        operations = 2e9 * case.gflops * throughput
         compared = {name: median_ratio(each, times["case"]) for name, each in times.items()}
         dense = 1.0 if case.reducer.name == "dense" else compared.get("dense")
         return {
@@ -199,8 +195,7 @@ def _read_or_draw(config: ViTConfig, checkpoint: str | None) -> Tree:
     if checkpoint is None:
         return init_parameters(config, 0)
     stored = read_description(checkpoint).config
-    parameters = load_parameters(checkpoint, stored)
-    return resize_parameters(parameters, stored, with_resolution(stored, config.image_shape))
+    return resize_parameters(load_parameters(checkpoint, stored), stored, config)
 
 
 def _trace(program: Program, folder: Path) -> None:

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from hvit_jax.models.vit import ViT
-from hvit_jax.profiling.timing import Work
+from hvit_jax.profiling.timing import Work, device_work
 
 
 class Program:
@@ -63,10 +63,7 @@ class Program:
     @property
     def work(self) -> Work:
         """The forward pass, to be timed."""
-        if jax.default_backend() != "cpu":
-            return Work(self, jax.block_until_ready)
-        # Calls that are enqueued on a CPU would run beside each other, as PyTorch's do not.
-        return Work(lambda: jax.block_until_ready(self()), lambda result: None)
+        return device_work(self)
 
 
 @contextlib.contextmanager

@@ -49,14 +49,15 @@ def run_cases(
 
 
 def _row(bench: Bench, case: Case, named: dict[str, Any]) -> dict[str, Any]:
+    row = {**named, **NOT_MEASURED}
     try:
-        return bench.measure(case)
+        return row | bench.measure(case)
     # JAX's and PyTorch's errors are RuntimeErrors, out of memory among them.
     except (RuntimeError, MemoryError, FloatingPointError, InputError) as error:
         reason = first_line(error)
         if isinstance(error, MemoryError) or any(words in reason for words in _OUT_OF_MEMORY):
             reason = f"out of memory at batch {case.batch}; a smaller --batch-size needs less"
-        return {**named, **NOT_MEASURED, "error": reason}
+        return row | {"error": reason}
 
 
 def _lines(row: dict[str, Any], bench: Bench) -> list[str]:

@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import jax
+import numpy as np
+
 ROUNDS = 5
 
 
@@ -29,6 +32,17 @@ class Work:
             self.start()
         self.wait(self.start())
         return (time.perf_counter() - started) / calls
+
+
+def device_work(run: Callable[[], object]) -> Work:
+    """Time a JAX function by its calls, enqueued on a GPU.
+
+    On a CPU each is waited for: enqueued there, they would run beside each other, as PyTorch's do
+    not.
+    """
+    if jax.default_backend() == "cpu":
+        return Work(lambda: jax.block_until_ready(run()), lambda result: None)
+    return Work(run, jax.block_until_ready)
 
 
 def time_in_turns(
@@ -75,8 +89,7 @@ def time_alone(work: Work, *, seconds: float, least: int = 5, most: int = 200) -
 
 def percentile(values: Sequence[float], share: float) -> float:
     """Find the value that a share of the values, from 0 to 1, does not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1) + 0.499))]
+    return float(np.quantile(values, share, method="higher"))
 
 
 def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from hvit_jax.errors import InputError
+from hvit_jax.errors import InputError, first_line
 from hvit_jax.training.loop import TrainState
 
 METRICS: tuple[str, ...] = ("step", "epoch", "loss", "accuracy", "images_per_second")
@@ -43,7 +43,7 @@ class StateFolder:
             restored: Any = self.manager.restore(step, args=ocp.args.StandardRestore(like))
             return restored
         except (ValueError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0][:200]
+            reason = first_line(error)[:200]
             raise InputError(
                 f"{self.manager.directory} holds the state of another run: {reason}"
             ) from error

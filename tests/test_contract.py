@@ -17,8 +17,9 @@ from hvit_jax.reducers.base import TokenState
 class Case:
     """Options on a 6 x 8 grid and four blocks, and those under which nothing is reduced.
 
-    `rounding` bounds the mean error in bfloat16, in standard deviations of the logits. `holds` says
-    how many patches a token stands for: "one", "some", or "any" number, even none.
+    A case's name is its method's, and more behind a hyphen where a method has several. `rounding`
+    bounds the mean error in bfloat16, in standard deviations of the logits. `holds` says how many
+    patches a token stands for: "one", "some", or "any" number, even none.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -33,6 +34,18 @@ CASES = {
         {"cluster_location": 1, "num_clusters": (3, 4)},
         # In a window of one, every patch is its own centroid.
         neutral={"cluster_location": 1, "num_clusters": (6, 8), "cluster_window": 1},
+        holds="any",
+    ),
+    "hourglass-reconstructed": Case(
+        {"cluster_location": 1, "num_clusters": (3, 4), "reconstruct_location": 2},
+        # A tight softmax leaves every patch its own centroid.
+        neutral={
+            "cluster_location": 1,
+            "num_clusters": (6, 8),
+            "cluster_window": 1,
+            "reconstruct_location": 2,
+            "reconstruct_neighbors": 1,
+        },
         holds="any",
     ),
     # As for ATS below: attention is nearly uniform, so that roundings decide which patches stay.
@@ -56,11 +69,18 @@ CASES = {
     ),
 }
 METHODS = sorted(CASES)
-BUDGETED = [name for name in METHODS if hvit_jax.REDUCERS[name].budget_option]
 
 
 def make(config, method, **options):
-    return hvit_jax.create(config, method, seed=1, **{**CASES[method].options, **options})
+    options = {**CASES[method].options, **options}
+    return hvit_jax.create(config, name(method), seed=1, **options)
+
+
+def name(case):
+    return case.split("-")[0]
+
+
+BUDGETED = [case for case in METHODS if hvit_jax.REDUCERS[name(case)].budget_option]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +90,7 @@ def images(small_config):
 
 
 def test_every_method_has_a_case():
-    assert set(CASES) == set(hvit_jax.REDUCERS)
+    assert set(map(name, CASES)) == set(hvit_jax.REDUCERS)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -188,10 +208,10 @@ class TestContract:
         np.testing.assert_allclose(grid, restored.reshape(grid.shape), atol=2e-5)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if CASES[name].neutral is not None])
+@pytest.mark.parametrize("method", [case for case in METHODS if CASES[case].neutral is not None])
 def test_neutral_options_equal_dense(method, small_config, images):
     dense = hvit_jax.jit_model(make(small_config, "dense"))(images)
-    neutral = hvit_jax.create(small_config, method, seed=1, **CASES[method].neutral)
+    neutral = hvit_jax.create(small_config, name(method), seed=1, **CASES[method].neutral)
     np.testing.assert_allclose(hvit_jax.jit_model(neutral)(images), dense, atol=2e-5)
 
 

@@ -124,7 +124,7 @@ class ViT(nnx.Module):
         Returns:
             What `model(images)` returns, and `Reducer.report`.
         """
-        x, state = self._start(images, trace=False)
+        x, state = self.embed(images, trace=False)
         for run in self._segments(draws):
             (x, state), _ = self._run(x, state, *run, collect=False)
         return self._finish(x), self.reducer.report(state)
@@ -138,7 +138,7 @@ class ViT(nnx.Module):
             images: as for calling the model.
             draws: as for calling the model.
         """
-        x, state = self._start(images, trace=True)
+        x, state = self.embed(images, trace=True)
         steps = []
         for run in self._segments(draws):
             (x, state), collected = self._run(x, state, *run, collect=True)
@@ -159,13 +159,21 @@ class ViT(nnx.Module):
             Features on the grid of patches after the last block, put back by `Reducer.restore` and
             normalised by the final LayerNorm, in float32.
         """
-        x, state = self._start(images, trace=True)
+        x, state = self.embed(images, trace=True)
         for run in self._segments(draws):
             (x, state), _ = self._run(x, state, *run, collect=False)
         patches = self.ln(self.reducer.restore(x, state).astype(accumulator(self.dtype)))
         return patches.reshape(len(images), *self.config.grid, -1)
 
-    def _start(self, images, *, trace):
+    def embed(
+        self, images: Float[Array, "B H W 3"], *, trace: bool
+    ) -> tuple[Float[Array, "B N C"], TokenState]:
+        """Make what enters the first block: tokens, CLS first, and the method's state.
+
+        Args:
+            images: as for calling the model.
+            trace: whether the state follows which token holds which patch.
+        """
         if images.ndim != 4 or images.shape[1:] != (*self.config.image_shape, 3):
             height, width = self.config.image_shape
             raise InputError(
@@ -180,6 +188,17 @@ class ViT(nnx.Module):
         )
         x = x.astype(self.dtype)
         return x, self.reducer.init(x, trace=trace)
+
+    def block_at(self, index: int) -> tuple[Block, Layer, Any]:
+        """Take one block out of its segment: the block, its schedule entry and its draws."""
+        start = 0
+        for blocks, (layer, count) in zip(self.segments, self.runs(), strict=True):
+            if index < start + count:
+                graph, weights = nnx.split(blocks)
+                only = jax.tree.map(lambda leaf, place=index - start: leaf[place], weights)
+                return nnx.merge(graph, only), layer, self.reducer.draws(self.config)[index]
+            start += count
+        raise IndexError(f"the model's blocks are 0 to {self.config.depth - 1}, got {index}")
 
     def _segments(self, draws) -> Iterator[tuple[Block, Layer, tuple[Any, ...]]]:
         draws = self.reducer.draws(self.config) if draws is None else draws

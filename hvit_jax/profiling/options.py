@@ -16,9 +16,9 @@ from hvit_jax.evaluation.files import check_destination
 from hvit_jax.files import refuse_existing
 from hvit_jax.method_options import numbers, parse_with_method
 from hvit_jax.models.attention import IMPLEMENTATIONS
+from hvit_jax.plotting import check_plot
 from hvit_jax.profiling.cases import Case, make_case, published_cases, sweep
 from hvit_jax.profiling.measure import Settings
-from hvit_jax.profiling.plot import check_plot
 
 PROGRAM = "hvit-profile"
 _DESCRIPTION = """Measure what a token reduction method gains on this machine: GFLOPs, latency,
@@ -102,7 +102,7 @@ def _check(options: argparse.Namespace) -> None:
         refuse_existing(options.trace)
         check_destination(options.trace, overwrite=False)
     if options.plot is not None:
-        check_plot(options.plot)
+        check_plot(options.plot, "--plot")
     if options.against == "torch":
         import_torch()
     if options.gflops_only:

@@ -7,21 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.files import check_destination, write_atomically
-
-_FORMATS = (".png", ".svg", ".pdf")
-
-
-def check_plot(path: Path) -> None:
-    """Check that a plot can be made, before anything is measured for it.
-
-    Raises:
-        InputError: if matplotlib is missing, the format is unknown, or the file cannot be written.
-    """
-    if path.suffix not in _FORMATS:
-        raise InputError(f"--plot takes one of {', '.join(_FORMATS)}, got {path}")
-    check_destination(path, overwrite=True)
-    _pyplot()
+from hvit_jax.plotting import pyplot, save_figure
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -38,14 +24,13 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     if not points:
         raise InputError(f"{path} would be empty: no row has a throughput and a published top-1")
     models = list(dict.fromkeys(row["model"] for row in points))
-    figure, panels = _pyplot().subplots(
+    figure, panels = pyplot().subplots(
         1, len(models), figsize=(6 * len(models), 4.5), squeeze=False, layout="constrained"
     )
     for panel, model in zip(panels[0], models, strict=True):
         _draw(panel, [row for row in points if row["model"] == model])
         panel.set(title=model, xlabel="images/s, measured", ylabel="top-1 (%), published")
-    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=150))
-    _pyplot().close(figure)
+    save_figure(figure, path)
 
 
 def _draw(panel: Any, rows: list[dict[str, Any]]) -> None:
@@ -69,14 +54,3 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 def _place(row: dict[str, Any]) -> tuple[float, float]:
     return row["throughput"], row["published"]["top1"]
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise InputError("--plot needs matplotlib: pip install 'hvit-jax[plot]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot

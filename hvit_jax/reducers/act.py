@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,7 +24,7 @@ from hvit_jax.ops.hashing import HashDraws, draw_hashes
 from hvit_jax.ops.precision import accumulator
 from hvit_jax.reducers.base import NO_TRACE, Layer, TokenState, initial_trace
 from hvit_jax.reducers.hashed import HashedAttention
-from hvit_jax.reducers.options import option
+from hvit_jax.reducers.options import option, steps
 
 MAX_HASHES = 32
 
@@ -89,6 +90,12 @@ class ACT(HashedAttention):
         None, "clusters a head, or a list of them for each block (default: as many as tokens)"
     )
 
+    @classmethod
+    def strengths(cls, config: ViTConfig) -> Iterable[Reducer]:
+        """Vary the budget, down to a quarter of the tokens; see `Reducer.strengths`."""
+        parts = (part for part in steps() if part >= 0.25)
+        return (cls(max_clusters=max(2, round(part * (config.num_patches + 1)))) for part in parts)
+
     def resolve(self, config: ViTConfig) -> ACT:
         """Fill in blocks and budgets, and check all options; see `Reducer.resolve`."""
         for field in ("q_hashes", "k_hashes"):
@@ -140,20 +147,34 @@ class ACT(HashedAttention):
         if not isinstance(layer, ActLayer):
             return block(x), state
         q, k, v = block.qkv(x)
-        # Queries are hashed after the scaling of attention, keys as they are.
-        scaled = q.astype(accumulator(q.dtype)) * q.shape[-1] ** -0.5
-        queries = _group(scaled, draws.queries, layer)
-        keys = _group(k, draws.keys, layer)
+        queries, keys = self._cluster(q, k, layer, draws)
         means, bias = q if queries is None else group_means(q, queries), None
         if keys is not None:
             k, v = group_means(k, keys), group_means(v, keys)
             # As if each mean stood there as often as it has members.
-            bias = jnp.log(keys.counts.astype(scaled.dtype))
+            bias = jnp.log(keys.counts.astype(accumulator(k.dtype)))
         attended = block.attend(means, k, v, key_bias=bias)
         if queries is not None:
             attended = copy_to_members(attended, queries)
         x = x + block.project(attended)
         return x + block.mlp(x), _counted(state, layer, queries, keys)
+
+    def groups(
+        self, block: Block, x: Float[Array, "B N C"], after: ActState, layer: Layer, draws: Any
+    ) -> Int[Array, "B P"]:
+        """Name the cluster of every patch's query, or key, in the first head."""
+        if not isinstance(layer, ActLayer):
+            return super().groups(block, x, after, layer, draws)
+        groups = next(part for part in self._cluster(*block.qkv(x)[:2], layer, draws) if part)
+        return groups.members[:, 0, 1:]
+
+    def _cluster(self, q, k, layer: ActLayer, draws: ActDraws) -> tuple[Groups | None, ...]:
+        """Group queries and keys; queries are hashed after attention's scaling, keys as they are.
+
+        None stands for what is not grouped.
+        """
+        scaled = q.astype(accumulator(q.dtype)) * q.shape[-1] ** -0.5
+        return _group(scaled, draws.queries, layer), _group(k, draws.keys, layer)
 
     def report(self, state: ActState) -> dict[str, Float[Array, " B"]]:
         """Tell which images went over budget, and count their clusterings, one a block and head."""

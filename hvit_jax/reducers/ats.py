@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.models.block import Block
 from hvit_jax.ops.sampling import masked_weights, new_places, sample_tokens, significance
 from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace
-from hvit_jax.reducers.options import option
+from hvit_jax.reducers.options import option, steps
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,16 @@ class ATS(Reducer):
         "normalized: add attention to ln_1(x), as the original; input: to x, as the paper",
         choices=("normalized", "input"),
     )
+
+    @classmethod
+    def strengths(cls, config: ViTConfig) -> Iterable[Reducer]:
+        """Vary a budget for all blocks from a quarter of the depth on, as in the paper.
+
+        See `Reducer.strengths`.
+        """
+        blocks = tuple(range(config.depth // 4, config.depth))
+        budgets = (max(2, round(part * (config.num_patches + 1))) for part in steps())
+        return (cls(blocks=blocks, max_tokens=budget) for budget in budgets)
 
     def resolve(self, config: ViTConfig) -> ATS:
         """Fill in blocks and budgets; see `Reducer.resolve`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -94,6 +95,15 @@ class Reducer:
         if not accepted:
             raise InputError(f"{self.name}: {field}={getattr(self, field)!r}: {wanted}")
 
+    @classmethod
+    def strengths(cls, config: ViTConfig) -> Iterable[Reducer]:
+        """List settings of the method that differ in how much they save, in any order.
+
+        One option varies, the method's strength, within what is of use; the others keep their
+        defaults or what suits the comparison of methods. A method without such an option has one.
+        """
+        return (cls(),)
+
     def resolve(self, config: ViTConfig) -> Reducer:
         """Replace defaults that depend on the model's size, and check all options against it.
 
@@ -153,6 +163,38 @@ class Reducer:
             raise InputError("restore needs a traced state, as model.features returns it")
         held = jnp.take_along_axis(tokens, jnp.maximum(state.source, 0)[..., None], axis=1)
         return jnp.where((state.source >= 0)[..., None], held, state.dropped)
+
+    def groups(
+        self, block: Block, x: Float[Array, "B N C"], after: TokenState, layer: Layer, draws: Any
+    ) -> Int[Array, "B P"]:
+        """Name for every patch the group that it shares its fate with in a block, for pictures.
+
+        That is the token that holds it after the block, unless a method says otherwise.
+
+        Args:
+            block: as for `block`.
+            x: tokens before the block.
+            after: the traced state after it.
+            layer: the block's entry in the schedule.
+            draws: the block's random numbers.
+
+        Returns:
+            Numbers of groups; -1 for patches that are dropped, or left out by this block.
+        """
+        assert after.source is not None, "pictures are made of traced states"
+        return after.source
+
+    def attended_source(
+        self, before: TokenState, after: TokenState, layer: Layer
+    ) -> Int[Array, "B P"] | None:
+        """Name for every patch the token that holds it when a block attends, -1 if none does.
+
+        Args:
+            before: the traced state before the block.
+            after: the one after it.
+            layer: the block's entry in the schedule.
+        """
+        return before.source
 
     def report(self, state: TokenState) -> dict[str, Float[Array, " B"]]:
         """Count, for every image, what a user should hear of, such as budgets that overflowed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from hvit_jax.models.attention import attention_and_column_mean, class_attention
 from hvit_jax.models.block import Block
 from hvit_jax.ops.selection import best_places, descending_order, keep_best, kept_tokens
 from hvit_jax.reducers.base import Layer, Reducer, TokenState
-from hvit_jax.reducers.options import known, option
+from hvit_jax.reducers.options import known, option, steps
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class EViT(Reducer):
     score: str = option(
         "mean", "whose attention counts: all tokens' or CLS's", choices=("mean", "cls")
     )
+
+    @classmethod
+    def strengths(cls, config: ViTConfig) -> Iterable[Reducer]:
+        """Vary the keep rate; see `Reducer.strengths`."""
+        return (cls(keep_rate=part) for part in steps())
 
     def resolve(self, config: ViTConfig) -> EViT:
         """Fill in the dropping blocks; see `Reducer.resolve`."""

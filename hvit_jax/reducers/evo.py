@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from hvit_jax import flops
 from hvit_jax.config import ViTConfig
@@ -18,7 +19,7 @@ from hvit_jax.models.block import Block
 from hvit_jax.ops.precision import accumulator
 from hvit_jax.ops.selection import descending_order, new_places, running_score, take_tokens
 from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace
-from hvit_jax.reducers.options import known, option
+from hvit_jax.reducers.options import known, option, steps
 
 # The middle rows of the published tables, and for 12 blocks the paper's choice.
 _PUBLISHED = {12: (4, 0.5), 24: (8, 0.6), 32: (14, 0.5)}
@@ -69,6 +70,11 @@ class EvoViT(Reducer):
         "published; 0.5 for other sizes)",
     )
     tradeoff: float = option(0.5, "weight of a block's own attention in the running score, 0 to 1")
+
+    @classmethod
+    def strengths(cls, config: ViTConfig) -> Iterable[Reducer]:
+        """Vary the part of the tokens; see `Reducer.strengths`."""
+        return (cls(prune_ratio=part) for part in steps() if part * config.num_patches >= 1)
 
     def resolve(self, config: ViTConfig) -> EvoViT:
         """Fill in location and ratio; see `Reducer.resolve`."""
@@ -130,6 +136,19 @@ class EvoViT(Reducer):
         scores = jnp.concatenate([scores, state.scores[:, layer.processed :]], axis=1)
         x = jnp.concatenate([active, x[:, 1 + layer.processed :]], axis=1)
         return x, dataclasses.replace(state, scores=scores)
+
+    def groups(
+        self, block: Block, x: Float[Array, "B N C"], after: EvoState, layer: EvoLayer, draws: Any
+    ) -> Int[Array, "B P"]:
+        """Every patch is its own group, and placeholders are left out."""
+        source = super().groups(block, x, after, layer, draws)
+        return jnp.where(source <= layer.processed, source, -1)
+
+    def attended_source(
+        self, before: TokenState, after: TokenState, layer: Layer
+    ) -> Int[Array, "B P"] | None:
+        """See `Reducer.attended_source`; tokens are sorted before a block attends."""
+        return after.source
 
     def _sort(self, x, state):
         order = descending_order(state.scores)

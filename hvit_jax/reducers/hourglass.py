@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from hvit_jax import flops
 from hvit_jax.config import ViTConfig
 from hvit_jax.models.block import Block
 from hvit_jax.ops.clustering import cluster_labels, cluster_tokens, reconstruct_tokens
 from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace
-from hvit_jax.reducers.options import known, option
+from hvit_jax.reducers.options import known, option, steps
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Hourglass(Reducer):
     soft k-means that starts from average pooling and in which a patch may join only centroids
     near its own place. CLS is kept. All later blocks run on 1 + kh*kw tokens. For dense prediction
     `reconstruct_tokens` spreads the processed centroids over the grid again; classification reads
-    CLS and needs no reconstruction.
+    CLS and needs no reconstruction. With `reconstruct_location` this happens inside the model: the
+    blocks behind that one run on all patches again, as in the paper.
     """
 
     name: ClassVar[str] = "hourglass"
@@ -69,6 +71,26 @@ class Hourglass(Reducer):
     cluster_iters: int = option(5, "iterations of the soft k-means")
     cluster_window: int = option(5, "side of the window of centroids that a patch may join; odd")
     cluster_temperature: float = option(1.0, "factor on the negative squared distance")
+    reconstruct_location: int | None = option(
+        None, "put all patches back after this block, behind cluster_location (default: never)"
+    )
+    reconstruct_neighbors: int = option(
+        3, "nearest centroids that a patch is reconstructed from; negative: all"
+    )
+    reconstruct_temperature: float = option(0.05, "factor on that negative squared distance")
+    reconstruct_normalize: str = option(
+        "l2",
+        "l2: a patch's weights have unit norm, as in the original; sum: they sum to 1, as the "
+        "paper writes",
+        choices=("l2", "sum"),
+    )
+
+    @classmethod
+    def strengths(cls, config: ViTConfig) -> Iterable[Reducer]:
+        """Vary the grid of centroids; see `Reducer.strengths`."""
+        for part in steps(max(config.grid)):
+            rows, columns = (max(1, round(part * side)) for side in config.grid)
+            yield cls(num_clusters=(rows, columns))
 
     def resolve(self, config: ViTConfig) -> Hourglass:
         """Fill in location and cluster grid; see `Reducer.resolve`."""
@@ -92,9 +114,23 @@ class Hourglass(Reducer):
         odd = self.cluster_window >= 1 and self.cluster_window % 2 == 1
         self.check(odd, "cluster_window", "an odd number of at least 1")
         self.check(self.cluster_temperature > 0, "cluster_temperature", "above 0")
+        self._check_reconstruction(last)
         (kh, kw), (h, w) = self.cluster_grid, config.grid
         fits = 1 <= kh <= h and 1 <= kw <= w
         self.check(fits, "num_clusters", f"{kh} x {kw} does not fit the {h} x {w} grid of patches")
+
+    def _check_reconstruction(self, last: int) -> None:
+        first = known(self.cluster_location) + 1
+        back = self.reconstruct_location
+        wanted = (
+            f"a block from {first}, behind cluster_location, to {last}"
+            if first <= last
+            else f"no block is left behind cluster_location={first - 1}"
+        )
+        self.check(back is None or first <= back <= last, "reconstruct_location", wanted)
+        some = self.reconstruct_neighbors != 0
+        self.check(some, "reconstruct_neighbors", "at least 1, or negative for all")
+        self.check(self.reconstruct_temperature > 0, "reconstruct_temperature", "above 0")
 
     @property
     def cluster_grid(self) -> tuple[int, int]:
@@ -112,14 +148,16 @@ class Hourglass(Reducer):
         return side, side
 
     def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
-        """All patches up to `cluster_location`, centroids from there on."""
-        clusters = self.cluster_grid
+        """All patches up to `cluster_location`, centroids from there on, or as far as is asked."""
+        clusters, location = self.cluster_grid, known(self.cluster_location)
         full, reduced = config.num_patches + 1, math.prod(clusters) + 1
-        location = known(self.cluster_location)
-        before = (Layer(full, full),) * location
-        at = ClusterLayer(full, reduced, "cluster", config.grid, clusters)
-        after = (Layer(reduced, reduced),) * (config.depth - location - 1)
-        return (*before, at, *after)
+        cluster = ClusterLayer(full, reduced, "cluster", config.grid, clusters)
+        before, whole = (Layer(full, full),) * location, Layer(reduced, reduced)
+        if self.reconstruct_location is None:
+            return (*before, cluster, *(whole,) * (config.depth - location - 1))
+        between = (whole,) * (self.reconstruct_location - location - 1)
+        behind = (Layer(full, full),) * (config.depth - self.reconstruct_location - 1)
+        return (*before, cluster, *between, Layer(reduced, full, "reconstruct"), *behind)
 
     def init(self, x: Float[Array, "B N C"], *, trace: bool) -> HourglassState:
         """Make the state before the first block; see `Reducer.init`."""
@@ -128,10 +166,11 @@ class Hourglass(Reducer):
     def block(
         self, block: Block, x: Float[Array, "B N C"], state: TokenState, layer: Layer, draws: Any
     ) -> tuple[Float[Array, "B M C"], TokenState]:
-        """Cluster if this is the block to do so, then run the block."""
+        """Run the block; cluster before it or reconstruct after it where that is its place."""
         if isinstance(layer, ClusterLayer):
             x, state = self._cluster(x, state, layer)
-        return block(x), state
+        x = block(x)
+        return self._reconstruct(x, state) if layer.mode == "reconstruct" else (x, state)
 
     def restore(
         self, tokens: Float[Array, "B N C"], state: HourglassState
@@ -139,7 +178,20 @@ class Hourglass(Reducer):
         """Reconstruct the grid from processed centroids; see `reconstruct_tokens`."""
         if state.centroids is None or state.before is None:
             return tokens[:, 1:]
-        return reconstruct_tokens(state.before, state.centroids, tokens[:, 1:])
+        return reconstruct_tokens(
+            state.before,
+            state.centroids,
+            tokens[:, 1:],
+            k=self.reconstruct_neighbors,
+            temperature=self.reconstruct_temperature,
+            normalize=self.reconstruct_normalize,
+        )
+
+    def attended_source(
+        self, before: TokenState, after: TokenState, layer: Layer
+    ) -> Int[Array, "B P"] | None:
+        """See `Reducer.attended_source`; a block that clusters attends to its centroids."""
+        return after.source if isinstance(layer, ClusterLayer) else before.source
 
     def _cluster(self, x, state, layer):
         patches = x[:, 1:]
@@ -151,22 +203,38 @@ class Hourglass(Reducer):
             iters=self.cluster_iters,
             temperature=self.cluster_temperature,
         )
-        if state.source is not None:
-            labels = cluster_labels(patches, centroids)
-            state = HourglassState(labels + 1, state.dropped, patches, centroids)
+        traced, source = state.source is not None, state.source
+        if traced:
+            source = cluster_labels(patches, centroids) + 1
+        if traced or self.reconstruct_location is not None:
+            state = HourglassState(source, state.dropped, patches, centroids)
         return jnp.concatenate([x[:, :1], centroids.astype(x.dtype)], axis=1), state
 
+    def _reconstruct(self, x, state):
+        x = jnp.concatenate([x[:, :1], self.restore(x, state)], axis=1)
+        trace = NO_TRACE if state.source is None else initial_trace(x)
+        return x, HourglassState(**trace)
+
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:
-        """Count the block on the tokens that leave it, and the clustering before it."""
-        total = flops.block(config, layer.tokens_out, layer.tokens_out)
+        """Count the block, clustering before it and reconstruction after it."""
+        tokens = _inside(layer)
+        total = flops.block(config, tokens, tokens)
+        patches, clusters, width = config.num_patches, tokens - 1, config.width
+        pairs = patches * clusters
+        distances = (patches + clusters + pairs) * width + 3 * pairs
         if isinstance(layer, ClusterLayer):
-            patches, clusters, width = config.num_patches, layer.tokens_out - 1, config.width
-            pairs = patches * clusters
-            distances = (patches + clusters + pairs) * width + 3 * pairs
             update = pairs * (2 + 5 + width) + clusters * width
             total += 3 * pairs + self.cluster_iters * (distances + update)
+        elif layer.mode == "reconstruct":
+            # Temperature, norm, division, weighted sum.
+            total += distances + pairs * (3 + width)
         return total
 
     def encoder_dropout_flops(self, config: ViTConfig) -> int:
         """Count dropout once a block, as the tables do for this method."""
-        return sum(layer.tokens_out for layer in self.schedule(config)) * config.width
+        return sum(_inside(layer) for layer in self.schedule(config)) * config.width
+
+
+def _inside(layer: Layer) -> int:
+    """Count the tokens that attention and MLP of a block run on."""
+    return layer.tokens_out if isinstance(layer, ClusterLayer) else layer.tokens_in

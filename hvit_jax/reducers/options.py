@@ -92,3 +92,8 @@ def describe(hint: Any) -> str:
         return f"{count} {describe(parts[0]).removeprefix('a ')}s"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
     return names[hint]
+
+
+def steps(count: int = 40) -> tuple[float, ...]:
+    """Cut the range from 0 to 1 into equal steps, without 0: values that a strength may take."""
+    return tuple(step / count for step in range(1, count + 1))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from hvit_jax import flops
 from hvit_jax.config import ViTConfig
 from hvit_jax.models.block import Block
-from hvit_jax.ops.clustered_attention import clustered_attention, straddling_attention
-from hvit_jax.ops.hashing import ProjectionDraws, draw_projections
+from hvit_jax.ops.clustered_attention import clustered_attention, ranks, straddling_attention
+from hvit_jax.ops.hashing import ProjectionDraws, draw_projections, project_asymmetric
 from hvit_jax.reducers.base import Layer, TokenState
 from hvit_jax.reducers.hashed import HashedAttention
 from hvit_jax.reducers.options import option
@@ -50,6 +51,13 @@ class SMYRF(HashedAttention):
     straddle: bool = option(
         False, "cut the joined list of all rounds, images and heads, as the original does"
     )
+
+    @classmethod
+    def strengths(cls, config: ViTConfig) -> Iterable[Reducer]:
+        """Vary the rounds, from 4 to 32, in all blocks; see `Reducer.strengths`."""
+        size = min(32, config.num_patches + 1)
+        for rounds in range(4, 33):
+            yield cls(first_block=0, rounds=rounds, q_cluster_size=size, k_cluster_size=size)
 
     def resolve(self, config: ViTConfig) -> SMYRF:
         """Fill in the blocks, and check all options; see `Reducer.resolve`."""
@@ -91,6 +99,16 @@ class SMYRF(HashedAttention):
             return block(x), state
         x = x + block.project(self._attend(*block.qkv(x), draws))
         return x + block.mlp(x), state
+
+    def groups(
+        self, block: Block, x: Float[Array, "B N C"], after: TokenState, layer: Layer, draws: Any
+    ) -> Int[Array, "B P"]:
+        """Name the cluster of every patch's query, in the first round and head."""
+        if draws is None:
+            return super().groups(block, x, after, layer, draws)
+        q, k = (part.swapaxes(1, 2)[:, :1] for part in block.qkv(x)[:2])
+        projected = project_asymmetric(q, k, draws)[0][0, :, 0]
+        return ranks(projected)[:, 1:] // self.q_cluster_size
 
     def _attend(self, q, k, v, draws):
         if self.straddle:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -67,6 +68,11 @@ class ToMe(Reducer):
     proportional_attention: bool = option(
         True, "weigh attention to a token by how many input tokens it stands for"
     )
+
+    @classmethod
+    def strengths(cls, config: ViTConfig) -> Iterable[Reducer]:
+        """Vary how many tokens merge; see `Reducer.strengths`."""
+        return (cls(r=count) for count in range(most_merges(config.num_patches + 1) + 1))
 
     def resolve(self, config: ViTConfig) -> ToMe:
         """Fill in the default of `r`, and check it; see `Reducer.resolve`."""

@@ -1,0 +1,51 @@
+"""What every plot shares: matplotlib where it is installed, and files that appear whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hvit_jax.errors import InputError
+from hvit_jax.evaluation.files import check_destination, write_atomically
+
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def check_plot(path: Path, flag: str) -> None:
+    """Check that a plot can be made, before anything is computed for it.
+
+    Args:
+        path: the file to write; replaced if it exists.
+        flag: the option that names it, for the error.
+
+    Raises:
+        InputError: if matplotlib is missing, the format is unknown, or the file cannot be written.
+    """
+    if path.suffix not in FORMATS:
+        raise InputError(f"{flag} takes a name that ends in {', '.join(FORMATS)}, got {path}")
+    check_destination(path, overwrite=True)
+    try:
+        pyplot()
+    except ImportError as error:
+        raise InputError(f"{flag} needs matplotlib: pip install 'hvit-jax[plot]'") from error
+
+
+def pyplot() -> Any:
+    """Import matplotlib's pyplot, drawing to files only."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save_figure(figure: Any, path: Path, *, dpi: int = 150) -> None:
+    """Write a figure and free it.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    options = {"format": path.suffix[1:], "dpi": dpi, "bbox_inches": "tight"}
+    write_atomically(path, lambda file: figure.savefig(file, **options))
+    pyplot().close(figure)

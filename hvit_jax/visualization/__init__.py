@@ -1,0 +1,1 @@
+"""Pictures of what a method does with a picture's patches."""

@@ -1,0 +1,68 @@
+"""Figures: a row for every picture, a column for every view of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from hvit_jax.plotting import pyplot, save_figure
+
+INCHES = 2.4
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing in a figure.
+
+    Attributes:
+        title: lines above it, shown in the first row only.
+        drawing: pixels.
+        heat: attention from 0 to 1 to lay over it, if any.
+    """
+
+    title: str
+    drawing: UInt8[np.ndarray, "h w 3"]
+    heat: np.ndarray | None = None
+
+
+def draw_figure(rows: Sequence[Sequence[Panel]], path: Path, *, title: str) -> None:
+    """Draw panels to a file.
+
+    Args:
+        rows: equally long rows of panels.
+        path: the file, replaced if it exists.
+        title: above everything.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    height, width = rows[0][0].drawing.shape[:2]
+    across, down = INCHES * len(rows[0]), INCHES * height / width * len(rows)
+    figure, axes = pyplot().subplots(
+        len(rows), len(rows[0]), figsize=(across, down + 0.6), squeeze=False, layout="constrained"
+    )
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
+    figure.suptitle(title, fontsize=11)
+    for index, (places, panels) in enumerate(zip(axes, rows, strict=True)):
+        for place, panel in zip(places, panels, strict=True):
+            _draw(place, panel)
+            if index == 0:
+                place.set_title(panel.title, fontsize=9)
+    save_figure(figure, path, dpi=130)
+
+
+def _draw(place, panel: Panel) -> None:
+    height, width = panel.drawing.shape[:2]
+    place.axis("off")
+    if panel.heat is None:
+        place.imshow(panel.drawing, interpolation="antialiased")
+        return
+    # The picture shines through in grey where there is little attention.
+    grey = panel.drawing.mean(-1)
+    place.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
+    options = {"cmap": "inferno", "vmin": 0, "vmax": 1, "extent": (0, width, height, 0)}
+    place.imshow(panel.heat, alpha=0.35 + 0.5 * panel.heat, **options)

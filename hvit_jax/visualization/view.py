@@ -1,0 +1,141 @@
+"""What a block does with an image: which patches it treats as one, and what CLS attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from hvit_jax.data.preprocess import normalize
+from hvit_jax.errors import InputError
+from hvit_jax.models.block import Block
+from hvit_jax.models.vit import ViT
+from hvit_jax.ops.precision import accumulator
+
+Anywhere = Array | np.ndarray  # On the device while it runs, on the host afterwards.
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BlockView:
+    """One block's view of images.
+
+    Attributes:
+        groups: for every patch the group that it shares its fate with, -1 if it is dropped or left
+            out; see `Reducer.groups`.
+        attention: how much of CLS's attention, averaged over heads, each patch gets; a token that
+            holds several shares it among them. It sums to 1 with CLS's attention to itself.
+    """
+
+    groups: Int[Anywhere, "B P"]
+    attention: Float[Anywhere, "B P"]
+
+
+def compile_views(
+    model: ViT, blocks: Sequence[int]
+) -> Callable[[UInt8[np.ndarray, "B H W 3"]], tuple[list[BlockView], Float[Array, "B classes"]]]:
+    """Compile the views of some blocks.
+
+    Args:
+        model: a model under any method.
+        blocks: which blocks, counted from 0.
+
+    Returns:
+        A function of uint8 pictures: a view for each of `blocks`, and the model's output.
+
+    Raises:
+        InputError: if the model has no such block.
+    """
+    last = model.config.depth - 1
+    for block in blocks:
+        if not 0 <= block <= last:
+            raise InputError(f"block {block}: the model's blocks are 0 to {last}")
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def views(state, pixels):
+        model, images = nnx.merge(graph, state), normalize(pixels)
+        features = model.features(images)
+        after = zip(features.tokens, features.states, strict=True)
+        steps = [model.embed(images, trace=True), *after]
+        found = [_view(model, block, *steps[block], steps[block + 1][1]) for block in blocks]
+        return found, features.output
+
+    return lambda pixels: views(state, pixels)
+
+
+def _view(model: ViT, index: int, x, before, after) -> BlockView:
+    """Run a block once more, and watch it."""
+    block, layer, draws = model.block_at(index)
+    watched = _watch(block, model)
+    model.reducer.block(watched, x, before, layer, draws)
+    source = model.reducer.attended_source(before, after, layer)
+    assert source is not None, "both states are traced"
+    return BlockView(
+        groups=model.reducer.groups(block, x, after, layer, draws),
+        attention=_share_among_patches(watched.seen.class_attention(), source),
+    )
+
+
+@dataclass
+class _Seen:
+    """CLS's query, the keys that it is compared with, their bias, and how many are real."""
+
+    query: Float[Array, "B H D"] | None = None
+    keys: Float[Array, "B N H D"] | None = None
+    bias: Float[Array, "B N"] | None = None
+    lengths: Int[Array, " B"] | None = None
+
+    def class_attention(self) -> Float[Array, "B N"]:
+        """Compute the row of CLS in the attention matrix, averaged over heads."""
+        assert self.query is not None and self.keys is not None, "every block makes keys"
+        wide = accumulator(self.keys.dtype)
+        query, keys = self.query.astype(wide), self.keys.astype(wide)
+        scores = jnp.einsum("bhd,bnhd->bhn", query, keys) * query.shape[-1] ** -0.5
+        if self.bias is not None:
+            scores = scores + self.bias[:, None]
+        if self.lengths is not None:
+            exists = jnp.arange(scores.shape[-1]) < self.lengths[:, None]
+            scores = jnp.where(exists[:, None], scores, -jnp.inf)
+        return jax.nn.softmax(scores, axis=-1).mean(1)
+
+
+class _WatchedBlock(Block):
+    """A block that notes what it sees."""
+
+    seen: _Seen
+
+    def qkv(self, x: Float[Array, "B N C"]):
+        q, k, v = super().qkv(x)
+        self.seen.query, self.seen.keys = q[:, 0], k
+        return q, k, v
+
+    def attend(self, q, k, v, *, key_bias=None, key_lengths=None):
+        if k is self.seen.keys:  # Not what a method made of them: ACT's means, for instance.
+            self.seen.bias, self.seen.lengths = key_bias, key_lengths
+        return super().attend(q, k, v, key_bias=key_bias, key_lengths=key_lengths)
+
+
+def _watch(block: Block, model: ViT) -> _WatchedBlock:
+    """Make a watched block with the parameters of another."""
+    options = {"dtype": model.dtype, "param_dtype": model.dtype, "attention": block.implementation}
+    watched = nnx.eval_shape(lambda: _WatchedBlock(model.config, rngs=nnx.Rngs(0), **options))
+    watched = nnx.merge(nnx.split(watched)[0], nnx.state(block))
+    watched.seen = _Seen()
+    return watched
+
+
+def _share_among_patches(
+    attention: Float[Array, "B N"], source: Int[Array, "B P"]
+) -> Float[Array, "B P"]:
+    """Give each patch its share of the attention that its token gets; 0 without a token there."""
+    held = (source >= 0) & (source < attention.shape[1])
+    places = jnp.where(held, source, 0)
+    tokens = jnp.where(held, places, -1)[..., None] == jnp.arange(attention.shape[1])
+    members = jnp.maximum(tokens.sum(1), 1)
+    return jnp.where(held, jnp.take_along_axis(attention / members, places, axis=1), 0)

@@ -8,7 +8,7 @@ from typing import Any
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.files import check_destination, write_atomically
 
-FORMATS = (".png", ".svg", ".pdf")
+FORMATS = (".png", ".jpg", ".svg", ".pdf")
 
 
 def check_plot(path: Path, flag: str) -> None:

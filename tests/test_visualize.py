@@ -154,4 +154,4 @@ def test_mistakes_are_one_line(tmp_path, capfd, arguments, message):
 
 def test_refuses_formats_it_cannot_write(tmp_path, capfd):
     assert main([PICTURES[0], "-o", str(tmp_path / "out.xyz")]) == 2
-    assert "--output takes a name that ends in .png, .svg, .pdf" in capfd.readouterr().err
+    assert "--output takes a name that ends in .png, .jpg, .svg, .pdf" in capfd.readouterr().err

@@ -15,3 +15,8 @@ def checkpoint_dir() -> Path:
 def images_dir() -> Path:
     """Locate the demo's pictures: class folders, the first 1,000 of Fashion-MNIST's test set."""
     return FOLDER / "images"
+
+
+def pictures_dir() -> Path:
+    """Locate a few photographs to look at; pictures.LICENSE says whose they are."""
+    return FOLDER / "pictures"

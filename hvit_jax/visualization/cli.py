@@ -140,7 +140,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog=PROGRAM, description=_DESCRIPTION)
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="pictures, a row each")
-    help = "a file that ends in .png, .svg or .pdf; replaced if it exists"
+    help = "a file that ends in .png, .jpg, .svg or .pdf; replaced if it exists"
     add("-o", "--output", type=Path, required=True, metavar="FILE", help=help)
     help = "a folder written by hvit-convert or by training (default: the bundled demo)"
     add("--checkpoint", default=str(demo.checkpoint_dir()), metavar="DIR", help=help)

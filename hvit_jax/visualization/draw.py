@@ -42,7 +42,7 @@ def draw_groups(
     # A shade of blue, so that a dropped patch of a black background is seen to be dropped.
     painted[dropped] = DIMMED * painted[dropped].mean(-1, keepdims=True) + np.array(SHADE)
     drawing = painted.swapaxes(1, 2).reshape(height, width, 3).round().astype(np.uint8)
-    line = max(1, min(height // rows, width // columns) // 12)
+    line = max(1, min(height // rows, width // columns) // 16)
     return _outline(drawing, labels, merged, line)
 
 

@@ -1,0 +1,31 @@
+"""Find the patches that look like a given one, with features of a dense and of a reduced model."""
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+import hvit_jax
+from hvit_jax import demo
+from hvit_jax.data.preprocess import normalize, resize_and_crop
+
+RESOLUTION, CUP = 128, (6, 12)  # a 32 x 32 grid; row and column of a patch on the cup's rim
+
+picture = Image.open(demo.pictures_dir() / "coffee.jpg")
+images = normalize(resize_and_crop(picture, (RESOLUTION, RESOLUTION))[None])
+
+
+def likeness(model: hvit_jax.ViT) -> np.ndarray:
+    """Compare every patch with the one on the cup: cosines on the grid of patches."""
+    features = model.dense_features(images)[0]
+    features /= jnp.linalg.norm(features, axis=-1, keepdims=True)
+    return np.asarray(features @ features[CUP])
+
+
+dense = hvit_jax.load(demo.checkpoint_dir(), resolution=RESOLUTION)
+reduced = hvit_jax.load(demo.checkpoint_dir(), "tome", r=100, resolution=RESOLUTION)
+maps = [likeness(model) for model in (dense, reduced)]
+tokens = reduced.reducer.schedule(reduced.config)[-1].tokens_out
+print(f"tokens after the last block: {dense.config.num_patches + 1} dense, {tokens} tome")
+print(f"correlation of the two maps: {np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1]:.2f}")
+for row in maps[1][::2]:
+    print("".join(" .:-=+*#%@"[int(np.clip(9 * value, 0, 9))] for value in row))

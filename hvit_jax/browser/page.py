@@ -1,0 +1,70 @@
+"""The page of the browser demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hvit_jax import demo
+from hvit_jax.browser.session import Session
+from hvit_jax.errors import InputError
+from hvit_jax.reducers import REDUCERS, Reducer
+
+TITLE = "hvit_jax: token reduction"
+_ABOUT = """# Token reduction in vision transformers
+Drop in a picture, choose a method and how much of the dense model's work it may do. The first time
+a setting is used it is compiled, which takes some seconds."""
+
+
+def make_page(session: Session) -> Any:
+    """Lay out the page.
+
+    Args:
+        session: what answers.
+
+    Returns:
+        A `gradio.Blocks`, to be launched.
+    """
+    import gradio as gr
+
+    def answer(image, method, share, block):
+        if image is None:
+            raise gr.Error("Choose a picture first.", print_exception=False)
+        try:
+            found = session.answer(image, method, share / 100, int(block))
+        except InputError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return found.groups, found.attention, found.reduced, found.dense, found.summary
+
+    methods = [name for name in REDUCERS if name != Reducer.name]
+    last = session.config.depth - 1
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
+        gr.Markdown(_ABOUT)
+        with gr.Row():
+            with gr.Column():
+                image = gr.Image(type="pil", label="picture", height=260)
+                method = gr.Dropdown(methods, value=methods[0], label="method")
+                share = gr.Slider(20, 100, value=60, step=5, label="GFLOPs, % of dense")
+                block = gr.Slider(0, last, value=last, step=1, label="look behind block")
+                button = gr.Button("Run", variant="primary")
+                gr.Examples([str(path) for path in example_pictures()], image)
+            with gr.Column():
+                groups = gr.Image(label="groups of patches", interactive=False, format="png")
+                attention = gr.Image(label="attention of CLS", interactive=False)
+            with gr.Column():
+                reduced = gr.Label(label="prediction under the method")
+                dense = gr.Label(label="prediction of the dense model")
+                summary = gr.Markdown()
+        button.click(
+            answer,
+            [image, method, share, block],
+            [groups, attention, reduced, dense, summary],
+            api_name="answer",
+        )
+    return page
+
+
+def example_pictures() -> list[Path]:
+    """List the pictures that the page offers: photographs, and three that the demo knows."""
+    clothes = [sorted(demo.images_dir().glob(f"{label}-*/*.png"))[0] for label in (0, 7, 8)]
+    return [*sorted(demo.pictures_dir().glob("*.jpg")), *clothes]

@@ -1,0 +1,142 @@
+"""What the browser demo computes: a picture under a method, beside the dense model."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from hvit_jax.api import load, with_resolution
+from hvit_jax.checkpoint import read_description
+from hvit_jax.config import ViTConfig
+from hvit_jax.data.preprocess import normalize, resize_and_crop
+from hvit_jax.models.vit import jit_model
+from hvit_jax.profiling.timing import device_work, median_ratio, time_in_turns
+from hvit_jax.reducers import Reducer
+from hvit_jax.strengths import at_cost, cost_share
+from hvit_jax.visualization.draw import draw_groups, enlarged, heat_map
+from hvit_jax.visualization.view import compile_views
+
+KEPT_MODELS = 4  # Weights of a large model take gigabytes.
+TOP = 3
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is shown of one picture.
+
+    Attributes:
+        groups: the picture with its groups of patches.
+        attention: the picture under the heat map of CLS's attention.
+        reduced: probabilities of the likeliest classes under the method.
+        dense: the same of the dense model.
+        summary: tokens, cost and speed beside the dense model's, as Markdown.
+    """
+
+    groups: UInt8[np.ndarray, "h w 3"]
+    attention: UInt8[np.ndarray, "h w 3"]
+    reduced: dict[str, float]
+    dense: dict[str, float]
+    summary: str
+
+
+class Session:
+    """A checkpoint, and its compiled models: a few are kept, the others made again."""
+
+    def __init__(self, checkpoint: str, resolution: int | tuple[int, int] | None = None):
+        """Read what the checkpoint says of itself.
+
+        Args:
+            checkpoint: a folder written by the converter or by training.
+            resolution: as for `hvit_jax.load`.
+
+        Raises:
+            InputError: if it cannot be read, or the resolution does not fit it.
+        """
+        self.checkpoint = checkpoint
+        self.description = read_description(checkpoint)
+        self.config: ViTConfig = with_resolution(self.description.config, resolution)
+        self._model = functools.lru_cache(KEPT_MODELS)(self._load)
+        self._views = functools.lru_cache(KEPT_MODELS)(self._compile_views)
+        # One picture at a time, or models would be compiled twice and times would be wrong.
+        self._lock = threading.Lock()
+
+    def answer(self, image: Image.Image, method: str, share: float, block: int) -> Answer:
+        """Run a picture under a method and under the dense model, and time both.
+
+        Args:
+            image: a picture of any size.
+            method: a name in `hvit_jax.REDUCERS`.
+            share: of the dense model's GFLOPs that the method should cost, about.
+            block: which block to look behind, counted from 0.
+
+        Raises:
+            InputError: for a method, share or block that there is not.
+        """
+        reducer = at_cost(method, self.config, share)
+        with self._lock:
+            return self._answer(image, reducer, block)
+
+    def _answer(self, image: Image.Image, reducer: Reducer, block: int) -> Answer:
+        pixels = resize_and_crop(image, self.config.image_shape)[None]
+        inputs = normalize(pixels)
+        (view,), output = self._views(reducer, block)(pixels)
+        forward = self._model(reducer)[1]
+        dense = self._model(Reducer().resolve(self.config))[1]
+        dense_output = dense(inputs)
+        works = [device_work(functools.partial(run, inputs)) for run in (dense, forward)]
+        times = time_in_turns(works, seconds=0.1, rounds=5)
+        shown = resize_and_crop(image, enlarged(self.config.image_shape))
+        heat = heat_map(np.asarray(view.attention[0]), self.config.grid, shown.shape[:2])
+        return Answer(
+            groups=draw_groups(shown, np.asarray(view.groups[0]), self.config.grid),
+            attention=_lay_over(shown, heat),
+            reduced=self._classes(output[0]),
+            dense=self._classes(dense_output[0]),
+            summary=self._summary(reducer, block, times),
+        )
+
+    def _load(self, reducer: Reducer):
+        model = load(self.checkpoint, reducer, resolution=self.config.image_shape)
+        return model, jit_model(model)
+
+    def _compile_views(self, reducer: Reducer, block: int):
+        return compile_views(self._model(reducer)[0], [block])
+
+    def _classes(self, logits: Float[jax.Array, " classes"]) -> dict[str, float]:
+        """Name the likeliest classes; of a model without a head, none."""
+        if not self.config.num_classes:
+            return {}
+        probabilities, best = jax.lax.top_k(jax.nn.softmax(logits), min(TOP, len(logits)))
+        names = self.description.classes
+        return {
+            names[int(index)] if names else f"class {index}": float(probability)
+            for probability, index in zip(probabilities, best, strict=True)
+        }
+
+    def _summary(self, reducer: Reducer, block: int, times: list[list[float]]) -> str:
+        dense, reduced = (1e3 * float(np.median(each)) for each in times)
+        tokens = reducer.schedule(self.config)[block].tokens_out
+        return (
+            f"| | dense | {reducer.name} |\n|---|---:|---:|\n"
+            f"| tokens after block {block} | {self.config.num_patches + 1} | {tokens} |\n"
+            f"| GFLOPs | 1.00 x | {cost_share(self.config, reducer):.2f} x |\n"
+            f"| one picture | {dense:.1f} ms | {reduced:.1f} ms |\n"
+            f"| speed | 1.00 x | {median_ratio(*times):.2f} x |\n\n"
+            f"One picture at a time on {jax.devices()[0].device_kind}; batches gain more."
+        )
+
+
+def _lay_over(
+    picture: UInt8[np.ndarray, "h w 3"], heat: Float[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Colour a grey picture from dark red to yellow where there is attention."""
+    grey = picture.mean(-1, keepdims=True)
+    colour = np.stack([255 * np.sqrt(heat), 230 * heat**1.5, 60 * (1 - heat)], axis=-1)
+    share = (0.2 + 0.6 * heat)[..., None]
+    return ((1 - share) * grey + share * colour).astype(np.uint8)

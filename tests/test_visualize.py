@@ -134,8 +134,8 @@ def test_compares_all_methods(tmp_path):
     ("arguments", "message"),
     [
         (["nowhere.png"], "nowhere.png"),
-        ([PICTURES[0], "--blocks", "1", "6"], "--blocks 1 6: the model's blocks are 0 to 5"),
-        ([PICTURES[0], "--compare", "--blocks", "1", "2"], "one block"),
+        ([PICTURES[0], "--after", "1", "6"], "--after 1 6: the model's blocks are 0 to 5"),
+        ([PICTURES[0], "--compare", "--after", "1", "2"], "one block"),
         ([PICTURES[0], "--compare", "--method", "tome"], "leave --method out"),
         ([PICTURES[0], "--compare", "--share", "2"], "above 0 and at most 1"),
         ([PICTURES[0], "--method", "tome", "--keep-rate", "0.5"], "--keep-rate"),
@@ -155,3 +155,11 @@ def test_mistakes_are_one_line(tmp_path, capfd, arguments, message):
 def test_refuses_formats_it_cannot_write(tmp_path, capfd):
     assert main([PICTURES[0], "-o", str(tmp_path / "out.xyz")]) == 2
     assert "--output takes a name that ends in .png, .jpg, .svg, .pdf" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("method", sorted(hvit_jax.REDUCERS))
+def test_options_of_every_method_fit_beside_its_own(tmp_path, capfd, method):
+    """The command's own flags must not be those of a method; the format is refused later."""
+    arguments = [PICTURES[0], "--method", method, "--after", "1", "-o", str(tmp_path / "out.xyz")]
+    assert main(arguments) == 2
+    assert "--output takes" in capfd.readouterr().err

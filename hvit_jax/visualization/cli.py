@@ -34,7 +34,7 @@ _DESCRIPTION = """Draw which patches of a picture a method treats as one: groups
 colour with outlines, dropped patches dark, and what CLS attends to as a heat map. Without
 --checkpoint the bundled demo's model looks at the pictures; -r 128 gives it 32 x 32 patches. For
 act and smyrf, which keep all tokens, the groups are those of the queries in the first head."""
-_LISTS = ("-r", "--resolution", "--blocks")
+_LISTS = ("-r", "--resolution", "--after")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,16 +83,16 @@ def _reducers(
 def _blocks(options: argparse.Namespace, config: ViTConfig) -> tuple[int, ...]:
     """Choose the blocks to look behind: those asked for, or the ends of three thirds."""
     last = config.depth - 1
-    given = options.blocks
+    given = options.after
     if given is None:
         thirds = sorted({max(0, config.depth * part // 3 - 1) for part in (1, 2, 3)})
         return (last,) if options.compare else tuple(thirds)
     given = given if isinstance(given, tuple) else (given,)
     if not all(isinstance(block, int) and 0 <= block <= last for block in given):
         shown = " ".join(map(str, given))
-        raise InputError(f"--blocks {shown}: the model's blocks are 0 to {last}")
+        raise InputError(f"--after {shown}: the model's blocks are 0 to {last}")
     if options.compare and len(given) != 1:
-        raise InputError(f"--compare looks behind one block; --blocks names {len(given)}")
+        raise InputError(f"--compare looks behind one block; --after names {len(given)}")
     return given
 
 
@@ -147,7 +147,7 @@ def _parser() -> ArgumentParser:
     size = "picture size, one number or height and width (default: the checkpoint's)"
     add("-r", "--resolution", type=numbers, metavar="N [N]", help=size)
     help = "look behind these blocks, counted from 0 (default: a third, two thirds, the last)"
-    add("--blocks", type=numbers, metavar="N [N ...]", help=help)
+    add("--after", type=numbers, metavar="N [N ...]", help=help)
     help = "draw all methods behind one block, each at the strength nearest to --share"
     add("--compare", action="store_true", help=help)
     help = "with --compare: share of the dense model's GFLOPs (default: 0.6)"

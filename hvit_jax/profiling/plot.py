@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +38,53 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     if not points:
         raise InputError(f"{path} would be empty: no row has a throughput and a published top-1")
     models = list(dict.fromkeys(row["model"] for row in points))
-    figure, panels = _pyplot().subplots(
-        1, len(models), figsize=(6 * len(models), 4.5), squeeze=False, layout="constrained"
-    )
-    for panel, model in zip(panels[0], models, strict=True):
-        _draw(panel, [row for row in points if row["model"] == model])
+    figure, panels = new_figure(len(models))
+    for panel, model in zip(panels, models, strict=True):
+        draw_methods(panel, [row for row in points if row["model"] == model], _place)
+        panel.legend()
         panel.set(title=model, xlabel="images/s, measured", ylabel="top-1 (%), published")
+    save_figure(figure, path)
+
+
+def new_figure(panels: int, *, width: float = 6) -> tuple[Any, Any]:
+    """Make a figure with panels side by side.
+
+    Args:
+        panels: how many.
+        width: of each, in inches.
+    """
+    size = (width * panels, 4.5)
+    figure, axes = _pyplot().subplots(1, panels, figsize=size, squeeze=False, layout="constrained")
+    return figure, axes[0]
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure in the format that its file's name tells, and close it.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
     write_atomically(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=150))
     _pyplot().close(figure)
 
 
-def _draw(panel: Any, rows: list[dict[str, Any]]) -> None:
+def draw_methods(
+    panel: Any,
+    rows: Sequence[dict[str, Any]],
+    place: Callable[[dict[str, Any]], tuple[float, float]],
+) -> None:
+    """Draw rows as points, a colour for each method, and their Pareto front as a line.
+
+    Args:
+        panel: matplotlib axes.
+        rows: what to draw.
+        place: tells a row's place, both of whose coordinates are the better the larger.
+    """
     for method in dict.fromkeys(row["method"] for row in rows):
-        xs, ys = zip(*[_place(row) for row in rows if row["method"] == method], strict=True)
+        xs, ys = zip(*[place(row) for row in rows if row["method"] == method], strict=True)
         panel.plot(xs, ys, "o", label=method)
-    front = pareto_front([_place(row) for row in rows])
+    front = pareto_front([place(row) for row in rows])
     panel.plot(*zip(*front, strict=True), "-", color="0.6", zorder=0, label="Pareto front")
-    panel.legend()
     panel.grid(alpha=0.3)
 
 

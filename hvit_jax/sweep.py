@@ -56,7 +56,8 @@ def _main(arguments: Sequence[str]) -> int:
     about = _about(options, inputs, sample)
     paths = [] if options.output is None else [options.output]
     record = Record(paths, about, resume=options.resume, names=NAMES)
-    messages.print(f"{about['device']}, {len(sample.labels)} pictures, {len(found)} candidates")
+    device = f"{about['device']} ({about['processor']}, {about['cpus']} cores)"
+    messages.print(f"{device}, {len(sample.labels)} pictures, {len(found)} candidates")
     parameters = fitted_parameters(options.checkpoint, config)
     bench = Bench(config, parameters, sample, options.dtype, options.attention, options.seconds)
     goal, progress = None if options.everything else options.goal, Progress()
@@ -103,7 +104,7 @@ def _finish(options: Options, progress: Progress) -> int:
     chosen, reached = (None, True) if goal is None else choose(rows, goal)
     print(front_table(front(rows), chosen), end="")
     for reason, count in progress.skipped.items():
-        print(f"skipped {count} that {reason}; --all tries them too")
+        print(f"skipped {count}: {reason} (--all tries them too)")
     for row in rows:
         if row["error"] is not None:
             print(f"failed: {row['method']} {row['tried']['args']}: {row['error']}")

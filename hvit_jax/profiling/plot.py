@@ -46,7 +46,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def new_figure(panels: int, *, width: float = 6) -> tuple[Any, Any]:
+def new_figure(panels: int, *, width: float = 6.0) -> tuple[Any, Any]:
     """Make a figure with panels side by side.
 
     Args:

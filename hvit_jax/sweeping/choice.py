@@ -36,18 +36,18 @@ class Goal:
             return row["speedup"] >= self.speedup
         return row["drop"] <= (self.drop or 0.0) and row["speedup"] > 1
 
-    def hopeless(self, gflops: float, dense: float) -> str | None:
+    def hopeless(self, flops: int, dense: int) -> str | None:
         """Say why a candidate need not be tried, if so.
 
         Args:
-            gflops: what it needs.
-            dense: what the dense model needs.
+            flops: its multiply-adds.
+            dense: those of the dense model.
         """
-        if gflops >= dense:
-            return "need as many GFLOPs as dense"
+        if flops >= dense:
+            return "as many GFLOPs as dense, or more"
         least = NEAR * (self.speedup or 0.0)
-        if dense / gflops < least:
-            return f"save too few GFLOPs (less than {least:.2f} x, {NEAR:g} of the target)"
+        if dense / flops < least:
+            return f"GFLOPs promise less than {least:.2f} x dense, {NEAR:g} of the target"
         return None
 
 

@@ -125,6 +125,8 @@ def _check(options: Options) -> None:
         if getattr(options, name) < least:
             flag = "--" + name.replace("_", "-")
             raise InputError(f"{flag} must be at least {least}, got {getattr(options, name)}")
+    if not options.methods:
+        raise InputError("--methods names no method; give some of them, such as tome,evit")
     if not 0 < options.seconds < 3600:
         raise InputError(f"--seconds must be above 0 and below 3600, got {options.seconds:g}")
     if options.output is not None and options.output.suffix != ".json":

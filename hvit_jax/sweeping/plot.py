@@ -27,7 +27,7 @@ def plot_sweep(rows: Sequence[Row], chosen: Row | None, goal: Goal | None, path:
     """
     measured = [row for row in rows if row["error"] is None]
     dense = next(row for row in measured if row["method"] == "dense")
-    figure, panels = new_figure(1, width=10)
+    figure, panels = new_figure(1, width=10.0)
     panel = panels[0]
     draw_methods(panel, measured, place)
     if chosen is not None:
@@ -35,20 +35,26 @@ def plot_sweep(rows: Sequence[Row], chosen: Row | None, goal: Goal | None, path:
             *place(chosen), "*", color="gold", mec="black", ms=17, zorder=3, label="to be used"
         )
     _draw_goal(panel, goal, dense)
-    key = []
-    for number, row in enumerate(front(measured), 1):
-        panel.annotate(str(number), place(row), (0, 7), textcoords="offset points", ha="center")
-        key.append(f"{number}  {method_name(row)}")
+    best = front(measured)
+    for number, row in enumerate(best, 1):
+        panel.annotate(str(number), place(row), (0, 8), textcoords="offset points", ha="center")
+    errors = [row["drop_error"] for row in best]
+    panel.errorbar(*zip(*map(place, best), strict=True), errors, fmt="none", ecolor="0.7", zorder=0)
+    key = [f"{number}  {method_name(row)}" for number, row in enumerate(best, 1)]
+    panel.margins(y=0.1)
     size = row_size(dense)
     panel.set(
         title=f"{dense['model']} at {size}, {dense['dtype']}, {len(dense['correct'])} pictures",
-        xlabel=f"images/s over the dense model's ({dense['throughput']:.0f} at batch "
-        f"{dense['batch']})",
+        xlabel=f"speed, x dense ({dense['throughput']:.0f} images/s at batch {dense['batch']})",
         ylabel="top-1 (%)",
     )
     panel.legend(loc="lower left", bbox_to_anchor=(1.01, 0.0), frameon=False)
     panel.annotate(
-        "Pareto front\n" + "\n".join(key), (1.03, 1.0), xycoords="axes fraction", va="top", size=8
+        "Pareto front, top-1 ± its error against dense\n" + "\n".join(key),
+        (1.03, 1.0),
+        xycoords="axes fraction",
+        va="top",
+        size=8,
     )
     save_figure(figure, path)
 

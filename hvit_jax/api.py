@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hvit_jax.checkpoint import load_parameters, read_description, resize_parameters
+from hvit_jax.checkpoint import fitted_parameters, read_description
 from hvit_jax.config import ViTConfig, named_config
 from hvit_jax.errors import InputError
 from hvit_jax.models.attention import check_implementation
@@ -51,12 +51,10 @@ def load(
         InputError: (a ValueError) for anything wrong with the checkpoint or the options.
     """
     reducer = make_reducer(method, **method_args)
-    stored = read_description(checkpoint_dir).config
-    config = with_resolution(stored, resolution)
+    config = with_resolution(read_description(checkpoint_dir).config, resolution)
     options = _options(dtype, param_dtype, attention, unroll)
     reducer.resolve(config)
-    parameters = resize_parameters(load_parameters(checkpoint_dir, stored), stored, config)
-    return build_model(config, reducer, parameters, **options)
+    return build_model(config, reducer, fitted_parameters(checkpoint_dir, config), **options)
 
 
 def create(

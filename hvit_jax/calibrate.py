@@ -13,7 +13,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from hvit_jax import demo
 from hvit_jax.api import DTYPES, load, with_resolution
 from hvit_jax.budgets import BlockCounts, check_percentile, measure, propose, with_budgets
 from hvit_jax.checkpoint import read_description
@@ -23,9 +22,10 @@ from hvit_jax.data.loader import load_batches
 from hvit_jax.data.source import Source, open_source
 from hvit_jax.data.subset import spread
 from hvit_jax.errors import InputError
+from hvit_jax.evaluation.inputs import data_and_checkpoint
 from hvit_jax.files import new_file, refuse_existing
 from hvit_jax.flops import count_flops
-from hvit_jax.method_options import numbers, numbers_hint, parse_with_method
+from hvit_jax.method_options import numbers, parse_with_method
 from hvit_jax.models.attention import IMPLEMENTATIONS
 from hvit_jax.reducers import Reducer
 
@@ -50,7 +50,9 @@ def _main(arguments: Sequence[str]) -> None:
     options, reducer = parse_with_method(
         _parser(), arguments, default="ats", list_flags=("-r", "--resolution")
     )
-    options.data, options.checkpoint = _inputs(options, arguments)
+    options.data, options.checkpoint = data_and_checkpoint(
+        options.data, options.checkpoint, arguments
+    )
     if options.resolution is not None:
         options.resolution = as_pair(options.resolution)
     config = with_resolution(read_description(options.checkpoint).config, options.resolution)
@@ -93,15 +95,6 @@ def _measure(
         hidden = not console.is_terminal
         shown = track(batches, "measuring", total, console=console, disable=hidden)
         return measure(model, shown, batch_size=size)
-
-
-def _inputs(options: argparse.Namespace, arguments: Sequence[str]) -> tuple[str, str]:
-    if (options.data is None) != (options.checkpoint is None):
-        hint = "" if options.data is None else numbers_hint(arguments, options.data)
-        raise InputError(f"give both DATA and --checkpoint DIR, or neither for the demo{hint}")
-    if options.data is None:
-        return str(demo.images_dir()), str(demo.checkpoint_dir())
-    return options.data, options.checkpoint
 
 
 def _check(reducer: Reducer, config: ViTConfig, options: argparse.Namespace) -> None:

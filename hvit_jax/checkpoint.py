@@ -181,3 +181,17 @@ def resize_parameters(parameters: Tree, config: ViTConfig, new: ViTConfig) -> Tr
         np.asarray(parameters["pos_embedding"], np.float32), config.grid, new.grid
     )
     return {**parameters, "pos_embedding": positions}
+
+
+def fitted_parameters(directory: str | Path, config: ViTConfig) -> Tree:
+    """Read a checkpoint's weights for a configuration that has its sizes, or another resolution.
+
+    Args:
+        directory: the checkpoint.
+        config: its description's sizes, with the wanted resolution.
+
+    Raises:
+        InputError: as `load_parameters`.
+    """
+    stored = read_description(directory).config
+    return resize_parameters(load_parameters(directory, stored), stored, config)

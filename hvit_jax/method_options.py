@@ -47,7 +47,7 @@ def parse_with_method(
     """
     method = _chosen_method(parser, arguments, default)
     flags = [*list_flags, *_add_options(parser, method)]
-    options, surplus = parser.parse_known_args(_join_numbers(arguments, flags))
+    options, surplus = parser.parse_known_args(join_numbers(arguments, flags))
     if surplus:
         raise _not_an_option(parser, surplus[0], method, arguments)
     from_file = read_method_args(options.method_args, method) if options.method_args else {}
@@ -57,6 +57,24 @@ def parse_with_method(
         if name.startswith(_PREFIX)
     }
     return options, make_reducer(method, **{**from_file, **given})
+
+
+def given_options(reducer: Reducer) -> dict[str, Any]:
+    """List the options of a method that are not at their defaults."""
+    values = {field: getattr(reducer, field.name) for field in dataclasses.fields(reducer)}
+    return {field.name: value for field, value in values.items() if value != field.default}
+
+
+def command_words(reducer: Reducer) -> list[str]:
+    """Write a method as the words that `parse_with_method` reads; defaults are left out."""
+    words = ["--method", reducer.name]
+    for name, value in given_options(reducer).items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            words += [flag, *map(str, value if isinstance(value, tuple) else (value,))]
+    return words
 
 
 def numbers(text: str) -> int | float | str | tuple[int | float | str, ...]:
@@ -160,10 +178,14 @@ def _number_list(text: str) -> tuple[Any, ...]:
     return values if isinstance(values, tuple) else (values,)
 
 
-def _join_numbers(arguments: Sequence[str], flags: Iterable[str]) -> list[str]:
+def join_numbers(arguments: Sequence[str], flags: Iterable[str]) -> list[str]:
     """Join the numbers behind a flag to one argument, so that a path may follow them.
 
     argparse's own lists swallow every argument up to the next option.
+
+    Args:
+        arguments: the command line, without the program's name.
+        flags: options that take several numbers, declared with `type=numbers`.
     """
     flags, joined, rest = set(flags), [], list(arguments)
     while rest:

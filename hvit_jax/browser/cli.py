@@ -37,14 +37,14 @@ def _main(arguments: Sequence[str]) -> None:
     # Before gradio is imported: it asks the network for news otherwise.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
-        import gradio as gr
+        from gradio.themes import Default
     except ImportError as error:
         raise InputError(f"{PROGRAM} needs gradio: pip install 'hvit-jax[demo]'") from error
     resolution = None if options.resolution is None else as_pair(options.resolution)
     session = Session(options.checkpoint, resolution)
     _check_address(options.host, options.port)
     # Fonts of the system, where gradio's own would be fetched.
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    theme = Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     page = make_page(session)
     page.launch(
         server_name=options.host,

@@ -5,21 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 
-from hvit_jax import demo
 from hvit_jax.api import load, with_resolution
-from hvit_jax.checkpoint import Description, read_description
+from hvit_jax.checkpoint import read_description
 from hvit_jax.command_line import run
 from hvit_jax.data.loader import load_batches
-from hvit_jax.data.source import Source, open_source
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.files import check_destination
+from hvit_jax.evaluation.inputs import Inputs, data_or_demo, open_inputs
 from hvit_jax.evaluation.interrupt import exit_status, sigterm_raises
-from hvit_jax.evaluation.labels import head_labels
 from hvit_jax.evaluation.options import PROGRAM, Options, parse_options
 from hvit_jax.evaluation.progress import show_progress
 from hvit_jax.evaluation.report import describe, print_report
@@ -47,10 +44,13 @@ def _main(arguments: Sequence[str]) -> int:
     for path in (options.output, options.predictions):
         if path is not None:
             check_destination(path, overwrite=options.overwrite)
-    inputs = _open_inputs(options)
+    data, checkpoint = data_or_demo(options.data, options.checkpoint)
+    config = read_description(checkpoint).config
+    options.reducer.resolve(with_resolution(config, options.resolution))
+    inputs = open_inputs(data, checkpoint)
     messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    if inputs.description.classes and not inputs.same_classes:
-        messages.print("the data's class names are not the checkpoint's; classes go by their order")
+    if inputs.note is not None:
+        messages.print(inputs.note)
     model = load(
         inputs.checkpoint,
         options.reducer,
@@ -62,34 +62,7 @@ def _main(arguments: Sequence[str]) -> int:
     return _evaluate(options, inputs, model, messages)
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """Data and checkpoint, which fit each other; `labels` are numbered as the head's outputs."""
-
-    data: str
-    source: Source
-    checkpoint: str
-    description: Description
-    labels: tuple[int, ...]
-
-    @property
-    def same_classes(self) -> bool:
-        return set(self.source.classes) == set(self.description.classes)
-
-
-def _open_inputs(options: Options) -> _Inputs:
-    """Check everything that can be checked before weights are read."""
-    data, checkpoint = options.data, options.checkpoint
-    if data is None or checkpoint is None:
-        data, checkpoint = str(demo.images_dir()), str(demo.checkpoint_dir())
-    description = read_description(checkpoint)
-    options.reducer.resolve(with_resolution(description.config, options.resolution))
-    source = open_source(data)
-    labels = head_labels(source.labels, source.classes, description)
-    return _Inputs(data, source, checkpoint, description, labels)
-
-
-def _evaluate(options: Options, inputs: _Inputs, model: ViT, messages: Console) -> int:
+def _evaluate(options: Options, inputs: Inputs, model: ViT, messages: Console) -> int:
     source, tally = inputs.source, Tally(keep_logits=options.predictions is not None)
     batch_size = min(options.batch_size, len(source))
     about = {
@@ -127,7 +100,7 @@ def _evaluate(options: Options, inputs: _Inputs, model: ViT, messages: Console) 
 
 
 def _finish(
-    options: Options, inputs: _Inputs, model: ViT, tally: Tally, about: dict[str, Any]
+    options: Options, inputs: Inputs, model: ViT, tally: Tally, about: dict[str, Any]
 ) -> None:
     """Print the results first, so that a full disk cannot hide them; then write them."""
     results = {**about, **scores(tally)}

@@ -163,7 +163,7 @@ class ViT(nnx.Module):
         for run in self._segments(draws):
             (x, state), _ = self._run(x, state, *run, collect=False)
         patches = self.ln(self.reducer.restore(x, state).astype(accumulator(self.dtype)))
-        return patches.reshape(len(images), *self.config.grid, -1)
+        return patches.reshape(images.shape[0], *self.config.grid, -1)
 
     def embed(
         self, images: Float[Array, "B H W 3"], *, trace: bool
@@ -181,7 +181,7 @@ class ViT(nnx.Module):
                 f"{tuple(images.shape)}; load it with resolution= for another size"
             )
         patches = self.patch_embed(patchify(images.astype(self.dtype), self.config.patch_size))
-        cls = jnp.broadcast_to(self.class_token[...], (len(images), 1, self.config.width))
+        cls = jnp.broadcast_to(self.class_token[...], (images.shape[0], 1, self.config.width))
         x = (
             jnp.concatenate([cls, patches.astype(accumulator(self.dtype))], axis=1)
             + self.pos_embedding[...]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from hvit_jax.ops.platform import backend
 from hvit_jax.ops.precision import accumulator
 
 # Scores held at once: 4 MB in float32 stay in a CPU's cache; a GPU needs more to keep busy.
@@ -40,7 +41,7 @@ def attention_by_head(
 
     heads = (x.swapaxes(1, 2) for x in (q, k, v))
     if key_bias is not None:
-        key_bias = jnp.broadcast_to(key_bias, (len(q), q.shape[2], k.shape[1]))
+        key_bias = jnp.broadcast_to(key_bias, (q.shape[0], q.shape[2], k.shape[1]))
     out, columns = map_heads(attend, *heads, key_bias)
     return out.swapaxes(1, 2), columns.mean(1)
 
@@ -97,13 +98,15 @@ def map_heads(
     rows = jax.tree.map(lambda x: x.reshape(batch * heads, *x.shape[2:]), (q, k, *more))
     # The backward pass computes scores again, instead of keeping those of all heads.
     body = jax.checkpoint(lambda rows: function(*rows), prevent_cse=False)
-    group = _group(batch * heads, q.shape[2] * k.shape[2])
+    # A batch of unknown size, as in an exported model, is known to hold whole images only.
+    count = batch * heads if isinstance(batch, int) else heads
+    group = _group(count, q.shape[2] * k.shape[2])
     mapped = jax.lax.map(body, rows, batch_size=group)
     return jax.tree.map(lambda x: x.reshape(batch, heads, *x.shape[1:]), mapped)
 
 
 def _group(heads: int, scores: int) -> int:
     """Choose how many heads to run at once: a divisor, so that all steps are alike."""
-    limit = _CPU_SCORES if jax.default_backend() == "cpu" else _GPU_SCORES
+    limit = _CPU_SCORES if backend() == "cpu" else _GPU_SCORES
     most = max(1, min(heads, limit // scores))
     return max(size for size in range(1, most + 1) if heads % size == 0)

@@ -100,7 +100,7 @@ def match_tokens(metric: Float[Array, "B N D"], *, r: int, class_token: bool = T
     order, left = jnp.concatenate([stay, merge], axis=1), stay.shape[1]
     new = jnp.argsort(order, axis=1).astype(jnp.int32)
     even, odd = jnp.where(new < left, new, left + partner), left + here
-    places = jnp.stack([even, odd], axis=-1).reshape(len(metric), -1)[:, :tokens]
+    places = jnp.stack([even, odd], axis=-1).reshape(metric.shape[0], -1)[:, :tokens]
     return Matching(2 * order, joined[:, :r], places)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hvit_jax.checkpoint import load_parameters, read_description, resize_parameters
+from hvit_jax.checkpoint import fitted_parameters
 from hvit_jax.config import ViTConfig
 from hvit_jax.models.parameters import Tree, build_model, count_parameters, init_parameters
 from hvit_jax.profiling.cases import Case
@@ -192,10 +192,9 @@ class Bench:
 
 
 def _read_or_draw(config: ViTConfig, checkpoint: str | None) -> Tree:
-    if checkpoint is None:
-        return init_parameters(config, 0)
-    stored = read_description(checkpoint).config
-    return resize_parameters(load_parameters(checkpoint, stored), stored, config)
+    return (
+        init_parameters(config, 0) if checkpoint is None else fitted_parameters(checkpoint, config)
+    )
 
 
 def _trace(program: Program, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,21 @@ class Record:
         rows: finished rows; those of an earlier run first.
     """
 
-    def __init__(self, paths: list[Path], about: dict[str, Any], *, resume: bool):
+    def __init__(
+        self,
+        paths: list[Path],
+        about: dict[str, Any],
+        *,
+        resume: bool,
+        names: Sequence[str] = _CASE,
+    ):
         """Check that the files can be written, and read finished rows where a run goes on.
 
         Args:
             paths: files to write: .json holds everything, .csv and .md the table.
             about: device, versions and settings; a run that goes on must have the same.
             resume: go on with the rows of the .json file, and replace the files.
+            names: the fields that tell one row's case from another's.
 
         Raises:
             InputError: if a file exists without `resume`, cannot be written, is damaged, or comes
@@ -40,7 +49,7 @@ class Record:
             if not resume and path.exists():
                 raise InputError(f"{path} exists already; --resume goes on with it")
             check_destination(path, overwrite=True)
-        self._paths, self._about = paths, about
+        self._paths, self._about, self._names = paths, about, names
         self.rows: list[dict[str, Any]] = []
         if resume:
             self.rows = self._finished([path for path in paths if path.suffix == ".json"])
@@ -55,7 +64,7 @@ class Record:
             rows, about = list(content["rows"]), {name: content[name] for name in self._about}
             finished = [row for row in rows if row["error"] is None]
             for row in finished:
-                _key(row)
+                self._key(row)
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{files[0]} is no report of this command") from error
         for name, value in self._about.items():
@@ -68,7 +77,7 @@ class Record:
 
     def find(self, case: dict[str, Any]) -> dict[str, Any] | None:
         """Find the finished row of a case, given as a row too."""
-        return next((row for row in self.rows if _key(row) == _key(case)), None)
+        return next((row for row in self.rows if self._key(row) == self._key(case)), None)
 
     def add(self, row: dict[str, Any]) -> None:
         """Add a row and write the files.
@@ -87,6 +96,5 @@ class Record:
         content = {"date": date, **self._about, "rows": self.rows}
         return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
-
-def _key(row: dict[str, Any]) -> str:
-    return json.dumps([row[name] for name in _CASE], sort_keys=True)
+    def _key(self, row: dict[str, Any]) -> str:
+        return json.dumps([row[name] for name in self._names], sort_keys=True)

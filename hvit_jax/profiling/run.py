@@ -13,6 +13,8 @@ from hvit_jax.profiling.measure import NOT_MEASURED, Bench, Settings
 from hvit_jax.profiling.record import Record
 from hvit_jax.profiling.report import method_name
 
+# What may stop one case only. JAX's and PyTorch's errors are RuntimeErrors, out of memory too.
+FAILURES = (RuntimeError, MemoryError, FloatingPointError, InputError)
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory")
 
 
@@ -52,12 +54,21 @@ def _row(bench: Bench, case: Case, named: dict[str, Any]) -> dict[str, Any]:
     row = {**named, **NOT_MEASURED}
     try:
         return row | bench.measure(case)
-    # JAX's and PyTorch's errors are RuntimeErrors, out of memory among them.
-    except (RuntimeError, MemoryError, FloatingPointError, InputError) as error:
-        reason = first_line(error)
-        if isinstance(error, MemoryError) or any(words in reason for words in _OUT_OF_MEMORY):
-            reason = f"out of memory at batch {case.batch}; a smaller --batch-size needs less"
-        return row | {"error": reason}
+    except FAILURES as error:
+        return row | {"error": describe_failure(error, case.batch)}
+
+
+def describe_failure(error: Exception, batch: int) -> str:
+    """Say in one line why a case failed.
+
+    Args:
+        error: one of `FAILURES`.
+        batch: images at once.
+    """
+    reason = first_line(error)
+    if isinstance(error, MemoryError) or any(words in reason for words in _OUT_OF_MEMORY):
+        return f"out of memory at batch {batch}; a smaller --batch-size needs less"
+    return reason
 
 
 def _lines(row: dict[str, Any], bench: Bench) -> list[str]:

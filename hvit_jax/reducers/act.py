@@ -136,8 +136,8 @@ class ACT(HashedAttention):
         """Make the state before the first block; see `Reducer.init`."""
         return ActState(
             **initial_trace(x) if trace else NO_TRACE,
-            over_budget=jnp.zeros(len(x), jnp.float32),
-            clusters=jnp.zeros(len(x), jnp.int32),
+            over_budget=jnp.zeros(x.shape[0], jnp.float32),
+            clusters=jnp.zeros(x.shape[0], jnp.int32),
         )
 
     def block(

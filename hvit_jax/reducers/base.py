@@ -241,6 +241,6 @@ def initial_trace(x: Float[Array, "B N C"]) -> dict[str, Any]:
     """Make `TokenState`'s fields before the first block: patch `i` is token `i + 1`, behind CLS."""
     places = jnp.arange(1, x.shape[1], dtype=jnp.int32)
     return {
-        "source": jnp.broadcast_to(places, (len(x), x.shape[1] - 1)),
+        "source": jnp.broadcast_to(places, (x.shape[0], x.shape[1] - 1)),
         "dropped": jnp.zeros_like(x[:, 1:]),
     }

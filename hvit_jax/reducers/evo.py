@@ -116,7 +116,7 @@ class EvoViT(Reducer):
 
     def init(self, x: Float[Array, "B N C"], *, trace: bool) -> EvoState:
         """Make the state before the first block; see `Reducer.init`."""
-        scores = jnp.zeros((len(x), x.shape[1] - 1), accumulator(x.dtype))
+        scores = jnp.zeros((x.shape[0], x.shape[1] - 1), accumulator(x.dtype))
         return EvoState(**initial_trace(x) if trace else NO_TRACE, scores=scores)
 
     def block(

@@ -1,0 +1,109 @@
+"""Classify pictures with the exported model beside this file: python run.py PICTURE ...
+
+Needs jax, flatbuffers, numpy and pillow, and nothing of the package that exported the model.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import export
+from PIL import Image
+
+from hvit_jax.data.preprocess import resize_and_crop
+
+FOLDER = Path(__file__).parent
+AT_ONCE, SHOWN = 32, 5
+
+
+class Problem(Exception):
+    """What is wrong with the files; printed as one line."""
+
+
+def load():
+    """Load the program of this machine.
+
+    Returns:
+        What export.json says, and a function of uint8 pictures (B, H, W, 3) that returns logits.
+    """
+    about = json.loads((FOLDER / "export.json").read_text(encoding="utf-8"))
+    platform = export.default_export_platform()
+    if platform not in about["programs"]:
+        has = ", ".join(about["programs"])
+        raise Problem(f"the model is exported for {has}; this machine's platform is {platform}")
+    file = checked(about["programs"][platform], about)
+    try:
+        program = export.deserialize(bytearray(file.read_bytes()))
+    except Exception as error:
+        made = f"made with jax {about['versions']['jax']}, this is {jax.__version__}"
+        raise Problem(f"jax cannot read the program ({made}): {error}") from error
+    weights = load_weights(about["weights"], about) if about["weights"] else {}
+    return about, functools.partial(jax.jit(program.call), jax.device_put(weights))
+
+
+def load_weights(description, about):
+    """Read the weights; NumPy has no bfloat16, so those are stored as uint16."""
+    with np.load(checked(description["file"], about)) as arrays:
+        return {name: arrays[name].view(dtype) for name, dtype in description["dtypes"].items()}
+
+
+def checked(name, about):
+    """Find a file, and compare it with its checksum."""
+    path, wanted = FOLDER / name, about["files"][name]
+    whole = path.stat().st_size == wanted["bytes"]
+    if not whole or zlib.crc32(np.memmap(path, mode="r").data) != wanted["crc32"]:
+        raise Problem(f"{name} is damaged: it is not the file that was written; export anew")
+    return path
+
+
+def classify(about, model, paths):
+    """Prepare pictures and classify them, a batch at a time; yield each path and its logits."""
+    size = about["batch"] or min(AT_ONCE, len(paths))
+    resolution = tuple(about["input"]["resolution"])
+    for start in range(0, len(paths), size):
+        part = paths[start : start + size]
+        pixels = np.zeros((size, *resolution, 3), np.uint8)
+        for row, path in enumerate(part):
+            pixels[row] = prepared(path, resolution)
+        yield from zip(part, np.asarray(model(pixels))[: len(part)], strict=True)
+
+
+def prepared(path, resolution):
+    """Read a picture and cut it to the model's size."""
+    try:
+        with Image.open(path) as image:
+            return resize_and_crop(image, resolution)
+    except (OSError, ValueError, SyntaxError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Problem(f"cannot read the picture {path}: {reason}") from error
+
+
+def describe(logits, classes):
+    """Name the classes of largest probability; a model without a head gives features."""
+    if not classes:
+        return " ".join(f"{value:.4g}" for value in logits[:SHOWN]) + " ..."
+    shares = np.exp(logits - logits.max())
+    shares = 100 * shares / shares.sum()
+    return ", ".join(f"{classes[i]} {shares[i]:.1f} %" for i in np.argsort(-shares)[:SHOWN])
+
+
+def main():
+    """Classify the pictures that the command line names."""
+    if len(sys.argv) < 2:
+        raise Problem("name the pictures to classify: python run.py PICTURE ...")
+    about, model = load()
+    for path, logits in classify(about, model, sys.argv[1:]):
+        print(f"{path}: {describe(logits, about['classes'])}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (Problem, OSError, ValueError, KeyError) as error:
+        sys.exit(f"run.py: {str(error) or type(error).__name__}")

@@ -1,0 +1,126 @@
+"""`python -m hvit_jax.sweep`: which method and setting to use, on your pictures and device."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from hvit_jax.api import with_resolution
+from hvit_jax.checkpoint import fitted_parameters
+from hvit_jax.command_line import run
+from hvit_jax.config import ViTConfig
+from hvit_jax.data.loader import Batch
+from hvit_jax.evaluation.inputs import Inputs, open_inputs
+from hvit_jax.evaluation.interrupt import exit_status, sigterm_raises
+from hvit_jax.profiling.device import describe_device, use_compilation_cache
+from hvit_jax.profiling.record import Record
+from hvit_jax.sweeping.bench import Bench
+from hvit_jax.sweeping.choice import choose, front
+from hvit_jax.sweeping.grid import candidates
+from hvit_jax.sweeping.options import PROGRAM, Options, parse_options
+from hvit_jax.sweeping.plot import plot_sweep
+from hvit_jax.sweeping.report import commands, front_table, summary
+from hvit_jax.sweeping.run import NAMES, Progress, run_candidates
+from hvit_jax.sweeping.sample import Sample, load_sample
+
+NOT_REACHED = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: without the program's name; default: the process's own.
+
+    Returns:
+        0; 1 if no setting reaches the goal; 2 after a user's mistake; 130 or 143 where Ctrl-C or
+        SIGTERM ended it.
+    """
+    return run(lambda: _main(sys.argv[1:] if arguments is None else arguments), PROGRAM)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    options = parse_options(arguments)
+    inputs = open_inputs(options.data, options.checkpoint)
+    config = with_resolution(inputs.description.config, options.resolution)
+    found = candidates(config, options.methods)
+    messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    if inputs.note is not None:
+        messages.print(inputs.note)
+    use_compilation_cache(options.cache)
+    sample = _sample(options, inputs, config, messages)
+    about = _about(options, inputs, sample)
+    paths = [] if options.output is None else [options.output]
+    record = Record(paths, about, resume=options.resume, names=NAMES)
+    device = f"{about['device']} ({about['processor']}, {about['cpus']} cores)"
+    messages.print(f"{device}, {len(sample.labels)} pictures, {len(found)} candidates")
+    parameters = fitted_parameters(options.checkpoint, config)
+    bench = Bench(config, parameters, sample, options.dtype, options.attention, options.seconds)
+    goal, progress = None if options.everything else options.goal, Progress()
+    try:
+        with sigterm_raises():
+            run_candidates(found, bench, goal, record, progress, messages)
+    except KeyboardInterrupt as stop:
+        kept = "are kept; --resume goes on" if paths else "are lost without --output"
+        messages.print(f"interrupted; {len(progress.rows)} finished candidates {kept}")
+        return exit_status(stop)
+    return _finish(options, progress)
+
+
+def _sample(options: Options, inputs: Inputs, config: ViTConfig, messages: Console) -> Sample:
+    def show(batches: Iterable[Batch], total: int) -> Iterable[Batch]:
+        hidden = not messages.is_terminal
+        return track(batches, "decoding", total, console=messages, disable=hidden)
+
+    return load_sample(
+        inputs,
+        config.image_shape,
+        pictures=options.pictures,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        show=show,
+    )
+
+
+def _about(options: Options, inputs: Inputs, sample: Sample) -> dict[str, Any]:
+    """Name device and settings that numbers depend on."""
+    names = ("data", "checkpoint", "resolution", "batch_size", "dtype", "attention", "seconds")
+    settings = {name: getattr(options, name) for name in names}
+    return {
+        **describe_device(),
+        "settings": {**settings, "pictures": len(sample.labels)},
+        "checkpoint_source": inputs.description.source,
+        "sample": sample.fingerprint,
+    }
+
+
+def _finish(options: Options, progress: Progress) -> int:
+    """Print the front and the setting to use."""
+    rows, goal = progress.rows, options.goal
+    chosen, reached = (None, True) if goal is None else choose(rows, goal)
+    print(front_table(front(rows), chosen), end="")
+    for reason, count in progress.skipped.items():
+        print(f"skipped {count}: {reason} (--all tries them too)")
+    for row in rows:
+        if row["error"] is not None:
+            print(f"failed: {row['method']} {row['tried']['args']}: {row['error']}")
+    if options.plot is not None:
+        plot_sweep(rows, chosen, goal, options.plot)
+        print(f"drawn: {options.plot}")
+    if goal is None:
+        print("--target-speedup X or --max-drop POINTS names the setting to use")
+    elif chosen is None:
+        print(f"nothing reaches {goal}: no setting is faster than dense here")
+    else:
+        what = f"to use for {goal}" if reached else f"nothing reaches {goal}; nearest"
+        command, python = commands(chosen, options)
+        print(f"\n{what}: {summary(chosen)}\n\n{command}\n\n{python}")
+    return 0 if reached else NOT_REACHED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Trying settings of all methods on one's own pictures and device."""

@@ -56,6 +56,13 @@ def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, monkeypatch, c
     assert main([str(data), "--output", str(tuned), "--resume", *start, *short]) == 2
     assert "is finished" in capsys.readouterr().err
 
+    probed = tmp_path / "probed"
+    head = ["--checkpoint", str(straight / "checkpoint"), "--train", "head", "--epochs", "1"]
+    assert main([str(data), "--output", str(probed), *head, "-b", "8"]) == 0
+    before, after = parameters(straight), parameters(probed)
+    assert np.any(before.pop("head")["kernel"] != after.pop("head")["kernel"])
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
 
 def test_batches_do_not_depend_on_where_they_start(data):
     folder = run_module.read_folder(data, splits=("train",))

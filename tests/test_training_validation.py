@@ -80,6 +80,20 @@ def test_an_interrupted_validation_is_made_up_for(data, tmp_path, monkeypatch):
     assert [step for tag, step in events(output / "tensorboard") if tag == "val/top1"] == [3, 6]
 
 
+def test_a_validation_picture_that_is_damaged_costs_no_steps(tmp_path, capsys):
+    data, output = make_data(tmp_path / "data", validation=2), tmp_path / "run"
+    bad = data / "val" / "dark" / "0.png"
+    whole = bad.read_bytes()
+    bad.write_bytes(b"no picture")
+    assert train(data, output, "--epochs", "1") == 2
+    error = capsys.readouterr().err
+    assert "val/dark/0.png" in error and "--on-error" not in error and error.count("\n") == 1
+    bad.write_bytes(whole)
+    assert train(data, output, "--resume", "--epochs", "1") == 0
+    assert "from step 3" in capsys.readouterr().out
+    assert column(output, "step", "validation") == [3]
+
+
 @pytest.mark.parametrize(
     ("batch_size", "pictures", "every", "steps"),
     [

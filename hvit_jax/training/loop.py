@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hvit_jax.data.folder import PictureError
 from hvit_jax.errors import InputError
 from hvit_jax.training.trainer import Metrics, TrainState
 
@@ -49,12 +50,12 @@ def run_steps(
         The state after the last step.
 
     Raises:
-        InputError: if the loss is no longer finite.
+        InputError: if the loss is no longer finite, or a picture cannot be read.
         KeyboardInterrupt: after SIGINT or SIGTERM, once the state is saved.
     """
     step, meter = int(state.step), _Meter()
     with _stop_requests() as stop:
-        _validate(validate, state, step, stop)
+        _validate(validate, state, step, stop, save)
         while step < total_steps and not stop.is_set():
             batch = next(batches)
             state, metrics = take_step(state, batch["pixels"], batch["label"])
@@ -67,18 +68,29 @@ def run_steps(
                 check_finite(metrics["loss"])
                 save(state)
             with meter.paused():
-                _validate(validate, state, step, stop)
+                _validate(validate, state, step, stop, save)
         if stop.is_set():
             save(state)
             raise KeyboardInterrupt
     return state
 
 
-def _validate(validate: Validate, state: TrainState, step: int, stop: threading.Event) -> None:
+def _validate(
+    validate: Validate,
+    state: TrainState,
+    step: int,
+    stop: threading.Event,
+    save: Callable[[TrainState], None],
+) -> None:
     """Validate, but not once a stop is asked for: the resumed run does it."""
-    if not stop.is_set():
+    if stop.is_set():
+        return
+    try:
         with contextlib.suppress(KeyboardInterrupt):
             validate(state, step, stop.is_set)
+    except PictureError:
+        save(state)  # A bad picture shall not cost the steps before it.
+        raise
 
 
 @contextlib.contextmanager

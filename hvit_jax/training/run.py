@@ -12,7 +12,6 @@ import jax
 from rich.console import Console
 
 from hvit_jax.checkpoint import Description, save_checkpoint
-from hvit_jax.config import ViTConfig
 from hvit_jax.data.folder import ImageFolder, read_folder
 from hvit_jax.data.source import Source
 from hvit_jax.models.parameters import Tree
@@ -20,12 +19,11 @@ from hvit_jax.reducers import Reducer
 from hvit_jax.training.data import Augmentation, training_batches
 from hvit_jax.training.files import StateFolder
 from hvit_jax.training.loop import run_steps
-from hvit_jax.training.optimizer import make_optimizer
 from hvit_jax.training.parallel import Placement, check_batch, place
-from hvit_jax.training.progress import Reporter, show_progress
+from hvit_jax.training.progress import Bars, Reporter, show_progress
 from hvit_jax.training.records import Records, check_tensorboard
 from hvit_jax.training.settings import gather_settings, open_output
-from hvit_jax.training.start import first_parameters
+from hvit_jax.training.start import first_parameters, make_trainer
 from hvit_jax.training.trainer import Trainer, TrainState
 from hvit_jax.training.validation import Validation, find_pictures
 
@@ -63,39 +61,13 @@ def train(options: argparse.Namespace, reducer: Reducer) -> None:
     reducer = reducer.resolve(config)
     settings = gather_settings(options, config, reducer)
     output = open_output(Path(options.output), settings, resume=options.resume)
-    trainer, total = _make_trainer(options, config, reducer, len(folder) / options.batch_size)
+    trainer, total = make_trainer(options, config, reducer, len(folder) / options.batch_size)
     run = _Run(options, output, folder, pictures, trainer, placement, total)
     state = _train_in(run, parameters)
     source = {"format": "hvit_jax.train", **{key: settings[key] for key in ("method", "options")}}
     description = Description(config, source, folder.classes)
     save_checkpoint(output / "checkpoint", jax.device_get(trainer.result(state)), description)
     print(f"wrote {output / 'checkpoint'}")
-
-
-def _make_trainer(
-    options: argparse.Namespace, config: ViTConfig, reducer: Reducer, steps_per_epoch: float
-) -> tuple[Trainer, int]:
-    """Build the trainer, and count the steps."""
-    total = max(1, round(options.epochs * steps_per_epoch))
-    optimizer = make_optimizer(
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        warmup_steps=round(options.warmup_epochs * steps_per_epoch),
-        total_steps=total,
-        layer_decay=options.layer_decay,
-    )
-    trainer = Trainer(
-        config,
-        reducer,
-        optimizer,
-        dtype=options.dtype,
-        label_smoothing=options.label_smoothing,
-        part=options.train,
-        accumulate=options.accumulate,
-        remat=options.remat,
-        ema=options.ema,
-    )
-    return trainer, total
 
 
 def _train_in(run: _Run, parameters: Tree) -> TrainState:
@@ -134,16 +106,7 @@ def _run_steps(run: _Run, states: StateFolder, state: TrainState) -> TrainState:
     console.print(_summary(run, first))
     records = Records(run.output, first, tensorboard=options.tensorboard)
     with show_progress(console, run.total_steps, first) as bars:
-        reporter = Reporter(
-            bars,
-            records,
-            _validation(run),
-            result=run.trainer.result,
-            pictures=len(run.folder),
-            batch_size=options.batch_size,
-            total_steps=run.total_steps,
-            every=options.val_every,
-        )
+        reporter = _reporter(run, bars, records)
         state = run_steps(
             take_step,
             state,
@@ -157,6 +120,19 @@ def _run_steps(run: _Run, states: StateFolder, state: TrainState) -> TrainState:
         )
     records.close()
     return state
+
+
+def _reporter(run: _Run, bars: Bars, records: Records) -> Reporter:
+    return Reporter(
+        bars,
+        records,
+        _validation(run),
+        result=run.trainer.result,
+        pictures=len(run.folder),
+        batch_size=run.options.batch_size,
+        total_steps=run.total_steps,
+        every=run.options.val_every,
+    )
 
 
 def _validation(run: _Run) -> Validation | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
-from hvit_jax.data.folder import SPLITS, ImageFolder, read_folder
-from hvit_jax.data.loader import load_batches
+from hvit_jax.data.folder import SPLITS, ImageFolder, PictureError, read_folder
+from hvit_jax.data.loader import Batch, load_batches
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.data.source import Source, open_source
 from hvit_jax.errors import InputError
@@ -104,7 +104,7 @@ class Validation:
             self.source, shape, batch_size=self.batch_size, workers=self.workers
         ) as batches:
             step = functools.partial(self._compiled, parameters)
-            score(step, batches, labels, tally, skip_unreadable=False, on_batch=on_batch)
+            score(step, _readable(batches), labels, tally, on_batch=on_batch)
         totals = tally.totals
         check_finite(totals.loss)
         return {"top1": totals.percent(totals.correct), "loss": totals.mean(totals.loss)}
@@ -118,6 +118,14 @@ class Validation:
             return compare(logits, labels, report)
 
         return self.placement.compile(step)
+
+
+def _readable(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Stop at a picture that cannot be read; `score` would name an option of eval.py."""
+    for batch in batches:
+        if batch.problems:
+            raise PictureError(batch.problems[min(batch.problems)])
+        yield batch
 
 
 def ends_epoch(step: int, batch_size: int, pictures: int, every: float) -> bool:

@@ -1,43 +1,22 @@
 """The training command on a handful of pictures: it learns, resumes exactly, refuses nonsense."""
 
-import csv
 import os
 import signal
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
-from hvit_jax.checkpoint import load_parameters, read_description
+from hvit_jax.checkpoint import read_description
 from hvit_jax.training import run as run_module
 from hvit_jax.training.cli import main
 from hvit_jax.training.data import Augmentation, training_batches
-
-SIZES = "--patch-size 4 --depth 2 --width 16 --heads 2 --mlp-width 32 -r 16".split()
-RECIPE = "--epochs 6 -b 8 --warmup-epochs 0.5 --log-every 2 --save-every 100 --seed 3".split()
+from tests.training_setup import RECIPE, SIZES, make_data, parameters, rows
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Two classes that differ in brightness, 12 pictures each."""
-    root, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    for name, low in (("dark", 0), ("light", 150)):
-        (root / "train" / name).mkdir(parents=True)
-        for index in range(12):
-            pixels = random.integers(low, low + 100, (20, 18, 3), np.uint8)
-            Image.fromarray(pixels).save(root / "train" / name / f"{index}.png")
-    return root
-
-
-def rows(output):
-    with (output / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def parameters(output):
-    directory = output / "checkpoint"
-    return load_parameters(directory, read_description(directory).config)
+    return make_data(tmp_path_factory.mktemp("data"))
 
 
 def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, monkeypatch, capsys):
@@ -77,6 +56,13 @@ def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, monkeypatch, c
     assert main([str(data), "--output", str(tuned), "--resume", *start, *short]) == 2
     assert "is finished" in capsys.readouterr().err
 
+    probed = tmp_path / "probed"
+    head = ["--checkpoint", str(straight / "checkpoint"), "--train", "head", "--epochs", "1"]
+    assert main([str(data), "--output", str(probed), *head, "-b", "8"]) == 0
+    before, after = parameters(straight), parameters(probed)
+    assert np.any(before.pop("head")["kernel"] != after.pop("head")["kernel"])
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
 
 def test_batches_do_not_depend_on_where_they_start(data):
     folder = run_module.read_folder(data, splits=("train",))
@@ -105,6 +91,17 @@ def test_batches_do_not_depend_on_where_they_start(data):
         ([*SIZES, "--epochs", "inf"], "--epochs inf must be at least 1e-09, and finite"),
         ([*SIZES, "--seed", "-1"], "--seed -1 must be at least 0 and at most 4294967295"),
         ([*SIZES, "--crop-scale", "2"], "--crop-scale 2.0 must be at least 0.001 and at most 1"),
+        ([*SIZES, "--layer-decay", "1.5"], "--layer-decay 1.5 must be at least 0.001 and at most"),
+        ([*SIZES, "--ema", "1"], "--ema 1.0 must be at least 0 and at most 0.999999"),
+        ([*SIZES, "--accumulate", "0"], "--accumulate 0 must be at least 1"),
+        ([*SIZES, "--val-every", "0"], "--val-every 0.0 must be at least"),
+        ([*SIZES, "--train", "neck"], "argument --train: invalid choice: 'neck'"),
+        ([*SIZES, "--train", "head", "--layer-decay", "0.5"], "--layer-decay is about layers"),
+        ([*SIZES, "--train", "head", "--remat"], "--remat saves nothing with --train head"),
+        (
+            [*SIZES, "-b", "9", "--accumulate", "2"],
+            "--batch-size 9 does not divide by 2 (--accumulate 2); the nearest that does: 8",
+        ),
         ([*SIZES, "--keep-rate", "0.5"], "dense has no option --keep-rate"),
         (["--checkpoint", "missing"], "checkpoint missing does not exist"),
     ],

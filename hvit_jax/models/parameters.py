@@ -36,7 +36,7 @@ def build_model(config: ViTConfig, reducer: Reducer, parameters: Tree, **options
         config: the model's sizes.
         reducer: the method.
         parameters: a tree as `abstract_parameters` describes.
-        **options: `dtype`, `param_dtype`, `attention` and `unroll` of `ViT`.
+        **options: `dtype`, `param_dtype`, `attention`, `unroll` and `remat` of `ViT`.
 
     Returns:
         The model; each parameter has been converted to the dtype that the model stores it in.

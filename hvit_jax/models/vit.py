@@ -53,6 +53,7 @@ class ViT(nnx.Module):
         param_dtype: jax.typing.DTypeLike | None = None,
         attention: str = "auto",
         unroll: bool = False,
+        remat: bool = False,
     ):
         """Create the model with random weights; `hvit_jax.create` and `load` are the usual way.
 
@@ -64,11 +65,14 @@ class ViT(nnx.Module):
             param_dtype: what the blocks' weights are stored in; default: `dtype`.
             attention: "auto", "cudnn" or "xla".
             unroll: run every block on its own instead of scanning equal ones.
+            remat: keep only the tokens between blocks for a backward pass, which computes each
+                block once more: less memory for more time.
 
         Raises:
             InputError: if the method's options do not fit the model.
         """
-        self.config, self.reducer, self.unroll = config, reducer.resolve(config), unroll
+        self.config, self.reducer = config, reducer.resolve(config)
+        self.unroll, self.remat = unroll, remat
         self.dtype = jnp.dtype(dtype)
         weights = jnp.dtype(param_dtype or dtype)
 
@@ -218,10 +222,13 @@ class ViT(nnx.Module):
             return carry, jax.tree.leaves(carry) if collect else None
 
         if len(draws) == 1:
+            step = jax.checkpoint(step) if self.remat else step
             only = jax.tree.map(lambda leaf: leaf[0], weights)
             carry, _ = step((x, state), (only, draws[0]))
             return carry, [carry]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *draws)
+        # A loop's body needs no barriers against merging the second computation with the first.
+        step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
         carry, leaves = jax.lax.scan(step, (x, state), (weights, stacked))
         if not collect:
             return carry, []

@@ -1,18 +1,14 @@
-"""What a training run keeps on disk: its newest states, and metrics as CSV."""
+"""The newest states of a training run on disk."""
 
 from __future__ import annotations
 
-import csv
-import os
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 
 from hvit_jax.errors import InputError, first_line
-from hvit_jax.training.loop import TrainState
-
-METRICS: tuple[str, ...] = ("step", "epoch", "loss", "accuracy", "images_per_second")
+from hvit_jax.training.trainer import TrainState
 
 
 class StateFolder:
@@ -32,6 +28,9 @@ class StateFolder:
 
     def restore(self, like: TrainState) -> TrainState | None:
         """Read the newest state, or None where there is none.
+
+        Args:
+            like: a state of the same run; what is read lies on the same devices.
 
         Raises:
             InputError: if it belongs to another model or optimiser.
@@ -56,26 +55,3 @@ class StateFolder:
         """Wait until everything is on disk."""
         self.manager.wait_until_finished()
         self.manager.close()
-
-
-class MetricsFile:
-    """Appends rows to `metrics.csv`; rows of steps that a resumed run repeats are dropped."""
-
-    def __init__(self, path: Path, first_step: int):
-        """Open the file, keeping the rows up to `first_step`."""
-        rows = []
-        if path.exists():
-            with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= first_step]
-        temporary = path.with_suffix(".tmp")
-        self.file = temporary.open("w", newline="")
-        self.writer: csv.DictWriter[str] = csv.DictWriter(self.file, METRICS)
-        self.writer.writeheader()
-        self.writer.writerows(rows)
-        self.file.flush()
-        os.replace(temporary, path)
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append a row, at once visible to readers."""
-        self.writer.writerow(row)
-        self.file.flush()

@@ -8,87 +8,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Float, Int, UInt8
 
-from hvit_jax.config import ViTConfig
-from hvit_jax.data.preprocess import normalize
+from hvit_jax.data.folder import PictureError
 from hvit_jax.errors import InputError
-from hvit_jax.models.parameters import Tree, build_model
-from hvit_jax.reducers import Reducer
+from hvit_jax.training.trainer import Metrics, TrainState
 
-
-class TrainState(NamedTuple):
-    """Everything that a resumed run needs.
-
-    Attributes:
-        step: steps done.
-        parameters: the model's parameters in float32.
-        optimizer: the optimiser's state.
-    """
-
-    step: Int[Array, ""]
-    parameters: Tree
-    optimizer: optax.OptState
-
-
-@dataclass(frozen=True)
-class Trainer:
-    """What stays fixed during a run.
-
-    Attributes:
-        config: the model's sizes.
-        reducer: the method to train under.
-        optimizer: made by `make_optimizer`.
-        dtype: what blocks are computed in; parameters stay in float32.
-        label_smoothing: share of the target spread over all classes.
-    """
-
-    config: ViTConfig
-    reducer: Reducer
-    optimizer: optax.GradientTransformation
-    dtype: str
-    label_smoothing: float
-
-    def init(self, parameters: Tree) -> TrainState:
-        """Make the state before the first step."""
-        parameters = jax.tree.map(jnp.asarray, parameters)
-        return TrainState(jnp.zeros((), jnp.int32), parameters, self.optimizer.init(parameters))
-
-    def loss(
-        self, parameters: Tree, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, " B"]
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Compute the smoothed cross entropy and the accuracy of a batch."""
-        model = build_model(
-            self.config, self.reducer, parameters, dtype=self.dtype, param_dtype="float32"
-        )
-        logits = model(normalize(pixels))
-        targets = optax.smooth_labels(
-            jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing
-        )
-        loss = optax.softmax_cross_entropy(logits, targets).mean()
-        return loss, (logits.argmax(-1) == labels).mean()
-
-    def step(
-        self, state: TrainState, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, " B"]
-    ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-        """Take one step; to be compiled with the state donated."""
-        gradient = jax.value_and_grad(self.loss, has_aux=True)
-        (loss, accuracy), grads = gradient(state.parameters, pixels, labels)
-        updates, optimizer = self.optimizer.update(grads, state.optimizer, state.parameters)
-        parameters = jax.tree.map(jnp.add, state.parameters, updates)
-        state = TrainState(state.step + 1, parameters, optimizer)
-        return state, {"loss": loss, "accuracy": accuracy}
+Step = Callable[[TrainState, np.ndarray, np.ndarray], tuple[TrainState, Metrics]]
+Validate = Callable[[TrainState, int, Callable[[], bool]], None]
 
 
 def run_steps(
-    trainer: Trainer,
+    take_step: Step,
     state: TrainState,
     batches: Iterator[dict[str, np.ndarray]],
     *,
@@ -97,43 +30,67 @@ def run_steps(
     save_every: int,
     save: Callable[[TrainState], None],
     log: Callable[[dict[str, Any]], None],
+    validate: Validate = lambda state, step, stopped: None,
 ) -> TrainState:
     """Train until `total_steps`, logging means and saving the state on the way.
 
     Args:
-        trainer: what to run.
+        take_step: a step on one batch.
         state: where to start.
         batches: training batches from the state's step on.
         total_steps: steps in all.
         log_every: steps between two logged rows.
-        save_every: steps between two saved states.
+        save_every: steps between two saved states; the last one is saved too.
         save: called with the state; also when the run is interrupted.
         log: called with `step` and the means since the last row.
+        validate: called with the state after every step, and first with the one to start from; with
+            the steps done, and a function that tells whether to give up.
 
     Returns:
         The state after the last step.
 
     Raises:
-        InputError: if the loss is no longer finite.
+        InputError: if the loss is no longer finite, or a picture cannot be read.
         KeyboardInterrupt: after SIGINT or SIGTERM, once the state is saved.
     """
-    compiled = jax.jit(trainer.step, donate_argnums=0)
-    step, pending, started = int(state.step), [], time.perf_counter()
+    step, meter = int(state.step), _Meter()
     with _stop_requests() as stop:
-        while step < total_steps:
+        _validate(validate, state, step, stop, save)
+        while step < total_steps and not stop.is_set():
             batch = next(batches)
-            state, metrics = compiled(state, batch["pixels"], batch["label"])
+            state, metrics = take_step(state, batch["pixels"], batch["label"])
             step += 1
-            pending.append(metrics)
-            if step % log_every == 0 or step == total_steps:
-                log({"step": step, **_summarize(pending, len(batch["label"]), started)})
-                pending, started = [], time.perf_counter()
-            if step < total_steps and (step % save_every == 0 or stop.is_set()):
-                _check_finite(metrics["loss"])
+            meter.add(metrics, len(batch["label"]))
+            last = step == total_steps
+            if last or step % log_every == 0:
+                log({"step": step, **meter.read()})
+            if last or step % save_every == 0 or stop.is_set():
+                check_finite(metrics["loss"])
                 save(state)
-                if stop.is_set():
-                    raise KeyboardInterrupt
+            with meter.paused():
+                _validate(validate, state, step, stop, save)
+        if stop.is_set():
+            save(state)
+            raise KeyboardInterrupt
     return state
+
+
+def _validate(
+    validate: Validate,
+    state: TrainState,
+    step: int,
+    stop: threading.Event,
+    save: Callable[[TrainState], None],
+) -> None:
+    """Validate, but not once a stop is asked for: the resumed run does it."""
+    if stop.is_set():
+        return
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            validate(state, step, stop.is_set)
+    except PictureError:
+        save(state)  # A bad picture shall not cost the steps before it.
+        raise
 
 
 @contextlib.contextmanager
@@ -161,13 +118,41 @@ def _stop_requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _check_finite(loss: Any) -> None:
+def check_finite(loss: Any) -> None:
+    """Refuse a loss that is no number.
+
+    Raises:
+        InputError: if it is infinite or not a number.
+    """
     if not math.isfinite(loss):
         raise InputError("the loss is no longer finite; begin again with a lower --learning-rate")
 
 
-def _summarize(pending: list[dict[str, Array]], batch_size: int, started: float) -> dict[str, Any]:
-    means = {name: float(np.mean([row[name] for row in pending])) for name in pending[0]}
-    _check_finite(means["loss"])
-    elapsed = time.perf_counter() - started
-    return {**means, "images_per_second": len(pending) * batch_size / elapsed}
+class _Meter:
+    """Means and speed since it was last read."""
+
+    def __init__(self):
+        self.started = time.perf_counter()
+        self.pending: list[Metrics] = []
+        self.pictures = 0
+
+    def add(self, metrics: Metrics, pictures: int) -> None:
+        """Add a step; its metrics may still be on their way from the device."""
+        self.pending.append(metrics)
+        self.pictures += pictures
+
+    def read(self) -> dict[str, Any]:
+        """Give the means of the steps since the last reading, and their speed."""
+        names = self.pending[0]
+        means = {name: float(np.mean([row[name] for row in self.pending])) for name in names}
+        check_finite(means["loss"])
+        speed = self.pictures / (time.perf_counter() - self.started)
+        self.__init__()
+        return {**means, "images_per_second": speed}
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of a block out."""
+        paused = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - paused

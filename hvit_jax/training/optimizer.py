@@ -1,15 +1,25 @@
-"""The optimiser: AdamW with warm-up, cosine decay and gradient clipping."""
+"""The optimiser: AdamW with warm-up, cosine decay, gradient clipping and a rate for every layer."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import optax
 
 from hvit_jax.models.parameters import Tree
 
+_BEFORE_BLOCKS = ("patch_embed", "class_token", "pos_embedding")
+
 
 def make_optimizer(
-    *, learning_rate: float, weight_decay: float, warmup_steps: int, total_steps: int
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    warmup_steps: int,
+    total_steps: int,
+    layer_decay: float = 1.0,
 ) -> optax.GradientTransformation:
     """Build AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) for a fixed number of steps.
 
@@ -18,14 +28,40 @@ def make_optimizer(
         weight_decay: applied to weight matrices only, not to biases, norms and embeddings.
         warmup_steps: steps of linear warm-up from 0.
         total_steps: steps after which the cosine reaches 0.
+        layer_decay: what the rate shrinks by from each layer to the one before it; 1 for one rate.
     """
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, learning_rate, warmup_steps, max(total_steps, warmup_steps + 1)
     )
-    return optax.chain(
+    parts = [
         optax.clip_by_global_norm(1.0),
         optax.adamw(schedule, weight_decay=weight_decay, mask=_decayed),
-    )
+    ]
+    if layer_decay != 1:
+        parts.append(optax.stateless(lambda updates, _: _scale_by_layer(updates, layer_decay)))
+    return optax.chain(*parts)
+
+
+def _scale_by_layer(updates: Any, decay: float) -> Any:
+    """Shrink updates towards the input, as fine-tuning in BEiT does (arXiv 2106.08254).
+
+    The head and the last norm keep their update; block `i` of `depth` is scaled by
+    `decay ** (depth - i)`, the embeddings by `decay ** (depth + 1)`.
+
+    Args:
+        updates: a tree of parameters, blocks stacked along the first axis.
+        decay: above 0 and at most 1.
+    """
+
+    def scale(path, leaf):
+        name = path[0].key
+        if name == "blocks":
+            below_head = jnp.arange(len(leaf), 0, -1).reshape(-1, *[1] * (leaf.ndim - 1))
+            return leaf * decay**below_head
+        return leaf * decay ** (depth + 1) if name in _BEFORE_BLOCKS else leaf
+
+    depth = len(jax.tree.leaves(updates["blocks"])[0])
+    return jax.tree_util.tree_map_with_path(scale, updates)
 
 
 def _decayed(parameters: Tree) -> Tree:

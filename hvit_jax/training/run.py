@@ -1,33 +1,44 @@
-"""One training run: its folder, its settings, and what it leaves behind."""
+"""One training run: everything put together, and what it leaves behind."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
 import shutil
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hvit_jax.checkpoint import Description, save_checkpoint
-from hvit_jax.config import ViTConfig
 from hvit_jax.data.folder import ImageFolder, read_folder
-from hvit_jax.errors import InputError
+from hvit_jax.data.source import Source
 from hvit_jax.models.parameters import Tree
 from hvit_jax.reducers import Reducer
 from hvit_jax.training.data import Augmentation, training_batches
-from hvit_jax.training.files import MetricsFile, StateFolder
-from hvit_jax.training.loop import Trainer, TrainState, run_steps
-from hvit_jax.training.optimizer import make_optimizer
-from hvit_jax.training.start import first_parameters
+from hvit_jax.training.files import StateFolder
+from hvit_jax.training.loop import run_steps
+from hvit_jax.training.parallel import Placement, check_batch, place
+from hvit_jax.training.progress import Bars, Reporter, show_progress
+from hvit_jax.training.records import Records, check_tensorboard
+from hvit_jax.training.settings import gather_settings, open_output
+from hvit_jax.training.start import first_parameters, make_trainer
+from hvit_jax.training.trainer import Trainer, TrainState
+from hvit_jax.training.validation import Validation, find_pictures
 
-# Options that a resumed run may change.
-FREE = ("resume", "output", "workers", "log_every", "save_every", "method_args")
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run consists of."""
+
+    options: argparse.Namespace
+    output: Path
+    folder: ImageFolder
+    pictures: Source | None
+    trainer: Trainer
+    placement: Placement
+    total_steps: int
 
 
 def train(options: argparse.Namespace, reducer: Reducer) -> None:
@@ -40,138 +51,106 @@ def train(options: argparse.Namespace, reducer: Reducer) -> None:
     Raises:
         InputError: for anything wrong with the data, the start, or the output folder.
     """
+    if options.tensorboard:
+        check_tensorboard()
+    placement = place()
+    check_batch(options.batch_size, options.accumulate, placement.devices)
     folder = read_folder(options.data, splits=("train",))
+    pictures = find_pictures(options.data, options.val, folder)
     config, parameters = first_parameters(options, len(folder.classes))
     reducer = reducer.resolve(config)
-    settings = _settings(options, config, reducer)
-    output = _open_output(Path(options.output), settings, resume=options.resume)
-    steps_per_epoch = len(folder) / options.batch_size
-    total = max(1, round(options.epochs * steps_per_epoch))
-    optimizer = make_optimizer(
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        warmup_steps=round(options.warmup_epochs * steps_per_epoch),
-        total_steps=total,
-    )
-    trainer = Trainer(config, reducer, optimizer, options.dtype, options.label_smoothing)
-    states = StateFolder(output / "state")
+    settings = gather_settings(options, config, reducer)
+    output = open_output(Path(options.output), settings, resume=options.resume)
+    trainer, total = make_trainer(options, config, reducer, len(folder) / options.batch_size)
+    run = _Run(options, output, folder, pictures, trainer, placement, total)
+    state = _train_in(run, parameters)
+    source = {"format": "hvit_jax.train", **{key: settings[key] for key in ("method", "options")}}
+    description = Description(config, source, folder.classes)
+    save_checkpoint(output / "checkpoint", jax.device_get(trainer.result(state)), description)
+    print(f"wrote {output / 'checkpoint'}")
+
+
+def _train_in(run: _Run, parameters: Tree) -> TrainState:
+    """Train from the newest state in the output folder, or from the first parameters."""
+    states = StateFolder(run.output / "state")
     try:
-        state = trainer.init(parameters)
-        state = (options.resume and states.restore(state)) or state
-        state = _run(options, trainer, folder, states, state, total, steps_per_epoch)
-        states.save(state)
+        state = run.placement.replicate(run.trainer.init(parameters))
+        state = (run.options.resume and states.restore(state)) or state
+        state = _run_steps(run, states, state)
     except BaseException:
         states.close()
         if not states.saved():
-            shutil.rmtree(output)  # Nothing to resume: leave the name to a corrected command.
+            shutil.rmtree(run.output)  # Nothing to resume: leave the name to a corrected command.
         raise
     states.close()
-    _finish(output, config, state.parameters, settings, folder)
+    return state
 
 
-def _run(
-    options: argparse.Namespace,
-    trainer: Trainer,
-    folder: ImageFolder,
-    states: StateFolder,
-    state: TrainState,
-    total: int,
-    steps_per_epoch: float,
-) -> TrainState:
+def _run_steps(run: _Run, states: StateFolder, state: TrainState) -> TrainState:
     """Train with a progress bar, from the state's step on."""
-    first = int(state.step)
+    options, first = run.options, int(state.step)
     batches = training_batches(
-        folder,
-        Augmentation(trainer.config.image_shape, options.crop_scale, options.flip),
+        run.folder,
+        Augmentation(run.trainer.config.image_shape, options.crop_scale, options.flip),
         batch_size=options.batch_size,
         seed=options.seed,
         workers=options.workers,
         first_step=first,
     )
-    console = Console()
-    console.print(
-        f"{len(folder)} pictures, {len(folder.classes)} classes; {total} steps of "
-        f"{options.batch_size} from step {first} on {jax.devices()[0].device_kind}"
-    )
-    metrics = MetricsFile(Path(options.output) / "metrics.csv", first)
-    with _progress(console) as progress:
-        task = progress.add_task("train", total=total, completed=first, text="")
-        log = _logger(metrics, progress, task, steps_per_epoch)
-        return run_steps(
-            trainer,
+    step = run.placement.compile(run.trainer.step, donate_argnums=0)
+
+    def take_step(state: TrainState, pixels: Any, labels: Any) -> Any:
+        return step(state, run.placement.divide(pixels), run.placement.divide(labels))
+
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(_summary(run, first))
+    records = Records(run.output, first, tensorboard=options.tensorboard)
+    with show_progress(console, run.total_steps, first) as bars:
+        reporter = _reporter(run, bars, records)
+        state = run_steps(
+            take_step,
             state,
             batches,
-            total_steps=total,
+            total_steps=run.total_steps,
             log_every=options.log_every,
             save_every=options.save_every,
             save=states.save,
-            log=log,
+            log=reporter.log,
+            validate=reporter.validate,
         )
+    records.close()
+    return state
 
 
-def _logger(
-    metrics: MetricsFile, progress: Progress, task: Any, steps_per_epoch: float
-) -> Callable[[dict[str, Any]], None]:
-    text = "loss {loss:.3f}  accuracy {accuracy:.3f}  {images_per_second:.0f} images/s"
-
-    def log(row: dict[str, Any]) -> None:
-        metrics.write({**row, "epoch": round(row["step"] / steps_per_epoch, 3)})
-        progress.update(task, completed=row["step"], text=text.format(**row))
-
-    return log
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    text = TextColumn("{task.fields[text]}")
-    return Progress(*columns, text, TimeRemainingColumn(), console=console)
+def _reporter(run: _Run, bars: Bars, records: Records) -> Reporter:
+    return Reporter(
+        bars,
+        records,
+        _validation(run),
+        result=run.trainer.result,
+        pictures=len(run.folder),
+        batch_size=run.options.batch_size,
+        total_steps=run.total_steps,
+        every=run.options.val_every,
+    )
 
 
-def _settings(options: argparse.Namespace, config: ViTConfig, reducer: Reducer) -> dict[str, Any]:
-    """Gather what a resumed run must share with the one that it goes on with."""
-    fixed = {name: value for name, value in vars(options).items() if name not in FREE}
-    method = {"name": reducer.name, "options": reducer.options()}
-    settings = {"config": dataclasses.asdict(config), "method": method, "options": fixed}
-    return json.loads(json.dumps(settings))
+def _validation(run: _Run) -> Validation | None:
+    if run.pictures is None:
+        return None
+    # As many pictures at once as a step takes: what trains in memory also validates.
+    size = run.options.batch_size // run.options.accumulate
+    return Validation(
+        run.pictures, run.folder.classes, run.trainer, run.placement, size, run.options.workers
+    )
 
 
-def _open_output(output: Path, settings: dict[str, Any], *, resume: bool) -> Path:
-    """Make the output folder, or check that it belongs to the run to be resumed."""
-    path = output / "settings.json"
-    if not resume:
-        if output.exists():
-            raise InputError(f"{output} exists already; give --resume to go on, or another folder")
-        output.mkdir(parents=True)
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        return output
-    if not path.is_file():
-        raise InputError(f"{output} holds no run to resume; leave --resume out to begin one")
-    if (output / "checkpoint").exists():
-        raise InputError(f"{output} is finished: {output / 'checkpoint'} is its result")
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
-    if before != settings:
-        raise InputError(f"{_difference(before, settings)}; repeat the first command to resume")
-    return output
-
-
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Name the settings that differ between the first command and this one."""
-    changed = [
-        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
-        for old, new in ((before[part], now[part]) for part in now)
-        for name in new
-        if old.get(name) != new.get(name)
-    ]
-    return "; ".join(changed) or "the settings differ"
-
-
-def _finish(
-    output: Path, config: ViTConfig, parameters: Tree, settings: dict[str, Any], folder: ImageFolder
-) -> None:
-    source = {"format": "hvit_jax.train", **{key: settings[key] for key in ("method", "options")}}
-    description = Description(config, source, folder.classes)
-    save_checkpoint(output / "checkpoint", jax.device_get(parameters), description)
-    print(f"wrote {output / 'checkpoint'}")
+def _summary(run: _Run, first: int) -> str:
+    devices = run.placement.devices
+    on = f"{devices} x " if devices > 1 else ""
+    validated = f"validated on {len(run.pictures)}; " if run.pictures else ""
+    return (
+        f"{len(run.folder)} pictures, {len(run.folder.classes)} classes; {validated}"
+        f"{run.total_steps} steps of {run.options.batch_size} from step {first} on {on}"
+        f"{jax.local_devices()[0].device_kind}"
+    )

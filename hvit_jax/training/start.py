@@ -1,4 +1,4 @@
-"""Where a run starts: sizes and first parameters, from a checkpoint, a name, or given sizes."""
+"""Where a run starts: sizes and first parameters, and the trainer, as the command line says."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from hvit_jax.checkpoint import load_parameters, read_description, resize_parame
 from hvit_jax.config import ViTConfig, named_config
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree, init_parameters
+from hvit_jax.reducers import Reducer
+from hvit_jax.training.optimizer import make_optimizer
+from hvit_jax.training.trainer import Trainer
 
 SIZES = ("patch_size", "depth", "width", "heads", "mlp_width")
 
@@ -50,3 +53,36 @@ def _from_checkpoint(options: argparse.Namespace, classes: int) -> tuple[ViTConf
         smallest = dataclasses.replace(config, depth=1, resolution=config.patch_size)
         parameters["head"] = init_parameters(smallest, options.seed)["head"]
     return config, resize_parameters(parameters, stored, config)
+
+
+def make_trainer(
+    options: argparse.Namespace, config: ViTConfig, reducer: Reducer, steps_per_epoch: float
+) -> tuple[Trainer, int]:
+    """Build the trainer that the command line asks for, and count the steps.
+
+    Args:
+        options: the command line.
+        config: the model's sizes.
+        reducer: the method, resolved for them.
+        steps_per_epoch: training pictures, divided by those of a step.
+    """
+    total = max(1, round(options.epochs * steps_per_epoch))
+    optimizer = make_optimizer(
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        warmup_steps=round(options.warmup_epochs * steps_per_epoch),
+        total_steps=total,
+        layer_decay=options.layer_decay,
+    )
+    trainer = Trainer(
+        config,
+        reducer,
+        optimizer,
+        dtype=options.dtype,
+        label_smoothing=options.label_smoothing,
+        part=options.train,
+        accumulate=options.accumulate,
+        remat=options.remat,
+        ema=options.ema,
+    )
+    return trainer, total

@@ -1,0 +1,141 @@
+"""Validation on the way: the accuracy over all validation pictures, at the end of epochs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Int, UInt8
+
+from hvit_jax.data.folder import SPLITS, ImageFolder, PictureError, read_folder
+from hvit_jax.data.loader import Batch, load_batches
+from hvit_jax.data.preprocess import normalize
+from hvit_jax.data.source import Source, open_source
+from hvit_jax.errors import InputError
+from hvit_jax.evaluation.score import score
+from hvit_jax.evaluation.step import Outputs, compare
+from hvit_jax.evaluation.tally import Tally
+from hvit_jax.models.parameters import Tree
+from hvit_jax.training.loop import check_finite
+from hvit_jax.training.parallel import Placement
+from hvit_jax.training.trainer import Trainer
+
+NONE = "none"
+
+
+def find_pictures(data: str, wanted: str | None, training: ImageFolder) -> Source | None:
+    """Open the pictures to validate on.
+
+    Args:
+        data: what the training pictures were read from.
+        wanted: what the command line asks for: a folder, `tfds:NAME[:SPLIT]`, "none", or None for
+            the `val/` or `img_val/` beside `train/`, if there is one.
+        training: the training pictures.
+
+    Returns:
+        The pictures, or None.
+
+    Raises:
+        InputError: if they cannot be read, or have other classes than the training pictures.
+    """
+    if wanted is None:
+        splits = [split for split in ("train", *SPLITS) if (Path(data) / split).is_dir()]
+        source = read_folder(data) if "train" in splits and len(splits) > 1 else None
+    else:
+        source = None if wanted == NONE else open_source(wanted)
+    if source is not None and set(source.classes) != set(training.classes):
+        raise InputError(
+            f"the classes of the validation pictures ({_names(source.classes, training.classes)}) "
+            f"are not those of training ({_names(training.classes, source.classes)}); "
+            "--val none trains without validation"
+        )
+    return source
+
+
+def _names(classes: tuple[str, ...], others: tuple[str, ...]) -> str:
+    alone = sorted(set(classes) - set(others))
+    more = ", ..." if len(alone) > 3 else ""
+    return f"{len(classes)}, only here: {', '.join(alone[:3]) or 'none'}{more}"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores parameters on the validation pictures.
+
+    Attributes:
+        source: the pictures.
+        classes: names of the classes in the head's order.
+        trainer: makes the model.
+        placement: the devices.
+        batch_size: pictures at once.
+        workers: processes that decode.
+    """
+
+    source: Source
+    classes: tuple[str, ...]
+    trainer: Trainer
+    placement: Placement
+    batch_size: int
+    workers: int
+
+    def measure(
+        self, parameters: Tree, on_batch: Callable[[Tally], None] = lambda tally: None
+    ) -> dict[str, Any]:
+        """Classify every picture once.
+
+        Args:
+            parameters: of the model.
+            on_batch: called after each batch; what it raises ends the validation.
+
+        Returns:
+            `top1` in per cent and the mean `loss`.
+
+        Raises:
+            PictureError: for a picture that cannot be read.
+        """
+        tally, shape = Tally(), self.trainer.config.image_shape
+        places = [self.classes.index(name) for name in self.source.classes]
+        labels = [places[label] for label in self.source.labels]
+        with load_batches(
+            self.source, shape, batch_size=self.batch_size, workers=self.workers
+        ) as batches:
+            step = functools.partial(self._compiled, parameters)
+            score(step, _readable(batches), labels, tally, on_batch=on_batch)
+        totals = tally.totals
+        check_finite(totals.loss)
+        return {"top1": totals.percent(totals.correct), "loss": totals.mean(totals.loss)}
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[[Tree, Any, Any], Outputs]:
+        def step(
+            parameters: Tree, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, " B"]
+        ) -> Outputs:
+            logits, report = self.trainer.model(parameters).classify(normalize(pixels))
+            return compare(logits, labels, report)
+
+        return self.placement.compile(step)
+
+
+def _readable(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Stop at a picture that cannot be read; `score` would name an option of eval.py."""
+    for batch in batches:
+        if batch.problems:
+            raise PictureError(batch.problems[min(batch.problems)])
+        yield batch
+
+
+def ends_epoch(step: int, batch_size: int, pictures: int, every: float) -> bool:
+    """Tell whether a step is the first to reach a multiple of `every` epochs.
+
+    Args:
+        step: steps done.
+        batch_size: pictures in a step.
+        pictures: training pictures.
+        every: epochs between two validations.
+    """
+    before, now = np.floor(np.array([step - 1, step]) * batch_size / (pictures * every))
+    return step > 0 and bool(now > before)

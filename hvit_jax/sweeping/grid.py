@@ -10,10 +10,13 @@ from typing import Any
 from hvit_jax.config import ViTConfig
 from hvit_jax.errors import unknown
 from hvit_jax.reducers import REDUCERS, Reducer, make_reducer
+from hvit_jax.strengths import at_cost
 
 DENSE = "dense"
 # Shares of pictures, in per cent, that budgets should suffice for.
 _PERCENTILES = (99.0, 75.0, 25.0)
+# Shares of the dense model's cost, for methods without a grid of their own.
+_SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,19 @@ def candidates(config: ViTConfig, methods: Iterable[str]) -> list[Candidate]:
     for method in methods:
         if method not in REDUCERS:
             raise unknown("method", method, REDUCERS)
-        for options in _GRIDS.get(method, lambda config: [])(config):
-            reducer = make_reducer(method, **options).resolve(config)
+        for reducer in _settings(method, config):
             budgets = _PERCENTILES if reducer.budget_option else (None,)
             found += [Candidate(reducer, percentile) for percentile in budgets]
     # On a small model several settings come to the same.
     return list(dict.fromkeys(found))
+
+
+def _settings(method: str, config: ViTConfig) -> list[Reducer]:
+    """List settings of a method: its grid, or what it has near some costs, or one to budget."""
+    grid = _GRIDS[method](config) if method in _GRIDS else [{}]
+    if method in _GRIDS or REDUCERS[method].budget_option:
+        return [make_reducer(method, **each).resolve(config) for each in grid]
+    return list(dict.fromkeys(at_cost(method, config, share) for share in _SHARES))
 
 
 def _parts(config: ViTConfig, *parts: float) -> list[int]:

@@ -128,7 +128,7 @@ class Session:
             f"| GFLOPs | 1.00 x | {cost_share(self.config, reducer):.2f} x |\n"
             f"| one picture | {dense:.1f} ms | {reduced:.1f} ms |\n"
             f"| speed | 1.00 x | {median_ratio(*times):.2f} x |\n\n"
-            f"One picture at a time on {jax.devices()[0].device_kind}; batches gain more."
+            f"One picture at a time on {jax.devices()[0].device_kind}; profile.py times batches."
         )
 
 

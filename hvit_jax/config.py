@@ -9,6 +9,8 @@ from typing import Any
 
 from hvit_jax.errors import InputError, unknown
 
+LARGEST = 1 << 20  # Of any size; far above all models, and small enough to reckon with.
+
 
 def as_pair(value: Any) -> tuple[int, int]:
     """Read a height and width given as one number or as two.
@@ -52,15 +54,15 @@ class ViTConfig:
         object.__setattr__(self, "resolution", as_pair(self.resolution))
         for field in dataclasses.fields(self)[1:]:
             value, least = getattr(self, field.name), int(field.name != "num_classes")
-            if not _is_whole(value) or value < least:
+            if not _is_whole(value) or not least <= value <= LARGEST:
                 raise InputError(
-                    f"{field.name} must be a whole number of at least {least}, got {value!r}"
+                    f"{field.name} must be a whole number from {least} to {LARGEST}, got {value!r}"
                 )
         if self.width % self.heads:
             raise InputError(f"width {self.width} is not divisible by {self.heads} heads")
         for side in self.image_shape:
-            if side <= 0 or side % self.patch_size:
-                near = max(1, round(side / self.patch_size)) * self.patch_size
+            if not 0 < side <= LARGEST or side % self.patch_size:
+                near = max(1, round(min(side, LARGEST) / self.patch_size)) * self.patch_size
                 raise InputError(
                     f"resolution {side} is not a multiple of the patch size {self.patch_size}; "
                     f"the nearest that is: {near}"

@@ -174,6 +174,10 @@ def _flaw(torch: ModuleType, value: Any) -> str:
         return f"is of type {type(value).__name__}, not a tensor"
     if value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"is {value.dtype}, not float32, float16 or bfloat16"
+    if value.layout == torch.strided and value.device.type == "cpu":
+        stored = value.untyped_storage().nbytes() // value.element_size()
+        if value.numel() > stored:
+            return f"claims {value.numel()} numbers, of which {stored} are stored"
     if value.layout != torch.strided or value.device.type != "cpu":
         return f"is a {value.layout} tensor on device {value.device}, not a plain one"
     return ""

@@ -14,6 +14,8 @@ from hvit_jax.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = ("img_val", "val")
+# A file of a few kilobytes may declare any size; decoded, this many take 0.7 GB.
+MAX_PIXELS = 1 << 27
 
 
 class PictureError(InputError):
@@ -56,18 +58,29 @@ def open_picture(file: Path | io.BytesIO, name: str) -> Image.Image:
         name: what to call it in an error.
 
     Raises:
-        PictureError: if it cannot be read or decoded.
+        PictureError: if it cannot be read or decoded, or has more than `MAX_PIXELS`.
     """
     try:
         with Image.open(file) as image:
+            _check_size(image, name)
             image.load()
             image.info.pop("transparency", None)  # Pillow would warn that it ignores it.
             return image.convert("RGB")
+    except PictureError:
+        raise
     except UnidentifiedImageError as error:
         raise PictureError(f"picture {name}: not a picture that Pillow can read") from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files.
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise PictureError(f"picture {name}: {reason}") from error
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise PictureError(
+            f"picture {name}: {image.width} x {image.height} pixels are more than the "
+            f"{MAX_PIXELS / 1e6:.0f} million that are decoded; scale it down"
+        )
 
 
 def read_folder(path: str | Path, splits: tuple[str, ...] = SPLITS) -> ImageFolder:

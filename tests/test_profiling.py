@@ -221,7 +221,7 @@ def test_plot_draws_what_has_both_figures(tmp_path):
     plot.plot([*rows, row("act", None, 80.0)], path)
     assert path.read_bytes().startswith(b"\x89PNG")
     points = [(one["throughput"], one["published"]["top1"]) for one in rows]
-    assert plot.pareto_front(points) == [(20.0, 88.0), (10.0, 88.1)]
+    assert plotting.pareto_front(points) == [(20.0, 88.0), (10.0, 88.1)]
 
 
 def test_trace(tmp_path):

@@ -1,0 +1,38 @@
+"""The test matrix: `nox` runs all, `nox -s "tests(highest)"` one. Needs nox and uv."""
+
+import nox
+
+nox.options.default_venv_backend = "uv"
+PYTHONS = ["3.11", "3.12"]
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("resolution", ["lowest-direct", "highest"])
+def tests(session: nox.Session, resolution: str) -> None:
+    """Run the tests with the oldest versions that pyproject.toml allows, and with the newest."""
+    session.install("--resolution", resolution, "-e", ".[test]")
+    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
+
+
+@nox.session(python="3.11")
+def coverage(session: nox.Session) -> None:
+    """Report which lines the tests reach."""
+    session.install("-e", ".[test]", "pytest-cov")
+    session.run("python", "-m", "pytest", "-n", "2", "--cov=hvit_jax", "--cov-report=term")
+
+
+@nox.session(python="3.11")
+def slow(session: nox.Session) -> None:
+    """Run what takes minutes: the full-size models."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "pytest", "-m", "slow", "tests/test_full_size.py")
+
+
+@nox.session(python="3.11")
+def lint(session: nox.Session) -> None:
+    """Check style, format and types, and build the documentation."""
+    session.install("-e", ".[dev]")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("pyright")
+    session.run("mkdocs", "build", "--strict", "--site-dir", session.create_tmp())

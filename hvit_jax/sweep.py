@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,17 +11,18 @@ from rich.console import Console
 from rich.progress import track
 
 from hvit_jax.api import with_resolution
-from hvit_jax.checkpoint import fitted_parameters
+from hvit_jax.checkpoint import Description, fitted_parameters
 from hvit_jax.command_line import run
 from hvit_jax.config import ViTConfig
 from hvit_jax.data.loader import Batch
+from hvit_jax.data.subset import Subset, spread
 from hvit_jax.evaluation.inputs import Inputs, open_inputs
 from hvit_jax.evaluation.interrupt import exit_status, sigterm_raises
 from hvit_jax.profiling.device import describe_device, use_compilation_cache
 from hvit_jax.profiling.record import Record
 from hvit_jax.sweeping.bench import Bench
 from hvit_jax.sweeping.choice import choose, front
-from hvit_jax.sweeping.grid import candidates
+from hvit_jax.sweeping.grid import Candidate, candidates
 from hvit_jax.sweeping.options import PROGRAM, Options, parse_options
 from hvit_jax.sweeping.plot import plot_sweep
 from hvit_jax.sweeping.report import commands, front_table, summary
@@ -52,49 +54,55 @@ def _main(arguments: Sequence[str]) -> int:
     if inputs.note is not None:
         messages.print(inputs.note)
     use_compilation_cache(options.cache)
-    sample = _sample(options, inputs, config, messages)
-    about = _about(options, inputs, sample)
-    paths = [] if options.output is None else [options.output]
+    # At even distances over the data, and so over its classes.
+    part = spread(inputs.source, options.pictures)
+    about = _about(options, inputs, part)
+    paths = [options.output] if options.output else []
     record = Record(paths, about, resume=options.resume, names=NAMES)
     device = f"{about['device']} ({about['processor']}, {about['cpus']} cores)"
-    messages.print(f"{device}, {len(sample.labels)} pictures, {len(found)} candidates")
+    messages.print(f"{device}, {len(part)} pictures, {len(found)} candidates")
+    sample = _sample(options, part, inputs.description, config, messages)
     parameters = fitted_parameters(options.checkpoint, config)
     bench = Bench(config, parameters, sample, options.dtype, options.attention, options.seconds)
+    return _try_all(options, found, bench, record, messages)
+
+
+def _try_all(
+    options: Options, found: list[Candidate], bench: Bench, record: Record, messages: Console
+) -> int:
     goal, progress = None if options.everything else options.goal, Progress()
     try:
         with sigterm_raises():
             run_candidates(found, bench, goal, record, progress, messages)
     except KeyboardInterrupt as stop:
-        kept = "are kept; --resume goes on" if paths else "are lost without --output"
+        kept = "are kept; --resume goes on" if options.output else "are lost without --output"
         messages.print(f"interrupted; {len(progress.rows)} finished candidates {kept}")
         return exit_status(stop)
     return _finish(options, progress)
 
 
-def _sample(options: Options, inputs: Inputs, config: ViTConfig, messages: Console) -> Sample:
+def _sample(
+    options: Options, part: Subset, description: Description, config: ViTConfig, messages: Console
+) -> Sample:
     def show(batches: Iterable[Batch], total: int) -> Iterable[Batch]:
         hidden = not messages.is_terminal
         return track(batches, "decoding", total, console=messages, disable=hidden)
 
+    size, workers = options.batch_size, options.workers
     return load_sample(
-        inputs,
-        config.image_shape,
-        pictures=options.pictures,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        show=show,
+        part, description, config.image_shape, batch_size=size, workers=workers, show=show
     )
 
 
-def _about(options: Options, inputs: Inputs, sample: Sample) -> dict[str, Any]:
+def _about(options: Options, inputs: Inputs, part: Subset) -> dict[str, Any]:
     """Name device and settings that numbers depend on."""
     names = ("data", "checkpoint", "resolution", "batch_size", "dtype", "attention", "seconds")
     settings = {name: getattr(options, name) for name in names}
     return {
         **describe_device(),
-        "settings": {**settings, "pictures": len(sample.labels)},
+        "settings": {**settings, "pictures": len(part)},
         "checkpoint_source": inputs.description.source,
-        "sample": sample.fingerprint,
+        "sample": zlib.crc32("\n".join(part.paths).encode()),
     }
 
 

@@ -140,7 +140,7 @@ def test_the_named_command_gives_what_the_sweep_measured(fast, tmp_path, monkeyp
     assert content["settings"]["pictures"] == 10 and len(rows[1]["correct"]) == 10
     assert [each["speedup"] for each in rows] == [1.0, 2.0, 2.0] and rows[1]["throughput"] == 4.0
     assert plot.read_bytes().startswith(b"\x89PNG")
-    assert "x dense |" in printed
+    assert "| 2.00 | 2.00 to 2.00 |" in printed
     (command,) = [line for line in printed.splitlines() if line.startswith("python eval.py")]
     result = tmp_path / "r.json"
     assert evaluate([*shlex.split(command)[2:], "-j", "0", "--output", str(result)]) == 0

@@ -92,6 +92,11 @@ def percentile(values: Sequence[float], share: float) -> float:
     return float(np.quantile(values, share, method="higher"))
 
 
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Compare two works that were timed in turns, round by round."""
+    return [a / b for a, b in zip(above, below, strict=True)]
+
+
 def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
     """Compare two works that were timed in turns: the median of their rounds' ratios."""
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+    return statistics.median(ratios(above, below))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,22 +13,30 @@ from jaxtyping import Bool
 
 from hvit_jax.budgets import BlockCounts, measure, propose
 from hvit_jax.config import ViTConfig
-from hvit_jax.data.loader import Batch
 from hvit_jax.evaluation.score import score
 from hvit_jax.evaluation.step import Step, compile_step
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.models.parameters import Tree, build_model
 from hvit_jax.models.vit import ViT
-from hvit_jax.profiling.timing import Work, device_work, median_ratio, time_in_turns
+from hvit_jax.profiling.timing import Work, device_work, ratios, time_in_turns
 from hvit_jax.reducers import Reducer, make_reducer
 from hvit_jax.sweeping.grid import DENSE, Candidate
 from hvit_jax.sweeping.sample import Sample
 
 # What a file has for a candidate that failed.
 NOT_MEASURED = dict.fromkeys(
-    ("top1", "drop", "drop_error", "throughput", "speedup", "report", "correct", "error")
+    (
+        "top1",
+        "drop",
+        "drop_error",
+        "throughput",
+        "speedup",
+        "speedup_range",
+        "report",
+        "correct",
+        "error",
+    )
 )
-Show = Callable[[Iterable[Batch], int], Iterable[Batch]]
 
 
 @dataclass
@@ -81,8 +88,8 @@ class Bench:
 
         Returns:
             Top-1 in per cent, what it lost against dense on the same pictures and the standard
-            error of that, images per second, speed over dense, reports, and which pictures are
-            right.
+            error of that, images per second, speed over dense with the range of its rounds,
+            reports, and which pictures are right.
 
         Raises:
             FloatingPointError: if logits are not finite.
@@ -95,13 +102,15 @@ class Bench:
             self.dense_correct = correct
         works = [self._work(step)] if dense else [self._work(step), self._work(self._dense())]
         times = time_in_turns(works, seconds=self.seconds)
+        compared = ratios(times[-1], times[0])
         lost, error = paired_difference(self.dense_correct, correct)
         return {
             "top1": tally.totals.percent(tally.totals.correct),
             "drop": lost,
             "drop_error": error,
             "throughput": self.sample.batch_size / statistics.median(times[0]),
-            "speedup": 1.0 if dense else median_ratio(times[1], times[0]),
+            "speedup": statistics.median(compared),
+            "speedup_range": [min(compared), max(compared)],
             "report": tally.totals.report,
             "correct": "".join("01"[int(right)] for right in correct),
         }

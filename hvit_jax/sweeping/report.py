@@ -23,14 +23,16 @@ def front_table(rows: Sequence[Row], chosen: Row | None) -> str:
         chosen: the setting to use, which is marked.
     """
     lines = [
-        "| | method | GFLOPs | top-1 (%) | against dense | images/s | x dense |",
-        "|---:|---|---:|---:|---:|---:|---:|",
+        "| | method | GFLOPs | top-1 (%) | against dense | images/s | x dense | rounds |",
+        "|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for number, row in enumerate(rows, 1):
         mark = " **use**" if row is chosen else ""
+        low, high = row["speedup_range"]
         lines.append(
             f"| {number} | {method_name(row)}{mark} | {row['gflops']:.3f} | {row['top1']:.1f} | "
-            f"{change(row)} | {row['throughput']:.1f} | {row['speedup']:.2f} |"
+            f"{change(row)} | {row['throughput']:.1f} | {row['speedup']:.2f} | "
+            f"{low:.2f} to {high:.2f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from hvit_jax.checkpoint import Description
 from hvit_jax.data.loader import Batch, load_batches
-from hvit_jax.data.subset import spread
+from hvit_jax.data.subset import Subset
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.inputs import Inputs
 from hvit_jax.evaluation.labels import head_labels
 
 MOST_BYTES = 4 * 10**9
@@ -22,12 +21,10 @@ class Sample:
     Attributes:
         batches: the pictures in batches of equal size, the last one padded.
         labels: the right class of every picture, as the head's outputs are numbered.
-        fingerprint: a CRC-32 of the pictures' names.
     """
 
     batches: tuple[Batch, ...]
     labels: tuple[int, ...]
-    fingerprint: int
 
     @property
     def batch_size(self) -> int:
@@ -36,20 +33,20 @@ class Sample:
 
 
 def load_sample(
-    inputs: Inputs,
+    part: Subset,
+    description: Description,
     resolution: tuple[int, int],
     *,
-    pictures: int,
     batch_size: int,
     workers: int,
     show: Callable[[Iterable[Batch], int], Iterable[Batch]],
 ) -> Sample:
-    """Decode pictures at even distances over the data, and so over its classes.
+    """Decode pictures.
 
     Args:
-        inputs: the data.
+        part: the pictures.
+        description: of the checkpoint.
         resolution: height and width of the prepared pictures.
-        pictures: how many to take; no more than there are.
         batch_size: rows of a batch, at most.
         workers: processes that decode.
         show: wraps the batches, of which it is told the number, to show progress.
@@ -57,7 +54,6 @@ def load_sample(
     Raises:
         InputError: if a picture cannot be read, or the sample would take too much memory.
     """
-    part = spread(inputs.source, pictures)
     size, (height, width) = min(batch_size, len(part)), resolution
     needed = -(-len(part) // size) * size * height * width * 3
     if needed > MOST_BYTES:
@@ -71,5 +67,4 @@ def load_sample(
     for batch in kept:
         for problem in batch.problems.values():
             raise InputError(problem)
-    labels = head_labels(part.labels, part.classes, inputs.description)
-    return Sample(kept, labels, zlib.crc32("\n".join(part.paths).encode()))
+    return Sample(kept, head_labels(part.labels, part.classes, description))

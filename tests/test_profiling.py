@@ -18,6 +18,7 @@ from hvit_jax.models.parameters import (
     count_parameters,
     init_parameters,
 )
+from hvit_jax.plotting import pareto_front
 from hvit_jax.presets import published_rows
 from hvit_jax.profiling import measure, plot, timing, torch_vit
 from hvit_jax.profiling.cli import main
@@ -221,7 +222,7 @@ def test_plot_draws_what_has_both_figures(tmp_path):
     plot.plot([*rows, row("act", None, 80.0)], path)
     assert path.read_bytes().startswith(b"\x89PNG")
     points = [(one["throughput"], one["published"]["top1"]) for one in rows]
-    assert plotting.pareto_front(points) == [(20.0, 88.0), (10.0, 88.1)]
+    assert pareto_front(points) == [(20.0, 88.0), (10.0, 88.1)]
 
 
 def test_trace(tmp_path):

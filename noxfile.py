@@ -23,9 +23,9 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def slow(session: nox.Session) -> None:
-    """Run what takes minutes: the full-size models."""
+    """Run what takes minutes: full-size models, and commands killed at random moments."""
     session.install("-e", ".[test]")
-    session.run("python", "-m", "pytest", "-m", "slow", "tests/test_full_size.py")
+    session.run("python", "-m", "pytest", "-m", "slow")
 
 
 @nox.session(python="3.11")

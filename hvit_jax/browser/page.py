@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,41 +28,47 @@ def make_page(session: Session) -> Any:
     """
     import gradio as gr
 
-    def answer(image, method, share, block):
-        if image is None:
-            raise gr.Error("Choose a picture first.", print_exception=False)
-        try:
-            found = session.answer(image, method, share / 100, int(block))
-        except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        return found.groups, found.attention, found.reduced, found.dense, found.summary
-
-    methods = [name for name in REDUCERS if name != Reducer.name]
-    last = session.config.depth - 1
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(_ABOUT)
         with gr.Row():
             with gr.Column():
-                image = gr.Image(type="pil", label="picture", height=260)
-                method = gr.Dropdown(methods, value=methods[0], label="method")
-                share = gr.Slider(20, 100, value=60, step=5, label="GFLOPs, % of dense")
-                block = gr.Slider(0, last, value=last, step=1, label="look behind block")
-                button = gr.Button("Run", variant="primary")
-                gr.Examples([str(path) for path in example_pictures()], image)
+                questions, button = _questions(gr, last_block=session.config.depth - 1)
             with gr.Column():
-                groups = gr.Image(label="groups of patches", interactive=False, format="png")
-                attention = gr.Image(label="attention of CLS", interactive=False)
+                pictures = [
+                    gr.Image(label="groups of patches", interactive=False, format="png"),
+                    gr.Image(label="attention of CLS", interactive=False),
+                ]
             with gr.Column():
                 reduced = gr.Label(label="prediction under the method")
                 dense = gr.Label(label="prediction of the dense model")
-                summary = gr.Markdown()
-        button.click(
-            answer,
-            [image, method, share, block],
-            [groups, attention, reduced, dense, summary],
-            api_name="answer",
-        )
+                answers = [*pictures, reduced, dense, gr.Markdown()]
+        button.click(_answer_with(session, gr.Error), questions, answers, api_name="answer")
     return page
+
+
+def _questions(gr: Any, *, last_block: int) -> tuple[list[Any], Any]:
+    """Lay out what a visitor chooses, and the button."""
+    methods = [name for name in REDUCERS if name != Reducer.name]
+    image = gr.Image(type="pil", label="picture", height=260)
+    method = gr.Dropdown(methods, value=methods[0], label="method")
+    share = gr.Slider(20, 100, value=60, step=5, label="GFLOPs, % of dense")
+    block = gr.Slider(0, last_block, value=last_block, step=1, label="look behind block")
+    button = gr.Button("Run", variant="primary")
+    gr.Examples([str(path) for path in example_pictures()], image)
+    return [image, method, share, block], button
+
+
+def _answer_with(session: Session, complain: Any) -> Callable[..., tuple[Any, ...]]:
+    def answer(image, method, share, block):
+        if image is None:
+            raise complain("Choose a picture first.", print_exception=False)
+        try:
+            found = session.answer(image, method, share / 100, int(block))
+        except InputError as error:
+            raise complain(str(error), print_exception=False) from error
+        return found.groups, found.attention, found.reduced, found.dense, found.summary
+
+    return answer
 
 
 def example_pictures() -> list[Path]:

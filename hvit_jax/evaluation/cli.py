@@ -25,6 +25,7 @@ from hvit_jax.evaluation.score import score
 from hvit_jax.evaluation.step import compile_step
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.models.vit import ViT
+from hvit_jax.parallel import place
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,9 +65,12 @@ def _main(arguments: Sequence[str]) -> int:
 
 def _evaluate(options: Options, inputs: Inputs, model: ViT, messages: Console) -> int:
     source, tally = inputs.source, Tally(keep_logits=options.predictions is not None)
-    batch_size = min(options.batch_size, len(source))
+    placement = place()
+    batch_size = placement.round_up(min(options.batch_size, len(source)))
     about = {
         **describe_model(model),
+        "devices": placement.devices,
+        "processes": placement.processes,
         "batch_size": batch_size,
         "data": inputs.data,
         "checkpoint": inputs.checkpoint,
@@ -83,12 +87,20 @@ def _evaluate(options: Options, inputs: Inputs, model: ViT, messages: Console) -
         try:
             messages.print(f"{counts}; {describe(about)}")
             started = time.perf_counter()
-            step = compile_step(model, batch_size)
+            step = compile_step(model, batch_size, placement)
             about["compile_seconds"] = time.perf_counter() - started
             messages.print(f"compiled in {about['compile_seconds']:.1f} s")
             skip = options.on_error == "skip"
             with show_progress(messages, len(source)) as on_batch:
-                score(step, batches, inputs.labels, tally, skip_unreadable=skip, on_batch=on_batch)
+                score(
+                    step,
+                    batches,
+                    inputs.labels,
+                    tally,
+                    put=placement.divide,
+                    skip_unreadable=skip,
+                    on_batch=on_batch,
+                )
         except (KeyboardInterrupt, InputError) as error:
             stop = error
         # A picture that cannot be read loses nothing of what was scored before it either.

@@ -15,11 +15,11 @@ from hvit_jax.checkpoint import Description, save_checkpoint
 from hvit_jax.data.folder import ImageFolder, read_folder
 from hvit_jax.data.source import Source
 from hvit_jax.models.parameters import Tree
+from hvit_jax.parallel import Placement, check_batch, place
 from hvit_jax.reducers import Reducer
 from hvit_jax.training.data import Augmentation, training_batches
 from hvit_jax.training.files import StateFolder
 from hvit_jax.training.loop import run_steps
-from hvit_jax.training.parallel import Placement, check_batch, place
 from hvit_jax.training.progress import Bars, Reporter, show_progress
 from hvit_jax.training.records import Records, check_tensorboard
 from hvit_jax.training.settings import gather_settings, open_output

@@ -20,8 +20,8 @@ from hvit_jax.evaluation.score import score
 from hvit_jax.evaluation.step import Outputs, compare
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.models.parameters import Tree
+from hvit_jax.parallel import Placement
 from hvit_jax.training.loop import check_finite
-from hvit_jax.training.parallel import Placement
 from hvit_jax.training.trainer import Trainer
 
 NONE = "none"
@@ -104,7 +104,8 @@ class Validation:
             self.source, shape, batch_size=self.batch_size, workers=self.workers
         ) as batches:
             step = functools.partial(self._compiled, parameters)
-            score(step, _readable(batches), labels, tally, on_batch=on_batch)
+            put = self.placement.divide
+            score(step, _readable(batches), labels, tally, put=put, on_batch=on_batch)
         totals = tally.totals
         check_finite(totals.loss)
         return {"top1": totals.percent(totals.correct), "loss": totals.mean(totals.loss)}
@@ -117,7 +118,7 @@ class Validation:
             logits, report = self.trainer.model(parameters).classify(normalize(pixels))
             return compare(logits, labels, report)
 
-        return self.placement.compile(step)
+        return self.placement.compile(step, out_shardings=self.placement.replicated)
 
 
 def _readable(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -1,7 +1,8 @@
 """Data parallelism: every device takes a share of each batch and holds all parameters.
 
 Where arrays lie is decided here alone. The step itself is written for one device; XLA divides it,
-and adds the sums over devices that the mean of loss and gradients needs.
+and adds the sums over devices that the mean of loss and gradients needs. The devices may belong to
+several processes; each of them then has the rows of its own devices.
 """
 
 from __future__ import annotations
@@ -24,15 +25,20 @@ class Placement:
     """Where a run's arrays lie.
 
     Attributes:
-        mesh: the devices, along one axis `data`.
+        mesh: the devices, along one axis `data`, those of a process side by side.
     """
 
     mesh: Mesh
 
     @property
     def devices(self) -> int:
-        """Number of devices."""
+        """Number of devices, of all processes together."""
         return self.mesh.size
+
+    @property
+    def processes(self) -> int:
+        """Number of processes that they belong to."""
+        return len({device.process_index for device in self.mesh.devices.flat})
 
     @property
     def replicated(self) -> NamedSharding:
@@ -45,8 +51,10 @@ class Placement:
         return NamedSharding(self.mesh, PartitionSpec(_AXIS))
 
     def replicate(self, tree: Any) -> Any:
-        """Put a tree of arrays on every device."""
-        return jax.device_put(tree, self.replicated)
+        """Put a tree of arrays, which every process has, on every device."""
+        if self.processes == 1:
+            return jax.device_put(tree, self.replicated)
+        return jax.tree.map(lambda leaf: _put(leaf, self.replicated), tree)
 
     def divide(self, array: np.ndarray) -> jax.Array:
         """Put a share of a batch on every device.
@@ -55,6 +63,10 @@ class Placement:
             array: the rows that this process has, of any shape (B, ...).
         """
         return jax.make_array_from_process_local_data(self.divided, array)
+
+    def round_up(self, batch_size: int) -> int:
+        """Give the smallest batch of at least this size that the devices share evenly."""
+        return -(-batch_size // self.devices) * self.devices
 
     def compile(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         """Compile a function of a replicated tree, pictures and labels.
@@ -67,9 +79,27 @@ class Placement:
         return jax.jit(function, in_shardings=shardings, **options)
 
 
+def _put(array: Any, sharding: NamedSharding) -> jax.Array:
+    """Put an array that every process has; `device_put` would compare all copies first."""
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
 def place(devices: Sequence[Any] | None = None) -> Placement:
-    """Use all devices of this process, or the given ones."""
-    return Placement(Mesh(np.array(devices or jax.local_devices()), (_AXIS,)))
+    """Use all devices of all processes, or the given ones.
+
+    Raises:
+        InputError: if one process has more devices than another.
+    """
+    found = sorted(devices or jax.devices(), key=lambda each: (each.process_index, each.id))
+    owners = [device.process_index for device in found]
+    counts = {owners.count(process) for process in set(owners)}
+    if len(counts) > 1:
+        raise InputError(
+            f"every process needs as many devices as any other; there are {min(counts)} to "
+            f"{max(counts)}"
+        )
+    return Placement(Mesh(np.array(found), (_AXIS,)))
 
 
 def check_batch(batch_size: int, accumulate: int, devices: int) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from hvit_jax.data.folder import PictureError
 from hvit_jax.data.loader import Batch
+from hvit_jax.evaluation.shares import Shares
 from hvit_jax.evaluation.step import PADDING, UNREADABLE, Step
 from hvit_jax.evaluation.tally import Tally
 
@@ -25,6 +26,7 @@ def score(
     tally: Tally,
     *,
     put: Callable[[np.ndarray], jax.Array] = jax.device_put,
+    shares: Shares | None = None,
     skip_unreadable: bool = False,
     on_batch: Callable[[Tally], None] = lambda tally: None,
 ) -> None:
@@ -38,6 +40,8 @@ def score(
         labels: the right class of every picture of the source.
         tally: gets every batch; an exception leaves in it what was scored before.
         put: puts pictures and labels where the step takes them.
+        shares: how several processes share the pictures, if they do; `batches` and `labels` are then
+            those of this process.
         skip_unreadable: leave out pictures that cannot be read, instead of raising.
         on_batch: called after each batch, to show progress.
 
@@ -48,24 +52,31 @@ def score(
     known = np.asarray(labels, np.int32)
 
     def finish_oldest() -> None:
-        batch, outputs, started = running.popleft()
+        number, batch, outputs, started = running.popleft()
         outputs = jax.device_get(outputs)
+        if shares is not None:
+            batch = shares.whole(number, batch, outputs.labels)
+            check(batch)
         tally.add(batch, outputs.labels, outputs, started)
         on_batch(tally)
 
-    for batch in _timed(batches, tally):
+    def check(batch: Batch) -> None:
         if not skip_unreadable:
-            check_readable(batch)
+            _check_readable(batch)
+
+    for number, batch in enumerate(_timed(batches, tally)):
+        if shares is None:
+            check(batch)
         started = time.perf_counter()
-        outputs = step(put(batch.pixels), put(labels_of(batch, known)))
-        running.append((batch, outputs, started))
+        outputs = step(put(batch.pixels), put(_labels(batch, known)))
+        running.append((number, batch, outputs, started))
         if len(running) > _IN_FLIGHT:
             finish_oldest()
     while running:
         finish_oldest()
 
 
-def labels_of(batch: Batch, known: Int[np.ndarray, " N"]) -> Int[np.ndarray, " B"]:
+def _labels(batch: Batch, known: Int[np.ndarray, " N"]) -> Int[np.ndarray, " B"]:
     """Give the label of every row; PADDING or UNREADABLE where there is no picture.
 
     Args:
@@ -78,7 +89,7 @@ def labels_of(batch: Batch, known: Int[np.ndarray, " N"]) -> Int[np.ndarray, " B
     return labels
 
 
-def check_readable(batch: Batch) -> None:
+def _check_readable(batch: Batch) -> None:
     """Refuse a batch with a picture that cannot be read.
 
     Raises:

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from hvit_jax.command_line import run
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.peers import LOST, NoPeers, Peers
+from hvit_jax.runtime_log import shorten_runtime_messages
 
 OPTIONS = ("coordinator", "processes", "process_id", "process_timeout")
 # What tells a launcher, and where it counts its processes; JAX reads the rest itself.
@@ -132,6 +133,9 @@ def run_together(
 
 
 def _meet(processes: Processes, program: str) -> Peers:
+    shorten_runtime_messages(program)
+    # It would swallow SIGTERM.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         # Peers notices a loss before JAX does, whose own way to end a process saves nothing.
         jax.distributed.initialize(

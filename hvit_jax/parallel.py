@@ -68,7 +68,7 @@ class Placement:
         """Give the smallest batch of at least this size that the devices share evenly."""
         return -(-batch_size // self.devices) * self.devices
 
-    def compile(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    def compile(self, function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
         """Compile a function of a replicated tree, pictures and labels.
 
         Args:

@@ -47,15 +47,24 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def slurm_task(index, count, port):
+    """What srun tells a task, and the port that JAX would else take from the job's number."""
+    task = {"PROCID": index, "LOCALID": index, "STEP_NUM_TASKS": count, "NTASKS": count}
+    about = {"SLURM_" + name: str(value) for name, value in task.items()}
+    names = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost"}
+    return {**about, **names, "JAX_COORDINATOR_PORT": str(port)}
+
+
 @contextlib.contextmanager
-def started(code, count, *words, **environment):
-    """Start `count` processes of one run; none is left behind."""
-    address = f"127.0.0.1:{free_port()}"
-    processes = []
+def started(code, count, *words, slurm=False, **environment):
+    """Start `count` processes of one run, as a user or as SLURM does; none is left behind."""
+    port, processes = free_port(), []
     try:
         for index in range(count):
-            flags = ("--coordinator", address, "--processes", count, "--process-id", index)
-            processes.append(start_python(code, *words, *flags, **environment))
+            where = ("--coordinator", f"127.0.0.1:{port}", "--processes", count)
+            flags = () if slurm else (*where, "--process-id", index)
+            launcher = slurm_task(index, count, port) if slurm else {}
+            processes.append(start_python(code, *words, *flags, **launcher, **environment))
         yield processes
     finally:
         for process in processes:

@@ -40,8 +40,8 @@ def score(
         labels: the right class of every picture of the source.
         tally: gets every batch; an exception leaves in it what was scored before.
         put: puts pictures and labels where the step takes them.
-        shares: how several processes share the pictures, if they do; `batches` and `labels` are then
-            those of this process.
+        shares: how several processes share the pictures, if they do; `batches` and `labels` are
+            this process's.
         skip_unreadable: leave out pictures that cannot be read, instead of raising.
         on_batch: called after each batch, to show progress.
 

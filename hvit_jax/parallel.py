@@ -1,4 +1,4 @@
-"""Data parallelism: every device takes a share of each batch and holds all parameters.
+"""Data parallelism: every device takes a share of each batch, and holds all parameters or a share.
 
 Where arrays lie is decided here alone. The step itself is written for one device; XLA divides it,
 and adds the sums over devices that the mean of loss and gradients needs. The devices may belong to
@@ -26,9 +26,11 @@ class Placement:
 
     Attributes:
         mesh: the devices, along one axis `data`, those of a process side by side.
+        shard: whether a state is divided among the devices as well, as far as its shapes allow.
     """
 
     mesh: Mesh
+    shard: bool = False
 
     @property
     def devices(self) -> int:
@@ -50,11 +52,35 @@ class Placement:
         """A share of the first axis on every device: pictures and labels."""
         return NamedSharding(self.mesh, PartitionSpec(_AXIS))
 
+    def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
+        """Say where an array of a state lies: divided along its largest axis that divides, if any.
+
+        Args:
+            shape: of the whole array.
+        """
+        divides = [axis for axis, size in enumerate(shape) if size and size % self.devices == 0]
+        if not self.shard or not divides:
+            return self.replicated
+        longest = max(divides, key=lambda axis: shape[axis])
+        return NamedSharding(self.mesh, PartitionSpec(*(None,) * longest, _AXIS))
+
     def replicate(self, tree: Any) -> Any:
         """Put a tree of arrays, which every process has, on every device."""
+        return self._put(tree, lambda leaf: self.replicated)
+
+    def put(self, state: Any) -> Any:
+        """Put a tree of arrays, which every process has, where `sharding` says."""
+        return self._put(state, lambda leaf: self.sharding(np.shape(leaf)))
+
+    def fetch(self, tree: Any) -> Any:
+        """Give every process a tree's whole arrays, as NumPy arrays; all processes call this."""
+        whole = jax.jit(lambda tree: tree, out_shardings=self.replicated)
+        return jax.device_get(tree if self.devices == 1 else whole(tree))
+
+    def _put(self, tree: Any, sharding: Callable[[Any], NamedSharding]) -> Any:
         if self.processes == 1:
-            return jax.device_put(tree, self.replicated)
-        return jax.tree.map(lambda leaf: _put(leaf, self.replicated), tree)
+            return jax.device_put(tree, jax.tree.map(sharding, tree))
+        return jax.tree.map(lambda leaf: _put(leaf, sharding(leaf)), tree)
 
     def divide(self, array: np.ndarray) -> jax.Array:
         """Put a share of a batch on every device.
@@ -69,13 +95,13 @@ class Placement:
         return -(-batch_size // self.devices) * self.devices
 
     def compile(self, function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
-        """Compile a function of a replicated tree, pictures and labels.
+        """Compile a function of a tree, pictures and labels.
 
         Args:
-            function: what to run.
+            function: what to run. It takes its tree as `replicate` or `put` laid it.
             **options: of `jax.jit`.
         """
-        shardings = (self.replicated, self.divided, self.divided)
+        shardings = (None, self.divided, self.divided)
         return jax.jit(function, in_shardings=shardings, **options)
 
 
@@ -85,8 +111,12 @@ def _put(array: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def place(devices: Sequence[Any] | None = None) -> Placement:
+def place(devices: Sequence[Any] | None = None, *, shard: bool = False) -> Placement:
     """Use all devices of all processes, or the given ones.
+
+    Args:
+        devices: which ones.
+        shard: whether they share a state, instead of each holding all of it.
 
     Raises:
         InputError: if one process has more devices than another.
@@ -99,7 +129,7 @@ def place(devices: Sequence[Any] | None = None) -> Placement:
             f"every process needs as many devices as any other; there are {min(counts)} to "
             f"{max(counts)}"
         )
-    return Placement(Mesh(np.array(found), (_AXIS,)))
+    return Placement(Mesh(np.array(found), (_AXIS,)), shard)
 
 
 def check_batch(batch_size: int, accumulate: int, devices: int) -> None:

@@ -14,6 +14,7 @@ import sys
 from typing import BinaryIO
 
 _TROUBLE = re.compile(rb"^[EWF]\d{4} .*(coordination_service|client\.h)")
+_GONE = "process 0 has died or cannot be reached"
 _FATAL = b"Terminating process because the JAX distributed service detected fatal errors"
 
 
@@ -55,7 +56,9 @@ def relay(messages: BinaryIO, out: BinaryIO, program: str) -> None:
             out.flush()
     if any(_FATAL in line for line in held):
         # A process other than 0 is missed by hvit_jax.peers first.
-        held = [f"{program}: process 0 has died or cannot be reached\n".encode()]
+        meeting = any(b"/RegisterTask" in line for line in held)
+        why = "the processes did not find each other in time" if meeting else _GONE
+        held = [f"{program}: {why}\n".encode()]
     out.writelines(held)
     out.flush()
 

@@ -1,11 +1,13 @@
 """Several processes on this machine: the results of one, each picture once, and no hanging."""
 
 import argparse
+import functools
 import json
 import os
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,7 +15,8 @@ from hvit_jax.distributed import add_process_options, find_processes
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.shares import Shares
 from tests.evaluation_setup import make_checkpoint, make_pictures, results_of
-from tests.scale_setup import EVALUATE, finish, run_processes, started
+from tests.scale_setup import EVALUATE, TRAIN, finish, run_processes, started
+from tests.training_setup import RECIPE, SIZES, column, make_data, parameters, train
 
 WORDS = ("--method", "evit", "--drop-locations", "1", "--on-error", "skip", "-b", "4", "-j", "0")
 QUICK = ("--process-timeout", "4")
@@ -135,3 +138,44 @@ def _options(words=""):
     parser = argparse.ArgumentParser()
     add_process_options(parser)
     return parser.parse_args(words.split())
+
+
+STOPPED = """
+import os, signal
+from hvit_jax.training import run
+whole = run.training_batches
+def stopped(*arguments, process, **options):
+    for index, batch in enumerate(whole(*arguments, process=process, **options)):
+        if index == 1 + process:
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield batch
+run.training_batches = stopped
+"""
+OPTIONS = "--method evit --drop-locations 1 --accumulate 2 --ema 0.9 -b 12 --epochs 3".split()
+OPTIONS += "--val-every 1 --log-every 1 --save-every 2 -j 0".split()
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("training"), validation=5)
+
+
+def test_two_processes_train_as_one_does_and_resume(training, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert train(training, one, *OPTIONS) == 0
+    command = (training, "--output", two, *SIZES, *RECIPE, *OPTIONS, "--shard-parameters")
+    # Both get the signal of a scheduler, at different times.
+    with started(STOPPED + TRAIN, 2, *command) as processes:
+        done = [finish(process) for process in processes]
+    assert [each.returncode for each in done] == [130, 130], [each.stderr for each in done]
+    assert not (two / "checkpoint").exists()
+    done = run_processes(TRAIN, 2, *command, "--resume")
+    assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
+    assert "wrote" in done[0].stdout and "wrote" not in done[1].stdout
+    assert "on 2 x cpu" in done[0].stdout
+    assert column(two, "step") == column(one, "step")
+    for name, file in (("loss", "metrics"), ("loss", "validation"), ("top1", "validation")):
+        np.testing.assert_allclose(column(two, name, file), column(one, name, file), rtol=1e-4)
+    # Keys' biases have no gradient, and Adam makes steps of its rounding.
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=5e-4)
+    jax.tree.map(close, parameters(two), parameters(one))

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from hvit_jax.data.folder import PictureError
 from hvit_jax.data.loader import Batch, load_batches
 from hvit_jax.distributed import check_agreement
 from hvit_jax.errors import InputError
@@ -75,6 +76,8 @@ def evaluate(
                     skip_unreadable=options.on_error == "skip",
                     on_batch=on_batch,
                 )
+        except PictureError as error:
+            stop = PictureError(f"{error}; --on-error skip leaves such pictures out")
         except (KeyboardInterrupt, InputError) as error:
             stop = error
         with peers.ending:

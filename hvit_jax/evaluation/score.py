@@ -96,8 +96,7 @@ def _check_readable(batch: Batch) -> None:
         PictureError: if there is one.
     """
     if batch.problems:
-        first = batch.problems[min(batch.problems)]
-        raise PictureError(f"{first}; --on-error skip leaves such pictures out")
+        raise PictureError(batch.problems[min(batch.problems)])
 
 
 def _timed(batches: Iterable[Batch], tally: Tally) -> Iterator[Batch]:

@@ -1,8 +1,8 @@
 """Data parallelism: every device takes a share of each batch, and holds all parameters or a share.
 
-Where arrays lie is decided here alone. The step itself is written for one device; XLA divides it,
-and adds the sums over devices that the mean of loss and gradients needs. The devices may belong to
-several processes; each of them then has the rows of its own devices.
+Where arrays lie is decided here alone. A step is written for one device, and every device runs it
+on its own rows: left to XLA's partitioner, a loop over images and heads would run them all on each
+device. The devices may belong to several processes; each then has the rows of its own devices.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hvit_jax.errors import InputError
 
-_AXIS = "data"
+AXIS = "data"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Placement:
     @property
     def divided(self) -> NamedSharding:
         """A share of the first axis on every device: pictures and labels."""
-        return NamedSharding(self.mesh, PartitionSpec(_AXIS))
+        return NamedSharding(self.mesh, PartitionSpec(AXIS))
 
     def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
         """Say where an array of a state lies: divided along its largest axis that divides, if any.
@@ -62,7 +62,7 @@ class Placement:
         if not self.shard or not divides:
             return self.replicated
         longest = max(divides, key=lambda axis: shape[axis])
-        return NamedSharding(self.mesh, PartitionSpec(*(None,) * longest, _AXIS))
+        return NamedSharding(self.mesh, PartitionSpec(*(None,) * longest, AXIS))
 
     def replicate(self, tree: Any) -> Any:
         """Put a tree of arrays, which every process has, on every device."""
@@ -95,14 +95,21 @@ class Placement:
         return -(-batch_size // self.devices) * self.devices
 
     def compile(self, function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
-        """Compile a function of a tree, pictures and labels.
+        """Compile a function whose results are rows, one for each picture.
 
         Args:
-            function: what to run. It takes its tree as `replicate` or `put` laid it.
+            function: of a tree, which every device sees whole, and its rows of pictures and labels.
             **options: of `jax.jit`.
+
+        Returns:
+            A function of the same, whose results lie on every device.
         """
-        shardings = (None, self.divided, self.divided)
-        return jax.jit(function, in_shardings=shardings, **options)
+        rows = PartitionSpec(AXIS)
+        specs = (PartitionSpec(), rows, rows)
+        on_rows = jax.shard_map(
+            function, mesh=self.mesh, in_specs=specs, out_specs=rows, check_vma=False
+        )
+        return jax.jit(on_rows, out_shardings=self.replicated, **options)
 
 
 def _put(array: Any, sharding: NamedSharding) -> jax.Array:
@@ -129,7 +136,7 @@ def place(devices: Sequence[Any] | None = None, *, shard: bool = False) -> Place
             f"every process needs as many devices as any other; there are {min(counts)} to "
             f"{max(counts)}"
         )
-    return Placement(Mesh(np.array(found), (_AXIS,)), shard)
+    return Placement(Mesh(np.array(found), (AXIS,)), shard)
 
 
 def check_batch(batch_size: int, accumulate: int, devices: int) -> None:

@@ -47,3 +47,46 @@ def test_a_batch_of_training_divides_by_parts_and_devices():
     wrong = r"--batch-size 20 does not divide by 16 \(--accumulate 2 and 8 devices\).*does: 16"
     with pytest.raises(InputError, match=wrong):
         check_batch(20, 2, 8)
+
+
+SHARED = """
+import jax, numpy as np
+from hvit_jax.config import ViTConfig
+from hvit_jax.models.parameters import init_parameters
+from hvit_jax.parallel import place
+from hvit_jax.reducers import make_reducer
+from hvit_jax.training.optimizer import make_optimizer
+from hvit_jax.training.trainer import Trainer
+
+config = ViTConfig(16, patch_size=8, depth=3, width=64, heads=2, mlp_width=256, num_classes=7)
+reducer = make_reducer("evit", drop_locations=(1,)).resolve(config)
+optimizer = make_optimizer(
+    learning_rate=1e-3, weight_decay=0.1, warmup_steps=1, total_steps=9, layer_decay=0.9
+)
+random = np.random.default_rng(0)
+pixels = random.integers(0, 256, (16, 16, 16, 3), np.uint8)
+labels = random.integers(0, 7, 16, np.int32)
+states, sizes = [], []
+for shard in (False, True):
+    placement = place(shard=shard)
+    trainer = Trainer(
+        config, reducer, optimizer, accumulate=2, remat=True, ema=0.9, placement=placement
+    )
+    state = placement.put(trainer.init(init_parameters(config, 0)))
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state), placement.replicated
+    step = jax.jit(trainer.step, out_shardings=layout)
+    batch = placement.divide(pixels), placement.divide(labels)
+    compiled = step.lower(state, *batch).compile()
+    sizes.append(compiled.memory_analysis().argument_size_in_bytes)
+    for _ in range(3):
+        state, metrics = compiled(state, *batch)
+    states.append((metrics["loss"], placement.fetch(state)))
+np.testing.assert_allclose(states[1][0], states[0][0], rtol=1e-5)
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-3), *states)
+assert sizes[1] < sizes[0] / 6, sizes
+"""
+
+
+def test_a_shared_state_trains_as_copies_do_and_takes_an_eighth():
+    done = run_python(SHARED, **EIGHT)
+    assert done.returncode == 0, done.stderr

@@ -103,6 +103,6 @@ def compile_step(model: ViT, batch_size: int, placement: Placement | None = None
         jitted = jax.jit(step)
     else:
         state = placement.replicate(state)
-        jitted = placement.compile(step, out_shardings=placement.replicated)
+        jitted = placement.compile(step)
     compiled = jitted.lower(state, pixels, labels).compile()
     return functools.partial(compiled, state)

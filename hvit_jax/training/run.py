@@ -76,7 +76,9 @@ def train(
     settings = gather_settings(options, config, reducer)
     check_agreement(f"{len(folder)} pictures, {settings}", options.resume)
     output = _open_output(options, settings, peers)
-    trainer, total = make_trainer(options, config, reducer, len(folder) / options.batch_size)
+    trainer, total = make_trainer(
+        options, config, reducer, len(folder) / options.batch_size, placement
+    )
     run = _Run(options, output, folder, pictures, trainer, placement, total, peers)
     state = _train_in(run, parameters)
     source = {"format": "hvit_jax.train", **{key: settings[key] for key in ("method", "options")}}
@@ -131,7 +133,7 @@ def _run_steps(run: _Run, states: StateFolder, state: TrainState) -> TrainState:
         processes=run.placement.processes,
     )
     layout = jax.tree.map(lambda leaf: leaf.sharding, state), run.placement.replicated
-    step = run.placement.compile(run.trainer.step, donate_argnums=0, out_shardings=layout)
+    step = jax.jit(run.trainer.step, donate_argnums=0, out_shardings=layout)
 
     def take_step(state: TrainState, pixels: Any, labels: Any) -> Any:
         return step(state, run.placement.divide(pixels), run.placement.divide(labels))

@@ -130,7 +130,7 @@ class Validation:
             logits, report = self.trainer.model(parameters).classify(normalize(pixels))
             return compare(logits, labels, report)
 
-        return self.placement.compile(step, out_shardings=self.placement.replicated)
+        return self.placement.compile(step)
 
 
 def ends_epoch(step: int, batch_size: int, pictures: int, every: float) -> bool:

@@ -18,7 +18,7 @@ from hvit_jax.command_line import one_line
 
 LOST = 1  # Exit status.
 _FOLDER = "hvit_jax/peers/"
-_BEATS = 8  # signs of life within the time limit
+_BEATS = 8  # signs of life within the time limit, at least
 
 
 class Peers:
@@ -43,6 +43,7 @@ class Peers:
         self.index, self.ending, self.on_lost = index, threading.RLock(), None
         self._store, self._program = store, program
         self._seconds, self._done, self._beats = seconds, False, 0
+        self._pause = min(1.0, seconds / _BEATS)
         now = time.monotonic()
         self._seen = {other: ("", now) for other in range(count) if other != index}
         self._stopped = threading.Event()
@@ -62,7 +63,7 @@ class Peers:
         except Exception:  # The coordinator is gone, and the others know that already.
             return
         if self.index == 0:
-            time.sleep(3 * self._seconds / _BEATS)  # The store is in this process.
+            time.sleep(3 * self._pause)  # The store is in this process.
 
     def wait_for_verdict(self) -> None:
         """Wait for the thread to find out who is lost, and to end this process; or return."""
@@ -78,7 +79,7 @@ class Peers:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stopped.wait(self._seconds / _BEATS):
+        while not self._stopped.wait(self._pause):
             verdict = self._look()
             if verdict is not None and not self._done:
                 self._end(verdict)

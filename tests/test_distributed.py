@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from hvit_jax.distributed import add_process_options, find_processes
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.shares import Shares
+from hvit_jax.processes import add_process_options, find_processes
 from tests.evaluation_setup import make_checkpoint, make_pictures, results_of
 from tests.scale_setup import EVALUATE, TRAIN, finish, run_processes, started
 from tests.training_setup import RECIPE, SIZES, column, make_data, parameters, train

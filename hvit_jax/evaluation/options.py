@@ -11,10 +11,10 @@ from pathlib import Path
 from hvit_jax.api import DTYPES
 from hvit_jax.command_line import ArgumentParser
 from hvit_jax.config import as_pair
-from hvit_jax.distributed import Processes, add_process_options, find_processes
 from hvit_jax.errors import InputError
 from hvit_jax.method_options import numbers, numbers_hint, parse_with_method
 from hvit_jax.models.attention import IMPLEMENTATIONS
+from hvit_jax.processes import Processes, add_process_options, find_processes
 from hvit_jax.reducers import Reducer
 
 PROGRAM = "hvit-eval"

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from hvit_jax.command_line import ArgumentParser, run
-from hvit_jax.distributed import add_process_options, find_processes, run_together
+from hvit_jax.distributed import run_together
 from hvit_jax.errors import InputError
 from hvit_jax.method_options import numbers, parse_with_method
+from hvit_jax.processes import add_process_options, find_processes
 from hvit_jax.training.run import train
 from hvit_jax.training.start import SIZES
 from hvit_jax.training.trainer import PARTS

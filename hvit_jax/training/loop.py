@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 
 from hvit_jax.data.folder import PictureError
 from hvit_jax.errors import InputError
+from hvit_jax.training.stopping import StopRequest, stop_requests
 from hvit_jax.training.trainer import Metrics, TrainState
 
 Step = Callable[[TrainState, np.ndarray, np.ndarray], tuple[TrainState, Metrics]]
@@ -58,7 +57,7 @@ def run_steps(
         KeyboardInterrupt: after SIGINT or SIGTERM, once the state is saved.
     """
     step, meter = int(state.step), _Meter()
-    with _stop_requests(agree) as stop:
+    with stop_requests(agree) as stop:
         _validate(validate, state, step, stop, save)
         while step < total_steps and not stop.is_set():
             batch = next(batches)
@@ -83,7 +82,7 @@ def _validate(
     validate: Validate,
     state: TrainState,
     step: int,
-    stop: _StopRequest,
+    stop: StopRequest,
     save: Callable[[TrainState], None],
 ) -> None:
     """Validate, but not once a stop is asked for: the resumed run does it."""
@@ -95,43 +94,6 @@ def _validate(
     except PictureError:
         save(state)  # A bad picture shall not cost the steps before it.
         raise
-
-
-class _StopRequest:
-    """Whether to stop, which all processes find at the same point."""
-
-    def __init__(self, agree: Callable[[bool], bool]):
-        self.agree, self.wanted, self.agreed = agree, False, False
-
-    def is_set(self) -> bool:
-        """Tell whether a process wanted to stop."""
-        self.agreed = self.agreed or self.agree(self.wanted)
-        return self.agreed
-
-
-@contextlib.contextmanager
-def _stop_requests(agree: Callable[[bool], bool]) -> Iterator[_StopRequest]:
-    """Turn SIGINT and SIGTERM into a request: between two steps the state is whole.
-
-    A second signal does not wait for the end of the step.
-    """
-    stop = _StopRequest(agree)
-    signals = (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        if stop.wanted:
-            raise KeyboardInterrupt
-        stop.wanted = True
-
-    previous = [signal.signal(number, handle) for number in signals]
-    try:
-        yield stop
-    finally:
-        for number, handler in zip(signals, previous, strict=True):
-            signal.signal(number, handler)
 
 
 def check_finite(loss: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +12,23 @@ from rich.console import Console
 
 from hvit_jax.agreement import Agreement
 from hvit_jax.checkpoint import Description, save_checkpoint
-from hvit_jax.data.folder import ImageFolder, read_folder
-from hvit_jax.data.source import Source
+from hvit_jax.data.folder import read_folder
 from hvit_jax.distributed import check_agreement, gather
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree
-from hvit_jax.parallel import Placement, check_batch, place
+from hvit_jax.parallel import check_batch, place
 from hvit_jax.peers import NoPeers, Peers
 from hvit_jax.reducers import Reducer
 from hvit_jax.training.data import Augmentation, training_batches
 from hvit_jax.training.files import StateFolder
 from hvit_jax.training.loop import run_steps
-from hvit_jax.training.progress import Bars, Reporter, show_progress
-from hvit_jax.training.records import Records, Unwritten, check_tensorboard, open_records
+from hvit_jax.training.parts import Run, make_reporter, summarize
+from hvit_jax.training.progress import show_progress
+from hvit_jax.training.records import check_tensorboard, open_records
 from hvit_jax.training.settings import gather_settings, open_output
 from hvit_jax.training.start import first_parameters, make_trainer
-from hvit_jax.training.trainer import Trainer, TrainState
-from hvit_jax.training.validation import Validation, find_pictures
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What a run consists of."""
-
-    options: argparse.Namespace
-    output: Path
-    folder: ImageFolder
-    pictures: Source | None
-    trainer: Trainer
-    placement: Placement
-    total_steps: int
-    peers: Peers | NoPeers
-
-    @property
-    def writes(self) -> bool:
-        """Whether this process writes and prints for all of them."""
-        return self.peers.index == 0
+from hvit_jax.training.trainer import TrainState
+from hvit_jax.training.validation import find_pictures
 
 
 def train(
@@ -79,7 +59,7 @@ def train(
     trainer, total = make_trainer(
         options, config, reducer, len(folder) / options.batch_size, placement
     )
-    run = _Run(options, output, folder, pictures, trainer, placement, total, peers)
+    run = Run(options, output, folder, pictures, trainer, placement, total, peers)
     state = _train_in(run, parameters)
     source = {"format": "hvit_jax.train", **{key: settings[key] for key in ("method", "options")}}
     description = Description(config, source, folder.classes)
@@ -102,7 +82,7 @@ def _open_output(
     return output
 
 
-def _train_in(run: _Run, parameters: Tree) -> TrainState:
+def _train_in(run: Run, parameters: Tree) -> TrainState:
     """Train from the newest state in the output folder, or from the first parameters."""
     states = StateFolder(run.output / "state")
     try:
@@ -119,7 +99,7 @@ def _train_in(run: _Run, parameters: Tree) -> TrainState:
     return state
 
 
-def _run_steps(run: _Run, states: StateFolder, state: TrainState) -> TrainState:
+def _run_steps(run: Run, states: StateFolder, state: TrainState) -> TrainState:
     """Train with a progress bar, from the state's step on."""
     options, first = run.options, int(state.step)
     batches = training_batches(
@@ -139,10 +119,10 @@ def _run_steps(run: _Run, states: StateFolder, state: TrainState) -> TrainState:
         return step(state, run.placement.divide(pixels), run.placement.divide(labels))
 
     console = Console(highlight=False, markup=False, soft_wrap=True, quiet=not run.writes)
-    console.print(_summary(run, first))
+    console.print(summarize(run, first))
     records = open_records(run.output, first, tensorboard=options.tensorboard)
     with show_progress(console, run.total_steps, first) as bars:
-        reporter = _reporter(run, bars, records)
+        reporter = make_reporter(run, bars, records)
         state = run_steps(
             take_step,
             state,
@@ -158,37 +138,3 @@ def _run_steps(run: _Run, states: StateFolder, state: TrainState) -> TrainState:
         )
     records.close()
     return state
-
-
-def _reporter(run: _Run, bars: Bars, records: Records | Unwritten) -> Reporter:
-    return Reporter(
-        bars,
-        records,
-        _validation(run),
-        result=run.trainer.result,
-        pictures=len(run.folder),
-        batch_size=run.options.batch_size,
-        total_steps=run.total_steps,
-        every=run.options.val_every,
-    )
-
-
-def _validation(run: _Run) -> Validation | None:
-    if run.pictures is None:
-        return None
-    # As many pictures at once as a step takes: what trains in memory also validates.
-    size = run.options.batch_size // run.options.accumulate
-    return Validation(
-        run.pictures, run.folder.classes, run.trainer, run.placement, size, run.options.workers
-    )
-
-
-def _summary(run: _Run, first: int) -> str:
-    devices = run.placement.devices
-    on = f"{devices} x " if devices > 1 else ""
-    validated = f"validated on {len(run.pictures)}; " if run.pictures else ""
-    return (
-        f"{len(run.folder)} pictures, {len(run.folder.classes)} classes; {validated}"
-        f"{run.total_steps} steps of {run.options.batch_size} from step {first} on {on}"
-        f"{jax.local_devices()[0].device_kind}"
-    )

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hvit_jax.config import ViTConfig
-from hvit_jax.distributed import OPTIONS
 from hvit_jax.errors import InputError
+from hvit_jax.processes import OPTIONS
 from hvit_jax.reducers import Reducer
 
 # Options that a resumed run may change.

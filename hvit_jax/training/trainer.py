@@ -92,9 +92,9 @@ class Trainer:
         """Make the model around one device's share of the parameters, if they are shared at all."""
         if self.placement is None or not self.placement.shard:
             return self.model(parameters)
-        specs = jax.tree.map(
-            lambda leaf: self.placement.sharding(leaf.shape).spec, abstract_parameters(self.config)
-        )
+        sharding = self.placement.sharding
+        shapes = abstract_parameters(self.config)
+        specs = jax.tree.map(lambda leaf: sharding(leaf.shape).spec, shapes)
         whole = whole_parameters(parameters, specs)
         options = {**self._options, "whole": whole_block(specs["blocks"])}
         return build_model(self.config, self.reducer, whole, **options)

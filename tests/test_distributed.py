@@ -151,7 +151,7 @@ def stopped(*arguments, process, **options):
         yield batch
 run.training_batches = stopped
 """
-OPTIONS = "--method evit --drop-locations 1 --accumulate 2 --ema 0.9 -b 12 --epochs 3".split()
+OPTIONS = "--accumulate 2 --ema 0.9 -b 12 --epochs 3".split()
 OPTIONS += "--val-every 1 --log-every 1 --save-every 2 -j 0".split()
 
 

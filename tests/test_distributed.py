@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import io
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.shares import Shares
 from hvit_jax.processes import add_process_options, find_processes
+from hvit_jax.runtime_log import _FATAL, relay
 from tests.evaluation_setup import make_checkpoint, make_pictures, results_of
 from tests.scale_setup import EVALUATE, TRAIN, finish, run_processes, started
 from tests.training_setup import RECIPE, SIZES, column, make_data, parameters, train
@@ -179,3 +181,22 @@ def test_two_processes_train_as_one_does_and_resume(training, tmp_path):
     # Keys' biases have no gradient, and Adam makes steps of its rounding.
     close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=5e-4)
     jax.tree.map(close, parameters(two), parameters(one))
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (b"absl::Status: UNAVAILABLE\n", b"x: process 0 has died or cannot be reached\n"),
+        (b"RPC: /xla/RegisterTask\n", b"x: the processes did not find each other in time\n"),
+    ],
+)
+def test_pages_of_the_runtime_become_a_line(more, line):
+    trouble = b"E1124 13:36:36.25 5353 coordination_service_agent.cc:289] Polled an error\n"
+    fatal = b"F1124 13:36:36.25 5353 client.h:80] " + _FATAL + b". This most likely\n"
+    for messages, expected in (
+        (b"a warning\n" + trouble + fatal + more + b"    @ 0x7f\n", b"a warning\n" + line),
+        (b"a warning\n" + trouble, b"a warning\n" + trouble),
+    ):
+        out = io.BytesIO()
+        relay(io.BytesIO(messages), out, "x")
+        assert out.getvalue() == expected

@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from typing import BinaryIO
+from collections.abc import Iterable, Iterator
 
 _TROUBLE = re.compile(rb"^[EWF]\d{4} .*(coordination_service|client\.h)")
 _GONE = "process 0 has died or cannot be reached"
@@ -39,12 +39,11 @@ def shorten_runtime_messages(program: str) -> None:
     os.close(writer)
 
 
-def relay(messages: BinaryIO, out: BinaryIO, program: str) -> None:
-    """Pass messages on; from the first sign of trouble on, wait for what it comes to.
+def relay(messages: Iterable[bytes], program: str) -> Iterator[bytes]:
+    """Pass lines on; from the first sign of trouble on, wait for what it comes to.
 
     Args:
         messages: the runtime's.
-        out: where they go.
         program: the name that a line of this function's own starts with.
     """
     held = []
@@ -52,16 +51,16 @@ def relay(messages: BinaryIO, out: BinaryIO, program: str) -> None:
         if held or _TROUBLE.match(line):
             held.append(line)
         else:
-            out.write(line)
-            out.flush()
+            yield line
     if any(_FATAL in line for line in held):
         # A process other than 0 is missed by hvit_jax.peers first.
         meeting = any(b"/RegisterTask" in line for line in held)
         why = "the processes did not find each other in time" if meeting else _GONE
         held = [f"{program}: {why}\n".encode()]
-    out.writelines(held)
-    out.flush()
+    yield from held
 
 
 if __name__ == "__main__":
-    relay(sys.stdin.buffer, sys.stderr.buffer, sys.argv[1])
+    for passed in relay(sys.stdin.buffer, sys.argv[1]):
+        sys.stderr.buffer.write(passed)
+        sys.stderr.buffer.flush()

@@ -44,7 +44,7 @@ class Description:
 
 
 def save_checkpoint(directory: str | Path, parameters: Tree, description: Description) -> None:
-    """Write a checkpoint; the folder appears whole or not at all.
+    """Write a checkpoint, from one process; the folder appears whole or not at all.
 
     Args:
         directory: where to; must not exist.
@@ -59,7 +59,13 @@ def save_checkpoint(directory: str | Path, parameters: Tree, description: Descri
     with new_folder(directory) as temporary:
         require_space(directory, temporary, _OVERHEAD + 4 * count_parameters(parameters))
         try:
-            with uninterrupted(), ocp.StandardCheckpointer() as checkpointer:
+            alone = ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(), active_processes={jax.process_index()}
+            )
+            with (
+                uninterrupted(),
+                ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer,
+            ):
                 checkpointer.save(temporary / WEIGHTS, parameters)
         except Exception as error:  # Orbax and TensorStore have no common base class.
             raise InputError(f"cannot write {directory}: {_reason(error)}") from error

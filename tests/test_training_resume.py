@@ -6,8 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from hvit_jax.errors import InputError
-from hvit_jax.training.parallel import check_batch
 from tests.training_setup import column, make_data, parameters, rows, train_elsewhere
 
 OPTIONS = "--method evit --drop-locations 1 --accumulate 2 --ema 0.9 --layer-decay 0.7".split()
@@ -66,10 +64,3 @@ def test_eight_devices_train_as_one_does(data, straight, tmp_path):
         np.testing.assert_allclose(
             column(output, name, file), column(straight, name, file), rtol=1e-4, atol=1e-5
         )
-
-
-def test_a_batch_divides_by_parts_and_devices():
-    check_batch(16, 2, 8)
-    wrong = r"--batch-size 20 does not divide by 16 \(--accumulate 2 and 8 devices\).*does: 16"
-    with pytest.raises(InputError, match=wrong):
-        check_batch(20, 2, 8)

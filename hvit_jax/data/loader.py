@@ -75,22 +75,25 @@ class _Batches:
     the other. Counting the pictures spares the wait for every worker to say that it has no more.
     """
 
-    def __init__(self, pictures: Iterator[dict[str, Any]], count: int, batch_size: int):
-        self.pictures, self.left, self.batch_size = pictures, count, batch_size
+    def __init__(
+        self, pictures: Iterator[dict[str, Any]], count: int, shape: tuple[int, ...], batches: int
+    ):
+        self.pictures, self.left, self.shape, self.batches = pictures, count, shape, batches
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        if not self.left:
+        if not self.batches:
             raise StopIteration
-        wanted = min(self.left, self.batch_size)
+        wanted = min(self.left, self.shape[0])
         rows = list(itertools.islice(self.pictures, wanted))
         if len(rows) != wanted:
             raise RuntimeError(f"Grain ended {self.left - len(rows)} pictures too early")
-        self.left -= wanted
-        pixels = np.zeros((self.batch_size, *rows[0]["pixels"].shape), np.uint8)
-        np.stack([row["pixels"] for row in rows], out=pixels[: len(rows)])
+        self.left, self.batches = self.left - wanted, self.batches - 1
+        pixels = np.zeros(self.shape, np.uint8)
+        for place, row in enumerate(rows):
+            pixels[place] = row["pixels"]
         problems = {place: row["problem"] for place, row in enumerate(rows) if row["problem"]}
         indices = tuple(row["index"] for row in rows)
         for row in rows:
@@ -108,7 +111,12 @@ class _Batches:
 
 @contextlib.contextmanager
 def load_batches(
-    source: Source, resolution: tuple[int, int], *, batch_size: int, workers: int
+    source: Source,
+    resolution: tuple[int, int],
+    *,
+    batch_size: int,
+    workers: int,
+    batches: int | None = None,
 ) -> Iterator[Iterator[Batch]]:
     """Start to decode a source's pictures ahead of their use.
 
@@ -117,6 +125,7 @@ def load_batches(
         resolution: height and width of the prepared pictures.
         batch_size: rows of a batch; the last one is padded.
         workers: processes that decode; 0 decodes in threads of this process.
+        batches: how many to make, the last ones empty if need be; default: as many as it takes.
 
     Yields:
         Batches in the source's order. Leaving the context stops the workers.
@@ -130,8 +139,10 @@ def load_batches(
         )
     parse_flags()
     pictures = iter(_pictures(source, resolution, batch_size, workers))
-    batches = grain.experimental.ThreadPrefetchDatasetIterator(
-        _Batches(pictures, len(source), batch_size), prefetch_buffer_size=_BATCHES_AHEAD
+    count = -(-len(source) // batch_size) if batches is None else batches
+    prefetched = grain.experimental.ThreadPrefetchDatasetIterator(
+        _Batches(pictures, len(source), (batch_size, *resolution, 3), count),
+        prefetch_buffer_size=_BATCHES_AHEAD,
     )
     try:
         # Ctrl-C reaches every process of a terminal. Threads and processes inherit the mask, so
@@ -141,12 +152,12 @@ def load_batches(
             resource_tracker.ensure_running()
         old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            batches.start_prefetch()
+            prefetched.start_prefetch()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, old)
-        yield _explained(batches)
+        yield _explained(prefetched)
     finally:
-        batches.close()
+        prefetched.close()
         pictures.close()
 
 
@@ -158,7 +169,7 @@ def parse_flags() -> None:
 
 def _pictures(source, resolution, batch_size, workers):
     pictures = grain.MapDataset.range(len(source)).map(_Decode(source, resolution))
-    if not workers:
+    if not workers or not len(source):
         threads = min(_THREADS, os.cpu_count() or 1)
         reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         return pictures.to_iter_dataset(reading)

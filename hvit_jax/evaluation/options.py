@@ -14,6 +14,7 @@ from hvit_jax.config import as_pair
 from hvit_jax.errors import InputError
 from hvit_jax.method_options import numbers, numbers_hint, parse_with_method
 from hvit_jax.models.attention import IMPLEMENTATIONS
+from hvit_jax.processes import Processes, add_process_options, find_processes
 from hvit_jax.reducers import Reducer
 
 PROGRAM = "hvit-eval"
@@ -41,6 +42,7 @@ class Options:
         output: where `results.json` goes.
         predictions: where single results go.
         overwrite: whether the two may replace files.
+        processes: the processes of the run; None for this one alone.
     """
 
     data: str | None
@@ -56,6 +58,7 @@ class Options:
     output: Path | None
     predictions: Path | None
     overwrite: bool
+    processes: Processes | None
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
@@ -68,6 +71,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     given, reducer = parse_with_method(parser, arguments, list_flags=("-r", "--resolution"))
     names = [field.name for field in dataclasses.fields(Options)]
     values = {name: value for name, value in vars(given).items() if name in names}
+    values["processes"] = find_processes(given)
     values["resolution"] = _resolution(given.resolution)
     options = Options(**{**values, "reducer": reducer})
     if options.data is not None and options.checkpoint is None:
@@ -105,6 +109,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("data", nargs="?", metavar="DATA", help=_DATA)
     _add_model_options(parser)
     _add_run_options(parser)
+    add_process_options(parser)
     return parser
 
 

@@ -13,6 +13,7 @@ _ROWS = (
     ("loss", "loss", "{:.4f}"),
     ("images", "images", "{:d}"),
     ("images/s", "images_per_second", "{:.1f}"),
+    ("waiting for pictures", "input_wait", "{:.1%}"),
     ("GFLOPs (tables' convention)", "gflops", "{:.3f}"),
 )
 _PUBLISHED_NAMES = {"images_per_second": "throughput"}
@@ -33,7 +34,7 @@ def print_report(console: Console, results: dict[str, Any]) -> None:
     if published:
         table.add_column("published (V100, float32)", justify="right")
     for label, name, form in _ROWS:
-        row = [label, _show(results[name], form)]
+        row = [label, _show(results.get(name), form)]
         if published:
             row.append(_show(published.get(_PUBLISHED_NAMES.get(name, name)), "{}"))
         table.add_row(*row)
@@ -50,14 +51,16 @@ def describe(results: dict[str, Any]) -> str:
     size = results["resolution"]
     shape = "x".join(map(str, size if isinstance(size, list) else [size, size]))
     method = f"{results['method']}({arguments})" if arguments else results["method"]
-    return f"{method}, {results['model']} at {shape}, {results['dtype']}, {results['device']}"
+    count = results.get("devices", 1)
+    devices = f"{count} x {results['device']}" if count > 1 else results["device"]
+    return f"{method}, {results['model']} at {shape}, {results['dtype']}, {devices}"
 
 
 def _show(value: Any, form: str) -> str:
     if value is None:
         return ""
     text = form.format(value)
-    return text if value == 0 or float(text) else f"{value:.2g}"
+    return text if value == 0 or "%" in text or float(text) else f"{value:.2g}"
 
 
 def _print_warnings(console: Console, results: dict[str, Any]) -> None:

@@ -57,7 +57,8 @@ def scores(tally: Tally) -> dict[str, Any]:
         tally: what has been scored.
 
     Returns:
-        Accuracies in per cent, mean loss, counts, steady speed; None where there is no number.
+        Accuracies in per cent, mean loss, counts, steady speed, share of the time spent waiting for
+        pictures; None where there is no number.
     """
     totals = tally.totals
     return {
@@ -66,6 +67,7 @@ def scores(tally: Tally) -> dict[str, Any]:
         "loss": totals.mean(totals.loss),
         "images": totals.images,
         "images_per_second": totals.images_per_second,
+        "input_wait": tally.input_wait,
         "not_finite": totals.not_finite,
         "skipped": tally.skipped,
         "report": totals.report,

@@ -15,8 +15,11 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.models.vit import ViT
+from hvit_jax.parallel import Placement
 
 TOP = 5
+# What stands for a label in rows of padding, and of pictures that cannot be read.
+PADDING, UNREADABLE = -1, -2
 Anywhere = Array | np.ndarray  # On the device while it runs, on the host afterwards.
 
 
@@ -33,6 +36,7 @@ class Outputs:
         loss: cross entropy of the softmax.
         finite: whether all logits are numbers; if not, the picture counts as wrong.
         report: what the method reports of each picture.
+        labels: as they were given; negative in rows without a picture.
     """
 
     logits: Float[Anywhere, "B classes"]
@@ -42,6 +46,7 @@ class Outputs:
     loss: Float[Anywhere, " B"]
     finite: Bool[Anywhere, " B"]
     report: Mapping[str, Float[Anywhere, " B"]]
+    labels: Int[Anywhere, " B"]
 
 
 Step = Callable[[UInt8[Array, "B H W 3"], Int[Array, " B"]], Outputs]
@@ -56,7 +61,7 @@ def compare(
 
     Args:
         logits: of the model.
-        labels: the right classes.
+        labels: the right classes, PADDING or UNREADABLE; passed through.
         report: of the method; passed through.
     """
     logits = logits.astype(jnp.float32)
@@ -67,18 +72,21 @@ def compare(
         top1=best[:, 0],
         correct=finite & (best[:, 0] == labels),
         correct_top5=finite & (best == labels[:, None]).any(-1),
-        loss=optax.softmax_cross_entropy_with_integer_labels(logits, labels),
+        loss=optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0)),
         finite=finite,
         report=report,
+        labels=labels,
     )
 
 
-def compile_step(model: ViT, batch_size: int) -> Step:
+def compile_step(model: ViT, batch_size: int, placement: Placement | None = None) -> Step:
     """Compile the evaluation of one batch ahead of time; it never compiles again.
 
     Args:
         model: a model with a head.
-        batch_size: rows of every batch.
+        batch_size: rows of every batch, of all devices together.
+        placement: the devices that share a batch; default: JAX's default device. The results lie
+            on each of them.
 
     Returns:
         A function of uint8 pictures and int32 labels. It returns before the device has finished.
@@ -91,5 +99,10 @@ def compile_step(model: ViT, batch_size: int) -> Step:
 
     pixels = jax.ShapeDtypeStruct((batch_size, *model.config.image_shape, 3), jnp.uint8)
     labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    compiled = jax.jit(step).lower(state, pixels, labels).compile()
+    if placement is None:
+        jitted = jax.jit(step)
+    else:
+        state = placement.replicate(state)
+        jitted = placement.compile(step)
+    compiled = jitted.lower(state, pixels, labels).compile()
     return functools.partial(compiled, state)

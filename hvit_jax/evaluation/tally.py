@@ -78,10 +78,12 @@ class Tally:
 
     Attributes:
         keep_logits: whether `rows` keeps logits.
+        waited: seconds that the program waited for pictures, after the first batch.
         totals: the sums.
     """
 
     keep_logits: bool = False
+    waited: float = 0.0
     totals: Totals = field(default_factory=Totals)
     _rows: list[Rows] = field(default_factory=list)
 
@@ -89,6 +91,12 @@ class Tally:
     def rows(self) -> list[Rows]:
         """Single results of the batches in `totals`."""
         return self._rows[: self.totals.batches]
+
+    @property
+    def input_wait(self) -> float | None:
+        """Share of the time from the first batch in hand that went into waiting for pictures."""
+        start, last = self.totals.times
+        return min(1.0, self.waited / (last - start)) if self.totals.batches else None
 
     @property
     def skipped(self) -> list[str]:

@@ -54,6 +54,7 @@ class ViT(nnx.Module):
         attention: str = "auto",
         unroll: bool = False,
         remat: bool = False,
+        whole: Callable[[Any], Any] | None = None,
     ):
         """Create the model with random weights; `hvit_jax.create` and `load` are the usual way.
 
@@ -67,12 +68,14 @@ class ViT(nnx.Module):
             unroll: run every block on its own instead of scanning equal ones.
             remat: keep only the tokens between blocks for a backward pass, which computes each
                 block once more: less memory for more time.
+            whole: is given each block's weights before it runs, and gives what it runs with; for
+                weights that devices share.
 
         Raises:
             InputError: if the method's options do not fit the model.
         """
         self.config, self.reducer = config, reducer.resolve(config)
-        self.unroll, self.remat = unroll, remat
+        self.unroll, self.remat, self.whole = unroll, remat, whole
         self.dtype = jnp.dtype(dtype)
         weights = jnp.dtype(param_dtype or dtype)
 
@@ -216,7 +219,8 @@ class ViT(nnx.Module):
         graph, weights = nnx.split(blocks)
 
         def step(carry, inputs):
-            block = nnx.merge(graph, inputs[0])
+            weights = inputs[0] if self.whole is None else self.whole(inputs[0])
+            block = nnx.merge(graph, weights)
             carry = self.reducer.block(block, *carry, layer, inputs[1])
             # Bare leaves: a stack of states would not have the shapes that a state declares.
             return carry, jax.tree.leaves(carry) if collect else None

@@ -7,12 +7,15 @@ import sys
 from collections.abc import Sequence
 
 from hvit_jax.command_line import ArgumentParser, run
+from hvit_jax.distributed import run_together
 from hvit_jax.errors import InputError
 from hvit_jax.method_options import numbers, parse_with_method
+from hvit_jax.processes import add_process_options, find_processes
 from hvit_jax.training.run import train
 from hvit_jax.training.start import SIZES
 from hvit_jax.training.trainer import PARTS
 
+PROGRAM = "hvit_jax.train"
 RESOLUTION = ("-r", "--resolution")
 # Flag, type, default, least and largest value, help.
 RECIPE = (
@@ -57,6 +60,7 @@ def make_parser() -> ArgumentParser:
     start.add_argument(*RESOLUTION, type=numbers, metavar="N [N]", help=help)
     _add_recipe(parser)
     _add_running(parser)
+    add_process_options(parser)
     return parser
 
 
@@ -78,6 +82,8 @@ def _add_running(parser: ArgumentParser) -> None:
     _add_numbers(group, RUNNING)
     remat = "compute blocks again in the backward pass: less memory, about a third more time"
     group.add_argument("--remat", action="store_true", help=remat)
+    shard = "divide parameters and optimiser among the devices, instead of a copy on each"
+    group.add_argument("--shard-parameters", action="store_true", help=shard)
     val = "pictures to validate on, as eval.py takes them, or none (default: DATA's val/, if any)"
     group.add_argument("--val", metavar="DATA", help=val)
     board = "also write OUTPUT/tensorboard; needs pip install 'hvit-jax[tensorboard]'"
@@ -110,10 +116,11 @@ def _check(options: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
 
-    def command() -> None:
+    def command() -> int | None:
         words = sys.argv[1:] if argv is None else argv
         options, reducer = parse_with_method(make_parser(), words, list_flags=RESOLUTION)
         _check(options)
-        train(options, reducer)
+        processes = find_processes(options)
+        return run_together(lambda peers: train(options, reducer, peers), processes, PROGRAM)
 
-    return run(command, "hvit_jax.train")
+    return run(command, PROGRAM)

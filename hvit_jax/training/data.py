@@ -88,23 +88,30 @@ def training_batches(
     seed: int,
     workers: int,
     first_step: int = 0,
+    process: int = 0,
+    processes: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Make batches without end; batch `i` is the same whatever step the iteration starts at.
 
     Args:
         folder: the pictures.
         augmentation: applied to each of them.
-        batch_size: pictures in a batch.
+        batch_size: pictures in a batch, of all processes together.
         seed: of the order and of the augmentation.
         workers: processes that decode; 0 decodes in threads of this process.
         first_step: number of the first batch.
+        process: which process this is; it gets its share of every batch.
+        processes: how many there are.
 
     Yields:
         `pixels`, uint8 (batch, height, width, 3), and `label`, int32 (batch,).
     """
     parse_flags()
     dataset = grain.MapDataset.source(_Pictures(folder)).seed(seed).shuffle().repeat(_EPOCHS)
-    dataset = dataset.random_map(_Transform(augmentation)).batch(batch_size)
+    dataset = dataset.random_map(_Transform(augmentation))
+    if processes > 1:  # Shuffled and augmented before: the same pictures for any number.
+        dataset = dataset[process::processes]
+    dataset = dataset.batch(batch_size // processes)
     rest = dataset.slice(slice(first_step, None)).to_iter_dataset(
         grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 
 from hvit_jax.data.folder import PictureError
 from hvit_jax.errors import InputError
+from hvit_jax.training.stopping import StopRequest, stop_requests
 from hvit_jax.training.trainer import Metrics, TrainState
 
 Step = Callable[[TrainState, np.ndarray, np.ndarray], tuple[TrainState, Metrics]]
@@ -30,6 +29,8 @@ def run_steps(
     save_every: int,
     save: Callable[[TrainState], None],
     log: Callable[[dict[str, Any]], None],
+    processes: int = 1,
+    agree: Callable[[bool], bool] = bool,
     validate: Validate = lambda state, step, stopped: None,
 ) -> TrainState:
     """Train until `total_steps`, logging means and saving the state on the way.
@@ -43,6 +44,8 @@ def run_steps(
         save_every: steps between two saved states; the last one is saved too.
         save: called with the state; also when the run is interrupted.
         log: called with `step` and the means since the last row.
+        processes: how many share every step.
+        agree: tells all of them whether any wants to stop.
         validate: called with the state after every step, and first with the one to start from; with
             the steps done, and a function that tells whether to give up.
 
@@ -54,13 +57,13 @@ def run_steps(
         KeyboardInterrupt: after SIGINT or SIGTERM, once the state is saved.
     """
     step, meter = int(state.step), _Meter()
-    with _stop_requests() as stop:
+    with stop_requests(agree) as stop:
         _validate(validate, state, step, stop, save)
         while step < total_steps and not stop.is_set():
             batch = next(batches)
             state, metrics = take_step(state, batch["pixels"], batch["label"])
             step += 1
-            meter.add(metrics, len(batch["label"]))
+            meter.add(metrics, processes * len(batch["label"]))
             last = step == total_steps
             if last or step % log_every == 0:
                 log({"step": step, **meter.read()})
@@ -79,7 +82,7 @@ def _validate(
     validate: Validate,
     state: TrainState,
     step: int,
-    stop: threading.Event,
+    stop: StopRequest,
     save: Callable[[TrainState], None],
 ) -> None:
     """Validate, but not once a stop is asked for: the resumed run does it."""
@@ -91,31 +94,6 @@ def _validate(
     except PictureError:
         save(state)  # A bad picture shall not cost the steps before it.
         raise
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event: between two steps the state is whole.
-
-    A second signal does not wait for the end of the step.
-    """
-    stop = threading.Event()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    previous = [signal.signal(number, handle) for number in signals]
-    try:
-        yield stop
-    finally:
-        for number, handler in zip(signals, previous, strict=True):
-            signal.signal(number, handler)
 
 
 def check_finite(loss: Any) -> None:

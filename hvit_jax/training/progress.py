@@ -20,7 +20,7 @@ from rich.progress import (
 
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.models.parameters import Tree
-from hvit_jax.training.records import Records
+from hvit_jax.training.records import Records, Unwritten
 from hvit_jax.training.trainer import TrainState
 from hvit_jax.training.validation import Validation, ends_epoch
 
@@ -100,7 +100,7 @@ class Reporter:
     """
 
     bars: Bars
-    records: Records
+    records: Records | Unwritten
     validation: Validation | None
     result: Callable[[TrainState], Tree]
     pictures: int

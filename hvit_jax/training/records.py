@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from hvit_jax.distributed import gather
 from hvit_jax.errors import InputError
 
 METRICS = ("step", "epoch", "loss", "accuracy", "images_per_second")
@@ -77,6 +81,39 @@ class Records:
             each.file.close()
         if self.events:
             self.events.close()
+
+
+class Unwritten:
+    """Stands for `Records` in a process that leaves the writing to process 0."""
+
+    def __init__(self, validated: Iterable[int]):
+        """Note the steps that have been validated."""
+        self.validated = set(validated)
+
+    def write(self, name: str, row: dict[str, Any]) -> None:
+        """Note a step that has been validated."""
+        if name == "validation":
+            self.validated.add(row["step"])
+
+    def has(self, name: str, step: int) -> bool:
+        """Tell whether process 0 has a row of this step in "validation"."""
+        return name == "validation" and step in self.validated
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def open_records(output: Path, first_step: int, *, tensorboard: bool) -> Records | Unwritten:
+    """Open a run's records in process 0, and stand-ins that know the same in the others.
+
+    Raises:
+        InputError: if TensorBoard's events are wanted and tensorboardX is missing.
+    """
+    if jax.process_index() == 0:
+        records = Records(output, first_step, tensorboard=tensorboard)
+        gather(sorted(records.files["validation"].steps))
+        return records
+    return Unwritten(gather(None)[0])
 
 
 def check_tensorboard() -> None:

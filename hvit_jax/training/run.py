@@ -4,89 +4,102 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
 
+from hvit_jax.agreement import Agreement
 from hvit_jax.checkpoint import Description, save_checkpoint
-from hvit_jax.data.folder import ImageFolder, read_folder
-from hvit_jax.data.source import Source
+from hvit_jax.data.folder import read_folder
+from hvit_jax.distributed import check_agreement, gather
+from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree
+from hvit_jax.parallel import check_batch, place
+from hvit_jax.peers import NoPeers, Peers
 from hvit_jax.reducers import Reducer
 from hvit_jax.training.data import Augmentation, training_batches
 from hvit_jax.training.files import StateFolder
 from hvit_jax.training.loop import run_steps
-from hvit_jax.training.parallel import Placement, check_batch, place
-from hvit_jax.training.progress import Bars, Reporter, show_progress
-from hvit_jax.training.records import Records, check_tensorboard
+from hvit_jax.training.parts import Run, make_reporter, summarize
+from hvit_jax.training.progress import show_progress
+from hvit_jax.training.records import check_tensorboard, open_records
 from hvit_jax.training.settings import gather_settings, open_output
 from hvit_jax.training.start import first_parameters, make_trainer
-from hvit_jax.training.trainer import Trainer, TrainState
-from hvit_jax.training.validation import Validation, find_pictures
+from hvit_jax.training.trainer import TrainState
+from hvit_jax.training.validation import find_pictures
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What a run consists of."""
-
-    options: argparse.Namespace
-    output: Path
-    folder: ImageFolder
-    pictures: Source | None
-    trainer: Trainer
-    placement: Placement
-    total_steps: int
-
-
-def train(options: argparse.Namespace, reducer: Reducer) -> None:
+def train(
+    options: argparse.Namespace, reducer: Reducer, peers: Peers | NoPeers | None = None
+) -> None:
     """Train as the command line says, and write OUTPUT/checkpoint.
 
     Args:
         options: of `python -m hvit_jax.train`.
         reducer: the method to train under.
+        peers: the other processes of the run, if there are any.
 
     Raises:
         InputError: for anything wrong with the data, the start, or the output folder.
     """
     if options.tensorboard:
         check_tensorboard()
-    placement = place()
+    peers = peers or NoPeers()
+    placement = place(shard=options.shard_parameters)
     check_batch(options.batch_size, options.accumulate, placement.devices)
     folder = read_folder(options.data, splits=("train",))
     pictures = find_pictures(options.data, options.val, folder)
     config, parameters = first_parameters(options, len(folder.classes))
     reducer = reducer.resolve(config)
     settings = gather_settings(options, config, reducer)
-    output = open_output(Path(options.output), settings, resume=options.resume)
-    trainer, total = make_trainer(options, config, reducer, len(folder) / options.batch_size)
-    run = _Run(options, output, folder, pictures, trainer, placement, total)
+    check_agreement(f"{len(folder)} pictures, {settings}", options.resume)
+    output = _open_output(options, settings, peers)
+    trainer, total = make_trainer(
+        options, config, reducer, len(folder) / options.batch_size, placement
+    )
+    run = Run(options, output, folder, pictures, trainer, placement, total, peers)
     state = _train_in(run, parameters)
     source = {"format": "hvit_jax.train", **{key: settings[key] for key in ("method", "options")}}
     description = Description(config, source, folder.classes)
-    save_checkpoint(output / "checkpoint", jax.device_get(trainer.result(state)), description)
-    print(f"wrote {output / 'checkpoint'}")
+    result = placement.fetch(trainer.result(state))
+    if run.writes:
+        save_checkpoint(output / "checkpoint", result, description)
+        print(f"wrote {output / 'checkpoint'}")
 
 
-def _train_in(run: _Run, parameters: Tree) -> TrainState:
+def _open_output(
+    options: argparse.Namespace, settings: dict[str, Any], peers: Peers | NoPeers
+) -> Path:
+    """Let process 0 make or check the folder, which all of them share."""
+    output = Path(options.output)
+    if peers.index == 0:
+        open_output(output, settings, resume=options.resume)
+    gather(None)  # The others wait for it here.
+    if not output.is_dir():
+        raise InputError(f"{output} is not the folder that process 0 made; all need to see it")
+    return output
+
+
+def _train_in(run: Run, parameters: Tree) -> TrainState:
     """Train from the newest state in the output folder, or from the first parameters."""
     states = StateFolder(run.output / "state")
     try:
-        state = run.placement.replicate(run.trainer.init(parameters))
+        state = run.placement.put(run.trainer.init(parameters))
         state = (run.options.resume and states.restore(state)) or state
         state = _run_steps(run, states, state)
     except BaseException:
-        states.close()
-        if not states.saved():
+        if run.placement.processes == 1:
+            states.close()  # Together with others it may wait for one that is gone.
+        if run.writes and not states.saved():
             shutil.rmtree(run.output)  # Nothing to resume: leave the name to a corrected command.
         raise
     states.close()
     return state
 
 
-def _run_steps(run: _Run, states: StateFolder, state: TrainState) -> TrainState:
+def _run_steps(run: Run, states: StateFolder, state: TrainState) -> TrainState:
     """Train with a progress bar, from the state's step on."""
     options, first = run.options, int(state.step)
     batches = training_batches(
@@ -96,17 +109,20 @@ def _run_steps(run: _Run, states: StateFolder, state: TrainState) -> TrainState:
         seed=options.seed,
         workers=options.workers,
         first_step=first,
+        process=run.peers.index,
+        processes=run.placement.processes,
     )
-    step = run.placement.compile(run.trainer.step, donate_argnums=0)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state), run.placement.replicated
+    step = jax.jit(run.trainer.step, donate_argnums=0, out_shardings=layout)
 
     def take_step(state: TrainState, pixels: Any, labels: Any) -> Any:
         return step(state, run.placement.divide(pixels), run.placement.divide(labels))
 
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(_summary(run, first))
-    records = Records(run.output, first, tensorboard=options.tensorboard)
+    console = Console(highlight=False, markup=False, soft_wrap=True, quiet=not run.writes)
+    console.print(summarize(run, first))
+    records = open_records(run.output, first, tensorboard=options.tensorboard)
     with show_progress(console, run.total_steps, first) as bars:
-        reporter = _reporter(run, bars, records)
+        reporter = make_reporter(run, bars, records)
         state = run_steps(
             take_step,
             state,
@@ -116,41 +132,9 @@ def _run_steps(run: _Run, states: StateFolder, state: TrainState) -> TrainState:
             save_every=options.save_every,
             save=states.save,
             log=reporter.log,
+            processes=run.placement.processes,
+            agree=Agreement(run.placement),
             validate=reporter.validate,
         )
     records.close()
     return state
-
-
-def _reporter(run: _Run, bars: Bars, records: Records) -> Reporter:
-    return Reporter(
-        bars,
-        records,
-        _validation(run),
-        result=run.trainer.result,
-        pictures=len(run.folder),
-        batch_size=run.options.batch_size,
-        total_steps=run.total_steps,
-        every=run.options.val_every,
-    )
-
-
-def _validation(run: _Run) -> Validation | None:
-    if run.pictures is None:
-        return None
-    # As many pictures at once as a step takes: what trains in memory also validates.
-    size = run.options.batch_size // run.options.accumulate
-    return Validation(
-        run.pictures, run.folder.classes, run.trainer, run.placement, size, run.options.workers
-    )
-
-
-def _summary(run: _Run, first: int) -> str:
-    devices = run.placement.devices
-    on = f"{devices} x " if devices > 1 else ""
-    validated = f"validated on {len(run.pictures)}; " if run.pictures else ""
-    return (
-        f"{len(run.folder)} pictures, {len(run.folder.classes)} classes; {validated}"
-        f"{run.total_steps} steps of {run.options.batch_size} from step {first} on {on}"
-        f"{jax.local_devices()[0].device_kind}"
-    )

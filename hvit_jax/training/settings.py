@@ -10,10 +10,12 @@ from typing import Any
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.errors import InputError
+from hvit_jax.processes import OPTIONS
 from hvit_jax.reducers import Reducer
 
 # Options that a resumed run may change.
 FREE = ("resume", "output", "workers", "log_every", "save_every", "method_args", "tensorboard")
+FREE += ("shard_parameters", *OPTIONS)
 
 
 def gather_settings(

@@ -10,6 +10,7 @@ from hvit_jax.checkpoint import load_parameters, read_description, resize_parame
 from hvit_jax.config import ViTConfig, named_config
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree, init_parameters
+from hvit_jax.parallel import Placement
 from hvit_jax.reducers import Reducer
 from hvit_jax.training.optimizer import make_optimizer
 from hvit_jax.training.trainer import Trainer
@@ -56,7 +57,11 @@ def _from_checkpoint(options: argparse.Namespace, classes: int) -> tuple[ViTConf
 
 
 def make_trainer(
-    options: argparse.Namespace, config: ViTConfig, reducer: Reducer, steps_per_epoch: float
+    options: argparse.Namespace,
+    config: ViTConfig,
+    reducer: Reducer,
+    steps_per_epoch: float,
+    placement: Placement,
 ) -> tuple[Trainer, int]:
     """Build the trainer that the command line asks for, and count the steps.
 
@@ -65,6 +70,7 @@ def make_trainer(
         config: the model's sizes.
         reducer: the method, resolved for them.
         steps_per_epoch: training pictures, divided by those of a step.
+        placement: the devices.
     """
     total = max(1, round(options.epochs * steps_per_epoch))
     optimizer = make_optimizer(
@@ -84,5 +90,6 @@ def make_trainer(
         accumulate=options.accumulate,
         remat=options.remat,
         ema=options.ema,
+        placement=placement,
     )
     return trainer, total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,12 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.data.preprocess import normalize
-from hvit_jax.models.parameters import Tree, build_model
+from hvit_jax.models.parameters import Tree, abstract_parameters, build_model
 from hvit_jax.models.vit import ViT
+from hvit_jax.parallel import Placement
 from hvit_jax.reducers import Reducer
 from hvit_jax.training.average import start_average, update_average
+from hvit_jax.training.spread import spread, whole_block, whole_parameters
 
 PARTS = ("whole", "head")
 Metrics = dict[str, Float[Array, ""]]
@@ -51,6 +53,7 @@ class Trainer:
         accumulate: parts that a step takes its batch in, one after the other.
         remat: compute blocks again in the backward pass, instead of keeping what is in them.
         ema: decay of the parameters' moving average; 0 for none.
+        placement: the devices that share a batch; None for one.
     """
 
     config: ViTConfig
@@ -62,6 +65,7 @@ class Trainer:
     accumulate: int = 1
     remat: bool = False
     ema: float = 0.0
+    placement: Placement | None = None
 
     def init(self, parameters: Tree) -> TrainState:
         """Make the state before the first step."""
@@ -77,21 +81,29 @@ class Trainer:
         return {**state.parameters, **(state.average or {})}
 
     def model(self, parameters: Tree) -> ViT:
-        """Make the model around parameters."""
-        return build_model(
-            self.config,
-            self.reducer,
-            parameters,
-            dtype=self.dtype,
-            param_dtype="float32",
-            remat=self.remat,
-        )
+        """Make the model around whole parameters."""
+        return build_model(self.config, self.reducer, parameters, **self._options)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"dtype": self.dtype, "param_dtype": "float32", "remat": self.remat}
+
+    def _model_of_shares(self, parameters: Tree) -> ViT:
+        """Make the model around one device's share of the parameters, if they are shared at all."""
+        if self.placement is None or not self.placement.shard:
+            return self.model(parameters)
+        sharding = self.placement.sharding
+        shapes = abstract_parameters(self.config)
+        specs = jax.tree.map(lambda leaf: sharding(leaf.shape).spec, shapes)
+        whole = whole_parameters(parameters, specs)
+        options = {**self._options, "whole": whole_block(specs["blocks"])}
+        return build_model(self.config, self.reducer, whole, **options)
 
     def loss(
         self, parameters: Tree, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, " B"]
     ) -> tuple[Float[Array, ""], Metrics]:
         """Compute the smoothed cross entropy of a batch; then the same and the accuracy by name."""
-        logits = self.model(parameters)(normalize(pixels))
+        logits = self._model_of_shares(parameters)(normalize(pixels))
         targets = optax.smooth_labels(
             jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing
         )
@@ -103,7 +115,10 @@ class Trainer:
     ) -> tuple[TrainState, Metrics]:
         """Take one step; to be compiled with the state donated."""
         trained, frozen = self._split(state.parameters)
-        grads, metrics = self.gradients(trained, frozen, pixels, labels)
+        gradients = self.gradients
+        if self.placement is not None:
+            gradients = spread(gradients, self.placement, trained, frozen)
+        grads, metrics = gradients(trained, frozen, pixels, labels)
         updates, optimizer = self.optimizer.update(grads, state.optimizer, trained)
         trained = jax.tree.map(jnp.add, trained, updates)
         average = update_average(state.average, trained, state.step, self.ema)

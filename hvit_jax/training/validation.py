@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
-from hvit_jax.data.folder import SPLITS, ImageFolder, PictureError, read_folder
-from hvit_jax.data.loader import Batch, load_batches
+from hvit_jax.data.folder import SPLITS, ImageFolder, read_folder
+from hvit_jax.data.loader import load_batches
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.data.source import Source, open_source
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.score import score
+from hvit_jax.evaluation.shares import share_out
 from hvit_jax.evaluation.step import Outputs, compare
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.models.parameters import Tree
+from hvit_jax.parallel import Placement
 from hvit_jax.training.loop import check_finite
-from hvit_jax.training.parallel import Placement
 from hvit_jax.training.trainer import Trainer
 
 NONE = "none"
@@ -100,11 +101,23 @@ class Validation:
         tally, shape = Tally(), self.trainer.config.image_shape
         places = [self.classes.index(name) for name in self.source.classes]
         labels = [places[label] for label in self.source.labels]
+        shares = share_out(len(self.source), self.batch_size)
         with load_batches(
-            self.source, shape, batch_size=self.batch_size, workers=self.workers
+            shares.take(self.source),
+            shape,
+            batch_size=shares.rows,
+            workers=self.workers,
+            batches=shares.batches,
         ) as batches:
-            step = functools.partial(self._compiled, parameters)
-            score(step, _readable(batches), labels, tally, on_batch=on_batch)
+            score(
+                functools.partial(self._compiled, parameters),
+                batches,
+                [labels[index] for index in shares.indices],
+                tally,
+                put=self.placement.divide,
+                shares=shares if shares.processes > 1 else None,
+                on_batch=on_batch,
+            )
         totals = tally.totals
         check_finite(totals.loss)
         return {"top1": totals.percent(totals.correct), "loss": totals.mean(totals.loss)}
@@ -118,14 +131,6 @@ class Validation:
             return compare(logits, labels, report)
 
         return self.placement.compile(step)
-
-
-def _readable(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Stop at a picture that cannot be read; `score` would name an option of eval.py."""
-    for batch in batches:
-        if batch.problems:
-            raise PictureError(batch.problems[min(batch.problems)])
-        yield batch
 
 
 def ends_epoch(step: int, batch_size: int, pictures: int, every: float) -> bool:

@@ -1,0 +1,160 @@
+"""Data parallelism: every device takes a share of each batch, and holds all parameters or a share.
+
+Where arrays lie is decided here alone. A step is written for one device, and every device runs it
+on its own rows: left to XLA's partitioner, a loop over images and heads would run them all on each
+device. The devices may belong to several processes; each then has the rows of its own devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from hvit_jax.errors import InputError
+
+AXIS = "data"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a run's arrays lie.
+
+    Attributes:
+        mesh: the devices, along one axis `data`, those of a process side by side.
+        shard: whether a state is divided among the devices as well, as far as its shapes allow.
+    """
+
+    mesh: Mesh
+    shard: bool = False
+
+    @property
+    def devices(self) -> int:
+        """Number of devices, of all processes together."""
+        return self.mesh.size
+
+    @property
+    def processes(self) -> int:
+        """Number of processes that they belong to."""
+        return len({device.process_index for device in self.mesh.devices.flat})
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """A copy on every device: parameters and all else in the state."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def divided(self) -> NamedSharding:
+        """A share of the first axis on every device: pictures and labels."""
+        return NamedSharding(self.mesh, PartitionSpec(AXIS))
+
+    def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
+        """Say where an array of a state lies: divided along its largest axis that divides, if any.
+
+        Args:
+            shape: of the whole array.
+        """
+        divides = [axis for axis, size in enumerate(shape) if size and size % self.devices == 0]
+        if not self.shard or not divides:
+            return self.replicated
+        longest = max(divides, key=lambda axis: shape[axis])
+        return NamedSharding(self.mesh, PartitionSpec(*(None,) * longest, AXIS))
+
+    def replicate(self, tree: Any) -> Any:
+        """Put a tree of arrays, which every process has, on every device."""
+        return self._put(tree, lambda leaf: self.replicated)
+
+    def put(self, state: Any) -> Any:
+        """Put a tree of arrays, which every process has, where `sharding` says."""
+        return self._put(state, lambda leaf: self.sharding(np.shape(leaf)))
+
+    def fetch(self, tree: Any) -> Any:
+        """Give every process a tree's whole arrays, as NumPy arrays; all processes call this."""
+        whole = jax.jit(lambda tree: tree, out_shardings=self.replicated)
+        return jax.device_get(tree if self.devices == 1 else whole(tree))
+
+    def _put(self, tree: Any, sharding: Callable[[Any], NamedSharding]) -> Any:
+        if self.processes == 1:
+            return jax.device_put(tree, jax.tree.map(sharding, tree))
+        return jax.tree.map(lambda leaf: _put(leaf, sharding(leaf)), tree)
+
+    def divide(self, array: np.ndarray) -> jax.Array:
+        """Put a share of a batch on every device.
+
+        Args:
+            array: the rows that this process has, of any shape (B, ...).
+        """
+        return jax.make_array_from_process_local_data(self.divided, array)
+
+    def round_up(self, batch_size: int) -> int:
+        """Give the smallest batch of at least this size that the devices share evenly."""
+        return -(-batch_size // self.devices) * self.devices
+
+    def compile(self, function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
+        """Compile a function whose results are rows, one for each picture.
+
+        Args:
+            function: of a tree, which every device sees whole, and its rows of pictures and labels.
+            **options: of `jax.jit`.
+
+        Returns:
+            A function of the same, whose results lie on every device.
+        """
+        rows = PartitionSpec(AXIS)
+        specs = (PartitionSpec(), rows, rows)
+        on_rows = jax.shard_map(
+            function, mesh=self.mesh, in_specs=specs, out_specs=rows, check_vma=False
+        )
+        return jax.jit(on_rows, out_shardings=self.replicated, **options)
+
+
+def _put(array: Any, sharding: NamedSharding) -> jax.Array:
+    """Put an array that every process has; `device_put` would compare all copies first."""
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def place(devices: Sequence[Any] | None = None, *, shard: bool = False) -> Placement:
+    """Use all devices of all processes, or the given ones.
+
+    Args:
+        devices: which ones.
+        shard: whether they share a state, instead of each holding all of it.
+
+    Raises:
+        InputError: if one process has more devices than another.
+    """
+    found = sorted(devices or jax.devices(), key=lambda each: (each.process_index, each.id))
+    owners = [device.process_index for device in found]
+    counts = {owners.count(process) for process in set(owners)}
+    if len(counts) > 1:
+        raise InputError(
+            f"every process needs as many devices as any other; there are {min(counts)} to "
+            f"{max(counts)}"
+        )
+    return Placement(Mesh(np.array(found), (AXIS,)), shard)
+
+
+def check_batch(batch_size: int, accumulate: int, devices: int) -> None:
+    """Check that every device gets as many pictures of a batch as any other.
+
+    Args:
+        batch_size: pictures in a step.
+        accumulate: parts that a step takes them in.
+        devices: devices that share each part.
+
+    Raises:
+        InputError: if the batch does not divide.
+    """
+    parts = accumulate * devices
+    if batch_size % parts:
+        near = max(1, round(batch_size / parts)) * parts
+        shared = f" and {devices} devices" if devices > 1 else ""
+        raise InputError(
+            f"--batch-size {batch_size} does not divide by {parts} (--accumulate {accumulate}"
+            f"{shared}); the nearest that does: {near}"
+        )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hvit_jax.api import DTYPES
 from hvit_jax.command_line import ArgumentParser
 from hvit_jax.config import as_pair
 from hvit_jax.errors import InputError
+from hvit_jax.evaluation.verify import read_results, words_of
 from hvit_jax.method_options import numbers, numbers_hint, parse_with_method
 from hvit_jax.models.attention import IMPLEMENTATIONS
 from hvit_jax.processes import Processes, add_process_options, find_processes
@@ -43,6 +46,7 @@ class Options:
         predictions: where single results go.
         overwrite: whether the two may replace files.
         processes: the processes of the run; None for this one alone.
+        recorded: the results that it repeats; None for none.
     """
 
     data: str | None
@@ -59,6 +63,7 @@ class Options:
     predictions: Path | None
     overwrite: bool
     processes: Processes | None
+    recorded: dict[str, Any] | None
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
@@ -67,13 +72,18 @@ def parse_options(arguments: Sequence[str]) -> Options:
     Raises:
         InputError: for anything in it that is wrong.
     """
-    parser = _parser()
-    given, reducer = parse_with_method(parser, arguments, list_flags=("-r", "--resolution"))
+    given, reducer = _parse(arguments)
+    recorded = None if given.verify is None else read_results(given.verify)
+    if given.verify is not None and recorded is not None:
+        if any(word.split("=")[0] == "--method" for word in arguments):
+            raise InputError("--verify repeats what its file names; leave --method out")
+        # What the command line says besides, such as another folder for DATA, wins.
+        given, reducer = _parse([*words_of(given.verify, recorded, data=given.data), *arguments])
     names = [field.name for field in dataclasses.fields(Options)]
     values = {name: value for name, value in vars(given).items() if name in names}
     values["processes"] = find_processes(given)
     values["resolution"] = _resolution(given.resolution)
-    options = Options(**{**values, "reducer": reducer})
+    options = Options(**{**values, "reducer": reducer, "recorded": recorded})
     if options.data is not None and options.checkpoint is None:
         raise InputError(
             f"DATA is given without --checkpoint DIR, as {options.data!r}; give both, or neither "
@@ -81,6 +91,10 @@ def parse_options(arguments: Sequence[str]) -> Options:
         )
     _check(options)
     return options
+
+
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Reducer]:
+    return parse_with_method(_parser(), arguments, list_flags=("-r", "--resolution"))
 
 
 def _resolution(given: object) -> tuple[int, int] | None:
@@ -157,4 +171,6 @@ def _add_run_options(parser: ArgumentParser) -> None:
         metavar="FILE.npz",
         help="write paths, labels, logits and top1 of every picture",
     )
+    verify = "repeat the evaluation that wrote this file, and compare; exit status 1 if it differs"
+    add("--verify", type=Path, metavar="FILE.json", help=verify)
     add("--overwrite", action="store_true", help="let the two replace files that exist")

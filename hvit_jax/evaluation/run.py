@@ -24,6 +24,7 @@ from hvit_jax.evaluation.score import score
 from hvit_jax.evaluation.shares import Shares, share_out
 from hvit_jax.evaluation.step import compile_step
 from hvit_jax.evaluation.tally import Tally
+from hvit_jax.evaluation.verify import fingerprints, report_verification
 from hvit_jax.models.vit import ViT
 from hvit_jax.parallel import Placement, place
 from hvit_jax.peers import NoPeers, Peers
@@ -87,7 +88,12 @@ def evaluate(
                 finish(partial=stop is not None)
     if isinstance(stop, InputError):
         raise stop
-    return 0 if stop is None else exit_status(stop)
+    if stop is not None:
+        return exit_status(stop)
+    if options.recorded is None or peers.index:
+        return 0
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    return report_verification(console, options.recorded, {**about, **scores(tally)})
 
 
 def _load(
@@ -120,6 +126,7 @@ def _describe(inputs: Inputs, model: ViT, placement: Placement, shares: Shares) 
         "data": inputs.data,
         "checkpoint": inputs.checkpoint,
         "checkpoint_source": inputs.description.source,
+        **fingerprints(inputs.source, inputs.checkpoint),
         "compile_seconds": None,
     }
     names = zlib.crc32("\n".join(inputs.source.paths).encode())

@@ -261,7 +261,7 @@ def test_logits_that_are_not_finite(tmp_path, inputs, fast, capsys):
         (["--seconds", "0"], "--seconds must be above 0"),
         (["--resume"], "--resume needs --output FILE.json"),
         (["--output", "s.csv"], "--output takes a .json file, got s.csv"),
-        (["--plot", "s.txt"], "--plot takes one of .png"),
+        (["--plot", "s.txt"], "--plot takes a name that ends in .png"),
         (["-r", "17", "24"], "not a multiple of the patch size"),
         (["--depth", "3"], "unrecognized arguments: --depth"),
     ],

@@ -39,7 +39,7 @@ def _main(arguments: Sequence[str]) -> None:
     try:
         from gradio.themes import Default
     except ImportError as error:
-        raise InputError(f"{PROGRAM} needs gradio: pip install 'hvit-jax[demo]'") from error
+        raise InputError("this needs gradio: pip install 'hvit-jax[demo]'") from error
     resolution = None if options.resolution is None else as_pair(options.resolution)
     session = Session(options.checkpoint, resolution)
     _check_address(options.host, options.port)

@@ -161,6 +161,7 @@ def training(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("training"), validation=5)
 
 
+@pytest.mark.slow  # A minute or two: several processes start, and train together.
 def test_two_processes_train_as_one_does_and_resume(training, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert train(training, one, *OPTIONS) == 0

@@ -124,7 +124,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Format what is nearest to 0.6 of the dense cost as Markdown."""
     depth = len(rows[0]["cosine"])
-    head = ["method", "GFLOPs", *(f"block {index}" for index in range(depth)), "worst 5 %"]
+    head = ["method", "x GFLOPs", *(f"block {index}" for index in range(depth)), "worst 5 %"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (depth + 2)]
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]

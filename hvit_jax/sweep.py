@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import sys
 import zlib
 from collections.abc import Iterable, Sequence
@@ -111,7 +112,8 @@ def _finish(options: Options, progress: Progress) -> int:
     rows, goal = progress.rows, options.goal
     chosen, reached = (None, True) if goal is None else choose(rows, goal)
     print(front_table(front(rows), chosen), end="")
-    for reason, count in progress.skipped.items():
+    reasons = collections.Counter(each.reason for each in progress.skipped)
+    for reason, count in reasons.items():
         print(f"skipped {count}: {reason} (--all tries them too)")
     for row in rows:
         if row["error"] is not None:
@@ -122,7 +124,7 @@ def _finish(options: Options, progress: Progress) -> int:
     if goal is None:
         print("--target-speedup X or --max-drop POINTS names the setting to use")
     elif chosen is None:
-        print(f"nothing reaches {goal}: no setting is faster than dense here")
+        print(f"nothing reaches {goal}: none of those tried is faster than dense here")
     else:
         what = f"to use for {goal}" if reached else f"nothing reaches {goal}; nearest"
         command, python = commands(chosen, options)

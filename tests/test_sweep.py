@@ -228,11 +228,18 @@ def test_resume_after_kill(fast, tmp_path, monkeypatch, capsys):
     assert errors.count("\n") == 1 and "was measured with another settings" in errors
 
 
-def test_nothing_reaches_the_target(fast, capsys):
-    assert main([*fast, "--target-speedup", "900"]) == 1
-    printed = capsys.readouterr().out
-    assert "skipped 2: GFLOPs promise less than 675.00 x dense, 0.75 of the target" in printed
-    assert "nothing reaches 900 x dense" in printed
+def test_nothing_reaches_the_target(fast, tmp_path, monkeypatch, capsys):
+    """The nearest is measured and named, though GFLOPs tell beforehand that it is too slow."""
+    measured, output = count_measured(monkeypatch), tmp_path / "s.json"
+    seconds = [[1.0] * 5, [2.0] * 5]
+    monkeypatch.setattr(bench, "time_in_turns", lambda works, **_: seconds[: len(works)])
+    for resume in ([], ["--resume"]):
+        assert main([*fast, "--target-speedup", "900", "--output", str(output), *resume]) == 1
+        printed = capsys.readouterr().out
+        assert "skipped 1: GFLOPs promise less than 675.00 x dense, 0.75 of the target" in printed
+        assert "nothing reaches 900 x dense; nearest: " in printed
+        assert "--method tome --r 2" in printed
+    assert measured == [None, 2]
     assert main([*fast, "--target-speedup", "900", "--all"]) == 1
     printed = capsys.readouterr().out
     assert "nothing reaches 900 x dense" in printed and "skipped" not in printed

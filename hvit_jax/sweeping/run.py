@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,17 +24,26 @@ from hvit_jax.sweeping.grid import DENSE, Candidate
 NAMES = ("method", "tried")
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """A candidate that is not worth trying, its multiply-adds, and the reason."""
+
+    candidate: Candidate
+    flops: int
+    reason: str
+
+
 @dataclass
 class Progress:
     """What a sweep has come to so far.
 
     Attributes:
         rows: of the candidates that were tried, now or before.
-        skipped: how many were not tried, by the reason.
+        skipped: those that were not tried.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    skipped: collections.Counter[str] = field(default_factory=collections.Counter)
+    skipped: list[Skipped] = field(default_factory=list)
 
 
 def run_candidates(
@@ -47,6 +55,9 @@ def run_candidates(
     messages: Console,
 ) -> None:
     """Try the candidates that are not finished yet.
+
+    Where the goal makes all of them hopeless, the one with fewest GFLOPs is tried nevertheless, so
+    that there is a nearest one to name.
 
     Args:
         found: the candidates, the dense model first.
@@ -60,16 +71,24 @@ def run_candidates(
         InputError: if the dense model fails, or the record cannot be written.
     """
     hidden = not messages.is_terminal
-    for number, candidate in enumerate(track(found, "trying", console=messages, disable=hidden), 1):
+
+    def run(candidate: Candidate, goal: Goal | None, place: str) -> None:
         row = record.find(candidate.describe())
         if row is None:
-            row = _try(candidate, bench, goal, progress, messages, f"{number}/{len(found)}")
+            row = _try(candidate, bench, goal, progress, messages, place)
             if row is None:
-                continue
+                return
             record.add(row)
         if row["method"] == DENSE:
             _keep_dense(row, bench)
         progress.rows.append(row)
+
+    for number, candidate in enumerate(track(found, "trying", console=messages, disable=hidden), 1):
+        run(candidate, goal, f"{number}/{len(found)}")
+    if progress.skipped and all(row["method"] == DENSE for row in progress.rows):
+        least = min(progress.skipped, key=lambda each: each.flops)
+        progress.skipped.remove(least)
+        run(least.candidate, None, "fewest GFLOPs:")
 
 
 def _try(
@@ -84,10 +103,12 @@ def _try(
     reducer = candidate.reducer
     try:
         reducer = bench.with_budgets(candidate)
-        reason = _reason(reducer, bench, goal)
-        if reason is not None:
-            progress.skipped[reason] += 1
-            return None
+        if goal is not None and reducer.name != DENSE:
+            flops = count_flops(bench.config, reducer)
+            reason = goal.hopeless(flops, count_flops(bench.config, Reducer()))
+            if reason is not None:
+                progress.skipped.append(Skipped(candidate, flops, reason))
+                return None
         row = _describe(candidate, reducer, bench)
         messages.print(f"{place} {method_name(row)}")
         row |= bench.measure(reducer)
@@ -96,13 +117,6 @@ def _try(
         row = _describe(candidate, reducer, bench) | {"error": failure}
         messages.print(f"{place} {method_name(row)} failed: {failure}")
     return row
-
-
-def _reason(reducer: Reducer, bench: Bench, goal: Goal | None) -> str | None:
-    if goal is None or reducer.name == DENSE:
-        return None
-    dense = count_flops(bench.config, Reducer())
-    return goal.hopeless(count_flops(bench.config, reducer), dense)
 
 
 def _describe(candidate: Candidate, reducer: Reducer, bench: Bench) -> dict[str, Any]:

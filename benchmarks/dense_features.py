@@ -7,9 +7,9 @@ benchmarks/results/dense_features.json and docs/dense_features.png, and prints t
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,15 @@ from jaxtyping import Array, Float
 from rich.progress import track
 
 import hvit_jax
-from hvit_jax import Reducer, ViT, ViTConfig, demo
+from hvit_jax import InputError, Reducer, ViT, ViTConfig, demo
 from hvit_jax.checkpoint import read_description
+from hvit_jax.command_line import ArgumentParser, run
 from hvit_jax.data.loader import load_batches
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.data.source import open_source
 from hvit_jax.data.subset import spread
-from hvit_jax.plotting import pyplot, save_figure
+from hvit_jax.evaluation.files import check_destination, write_atomically
+from hvit_jax.plotting import check_plot, pyplot, save_figure
 from hvit_jax.strengths import at_cost, cost_share
 
 ROOT = Path(__file__).parent.parent
@@ -134,14 +136,25 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Measure, write the results and the plot, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    """Measure, write the results and the plot, and print the table; returns the exit status."""
+    return run(_main, "dense_features.py")
+
+
+def _main() -> None:
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", default=str(demo.checkpoint_dir()), metavar="DIR")
     parser.add_argument("--data", default=str(demo.images_dir()), metavar="DIR")
     parser.add_argument("--pictures", type=int, default=256, metavar="N")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="FILE.json")
     options = parser.parse_args()
+    if options.output.suffix != ".json":
+        raise InputError(f"--output takes a .json file, got {options.output}")
+    if options.pictures < 2:
+        raise InputError(f"--pictures must be at least 2, got {options.pictures}")
+    picture = PLOT if options.output == RESULTS else options.output.with_suffix(".png")
+    check_destination(options.output, overwrite=True)
+    check_plot(picture, "--output")
     dense = hvit_jax.load(options.checkpoint)
     source = spread(open_source(options.data), options.pictures)
     shape = dense.config.image_shape
@@ -154,10 +167,11 @@ def main() -> None:
         "pictures": len(source),
     }
     rows = measure(dense, options.checkpoint, pixels)
-    options.output.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n", "utf-8")
-    plot(rows, PLOT if options.output == RESULTS else options.output.with_suffix(".png"))
+    text = json.dumps({**about, "rows": rows}, indent=1) + "\n"
+    write_atomically(options.output, lambda file: file.write(text.encode()))
+    plot(rows, picture)
     print(table(rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,7 +9,7 @@ from typing import Any
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.files import check_destination, write_atomically
 
-FORMATS = (".png", ".jpg", ".svg", ".pdf")
+FORMATS = (".png", ".jpg", ".jpeg", ".svg", ".pdf")
 
 
 def check_plot(path: Path, flag: str) -> None:
@@ -22,7 +22,7 @@ def check_plot(path: Path, flag: str) -> None:
     Raises:
         InputError: if matplotlib is missing, the format is unknown, or the file cannot be written.
     """
-    if path.suffix not in FORMATS:
+    if path.suffix.lower() not in FORMATS:
         raise InputError(f"{flag} takes a name that ends in {', '.join(FORMATS)}, got {path}")
     check_destination(path, overwrite=True)
     try:
@@ -59,7 +59,7 @@ def save_figure(figure: Any, path: Path, *, dpi: int = 150) -> None:
     Raises:
         InputError: if the file cannot be written.
     """
-    options = {"format": path.suffix[1:], "dpi": dpi, "bbox_inches": "tight"}
+    options = {"format": path.suffix[1:].lower(), "dpi": dpi, "bbox_inches": "tight"}
     write_atomically(path, lambda file: figure.savefig(file, **options))
     pyplot().close(figure)
 

@@ -37,6 +37,7 @@ def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, monkeypatch, c
 
     monkeypatch.setattr(run_module, "training_batches", interrupted)
     assert main([str(data), "--output", str(broken), *SIZES, *RECIPE]) == 130
+    assert "interrupted after step 8; --resume goes on from there" in capsys.readouterr().err
     monkeypatch.setattr(run_module, "training_batches", batches)
     assert not (broken / "checkpoint").exists()
     capsys.readouterr()
@@ -131,3 +132,27 @@ def test_a_damaged_picture_is_named_and_leaves_the_output_free(tmp_path, capsys,
     error = capsys.readouterr().err
     assert "a/bad.png" in error and error.count("\n") == 1
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("save_every", "message"),
+    [("3", "--resume goes on from the newest saved state"), ("99", "nothing was saved")],
+)
+def test_a_second_signal_says_what_is_kept(
+    data, tmp_path, monkeypatch, capsys, save_every, message
+):
+    batches = run_module.training_batches
+
+    def interrupted(*arguments, **options):
+        for index, batch in enumerate(batches(*arguments, **options)):
+            if index == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    monkeypatch.setattr(run_module, "training_batches", interrupted)
+    output = tmp_path / "run"
+    words = [str(data), "--output", str(output), *SIZES, *RECIPE, "--save-every", save_every]
+    assert main(words) == 130
+    assert f"interrupted; {message}" in capsys.readouterr().err
+    assert output.exists() == (save_every == "3")

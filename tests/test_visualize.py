@@ -31,6 +31,10 @@ def test_views_of_every_method(method, small_config, pixels):
         assert view.groups.min() >= -1
         tokens = [len(np.unique(groups[groups >= 0])) for groups in np.asarray(view.groups)]
         assert all(0 < count < max(layer.tokens_in, layer.tokens_out) for count in tokens)
+        if method == "ats":
+            assert view.tokens.tolist() == [count + 1 for count in tokens]
+        else:
+            assert view.tokens.tolist() == [layer.tokens_out] * 2
         total = np.asarray(view.attention).sum(1)
         assert (view.attention >= 0).all() and (0.5 < total).all() and (total < 1).all()
 
@@ -117,7 +121,7 @@ def test_enlarges_by_whole_numbers():
 
 
 def test_draws_a_method(tmp_path, capfd):
-    out = tmp_path / "out.png"
+    out = tmp_path / "out.PNG"
     assert main([*PICTURES[:2], "--method", "tome", "--r", "20", "-o", str(out)]) == 0
     with Image.open(out) as picture:
         assert picture.width > picture.height > 300
@@ -137,7 +141,9 @@ def test_compares_all_methods(tmp_path):
         ([PICTURES[0], "--after", "1", "6"], "--after 1 6: the model's blocks are 0 to 5"),
         ([PICTURES[0], "--compare", "--after", "1", "2"], "one block"),
         ([PICTURES[0], "--compare", "--method", "tome"], "leave --method out"),
+        ([PICTURES[0], "--compare", "--num-clusters", "9"], "leave --num-clusters out"),
         ([PICTURES[0], "--compare", "--share", "2"], "above 0 and at most 1"),
+        ([PICTURES[0], "--method", "tome", "--share", "0.5"], "--share is for --compare"),
         ([PICTURES[0], "--method", "tome", "--keep-rate", "0.5"], "--keep-rate"),
         ([PICTURES[0], "-r", "57"], "57 is not a multiple of the patch size 4"),
         ([PICTURES[0], "--checkpoint", "nowhere"], "nowhere"),
@@ -152,9 +158,18 @@ def test_mistakes_are_one_line(tmp_path, capfd, arguments, message):
     assert not out.exists()
 
 
+def test_a_comparison_takes_no_file_of_options(tmp_path, capfd):
+    options, out = tmp_path / "options.json", tmp_path / "out.png"
+    options.write_text('{"method": "hourglass", "args": {"num_clusters": 64}}')
+    assert main([PICTURES[0], "--compare", f"--method-args={options}", "-o", str(out)]) == 2
+    assert "leave --method-args out" in capfd.readouterr().err and not out.exists()
+
+
 def test_refuses_formats_it_cannot_write(tmp_path, capfd):
     assert main([PICTURES[0], "-o", str(tmp_path / "out.xyz")]) == 2
-    assert "--output takes a name that ends in .png, .jpg, .svg, .pdf" in capfd.readouterr().err
+    assert (
+        "--output takes a name that ends in .png, .jpg, .jpeg, .svg, .pdf" in capfd.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("method", sorted(hvit_jax.REDUCERS))

@@ -98,7 +98,7 @@ class Session:
             attention=_lay_over(shown, heat),
             reduced=self._classes(output[0]),
             dense=self._classes(dense_output[0]),
-            summary=self._summary(reducer, block, times),
+            summary=self._summary(reducer, block, int(view.tokens[0]), times),
         )
 
     def _load(self, reducer: Reducer):
@@ -119,9 +119,8 @@ class Session:
             for probability, index in zip(probabilities, best, strict=True)
         }
 
-    def _summary(self, reducer: Reducer, block: int, times: list[list[float]]) -> str:
+    def _summary(self, reducer: Reducer, block: int, tokens: int, times: list[list[float]]) -> str:
         dense, reduced = (1e3 * float(np.median(each)) for each in times)
-        tokens = reducer.schedule(self.config)[block].tokens_out
         return (
             f"| | dense | {reducer.name} |\n|---|---:|---:|\n"
             f"| tokens after block {block} | {self.config.num_patches + 1} | {tokens} |\n"

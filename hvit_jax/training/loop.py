@@ -74,7 +74,7 @@ def run_steps(
                 _validate(validate, state, step, stop, save)
         if stop.is_set():
             save(state)
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(f"interrupted after step {step}; --resume goes on from there")
     return state
 
 

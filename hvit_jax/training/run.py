@@ -89,11 +89,15 @@ def _train_in(run: Run, parameters: Tree) -> TrainState:
         state = run.placement.put(run.trainer.init(parameters))
         state = (run.options.resume and states.restore(state)) or state
         state = _run_steps(run, states, state)
-    except BaseException:
+    except BaseException as stop:
         if run.placement.processes == 1:
             states.close()  # Together with others it may wait for one that is gone.
-        if run.writes and not states.saved():
+        saved = states.saved()
+        if run.writes and not saved:
             shutil.rmtree(run.output)  # Nothing to resume: leave the name to a corrected command.
+        if isinstance(stop, KeyboardInterrupt) and not stop.args:
+            kept = "--resume goes on from the newest saved state" if saved else "nothing was saved"
+            raise KeyboardInterrupt(f"interrupted; {kept}") from stop
         raise
     states.close()
     return state

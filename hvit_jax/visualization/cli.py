@@ -21,7 +21,7 @@ from hvit_jax.config import ViTConfig, as_pair
 from hvit_jax.data.folder import open_picture
 from hvit_jax.data.preprocess import resize_and_crop
 from hvit_jax.errors import InputError
-from hvit_jax.method_options import numbers, parse_with_method
+from hvit_jax.method_options import method_flags, numbers, parse_with_method
 from hvit_jax.plotting import check_plot
 from hvit_jax.reducers import REDUCERS, Reducer
 from hvit_jax.strengths import at_cost, cost_share
@@ -34,6 +34,7 @@ _DESCRIPTION = """Draw which patches of a picture a method treats as one: groups
 colour with outlines, dropped patches dark, and what CLS attends to as a heat map. Without
 --checkpoint the bundled demo's model looks at the pictures; -r 128 gives it 32 x 32 patches. For
 act and smyrf, which keep all tokens, the groups are those of the queries in the first head."""
+SHARE = 0.6
 _LISTS = ("-r", "--resolution", "--after")
 
 
@@ -73,9 +74,13 @@ def _reducers(
 ) -> list[Reducer]:
     """Choose what to draw: the method asked for, or all of them."""
     if not options.compare:
+        if options.share is not None:
+            raise InputError("--share is for --compare; leave it out, or give the method's options")
         return [reducer.resolve(config)]
-    if any(word.split("=")[0] == "--method" for word in arguments):
-        raise InputError("--compare draws all methods; leave --method out")
+    given = method_flags(options, arguments)
+    if given:
+        raise InputError(f"--compare draws all methods at --share; leave {given[0]} out")
+    options.share = SHARE if options.share is None else options.share
     names = [name for name in REDUCERS if name != Reducer.name]
     return [at_cost(name, config, options.share) for name in names]
 
@@ -110,7 +115,7 @@ def _columns(
         compiled, grid = compile_views(model, blocks), model.config.grid
         views = [jax.device_get(compiled(picture[None])[0]) for picture in seen]
         for place, block in enumerate(blocks):
-            title = f"block {block}, {reducer.schedule(model.config)[block].tokens_out} tokens"
+            title = f"block {block}, {_span([int(view[place].tokens[0]) for view in views])} tokens"
             if options.compare:
                 share = cost_share(model.config, reducer)
                 title = f"{reducer.name}\n{share:.2f} x GFLOPs\n{title}"
@@ -124,6 +129,12 @@ def _columns(
                 Panel(title, picture, heat_map(view[-1].attention[0], grid, picture.shape[:2]))
                 for picture, view in zip(shown, views, strict=True)
             ]
+
+
+def _span(counts: Sequence[int]) -> str:
+    """Write counts of several pictures, which may differ."""
+    least, most = min(counts), max(counts)
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def _title(options: argparse.Namespace, config: ViTConfig, reducers: Sequence[Reducer]) -> str:
@@ -150,6 +161,6 @@ def _parser() -> ArgumentParser:
     add("--after", type=numbers, metavar="N [N ...]", help=help)
     help = "draw all methods behind one block, each at the strength nearest to --share"
     add("--compare", action="store_true", help=help)
-    help = "with --compare: share of the dense model's GFLOPs (default: 0.6)"
-    add("--share", type=float, default=0.6, metavar="X", help=help)
+    help = f"with --compare: share of the dense model's GFLOPs (default: {SHARE:g})"
+    add("--share", type=float, metavar="X", help=help)
     return parser

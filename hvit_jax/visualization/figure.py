@@ -12,6 +12,8 @@ from jaxtyping import UInt8
 from hvit_jax.plotting import pyplot, save_figure
 
 INCHES = 2.4
+TITLE_INCHES = 0.6
+LINE_INCHES = 0.18
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,11 @@ def draw_figure(rows: Sequence[Sequence[Panel]], path: Path, *, title: str) -> N
         InputError: if the file cannot be written.
     """
     height, width = rows[0][0].drawing.shape[:2]
+    lines = max(panel.title.count("\n") + 1 for panel in rows[0])
     across, down = INCHES * len(rows[0]), INCHES * height / width * len(rows)
+    size = across, down + TITLE_INCHES + LINE_INCHES * lines
     figure, axes = pyplot().subplots(
-        len(rows), len(rows[0]), figsize=(across, down + 0.6), squeeze=False, layout="constrained"
+        len(rows), len(rows[0]), figsize=size, squeeze=False, layout="constrained"
     )
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
     figure.suptitle(title, fontsize=11)

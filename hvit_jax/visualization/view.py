@@ -16,6 +16,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block
 from hvit_jax.models.vit import ViT
 from hvit_jax.ops.precision import accumulator
+from hvit_jax.reducers.base import Layer, Reducer, TokenState
 
 Anywhere = Array | np.ndarray  # On the device while it runs, on the host afterwards.
 
@@ -30,10 +31,12 @@ class BlockView:
             out; see `Reducer.groups`.
         attention: how much of CLS's attention, averaged over heads, each patch gets; a token that
             holds several shares it among them. It sums to 1 with CLS's attention to itself.
+        tokens: how many there are after the block, CLS included.
     """
 
     groups: Int[Anywhere, "B P"]
     attention: Float[Anywhere, "B P"]
+    tokens: Int[Anywhere, " B"]
 
 
 def compile_views(
@@ -79,7 +82,14 @@ def _view(model: ViT, index: int, x, before, after) -> BlockView:
     return BlockView(
         groups=model.reducer.groups(block, x, after, layer, draws),
         attention=_share_among_patches(watched.seen.class_attention(), source),
+        tokens=_tokens(model.reducer, after, layer, len(x)),
     )
+
+
+def _tokens(reducer: Reducer, after: TokenState, layer: Layer, batch: int) -> Int[Array, " B"]:
+    """Count the tokens after a block; a method that counts them fills a budget only in part."""
+    counted = reducer.counts(after).get("tokens")
+    return jnp.full(batch, layer.tokens_out) if counted is None else counted[:, 0]
 
 
 @dataclass

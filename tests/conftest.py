@@ -1,5 +1,9 @@
+import getpass
 import os
+import shutil
 import signal
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -17,6 +21,16 @@ from tests.golden import Goldens
 # A shell starts background commands with Ctrl-C ignored, and so their children.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tests compile the same small programs again and again. Each worker has its own folder, for entries
+# are not written atomically; commands that tests start as processes do not see it.
+PROGRAMS = Path(tempfile.gettempdir(), f"hvit_jax-tests-{getpass.getuser()}")
+PROGRAMS /= os.environ.get("PYTEST_XDIST_WORKER", "alone")
+if sum(path.stat().st_size for path in PROGRAMS.glob("*")) > 5e8:
+    shutil.rmtree(PROGRAMS)
+jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 # Options check themselves, with the error that users see; the hook's own check would come first.
 for reducer in hvit_jax.REDUCERS.values():

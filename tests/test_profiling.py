@@ -256,7 +256,7 @@ def test_method_options_from_calibrate(tmp_path):
         (["--output", "rows.txt"], "--output takes .json, .csv or .md files"),
         (["--output", "missing/rows.json"], "there is no folder missing"),
         (["--resume"], "--resume needs --output FILE.json"),
-        (["--plot", "plot.gif"], "--plot takes a name that ends in .png, .jpg, .svg, .pdf"),
+        (["--plot", "plot.gif"], "--plot takes a name that ends in .png, .jpg, .jpeg, .svg, .pdf"),
         (["--plot", "missing/plot.png"], "there is no folder missing"),
         (["--plot", "plot.png", "-r", "64"], "this configuration has none"),
         (["--trace", "missing/trace"], "there is no folder missing"),

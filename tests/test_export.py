@@ -15,7 +15,9 @@ from hvit_jax.data.folder import read_folder
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.export import main
 from hvit_jax.exporting import loader
+from hvit_jax.method_options import command_words
 from tests.evaluation_setup import CONFIG, make_checkpoint, make_pictures
+from tests.test_contract import CASES, name
 
 # Runs a script as if hvit_jax, flax and orbax were not installed.
 ALONE = """
@@ -53,18 +55,37 @@ def prepared(paths, resolution):
     return np.stack([loader.prepared(path, resolution) for path in paths])
 
 
-@pytest.mark.parametrize("method", hvit_jax.REDUCERS)
-def test_one_program_gives_the_models_logits_for_any_batch(tmp_path, monkeypatch, method):
-    assert export_to(tmp_path / "out", "--method", method, "--platforms", "cpu") == 0
+@pytest.mark.parametrize("case", CASES)
+def test_one_program_gives_the_models_logits_for_any_batch(
+    tmp_path, monkeypatch, small_config, case
+):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", small_config)
+    reducer = hvit_jax.make_reducer(name(case), **CASES[case].options)
+    words = (*command_words(reducer), "--platforms", "cpu")
+    assert export_to(tmp_path / "out", *words, checkpoint=checkpoint) == 0
     monkeypatch.setattr(loader, "FOLDER", tmp_path / "out")
     about, classify = loader.load()
-    assert (about["method"], about["batch"]) == (method, None)
-    source = read_folder(demo.images_dir())
-    pixels = np.stack([resize_and_crop(source.open(place), (56, 56)) for place in (0, 400, 900)])
-    model = hvit_jax.jit_model(hvit_jax.load(demo.checkpoint_dir(), method))
+    assert (about["method"], about["batch"]) == (name(case), None)
+    random, shape = np.random.default_rng(0), (3, *small_config.image_shape, 3)
+    pixels = random.integers(0, 256, shape, dtype=np.uint8)
+    model = hvit_jax.jit_model(hvit_jax.load(checkpoint, reducer))
     expected = np.asarray(model(normalize(pixels)))
     np.testing.assert_allclose(classify(pixels), expected, rtol=1e-5, atol=2e-5)
     np.testing.assert_allclose(classify(pixels[:1]), expected[:1], rtol=1e-5, atol=2e-5)
+
+
+def test_the_demo(tmp_path, monkeypatch):
+    """What the README exports, on pictures."""
+    assert export_to(tmp_path / "out", "--method", "hourglass", "--platforms", "cpu") == 0
+    monkeypatch.setattr(loader, "FOLDER", tmp_path / "out")
+    about, classify = loader.load()
+    source = read_folder(demo.images_dir())
+    pixels = np.stack([resize_and_crop(source.open(place), (56, 56)) for place in (0, 400, 900)])
+    logits = hvit_jax.jit_model(hvit_jax.load(demo.checkpoint_dir(), "hourglass"))(
+        normalize(pixels)
+    )
+    np.testing.assert_allclose(classify(pixels), logits, rtol=1e-5, atol=2e-5)
+    assert about["classes"][0] == "0-t-shirt" and len(about["classes"]) == 10
 
 
 @pytest.mark.parametrize("extra", [(), ("--weights", "inside", "--batch", "2")])

@@ -147,9 +147,9 @@ def test_damage_is_found(tmp_path, monkeypatch, tiny):
 
 def test_pictures_that_cannot_be_read(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
-    for name, reason in (("a.png", "cannot identify"), ("none.png", "No such file")):
-        with pytest.raises(loader.Problem, match=f"cannot read the picture .*{name}: {reason}"):
-            loader.prepared(tmp_path / name, (8, 8))
+    for file, reason in (("a.png", "cannot identify"), ("none.png", "No such file")):
+        with pytest.raises(loader.Problem, match=f"cannot read the picture .*{file}: {reason}"):
+            loader.prepared(tmp_path / file, (8, 8))
 
 
 def test_programs_for_gpus_are_made_without_one(tmp_path, tiny):

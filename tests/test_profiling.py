@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from hvit_jax.plotting import pareto_front
 from hvit_jax.presets import published_rows
 from hvit_jax.profiling import measure, plot, timing, torch_vit
 from hvit_jax.profiling.cli import main
+from hvit_jax.provenance import checkpoint_sha256
 
 ROOT = Path(__file__).parent.parent
 FAST = ["--checkpoint", str(demo.checkpoint_dir()), "-b", "2", "--seconds", "0.01", "--no-cache"]
@@ -320,7 +322,34 @@ def test_other_settings_are_refused(tmp_path, capsys):
     assert main(command) == 2
     assert "exists already; --resume goes on with it" in capsys.readouterr().err
     assert main([*command, "--resume", "--attention", "xla"]) == 2
-    assert "was measured with another settings" in capsys.readouterr().err
+    named = f"{output} was written with --attention auto, now xla; choose another --output\n"
+    assert capsys.readouterr().err == f"hvit-profile: {named}"
+    content = read(output)
+    content["versions"]["jax"] = "0.1"
+    output.write_text(json.dumps(content))
+    assert main([*command, "--resume"]) == 2
+    assert f"written with jax 0.1, now {jax.__version__}; choose" in capsys.readouterr().err
+
+
+def test_another_checkpoint_under_the_same_name_is_refused(tmp_path, capsys):
+    output, checkpoint = tmp_path / "rows.json", tmp_path / "checkpoint"
+    shutil.copytree(demo.checkpoint_dir(), checkpoint)
+    command = ["--gflops-only", "--output", str(output), "--checkpoint"]
+    assert main([*command, str(checkpoint)]) == 0
+    content = read(output)
+    assert content["checkpoint_sha256"] == checkpoint_sha256(checkpoint)
+    assert (content["seed"], content["devices"]) == (0, 1)
+    assert content["versions"].keys() >= {"jax", "jaxlib", "flax", "hvit_jax", "python"}
+    moved = checkpoint.rename(tmp_path / "moved")
+    assert main([*command, str(moved), "--resume"]) == 0
+    moved.rename(checkpoint)
+    description = json.loads((checkpoint / "model.json").read_text())
+    description["source"] = {"file": "another"}
+    (checkpoint / "model.json").write_text(json.dumps(description))
+    capsys.readouterr()
+    assert main([*command, str(checkpoint), "--resume"]) == 2
+    message = f"written with another checkpoint in {checkpoint} than now; choose another --output"
+    assert message in capsys.readouterr().err
 
 
 def test_turns_are_medians_of_one_call():

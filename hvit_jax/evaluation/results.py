@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from hvit_jax.evaluation.files import write_atomically
@@ -17,9 +14,7 @@ from hvit_jax.evaluation.tally import Tally
 from hvit_jax.flops import count_flops
 from hvit_jax.models.vit import ViT
 from hvit_jax.presets import describe_configuration, find_published
-from hvit_jax.version import __version__
-
-_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "grain")
+from hvit_jax.provenance import describe_runtime
 
 
 def describe_model(model: ViT) -> dict[str, Any]:
@@ -32,22 +27,13 @@ def describe_model(model: ViT) -> dict[str, Any]:
         Method, resolved arguments, model, resolution, dtype, GFLOPs in the tables' convention, the
         published row or None, device and versions.
     """
-    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     return {
         **describe_configuration(model.config, model.reducer),
         "dtype": model.dtype.name,
         "gflops": count_flops(model.config, model.reducer) / 1e9,
         "published": find_published(model.config, model.reducer),
-        "device": jax.devices()[0].device_kind,
-        "matmul_precision": precision or "default",
-        "versions": versions(),
+        **describe_runtime(),
     }
-
-
-def versions() -> dict[str, str]:
-    """Name the versions of Python and of the packages that decide on the numbers."""
-    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {"hvit_jax": __version__, "python": platform.python_version(), **found}
 
 
 def scores(tally: Tally) -> dict[str, Any]:

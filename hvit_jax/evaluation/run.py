@@ -24,10 +24,11 @@ from hvit_jax.evaluation.score import score
 from hvit_jax.evaluation.shares import Shares, share_out
 from hvit_jax.evaluation.step import compile_step
 from hvit_jax.evaluation.tally import Tally
-from hvit_jax.evaluation.verify import fingerprints, report_verification
+from hvit_jax.evaluation.verify import report_verification
 from hvit_jax.models.vit import ViT
 from hvit_jax.parallel import Placement, place
 from hvit_jax.peers import NoPeers, Peers
+from hvit_jax.provenance import fingerprints
 
 
 def evaluate(

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from hvit_jax.checkpoint import DESCRIPTION
-from hvit_jax.data.folder import ImageFolder
-from hvit_jax.data.source import Source
 from hvit_jax.errors import InputError
 
 # Other devices and versions round otherwise, and pictures between two classes change sides.
@@ -58,26 +54,6 @@ def words_of(path: Path, recorded: dict[str, Any], *, data: str | None) -> list[
         *("-b", str(recorded["batch_size"])),
         *("--on-error", "skip" if recorded.get("skipped") else "stop"),
     ]
-
-
-def fingerprints(source: Source, checkpoint: str) -> dict[str, str]:
-    """Name data and checkpoint by their content, as far as that is cheap.
-
-    Args:
-        source: pictures; their names, labels and, in folders, sizes in bytes count.
-        checkpoint: its description counts, which holds checksums of the weights.
-    """
-    digest = hashlib.sha256()
-    for path, label in zip(source.paths, source.labels, strict=True):
-        # A file that is gone meanwhile is an error of the evaluation.
-        file = source.root / path if isinstance(source, ImageFolder) else None
-        size = file.stat().st_size if file is not None and file.is_file() else ""
-        digest.update(f"{path}\0{label}\0{size}\0".encode("utf-8", "surrogateescape"))
-    description = (Path(checkpoint) / DESCRIPTION).read_bytes()
-    return {
-        "data_sha256": digest.hexdigest(),
-        "checkpoint_sha256": hashlib.sha256(description).hexdigest(),
-    }
 
 
 def differences(recorded: dict[str, Any], results: dict[str, Any]) -> list[str]:

@@ -13,10 +13,10 @@ import numpy as np
 
 from hvit_jax.checkpoint import Description
 from hvit_jax.data.preprocess import MEAN, STD, resize_and_crop
-from hvit_jax.evaluation.results import versions
 from hvit_jax.exporting.program import Weights, export_program, weights_of
 from hvit_jax.files import checksums, new_folder, require_space
 from hvit_jax.models.vit import ViT
+from hvit_jax.provenance import versions
 
 FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS, LOADER = "export.json", "weights.npz", "run.py"

@@ -7,18 +7,20 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from hvit_jax.command_line import run
 from hvit_jax.evaluation.interrupt import exit_status, sigterm_raises
 from hvit_jax.profiling.cases import Case
 from hvit_jax.profiling.device import describe_device, use_compilation_cache
-from hvit_jax.profiling.measure import NOT_MEASURED
+from hvit_jax.profiling.measure import NOT_MEASURED, SEED
 from hvit_jax.profiling.options import PROGRAM, parse_options, settings
 from hvit_jax.profiling.plot import plot
 from hvit_jax.profiling.record import Record
 from hvit_jax.profiling.report import markdown_table
 from hvit_jax.profiling.run import run_cases
+from hvit_jax.provenance import describe_checkpoint
 
 SOME_FAILED = 1
 
@@ -41,11 +43,12 @@ def _main(arguments: Sequence[str]) -> int:
         return _print_gflops(options, cases)
     messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     cache = use_compilation_cache(options.cache)
-    device = describe_device(torch=options.against == "torch")
-    about = {**device, "settings": _shown(options)}
+    about = _about(options)
     record = Record(options.output, about, resume=options.resume)
     where = f"compiled programs are kept in {cache}" if cache else "compiled programs are not kept"
     messages.print(f"{about['device']}, jax {about['versions']['jax']}; {where}")
+    if jax.local_device_count() > 1:
+        messages.print(f"measures one of the {jax.local_device_count()} devices")
     status = 0
     try:
         with sigterm_raises():
@@ -63,7 +66,7 @@ def _main(arguments: Sequence[str]) -> int:
 
 def _print_gflops(options: argparse.Namespace, cases: list[Case]) -> int:
     rows = [{**case.describe(), "dtype": None, **NOT_MEASURED} for case in cases]
-    record = Record(options.output, {"settings": {"gflops_only": True}}, resume=options.resume)
+    record = Record(options.output, _about(options), resume=options.resume)
     for row in rows:
         if record.find(row) is None:
             record.add(row)
@@ -71,10 +74,16 @@ def _print_gflops(options: argparse.Namespace, cases: list[Case]) -> int:
     return 0
 
 
-def _shown(options: argparse.Namespace) -> dict[str, Any]:
-    """Name the settings that numbers depend on."""
+def _about(options: argparse.Namespace) -> dict[str, Any]:
+    """Name what numbers depend on."""
     names = ("checkpoint", "dtype", "attention", "unroll", "against", "dense", "latency", "seconds")
-    return {name: getattr(options, name) for name in names}
+    settings = {name: getattr(options, name) for name in (*names, "gflops_only")}
+    return {
+        **describe_device(torch=options.against == "torch"),
+        "settings": settings,
+        "seed": SEED,
+        **describe_checkpoint(options.checkpoint),
+    }
 
 
 if __name__ == "__main__":

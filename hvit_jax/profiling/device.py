@@ -12,24 +12,26 @@ import jax
 import jax.numpy as jnp
 
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.results import versions
 from hvit_jax.profiling.timing import device_work, time_in_turns
+from hvit_jax.provenance import describe_runtime
 
 
-def describe_device(*, torch: bool = False) -> dict[str, Any]:
+def describe_device(devices: int = 1, *, torch: bool = False) -> dict[str, Any]:
     """Name device, backend, processors, versions and XLA's flags.
 
     Args:
+        devices: how many of them compute.
         torch: whether numbers depend on PyTorch's version too.
     """
-    rival = {"torch": importlib.metadata.version("torch")} if torch else {}
+    runtime = describe_runtime(devices)
+    if torch:
+        runtime["versions"] |= {"torch": importlib.metadata.version("torch")}
     return {
-        "device": jax.devices()[0].device_kind,
+        **runtime,
         "backend": jax.default_backend(),
         "processor": _processor(),
         "cpus": os.cpu_count(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "versions": versions() | rival,
     }
 
 

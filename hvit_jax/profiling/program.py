@@ -29,7 +29,7 @@ class Program:
             and a library's call, such as cuDNN's, not at all; None where it does not tell.
     """
 
-    def __init__(self, model: ViT, batch: int, *, seed: int = 0):
+    def __init__(self, model: ViT, batch: int, *, seed: int):
         """Compile a model.
 
         Args:

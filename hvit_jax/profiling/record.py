@@ -11,6 +11,7 @@ from typing import Any
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.files import check_destination, write_atomically
 from hvit_jax.profiling.report import csv_table, markdown_table
+from hvit_jax.provenance import changes
 
 _WRITERS = {".json": None, ".csv": csv_table, ".md": markdown_table}
 _CASE = ("method", "model", "args", "resolution", "batch", "dtype")
@@ -35,7 +36,7 @@ class Record:
 
         Args:
             paths: files to write: .json holds everything, .csv and .md the table.
-            about: device, versions and settings; a run that goes on must have the same.
+            about: device, versions, content and settings; a run that goes on must have the same.
             resume: go on with the rows of the .json file, and replace the files.
             names: the fields that tell one row's case from another's.
 
@@ -59,20 +60,24 @@ class Record:
             raise InputError("--resume needs --output FILE.json, whose rows it goes on with")
         if not files[0].exists():
             return []
+        now = json.loads(json.dumps(self._about))
         try:
             content = json.loads(files[0].read_text(encoding="utf-8"))
-            rows, about = list(content["rows"]), {name: content[name] for name in self._about}
-            finished = [row for row in rows if row["error"] is None]
+            finished = [row for row in content["rows"] if row["error"] is None]
             for row in finished:
                 self._key(row)
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{files[0]} is no report of this command") from error
-        for name, value in self._about.items():
-            if about[name] != json.loads(json.dumps(value)):
-                raise InputError(
-                    f"{files[0]} was measured with another {name}: {about[name]}, now {value}; "
-                    "choose another --output"
-                )
+            before = {name: content[name] for name in now}
+            if before["settings"].keys() != now["settings"].keys():
+                raise KeyError("settings")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{files[0]} is no report of this command, or of another release of it"
+            ) from error
+        changed = changes(before, now)
+        if changed:
+            raise InputError(
+                f"{files[0]} was written {'; '.join(changed)}; choose another --output"
+            )
         return finished
 
     def find(self, case: dict[str, Any]) -> dict[str, Any] | None:

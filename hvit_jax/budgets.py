@@ -17,6 +17,7 @@ from hvit_jax.data.loader import Batch
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.errors import InputError
 from hvit_jax.models.vit import ViT
+from hvit_jax.parallel import Placement
 from hvit_jax.reducers import Reducer
 
 # Matrix products on GPUs work in tiles of 8 rows and more.
@@ -55,13 +56,14 @@ class BlockCounts:
 
 
 def compile_counts(
-    model: ViT, batch_size: int
+    model: ViT, batch_size: int, placement: Placement | None = None
 ) -> Callable[[UInt8[np.ndarray, "B H W 3"]], list[dict[str, Int[Array, "B S"]]]]:
     """Compile what a model's method counts, in the order of its `budget_blocks`.
 
     Args:
         model: a model without budgets.
-        batch_size: rows of every batch.
+        batch_size: rows of every batch, of all devices together.
+        placement: the devices that share a batch; default: JAX's default device.
 
     Returns:
         A function of uint8 pictures.
@@ -74,17 +76,28 @@ def compile_counts(
         return [model.reducer.counts(states[block]) for block in blocks]
 
     pixels = jax.ShapeDtypeStruct((batch_size, *model.config.image_shape, 3), np.uint8)
-    compiled = jax.jit(count).lower(state, pixels).compile()
-    return lambda pixels: compiled(state, pixels)
+    if placement is None:
+        compiled = jax.jit(count).lower(state, pixels).compile()
+        return lambda pixels: compiled(state, pixels)
+    state = placement.replicate(state)
+    compiled = placement.compile(count, arrays=1).lower(state, pixels).compile()
+    return lambda pixels: compiled(state, placement.divide(pixels))
 
 
-def measure(model: ViT, batches: Iterable[Batch], *, batch_size: int) -> list[BlockCounts]:
+def measure(
+    model: ViT,
+    batches: Iterable[Batch],
+    *,
+    batch_size: int,
+    placement: Placement | None = None,
+) -> list[BlockCounts]:
     """Count what every block of a method with budgets needs.
 
     Args:
         model: a model under that method, without budgets.
         batches: pictures; padding is left out.
-        batch_size: rows of every batch.
+        batch_size: rows of every batch, of all devices together.
+        placement: the devices that share a batch; default: JAX's default device.
 
     Returns:
         One entry for every block and every thing that is counted there.
@@ -92,7 +105,7 @@ def measure(model: ViT, batches: Iterable[Batch], *, batch_size: int) -> list[Bl
     Raises:
         InputError: if a picture cannot be read.
     """
-    count, collected = compile_counts(model, batch_size), []
+    count, collected = compile_counts(model, batch_size, placement), []
     for batch in batches:
         for problem in batch.problems.values():
             raise InputError(problem)

@@ -94,18 +94,22 @@ class Placement:
         """Give the smallest batch of at least this size that the devices share evenly."""
         return -(-batch_size // self.devices) * self.devices
 
-    def compile(self, function: Callable[..., Any], **options: Any) -> jax.stages.Wrapped:
+    def compile(
+        self, function: Callable[..., Any], *, arrays: int = 2, **options: Any
+    ) -> jax.stages.Wrapped:
         """Compile a function whose results are rows, one for each picture.
 
         Args:
-            function: of a tree, which every device sees whole, and its rows of pictures and labels.
+            function: of a tree, which every device sees whole, and its rows of some arrays, such as
+                pictures and labels.
+            arrays: how many these are.
             **options: of `jax.jit`.
 
         Returns:
             A function of the same, whose results lie on every device.
         """
         rows = PartitionSpec(AXIS)
-        specs = (PartitionSpec(), rows, rows)
+        specs = (PartitionSpec(), *(rows,) * arrays)
         on_rows = jax.shard_map(
             function, mesh=self.mesh, in_specs=specs, out_specs=rows, check_vma=False
         )

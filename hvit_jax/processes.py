@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hvit_jax.errors import InputError
@@ -80,6 +80,26 @@ def find_processes(
             f"--process-id must be 0 to {count - 1} (--processes {count}), got {index}"
         )
     return Processes(*given, seconds) if count > 1 else None
+
+
+def refuse_several(
+    arguments: Sequence[str], command: str, environment: Mapping[str, str] = os.environ
+) -> None:
+    """Refuse several processes for a command that runs in one.
+
+    Args:
+        arguments: the command line, without the program's name.
+        command: what it is called.
+        environment: where a launcher describes itself.
+
+    Raises:
+        InputError: if a launcher started several, or an option asks for them.
+    """
+    flags = {"--" + name.replace("_", "-") for name in OPTIONS}
+    asked = [word for word in arguments if word.partition("=")[0] in flags]
+    if asked or _launched(environment):
+        how = f"leave out {asked[0]}" if asked else "start it once, without srun or mpirun"
+        raise InputError(f"{command} runs in one process, with all devices that it sees; {how}")
 
 
 def _launched(environment: Mapping[str, str]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import sys
-import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,11 +15,14 @@ from hvit_jax.checkpoint import Description, fitted_parameters
 from hvit_jax.command_line import run
 from hvit_jax.config import ViTConfig
 from hvit_jax.data.loader import Batch
-from hvit_jax.data.subset import Subset, spread
+from hvit_jax.data.subset import SAMPLING, Subset, spread
 from hvit_jax.evaluation.inputs import Inputs, open_inputs
 from hvit_jax.evaluation.interrupt import exit_status, sigterm_raises
+from hvit_jax.parallel import place
+from hvit_jax.processes import refuse_several
 from hvit_jax.profiling.device import describe_device, use_compilation_cache
 from hvit_jax.profiling.record import Record
+from hvit_jax.provenance import fingerprints
 from hvit_jax.sweeping.bench import Bench
 from hvit_jax.sweeping.choice import choose, front
 from hvit_jax.sweeping.grid import Candidate, candidates
@@ -47,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    options = parse_options(arguments)
+    refuse_several(arguments, "sweep")
+    options, placement = parse_options(arguments), place()
     inputs = open_inputs(options.data, options.checkpoint)
     config = with_resolution(inputs.description.config, options.resolution)
     found = candidates(config, options.methods)
@@ -57,14 +60,16 @@ def _main(arguments: Sequence[str]) -> int:
     use_compilation_cache(options.cache)
     # At even distances over the data, and so over its classes.
     part = spread(inputs.source, options.pictures)
-    about = _about(options, inputs, part)
+    about = _about(options, inputs, part, placement.devices)
     paths = [options.output] if options.output else []
     record = Record(paths, about, resume=options.resume, names=NAMES)
-    device = f"{about['device']} ({about['processor']}, {about['cpus']} cores)"
-    messages.print(f"{device}, {len(part)} pictures, {len(found)} candidates")
-    sample = _sample(options, part, inputs.description, config, messages)
+    messages.print(f"{_device(about)}, {len(part)} pictures, {len(found)} candidates")
+    # As eval.py does: a whole batch is divided among the devices.
+    size = placement.round_up(min(options.batch_size, len(part)))
+    sample = _sample(options, part, size, inputs.description, config, messages)
     parameters = fitted_parameters(options.checkpoint, config)
-    bench = Bench(config, parameters, sample, options.dtype, options.attention, options.seconds)
+    how = options.dtype, options.attention, options.seconds
+    bench = Bench(config, parameters, sample, *how, placement)
     return _try_all(options, found, bench, record, messages)
 
 
@@ -83,27 +88,37 @@ def _try_all(
 
 
 def _sample(
-    options: Options, part: Subset, description: Description, config: ViTConfig, messages: Console
+    options: Options,
+    part: Subset,
+    size: int,
+    description: Description,
+    config: ViTConfig,
+    messages: Console,
 ) -> Sample:
     def show(batches: Iterable[Batch], total: int) -> Iterable[Batch]:
         hidden = not messages.is_terminal
         return track(batches, "decoding", total, console=messages, disable=hidden)
 
-    size, workers = options.batch_size, options.workers
+    workers = options.workers
     return load_sample(
         part, description, config.image_shape, batch_size=size, workers=workers, show=show
     )
 
 
-def _about(options: Options, inputs: Inputs, part: Subset) -> dict[str, Any]:
-    """Name device and settings that numbers depend on."""
+def _device(about: dict[str, Any]) -> str:
+    many = f"{about['devices']} x " if about["devices"] > 1 else ""
+    return f"{many}{about['device']} ({about['processor']}, {about['cpus']} cores)"
+
+
+def _about(options: Options, inputs: Inputs, part: Subset, devices: int) -> dict[str, Any]:
+    """Name what numbers depend on."""
     names = ("data", "checkpoint", "resolution", "batch_size", "dtype", "attention", "seconds")
     settings = {name: getattr(options, name) for name in names}
     return {
-        **describe_device(),
-        "settings": {**settings, "pictures": len(part)},
+        **describe_device(devices),
+        "settings": {**settings, "pictures": len(part), "sampling": SAMPLING},
         "checkpoint_source": inputs.description.source,
-        "sample": zlib.crc32("\n".join(part.paths).encode()),
+        **fingerprints(inputs.source, options.checkpoint),
     }
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 
 import hvit_jax
-from hvit_jax import demo
+from hvit_jax import demo, sweep
 from hvit_jax.checkpoint import Description, read_description, save_checkpoint
 from hvit_jax.command_line import ArgumentParser
+from hvit_jax.data.subset import spread
 from hvit_jax.evaluation.cli import main as evaluate
+from hvit_jax.evaluation.inputs import open_inputs
 from hvit_jax.evaluation.interrupt import Stopped
 from hvit_jax.method_options import command_words, parse_with_method
 from hvit_jax.models.parameters import init_parameters
@@ -25,8 +28,19 @@ from hvit_jax.sweeping import bench, grid, sample
 from hvit_jax.sweeping.bench import Bench, paired_difference
 from hvit_jax.sweeping.choice import Goal, choose, front
 from hvit_jax.sweeping.grid import candidates
+from hvit_jax.sweeping.options import parse_options
+from hvit_jax.sweeping.report import summary
 from tests.evaluation_setup import CONFIG, make_checkpoint, make_pictures
+from tests.scale_setup import EIGHT, run_python
 
+# With one setting of ATS, as the test that compares it has in its own process.
+SWEEP_ATS = """
+import sys
+from hvit_jax import sweep
+from hvit_jax.sweeping import grid
+grid._PERCENTILES, grid._GRIDS["ats"] = (25.0,), lambda config: [{"blocks": (1, 2)}]
+sys.exit(sweep.main())
+"""
 METHODS = [name for name in hvit_jax.REDUCERS if name != "dense"]
 
 
@@ -152,18 +166,6 @@ def test_the_named_command_gives_what_the_sweep_measured(fast, tmp_path, monkeyp
     assert model.reducer.options() == mine["args"] and model.dtype == "bfloat16"
 
 
-def test_budgets_are_measured_on_the_sample(fast, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(grid, "_PERCENTILES", (25.0,))
-    output = tmp_path / "s.json"
-    assert main([*fast, "--methods", "ats", "--output", str(output)]) == 0
-    rows = [each for each in read(output)["rows"] if each["method"] == "ats"]
-    assert len(rows) == 2 and all(each["error"] is None for each in rows)
-    for each in rows:
-        assert len(each["args"]["max_tokens"]) == len(each["args"]["blocks"])
-        assert "ats_images_over_budget" in each["report"]
-    assert "--target-speedup X or --max-drop POINTS names" in capsys.readouterr().out
-
-
 def count_measured(monkeypatch, fail=lambda reducer: None):
     """Note which methods are measured, and let some of them fail."""
     whole, measured = Bench.measure, []
@@ -208,7 +210,7 @@ def test_resume_after_kill(fast, tmp_path, monkeypatch, capsys):
     words = [*fast, "--output", str(output)]
     process = subprocess.Popen(
         [sys.executable, "-m", "hvit_jax.sweep", *words],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DEFAULT_MATMUL_PRECISION": "highest"},
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
@@ -225,7 +227,55 @@ def test_resume_after_kill(fast, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main([*words, "--resume", "-b", "5"]) == 2
     errors = capsys.readouterr().err
-    assert errors.count("\n") == 1 and "was measured with another settings" in errors
+    written = f"{output} was written with --batch-size 4, now 5; choose another --output\n"
+    assert errors.endswith(written) and errors.count("\n") == 1
+
+
+def test_other_content_is_noticed(fast, inputs, tmp_path, capsys):
+    folder, output = tmp_path / "pictures", tmp_path / "s.json"
+    shutil.copytree(inputs[0], folder)
+    words = [str(folder), *fast[1:]]
+    found = open_inputs(str(folder), inputs[2])
+    about = sweep._about(parse_options(words), found, spread(found.source, 1000), 1)
+    assert about["settings"]["sampling"] == "at even distances"
+    content = json.dumps({**about, "rows": []})
+    output.write_text(content)
+    one = next(folder.rglob("*.png"))
+    one.write_bytes(one.read_bytes() + b"\0")
+    assert main([*words, "--output", str(output), "--resume"]) == 2
+    errors = capsys.readouterr().err
+    assert f"s.json was written with other pictures in {folder} than now; choose" in errors
+    assert errors.count("\n") == 1 and output.read_text() == content
+
+
+def test_budgets_are_measured_and_eight_devices_give_what_one_does(
+    inputs, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(grid, "_PERCENTILES", (25.0,))
+    monkeypatch.setitem(grid._GRIDS, "ats", lambda config: [{"blocks": (1, 2)}])
+    files = [tmp_path / "one.json", tmp_path / "eight.json"]
+    words = [*inputs, "--methods", "ats", "-j", "0", "--seconds", "0.001", "--no-cache"]
+    assert main([*words, "-b", "8", "--output", str(files[0])]) == 0
+    printed = capsys.readouterr().out
+    assert "images/s |" in printed and "--target-speedup X or --max-drop POINTS names" in printed
+    # 9 is no multiple of 8, nor are 10 pictures.
+    done = run_python(SWEEP_ATS, *words, "-b", "9", "--output", files[1], **EIGHT)
+    assert done.returncode == 0, done.stderr
+    assert "images/s on 8 devices |" in done.stdout and "8 x cpu (" in done.stderr
+    one, eight = map(read, files)
+    assert (one["devices"], eight["devices"]) == (1, 8)
+    assert eight["data_sha256"] == one["data_sha256"]
+    assert [each["method"] for each in eight["rows"]] == ["dense", "ats"]
+    for mine, other in zip(one["rows"], eight["rows"], strict=True):
+        assert (mine["devices"], other["devices"], other["batch"]) == (1, 8, 16)
+        assert other["error"] is None and other["throughput"] > 0
+        for name in ("args", "correct", "top1", "drop", "report"):
+            assert other[name] == mine[name]
+    assert len(one["rows"][1]["args"]["max_tokens"]) == 2
+    assert "ats_images_over_budget" in one["rows"][1]["report"]
+    assert summary(eight["rows"][1]).endswith("x dense on 8 devices")
+    assert main([*words, "-b", "9", "--output", str(files[1]), "--resume"]) == 2
+    assert "with devices 8, now 1; " in capsys.readouterr().err
 
 
 def test_nothing_reaches_the_target(fast, tmp_path, monkeypatch, capsys):
@@ -262,6 +312,9 @@ def test_logits_that_are_not_finite(tmp_path, inputs, fast, capsys):
         (["--target-speedup", "nan"], "--target-speedup must be above 1, got nan"),
         (["--max-drop", "-1"], "--max-drop must be from 0 to 100, got -1"),
         (["--methods", "tome,tom"], "unknown method 'tom', did you mean 'tome'?"),
+        (["--methods", "nope"], "(known: hourglass"),
+        (["--methods", "dense"], "beside dense, which is always tried"),
+        (["--processes", "2"], "sweep runs in one process, with all devices that it sees; leave"),
         (["--methods", ","], "--methods names no method"),
         (["--pictures", "1"], "--pictures must be at least 2, got 1"),
         (["-b", "0"], "--batch-size must be at least 1"),

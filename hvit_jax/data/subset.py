@@ -8,6 +8,9 @@ from PIL import Image
 
 from hvit_jax.data.source import Source
 
+# How `spread` chooses, for files that name what numbers depend on: no chance, so no seed.
+SAMPLING = "at even distances"
+
 
 @dataclass(frozen=True)
 class Subset:

@@ -6,7 +6,6 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
@@ -18,6 +17,7 @@ from hvit_jax.evaluation.step import Step, compile_step
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.models.parameters import Tree, build_model
 from hvit_jax.models.vit import ViT
+from hvit_jax.parallel import Placement
 from hvit_jax.profiling.timing import Work, device_work, ratios, time_in_turns
 from hvit_jax.reducers import Reducer, make_reducer
 from hvit_jax.sweeping.grid import DENSE, Candidate
@@ -50,6 +50,7 @@ class Bench:
         dtype: what blocks are computed in.
         attention: "auto", "cudnn" or "xla".
         seconds: how long one round of timing takes, about.
+        placement: the devices, which share every batch.
         dense_correct: which pictures the dense model has right, once that is known.
     """
 
@@ -59,6 +60,7 @@ class Bench:
     dtype: str
     attention: str
     seconds: float
+    placement: Placement
     dense_correct: Bool[np.ndarray, " n"] | None = None
 
     def __post_init__(self):
@@ -75,8 +77,12 @@ class Bench:
             return candidate.reducer
         free = candidate.reducer
         if self._counts is None or self._counts[0] != free:
-            size = self.sample.batch_size
-            counted = measure(self._model(free), self.sample.batches, batch_size=size)
+            counted = measure(
+                self._model(free),
+                self.sample.batches,
+                batch_size=self.sample.batch_size,
+                placement=self.placement,
+            )
             self._counts = free, counted
         return propose(free, self.config, self._counts[1], percentile=candidate.percentile)
 
@@ -117,15 +123,16 @@ class Bench:
 
     def _score(self, step: Step) -> tuple[Tally, Bool[np.ndarray, " n"]]:
         tally = Tally()
-        score(step, self.sample.batches, self.sample.labels, tally)
+        put, sample = self.placement.divide, self.sample
+        score(step, sample.batches, sample.labels, tally, put=put)
         if tally.totals.not_finite:
             count = tally.totals.not_finite
             raise FloatingPointError(f"the logits of {count} pictures are not finite numbers")
         return tally, np.concatenate([rows.top1 == rows.labels for rows in tally.rows])
 
     def _work(self, step: Step) -> Work:
-        pixels = jax.device_put(self.sample.batches[0].pixels)
-        labels = jnp.zeros(len(pixels), jnp.int32)
+        pixels = self.placement.divide(self.sample.batches[0].pixels)
+        labels = self.placement.divide(np.zeros(len(pixels), np.int32))
         return device_work(lambda: step(pixels, labels))
 
     def _dense(self) -> Step:
@@ -134,7 +141,7 @@ class Bench:
         return self._dense_step
 
     def _step(self, reducer: Reducer) -> Step:
-        return compile_step(self._model(reducer), self.sample.batch_size)
+        return compile_step(self._model(reducer), self.sample.batch_size, self.placement)
 
     def _model(self, reducer: Reducer) -> ViT:
         dtype = jnp.dtype(self.dtype)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hvit_jax.config import ViTConfig
-from hvit_jax.errors import unknown
+from hvit_jax.errors import InputError, unknown
 from hvit_jax.reducers import REDUCERS, Reducer, make_reducer
 from hvit_jax.strengths import at_cost
 
@@ -46,12 +46,15 @@ def candidates(config: ViTConfig, methods: Iterable[str]) -> list[Candidate]:
         methods: names of methods.
 
     Raises:
-        InputError: for an unknown method.
+        InputError: for an unknown method, or the dense model, which is listed anyway.
     """
+    known = [name for name in REDUCERS if name != DENSE]
     found = [Candidate(make_reducer(DENSE).resolve(config))]
     for method in methods:
-        if method not in REDUCERS:
-            raise unknown("method", method, REDUCERS)
+        if method == DENSE:
+            raise InputError("--methods names what to try beside dense, which is always tried")
+        if method not in known:
+            raise unknown("method", method, known)
         for reducer in _settings(method, config):
             budgets = _PERCENTILES if reducer.budget_option else (None,)
             found += [Candidate(reducer, percentile) for percentile in budgets]

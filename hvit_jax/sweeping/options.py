@@ -22,9 +22,9 @@ from hvit_jax.sweeping.choice import Goal
 from hvit_jax.sweeping.grid import DENSE
 
 PROGRAM = "python -m hvit_jax.sweep"
-_DESCRIPTION = """Try settings of all methods on a sample of your pictures, on this device, beside
-the dense model; print the Pareto front of accuracy and speed, and name the setting to use. Without
-DATA and --checkpoint it tries them on the bundled demo."""
+_DESCRIPTION = """Try settings of all methods on a sample of your pictures, on all devices of this
+machine, beside the dense model; print the Pareto front of accuracy and speed, and name the setting
+to use. Without DATA and --checkpoint it tries them on the bundled demo."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Options:
         everything: whether to try what the goal makes hopeless, too.
         pictures: size of the sample.
         resolution: height and width in pixels; None for the checkpoint's own.
-        batch_size: pictures on the device at once.
+        batch_size: pictures at once, of all devices together.
         workers: processes that decode.
         dtype: "float32" or "bfloat16".
         attention: "auto", "cudnn" or "xla".
@@ -169,7 +169,8 @@ def _add_how(parser: ArgumentParser) -> None:
     add, cores = parser.add_argument, min(8, os.cpu_count() or 1)
     size = "picture size, one number or height and width (default: the checkpoint's)"
     add("-r", "--resolution", type=numbers, metavar="N [N]", help=size)
-    add("-b", "--batch-size", type=int, default=32, metavar="N", help="default: 32")
+    size = "pictures at once, of all devices together (default: 32)"
+    add("-b", "--batch-size", type=int, default=32, metavar="N", help=size)
     workers = f"processes that decode; 0: threads of this one (default: {cores})"
     add("-j", "--workers", type=int, default=cores, metavar="N", help=workers)
     add("--dtype", choices=DTYPES[:2], default="float32", help="default: float32")

@@ -42,10 +42,10 @@ def plot_sweep(rows: Sequence[Row], chosen: Row | None, goal: Goal | None, path:
     panel.errorbar(*zip(*map(place, best), strict=True), errors, fmt="none", ecolor="0.7", zorder=0)
     key = [f"{number}  {method_name(row)}" for number, row in enumerate(best, 1)]
     panel.margins(y=0.1)
-    size = row_size(dense)
+    size, on = row_size(dense), f" on {dense['devices']} devices" if dense["devices"] > 1 else ""
     panel.set(
         title=f"{dense['model']} at {size}, {dense['dtype']}, {len(dense['correct'])} pictures",
-        xlabel=f"speed, x dense ({dense['throughput']:.0f} images/s at batch {dense['batch']})",
+        xlabel=f"speed, x dense ({dense['throughput']:.0f} images/s at batch {dense['batch']}{on})",
         ylabel="top-1 (%)",
     )
     panel.legend(loc="lower left", bbox_to_anchor=(1.01, 0.0), frameon=False)

@@ -22,8 +22,10 @@ def front_table(rows: Sequence[Row], chosen: Row | None) -> str:
         rows: the front's.
         chosen: the setting to use, which is marked.
     """
+    many = {row["devices"] for row in rows} - {1}
+    on = f" on {many.pop()} devices" if many else ""
     lines = [
-        "| | method | GFLOPs | top-1 (%) | against dense | images/s | x dense | rounds |",
+        f"| | method | GFLOPs | top-1 (%) | against dense | images/s{on} | x dense | rounds |",
         "|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for number, row in enumerate(rows, 1):
@@ -46,7 +48,9 @@ def change(row: Row) -> str:
 
 def summary(row: Row) -> str:
     """Put a setting in a few words."""
-    return f"{method_name(row)}: top-1 {change(row)} against dense, {row['speedup']:.2f} x dense"
+    on = f" on {row['devices']} devices" if row["devices"] > 1 else ""
+    speed = f"{row['speedup']:.2f} x dense{on}"
+    return f"{method_name(row)}: top-1 {change(row)} against dense, {speed}"
 
 
 def commands(row: Row, options: Options) -> tuple[str, str]:

@@ -47,14 +47,14 @@ def load_sample(
         part: the pictures.
         description: of the checkpoint.
         resolution: height and width of the prepared pictures.
-        batch_size: rows of a batch, at most.
+        batch_size: rows of a batch.
         workers: processes that decode.
         show: wraps the batches, of which it is told the number, to show progress.
 
     Raises:
         InputError: if a picture cannot be read, or the sample would take too much memory.
     """
-    size, (height, width) = min(batch_size, len(part)), resolution
+    size, (height, width) = batch_size, resolution
     needed = -(-len(part) // size) * size * height * width * 3
     if needed > MOST_BYTES:
         most = MOST_BYTES // (height * width * 3) // size * size

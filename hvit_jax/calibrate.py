@@ -20,13 +20,14 @@ from hvit_jax.command_line import ArgumentParser, run
 from hvit_jax.config import ViTConfig, as_pair, model_name
 from hvit_jax.data.loader import load_batches
 from hvit_jax.data.source import Source, open_source
-from hvit_jax.data.subset import spread
+from hvit_jax.data.subset import SAMPLING, spread
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import data_and_checkpoint
 from hvit_jax.files import new_file, refuse_existing
 from hvit_jax.flops import count_flops
 from hvit_jax.method_options import numbers, parse_with_method
 from hvit_jax.models.attention import IMPLEMENTATIONS
+from hvit_jax.provenance import data_sha256, describe_checkpoint, describe_runtime
 from hvit_jax.reducers import Reducer
 
 PROGRAM = "python -m hvit_jax.calibrate"
@@ -57,17 +58,25 @@ def _main(arguments: Sequence[str]) -> None:
         options.resolution = as_pair(options.resolution)
     config = with_resolution(read_description(options.checkpoint).config, options.resolution)
     _check(reducer, config, options)
-    source = spread(open_source(options.data), options.batches * options.batch_size)
+    pictures = open_source(options.data)
+    source = spread(pictures, options.batches * options.batch_size)
     counts = _measure(source, reducer, config, options)
     share, common = options.percentile, options.common
     proposed = propose(reducer, config, counts, percentile=share, common=common)
     about = {
+        **describe_runtime(),
         "checkpoint": options.checkpoint,
+        **describe_checkpoint(options.checkpoint),
         "data": options.data,
+        "data_sha256": data_sha256(pictures),
         "pictures": len(source),
+        "sampling": SAMPLING,
+        "batch_size": options.batch_size,
+        "args": reducer.options(),
         "model": model_name(config),
         "resolution": list(config.image_shape),
         "dtype": options.dtype,
+        "attention": options.attention,
         "percentile": share,
         "common": common,
         "blocks": [entry.summary(share) for entry in counts],

@@ -19,7 +19,8 @@ from hvit_jax.reducers import REDUCERS, Reducer, make_reducer
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
-_PREFIX = "method option "
+# What names of a method's options start with among the parsed ones.
+OPTION_PREFIX = "method option "
 _SEVERAL = "N [N ...]"
 
 
@@ -52,9 +53,9 @@ def parse_with_method(
         raise _not_an_option(parser, surplus[0], method, arguments)
     from_file = read_method_args(options.method_args, method) if options.method_args else {}
     given = {
-        name.removeprefix(_PREFIX): value
+        name.removeprefix(OPTION_PREFIX): value
         for name, value in vars(options).items()
-        if name.startswith(_PREFIX)
+        if name.startswith(OPTION_PREFIX)
     }
     return options, make_reducer(method, **{**from_file, **given})
 
@@ -161,7 +162,7 @@ def _add_options(parser: ArgumentParser, method: str) -> list[str]:
     lists = []
     for field in fields:
         declared = _declaration(field, hints[field.name])
-        group.add_argument(*_flags(field), dest=_PREFIX + field.name, **declared)
+        group.add_argument(*_flags(field), dest=OPTION_PREFIX + field.name, **declared)
         lists += _flags(field) if declared.get("metavar") == _SEVERAL else []
     return lists
 

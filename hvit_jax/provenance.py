@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,9 @@ def _size(path: Path) -> int | str:
         return ""  # Whoever opens the file says more.
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changes(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, but: Collection[str] = ()
+) -> list[str]:
     """Name what differs between two runs, and nothing else.
 
     Data and checkpoint are what they contain: where they lie matters only if that differs.
@@ -103,15 +105,16 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         before: how the first run was described, as in its file; what it does not have is not
             compared.
         now: how the second one is.
+        but: entries whose changes are not named.
 
     Returns:
         Such as "with --batch-size 8, now 16"; empty if nothing differs.
     """
-    content, same = _content_changes(before, now)
+    content, same = _content_changes(before, now, but)
     found = []
     for name, value in now.items():
         old = before.get(name)
-        if name not in before or old == value or name in _REPEATED:
+        if name not in before or old == value or name in (*_REPEATED, *but):
             continue
         if isinstance(value, Mapping) and isinstance(old, Mapping):
             named = _as_flag if name in _OPTIONS else str
@@ -126,7 +129,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _content_changes(
-    before: Mapping[str, Any], now: Mapping[str, Any]
+    before: Mapping[str, Any], now: Mapping[str, Any], but: Collection[str]
 ) -> tuple[list[str], list[str]]:
     """Compare content: what changed in its place, and the options whose content did not."""
     found, same = [], []
@@ -136,7 +139,7 @@ def _content_changes(
         old, new = (_option(about, option) for about in (before, now))
         if before[name] == now[name]:
             same.append(option)
-        elif old == new:
+        elif old == new and name not in but:
             found.append(f"with {words} {new or 'DATA'} than now")
     return found, same
 

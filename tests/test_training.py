@@ -1,5 +1,6 @@
 """The training command on a handful of pictures: it learns, resumes exactly, refuses nonsense."""
 
+import json
 import os
 import signal
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from hvit_jax.checkpoint import read_description
+from hvit_jax.provenance import data_sha256
 from hvit_jax.training import run as run_module
 from hvit_jax.training.cli import main
 from hvit_jax.training.data import Augmentation, training_batches
@@ -26,6 +28,14 @@ def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, monkeypatch, c
     assert len(losses) == 9 and losses[-1] < 0.5 * losses[0]
     description = read_description(straight / "checkpoint")
     assert description.classes == ("dark", "light") and description.config.num_classes == 2
+    settings = json.loads((straight / "settings.json").read_text())
+    assert description.source == {
+        "format": "hvit_jax.train",
+        **{name: value for name, value in settings.items() if name != "config"},
+    }
+    assert (settings["method"], settings["options"]["seed"]) == ("dense", 3)
+    assert settings["devices"] == 1 and settings["versions"]["jax"] == jax.__version__
+    assert settings["data_sha256"] == data_sha256(run_module.read_folder(data, splits=("train",)))
 
     batches = run_module.training_batches
 
@@ -43,7 +53,8 @@ def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, monkeypatch, c
     capsys.readouterr()
     changed = [*RECIPE, "--learning-rate", "0.5"]
     assert main([str(data), "--output", str(broken), "--resume", *SIZES, *changed]) == 2
-    assert "learning_rate was 0.001 and is 0.5" in capsys.readouterr().err
+    message = f"{broken} was begun with --learning-rate 0.001, now 0.5; repeat the first command"
+    assert message in capsys.readouterr().err
     assert main([str(data), "--output", str(broken), "--resume", *SIZES, *RECIPE]) == 0
     assert "from step 8" in capsys.readouterr().out
     assert [row["loss"] for row in rows(broken)] == [row["loss"] for row in rows(straight)]

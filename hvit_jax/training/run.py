@@ -18,6 +18,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree
 from hvit_jax.parallel import check_batch, place
 from hvit_jax.peers import NoPeers, Peers
+from hvit_jax.provenance import describe_runtime
 from hvit_jax.reducers import Reducer
 from hvit_jax.training.data import Augmentation, training_batches
 from hvit_jax.training.files import StateFolder
@@ -25,7 +26,7 @@ from hvit_jax.training.loop import run_steps
 from hvit_jax.training.parts import Run, make_reporter, summarize
 from hvit_jax.training.progress import show_progress
 from hvit_jax.training.records import check_tensorboard, open_records
-from hvit_jax.training.settings import gather_settings, open_output
+from hvit_jax.training.settings import gather_settings, open_output, read_settings
 from hvit_jax.training.start import first_parameters, make_trainer
 from hvit_jax.training.trainer import TrainState
 from hvit_jax.training.validation import find_pictures
@@ -53,18 +54,21 @@ def train(
     pictures = find_pictures(options.data, options.val, folder)
     config, parameters = first_parameters(options, len(folder.classes))
     reducer = reducer.resolve(config)
-    settings = gather_settings(options, config, reducer)
-    check_agreement(f"{len(folder)} pictures, {settings}", options.resume)
+    shared = gather_settings(options, config, reducer, folder, pictures)
+    check_agreement(f"{len(folder)} pictures, {shared}", options.resume)
+    runtime = {**describe_runtime(placement.devices), "processes": placement.processes}
+    settings = {**shared, **runtime}
     output = _open_output(options, settings, peers)
     trainer, total = make_trainer(
         options, config, reducer, len(folder) / options.batch_size, placement
     )
     run = Run(options, output, folder, pictures, trainer, placement, total, peers)
     state = _train_in(run, parameters)
-    source = {"format": "hvit_jax.train", **{key: settings[key] for key in ("method", "options")}}
-    description = Description(config, source, folder.classes)
     result = placement.fetch(trainer.result(state))
     if run.writes:
+        source = {"format": "hvit_jax.train", **read_settings(output)}
+        del source["config"]
+        description = Description(config, source, folder.classes)
         save_checkpoint(output / "checkpoint", result, description)
         print(f"wrote {output / 'checkpoint'}")
 

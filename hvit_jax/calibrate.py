@@ -64,27 +64,31 @@ def _main(arguments: Sequence[str]) -> None:
     share, common = options.percentile, options.common
     proposed = propose(reducer, config, counts, percentile=share, common=common)
     about = {
-        **describe_runtime(),
-        "checkpoint": options.checkpoint,
-        **describe_checkpoint(options.checkpoint),
-        "data": options.data,
-        "data_sha256": data_sha256(pictures),
+        **_about(options, reducer, config, pictures),
         "pictures": len(source),
-        "sampling": SAMPLING,
-        "batch_size": options.batch_size,
-        "args": reducer.options(),
-        "model": model_name(config),
-        "resolution": list(config.image_shape),
-        "dtype": options.dtype,
-        "attention": options.attention,
-        "percentile": share,
-        "common": common,
         "blocks": [entry.summary(share) for entry in counts],
     }
     _print(reducer, proposed, config, about)
     if options.output is not None:
         _write(options.output, proposed, about)
         print(f"written: {options.output}")
+
+
+def _about(
+    options: argparse.Namespace, reducer: Reducer, config: ViTConfig, pictures: Source
+) -> dict[str, Any]:
+    """Name what the counts depend on."""
+    names = ("checkpoint", "data", "batch_size", "dtype", "attention", "percentile", "common")
+    return {
+        **describe_runtime(),
+        **{name: getattr(options, name) for name in names},
+        **describe_checkpoint(options.checkpoint),
+        "data_sha256": data_sha256(pictures),
+        "sampling": SAMPLING,
+        "args": reducer.options(),
+        "model": model_name(config),
+        "resolution": list(config.image_shape),
+    }
 
 
 def _measure(

@@ -45,11 +45,10 @@ def _main(arguments: Sequence[str]) -> None:
     refuse_existing(options.output)
     checkpoint = options.checkpoint or str(demo.checkpoint_dir())
     resolution = None if options.resolution is None else as_pair(options.resolution)
-    description = read_description(checkpoint)
-    reducer.resolve(with_resolution(description.config, resolution))
+    reducer.resolve(with_resolution(read_description(checkpoint).config, resolution))
     # JAX gives no guarantee for programs that call cuDNN, and makes them on NVIDIA GPUs only.
     model = load(checkpoint, reducer, resolution=resolution, dtype=options.dtype, attention="xla")
-    write_export(options.output, model, description, target)
+    write_export(options.output, model, checkpoint, target)
     batch = "any batch" if target.batch is None else f"batches of {target.batch}"
     about = describe_model(model) | {"device": " and ".join(target.platforms)}
     print(f"exported: {describe(about)}; {batch}")

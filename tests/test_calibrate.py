@@ -17,6 +17,7 @@ from hvit_jax.data.source import Source
 from hvit_jax.data.subset import spread
 from hvit_jax.method_files import read_method_args
 from hvit_jax.models.parameters import init_parameters
+from hvit_jax.provenance import checkpoint_sha256, data_sha256
 
 CONFIG = hvit_jax.ViTConfig(
     (40, 48), patch_size=8, depth=3, width=16, heads=2, mlp_width=32, num_classes=2
@@ -127,6 +128,9 @@ def test_counts_are_those_of_the_model(capsys, tmp_path, checkpoint, pictures, m
     assert status == 0, errors
     written = json.loads(output.read_text())
     assert written["method"] == method and written["measured"]["pictures"] == 7
+    assert written["measured"]["data_sha256"] == data_sha256(read_folder(pictures))
+    assert written["measured"]["checkpoint_sha256"] == checkpoint_sha256(checkpoint)
+    assert written["measured"]["versions"]["jax"] == jax.__version__
     option = hvit_jax.REDUCERS[method].budget_option
     free = {name: value for name, value in written["args"].items() if name != option}
     model = hvit_jax.load(checkpoint, method, **free)

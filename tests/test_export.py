@@ -16,6 +16,7 @@ from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.export import main
 from hvit_jax.exporting import loader
 from hvit_jax.method_options import command_words
+from hvit_jax.provenance import checkpoint_sha256
 from tests.evaluation_setup import CONFIG, make_checkpoint, make_pictures
 from tests.test_contract import CASES, name
 
@@ -66,6 +67,8 @@ def test_one_program_gives_the_models_logits_for_any_batch(
     monkeypatch.setattr(loader, "FOLDER", tmp_path / "out")
     about, classify = loader.load()
     assert (about["method"], about["batch"]) == (name(case), None)
+    assert about["checkpoint_sha256"] == checkpoint_sha256(checkpoint)
+    assert about["matmul_precision"] == "highest"
     random, shape = np.random.default_rng(0), (3, *small_config.image_shape, 3)
     pixels = random.integers(0, 256, shape, dtype=np.uint8)
     model = hvit_jax.jit_model(hvit_jax.load(checkpoint, reducer))

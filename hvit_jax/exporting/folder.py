@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from hvit_jax.checkpoint import Description
+from hvit_jax.checkpoint import read_description
 from hvit_jax.data.preprocess import MEAN, STD, resize_and_crop
 from hvit_jax.exporting.program import Weights, export_program, weights_of
 from hvit_jax.files import checksums, new_folder, require_space
 from hvit_jax.models.vit import ViT
-from hvit_jax.provenance import versions
+from hvit_jax.provenance import describe_checkpoint, describe_runtime
 
 FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS, LOADER = "export.json", "weights.npz", "run.py"
@@ -40,15 +40,13 @@ class Target:
     inside: bool
 
 
-def write_export(
-    directory: str | Path, model: ViT, description: Description, target: Target
-) -> None:
+def write_export(directory: str | Path, model: ViT, checkpoint: str | Path, target: Target) -> None:
     """Export a model into a new folder, which appears whole or not at all.
 
     Args:
         directory: must not exist.
         model: the model; its attention is "xla".
-        description: of its checkpoint.
+        checkpoint: what its weights were read from.
         target: what to export for.
 
     Raises:
@@ -69,7 +67,7 @@ def write_export(
         beside = None if target.inside else _write_weights(folder / WEIGHTS, weights)
         (folder / LOADER).write_text(loader_source(), encoding="utf-8")
         about = {
-            **_describe(model, description, target),
+            **_describe(model, checkpoint, target),
             "programs": programs,
             "calling_convention_version": convention,
             "weights": beside,
@@ -84,13 +82,16 @@ def loader_source() -> str:
     return template.replace(_IMPORT, f"\n{inspect.getsource(resize_and_crop)}\n", 1)
 
 
-def _describe(model: ViT, description: Description, target: Target) -> dict[str, Any]:
+def _describe(model: ViT, checkpoint: str | Path, target: Target) -> dict[str, Any]:
+    description = read_description(checkpoint)
     names = description.classes or map(str, range(model.config.num_classes))
     return {
         "format_version": FORMAT_VERSION,
-        "versions": versions(),
+        # The precision of matrix products is part of the programs; the device only made them.
+        **describe_runtime(),
         "model": dataclasses.asdict(model.config),
-        "source": description.source,
+        "checkpoint": str(checkpoint),
+        **describe_checkpoint(checkpoint),
         "method": model.reducer.name,
         "args": model.reducer.options(),
         "dtype": model.dtype.name,

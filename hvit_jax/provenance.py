@@ -153,15 +153,13 @@ def _as_flag(name: str) -> str:
 
 
 def _change(name: str, before: Any, now: Any) -> str:
-    if before is None or now is None:
-        return (
-            f"without {name}, now {_show(now)}"
-            if before is None
-            else (f"with {name} {_show(before)}, now without")
-        )
     if isinstance(before, bool) and isinstance(now, bool):
-        words = name.removeprefix("--")
+        words = name.removeprefix("--").replace("-", " ")
         return f"{_with(before)} {words}, now {_with(now)}"
+    if before in (None, ""):
+        return f"without {name}, now {_show(now)}"
+    if now in (None, ""):
+        return f"with {name} {_show(before)}, now without"
     return f"with {name} {_show(before)}, now {_show(now)}"
 
 

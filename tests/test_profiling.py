@@ -20,10 +20,12 @@ from hvit_jax.models.parameters import (
     init_parameters,
 )
 from hvit_jax.plotting import pareto_front
-from hvit_jax.presets import published_rows
-from hvit_jax.profiling import measure, plot, timing, torch_vit
+from hvit_jax.presets import describe_configuration, published_rows
+from hvit_jax.profiling import cli, measure, plot, timing, torch_vit
+from hvit_jax.profiling.accuracy import published_top1
 from hvit_jax.profiling.cli import main
 from hvit_jax.provenance import checkpoint_sha256
+from hvit_jax.reducers import make_reducer
 
 ROOT = Path(__file__).parent.parent
 FAST = ["--checkpoint", str(demo.checkpoint_dir()), "-b", "2", "--seconds", "0.01", "--no-cache"]
@@ -221,10 +223,89 @@ def test_plot_draws_what_has_both_figures(tmp_path):
 
     rows = [row("dense", 10.0, 88.1), row("tome", 20.0, 88.0), row("ats", 5.0, 84.0)]
     path = tmp_path / "plot.png"
-    plot.plot([*rows, row("act", None, 80.0)], path)
+    plot.plot([*rows, row("act", None, 80.0)], path, published_top1, "published")
     assert path.read_bytes().startswith(b"\x89PNG")
     points = [(one["throughput"], one["published"]["top1"]) for one in rows]
     assert pareto_front(points) == [(20.0, 88.0), (10.0, 88.1)]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """Results of the demo's dense model and of EViT, as `eval.py --output` writes them."""
+    folder, checkpoint = tmp_path_factory.mktemp("evaluated"), str(demo.checkpoint_dir())
+    config = read_description(checkpoint).config
+    for method, top1 in (("dense", 90.0), ("evit", 89.0)):
+        results = {
+            **describe_configuration(config, make_reducer(method).resolve(config)),
+            "dtype": "float32", "batch_size": 64, "data": "D", "checkpoint": checkpoint,
+            "top1": top1, "partial": False, "data_sha256": "1",
+            "checkpoint_sha256": checkpoint_sha256(checkpoint),
+        }  # fmt: skip
+        (folder / f"{method}.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_measured_accuracies_are_drawn_and_rows_without_are_named(
+    evaluated, tmp_path, monkeypatch, capsys
+):
+    figures = {"throughput": 8.0, "throughput_range": [8, 8], "compile_seconds": 0.0}
+    monkeypatch.setattr(measure.Bench, "measure", lambda self, case: figures)
+    drawn, whole = [], plot.draw_methods
+
+    def noted(panel, rows, place):
+        drawn.extend((row["method"], place(row)) for row in rows)
+        whole(panel, rows, place)
+
+    monkeypatch.setattr(plot, "draw_methods", noted)
+    path, output = tmp_path / "front.png", tmp_path / "rows.json"
+    assert main([*FAST, "--method", "tome", "--output", str(output)]) == 0
+    more = ["--output", str(output), "--resume"]
+    assert main([*FAST, *more]) == 0
+    files = [str(evaluated / name) for name in ("dense.json", "evit.json")]
+    capsys.readouterr()
+    words = [*FAST, *more, "--method", "evit", "--plot", str(path), "--accuracy", *files]
+    assert main(words) == 0
+    assert drawn == [("dense", (8.0, 90.0)), ("evit", (8.0, 89.0))]
+    assert path.read_bytes().startswith(b"\x89PNG")
+    errors = capsys.readouterr().err
+    assert "not drawn, since no file of --accuracy is of it: custom tome(r=" in errors
+    assert errors.count("not drawn") == 1
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (None, "cannot read"),
+        ("{", "is not JSON"),
+        ("[]", "holds no results"),
+        ({"partial": True}, "did not finish"),
+        ({"model": "vit_b16"}, "no file of --accuracy is of a configuration that is measured here"),
+        ({"args": {"keep_rate": 0.1}}, "no file of --accuracy is of a configuration"),
+        ({"checkpoint_sha256": "0"}, "evit.json is of another checkpoint: "),
+        ({}, "evit.json are of the same configuration"),
+        ({"method": "dense", "data_sha256": "2"}, "were scored on different pictures"),
+    ],
+)
+def test_results_that_cannot_be_drawn_are_refused(evaluated, tmp_path, capsys, entries, message):
+    file, files = tmp_path / "evit.json", [tmp_path / "evit.json"]
+    content = json.loads((evaluated / "evit.json").read_text())
+    if isinstance(entries, dict):
+        file.write_text(json.dumps({**content, **entries}))
+    elif entries is not None:
+        file.write_text(entries)
+    if entries == {} or "data_sha256" in (entries or ""):
+        files.append(evaluated / "evit.json")
+    words = ["--plot", str(tmp_path / "p.png"), "--accuracy", *map(str, files)]
+    assert main([*FAST, "--method", "evit", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_one_device_of_several_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 8)
+    monkeypatch.setattr(cli, "run_cases", lambda *arguments: [])
+    assert main(FAST) == 0
+    assert "measures one of the 8 devices" in capsys.readouterr().err
 
 
 def test_trace(tmp_path):
@@ -261,6 +342,7 @@ def test_method_options_from_calibrate(tmp_path):
         (["--plot", "plot.gif"], "--plot takes a name that ends in .png, .jpg, .jpeg, .svg, .pdf"),
         (["--plot", "missing/plot.png"], "there is no folder missing"),
         (["--plot", "plot.png", "-r", "64"], "this configuration has none"),
+        (["--accuracy", "r.json"], "--accuracy goes with --plot FILE.png"),
         (["--trace", "missing/trace"], "there is no folder missing"),
         (["--gflops-only", "--trace", "t"], "--gflops-only measures nothing; leave out --trace"),
     ],

@@ -32,6 +32,7 @@ def changed(**entries):
         ({}, []),
         ({"settings": {"batch_size": 16}}, ["with --batch-size 8, now 16"]),
         ({"settings": {"seconds": 1}}, ["without --seconds, now 1"]),
+        ({"settings": {"batch_size": None}}, ["with --batch-size 8, now without"]),
         ({"settings": {"dense": False}}, ["with dense, now without"]),
         (
             {"device": "H100", "versions": {"flax": "3"}},

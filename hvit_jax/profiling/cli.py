@@ -12,6 +12,7 @@ from rich.console import Console
 
 from hvit_jax.command_line import run
 from hvit_jax.evaluation.interrupt import exit_status, sigterm_raises
+from hvit_jax.profiling.accuracy import published_top1
 from hvit_jax.profiling.cases import Case
 from hvit_jax.profiling.device import describe_device, use_compilation_cache
 from hvit_jax.profiling.measure import NOT_MEASURED, SEED
@@ -59,9 +60,19 @@ def _main(arguments: Sequence[str]) -> int:
     if rows:
         print(markdown_table(rows), end="")
     if options.plot is not None and status == 0:
-        plot(rows, options.plot)
+        _plot(options, record.rows, messages)
     failed = sum(row["error"] is not None for row in rows)
     return status or (SOME_FAILED if failed else 0)
+
+
+def _plot(options: argparse.Namespace, rows: list[dict[str, Any]], messages: Console) -> None:
+    """Draw all rows of the files, those of earlier runs too."""
+    if options.accuracy is None:
+        plot(rows, options.plot, published_top1, "published")
+        return
+    for name in options.accuracy.missing(rows):
+        messages.print(f"not drawn, since no file of --accuracy is of it: {name}")
+    plot(rows, options.plot, options.accuracy.top1, "measured")
 
 
 def _print_gflops(options: argparse.Namespace, cases: list[Case]) -> int:

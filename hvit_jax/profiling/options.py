@@ -17,8 +17,10 @@ from hvit_jax.files import refuse_existing
 from hvit_jax.method_options import numbers, parse_with_method
 from hvit_jax.models.attention import IMPLEMENTATIONS
 from hvit_jax.plotting import check_plot
+from hvit_jax.profiling.accuracy import Accuracies, published_top1
 from hvit_jax.profiling.cases import Case, make_case, published_cases, sweep
 from hvit_jax.profiling.measure import Settings
+from hvit_jax.provenance import checkpoint_sha256
 
 PROGRAM = "hvit-profile"
 _DESCRIPTION = """Measure what a token reduction method gains on this machine: GFLOPs, latency,
@@ -31,7 +33,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[Ca
     """Read a command line, without the program's name.
 
     Returns:
-        The options, and what to measure.
+        The options, `accuracy` as `Accuracies` or None, and what to measure.
 
     Raises:
         InputError: for anything in it that is wrong.
@@ -44,9 +46,25 @@ def parse_options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[Ca
     else:
         _refuse_beside_rows(options, reducer.name)
         cases = published_cases(options.rows, batch=options.batch_size)
-    if options.plot is not None and not any((case.published or {}).get("top1") for case in cases):
-        raise InputError("--plot draws published accuracies, and this configuration has none")
+    if options.accuracy is not None:
+        timed = options.checkpoint and checkpoint_sha256(options.checkpoint)
+        options.accuracy = Accuracies(options.accuracy, timed)
+    if options.plot is not None:
+        _check_accuracies(options.accuracy, cases)
     return options, cases if options.sweep is None else sweep(cases, options.sweep)
+
+
+def _check_accuracies(accuracy: Accuracies | None, cases: list[Case]) -> None:
+    """Find out before anything is measured that there would be nothing to draw."""
+    top1 = published_top1 if accuracy is None else accuracy.top1
+    if any(top1(case.describe()) is not None for case in cases):
+        return
+    if accuracy is not None:
+        raise InputError("no file of --accuracy is of a configuration that is measured here")
+    raise InputError(
+        "--plot draws published accuracies, and this configuration has none; "
+        "--accuracy RESULTS.json draws measured ones"
+    )
 
 
 def settings(options: argparse.Namespace) -> Settings:
@@ -103,6 +121,8 @@ def _check(options: argparse.Namespace) -> None:
         check_destination(options.trace, overwrite=False)
     if options.plot is not None:
         check_plot(options.plot, "--plot")
+    elif options.accuracy is not None:
+        raise InputError("--accuracy goes with --plot FILE.png")
     if options.against == "torch":
         import_torch()
     if options.gflops_only:
@@ -153,5 +173,7 @@ def _add_output(parser: ArgumentParser) -> None:
     output = "write the results after every row: .json, .csv or .md; may be repeated"
     add("--output", type=Path, action="append", default=[], metavar="FILE", help=output)
     add("--resume", action="store_true", help="go on with the rows of --output FILE.json")
-    add("--plot", type=Path, metavar="FILE.png", help="draw published top-1 against throughput")
+    add("--plot", type=Path, metavar="FILE.png", help="draw top-1 against throughput")
+    measured = "draw the top-1 of results that eval.py --output wrote (default: the published)"
+    add("--accuracy", type=Path, nargs="+", metavar="RESULTS.json", help=measured)
     add("--trace", type=Path, metavar="DIR", help="write a profiler trace of three forward passes")

@@ -31,7 +31,7 @@ from hvit_jax.sweeping.grid import candidates
 from hvit_jax.sweeping.options import parse_options
 from hvit_jax.sweeping.report import summary
 from tests.evaluation_setup import CONFIG, make_checkpoint, make_pictures
-from tests.scale_setup import EIGHT, run_python
+from tests.scale_setup import EIGHT, run_python, slurm_task
 
 # With one setting of ATS, as the test that compares it has in its own process.
 SWEEP_ATS = """
@@ -330,6 +330,14 @@ def test_mistakes_are_one_line(fast, capsys, arguments, message):
     assert main([*fast, *arguments]) == 2
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1 and message in errors
+
+
+def test_a_launcher_of_several_is_told_that_one_process_is_enough(fast, monkeypatch, capsys):
+    for name, value in slurm_task(0, 2, 1).items():
+        monkeypatch.setenv(name, value)
+    assert main(fast) == 2
+    errors = capsys.readouterr().err
+    assert "start it once, without srun or mpirun" in errors and errors.count("\n") == 1
 
 
 def test_files_and_pictures_are_checked_before_the_work(

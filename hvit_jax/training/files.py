@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from hvit_jax.errors import InputError, first_line
-from hvit_jax.training.trainer import TrainState
+from hvit_jax.training.trainer import Metrics, TrainState
 
 
 class StateFolder:
@@ -20,32 +22,56 @@ class StateFolder:
             directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2)
         )
 
-    def save(self, state: TrainState) -> None:
-        """Write a state, unless its step is there already."""
+    def save(self, state: TrainState, unread: Sequence[Metrics] = ()) -> None:
+        """Write a state, unless its step is there already.
+
+        Args:
+            state: the state.
+            unread: metrics of steps that are in no row of metrics.csv yet.
+        """
         step = int(state.step)
         if step not in self.manager.all_steps():
-            self.manager.save(step, args=ocp.args.StandardSave(state))
+            rows = [{name: float(value) for name, value in row.items()} for row in unread]
+            items = {
+                "state": ocp.args.StandardSave(state),
+                "unread": ocp.args.JsonSave({"rows": rows}),
+            }
+            self.manager.save(step, args=ocp.args.Composite(**items))
 
-    def restore(self, like: TrainState) -> TrainState | None:
-        """Read the newest state, or None where there is none.
+    def restore(
+        self, like: TrainState, *, note: Callable[[str], object] = print
+    ) -> tuple[TrainState, list[Metrics]] | None:
+        """Read the newest state that is whole, or give None where there is none at all.
 
         Args:
             like: a state of the same run; what is read lies on the same devices.
+            note: is told of states that cannot be read.
+
+        Returns:
+            The state, and the metrics that were saved with it. Newer states, which cannot be read,
+            are deleted.
 
         Raises:
-            InputError: if it belongs to another model or optimiser.
+            InputError: if none of them can be read.
         """
-        step = self.manager.latest_step()
-        if step is None:
-            return None
-        try:
-            restored: Any = self.manager.restore(step, args=ocp.args.StandardRestore(like))
-            return restored
-        except (ValueError, KeyError, TypeError) as error:
-            reason = first_line(error)[:200]
+        items = {"state": ocp.args.StandardRestore(like), "unread": ocp.args.JsonRestore()}
+        damaged = []
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            try:
+                restored: Any = self.manager.restore(step, args=ocp.args.Composite(**items))
+            except Exception as error:  # Orbax and TensorStore have many names for damage.
+                damaged.append((step, first_line(error)[:200]))
+                continue
+            for newer, reason in damaged:
+                note(f"the state of step {newer} cannot be read, so step {step} it is: {reason}")
+                self.manager.delete(newer)
+            return restored.state, [_as_metrics(row) for row in restored.unread["rows"]]
+        if damaged:
+            step, reason = damaged[0]
             raise InputError(
-                f"{self.manager.directory} holds the state of another run: {reason}"
-            ) from error
+                f"no state in {self.manager.directory} can be read; step {step}: {reason}"
+            )
+        return None
 
     def saved(self) -> bool:
         """Tell whether there is any state, of this run or of the one it goes on with."""
@@ -55,3 +81,7 @@ class StateFolder:
         """Wait until everything is on disk."""
         self.manager.wait_until_finished()
         self.manager.close()
+
+
+def _as_metrics(row: dict[str, float]) -> Metrics:
+    return {name: jnp.float32(value) for name, value in row.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from hvit_jax.training.stopping import StopRequest, stop_requests
 from hvit_jax.training.trainer import Metrics, TrainState
 
 Step = Callable[[TrainState, np.ndarray, np.ndarray], tuple[TrainState, Metrics]]
+Save = Callable[[TrainState, Sequence[Metrics]], None]
 Validate = Callable[[TrainState, int, Callable[[], bool]], None]
 
 
@@ -27,7 +28,8 @@ def run_steps(
     total_steps: int,
     log_every: int,
     save_every: int,
-    save: Callable[[TrainState], None],
+    save: Save,
+    unread: Sequence[Metrics] = (),
     log: Callable[[dict[str, Any]], None],
     processes: int = 1,
     agree: Callable[[bool], bool] = bool,
@@ -42,7 +44,9 @@ def run_steps(
         total_steps: steps in all.
         log_every: steps between two logged rows.
         save_every: steps between two saved states; the last one is saved too.
-        save: called with the state; also when the run is interrupted.
+        save: called with the state and the metrics of the steps since the last row; also when the
+            run is interrupted.
+        unread: those metrics, where the run goes on from a saved state.
         log: called with `step` and the means since the last row.
         processes: how many share every step.
         agree: tells all of them whether any wants to stop.
@@ -56,9 +60,13 @@ def run_steps(
         InputError: if the loss is no longer finite, or a picture cannot be read.
         KeyboardInterrupt: after SIGINT or SIGTERM, once the state is saved.
     """
-    step, meter = int(state.step), _Meter()
+    step, meter = int(state.step), _Meter(unread)
+
+    def keep(state: TrainState) -> None:
+        save(state, meter.unread)
+
     with stop_requests(agree) as stop:
-        _validate(validate, state, step, stop, save)
+        _validate(validate, state, step, stop, keep)
         while step < total_steps and not stop.is_set():
             batch = next(batches)
             state, metrics = take_step(state, batch["pixels"], batch["label"])
@@ -69,11 +77,11 @@ def run_steps(
                 log({"step": step, **meter.read()})
             if last or step % save_every == 0 or stop.is_set():
                 check_finite(metrics["loss"])
-                save(state)
+                keep(state)
             with meter.paused():
-                _validate(validate, state, step, stop, save)
+                _validate(validate, state, step, stop, keep)
         if stop.is_set():
-            save(state)
+            keep(state)
             raise KeyboardInterrupt(f"interrupted after step {step}; --resume goes on from there")
     return state
 
@@ -83,7 +91,7 @@ def _validate(
     state: TrainState,
     step: int,
     stop: StopRequest,
-    save: Callable[[TrainState], None],
+    keep: Callable[[TrainState], None],
 ) -> None:
     """Validate, but not once a stop is asked for: the resumed run does it."""
     if stop.is_set():
@@ -92,7 +100,7 @@ def _validate(
         with contextlib.suppress(KeyboardInterrupt):
             validate(state, step, stop.is_set)
     except PictureError:
-        save(state)  # A bad picture shall not cost the steps before it.
+        keep(state)  # A bad picture shall not cost the steps before it.
         raise
 
 
@@ -109,20 +117,20 @@ def check_finite(loss: Any) -> None:
 class _Meter:
     """Means and speed since it was last read."""
 
-    def __init__(self):
+    def __init__(self, unread: Sequence[Metrics] = ()):
         self.started = time.perf_counter()
-        self.pending: list[Metrics] = []
+        self.unread = list(unread)
         self.pictures = 0
 
     def add(self, metrics: Metrics, pictures: int) -> None:
         """Add a step; its metrics may still be on their way from the device."""
-        self.pending.append(metrics)
+        self.unread.append(metrics)
         self.pictures += pictures
 
     def read(self) -> dict[str, Any]:
         """Give the means of the steps since the last reading, and their speed."""
-        names = self.pending[0]
-        means = {name: float(np.mean([row[name] for row in self.pending])) for name in names}
+        names = self.unread[0]
+        means = {name: float(np.mean([row[name] for row in self.unread])) for name in names}
         check_finite(means["loss"])
         speed = self.pictures / (time.perf_counter() - self.started)
         self.__init__()

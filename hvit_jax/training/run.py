@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from hvit_jax.training.progress import show_progress
 from hvit_jax.training.records import check_tensorboard, open_records
 from hvit_jax.training.settings import gather_settings, open_output, read_settings
 from hvit_jax.training.start import first_parameters, make_trainer
-from hvit_jax.training.trainer import TrainState
+from hvit_jax.training.trainer import Metrics, TrainState
 from hvit_jax.training.validation import find_pictures
 
 
@@ -91,8 +92,10 @@ def _train_in(run: Run, parameters: Tree) -> TrainState:
     states = StateFolder(run.output / "state")
     try:
         state = run.placement.put(run.trainer.init(parameters))
-        state = (run.options.resume and states.restore(state)) or state
-        state = _run_steps(run, states, state)
+        note = print if run.writes else str
+        found = states.restore(state, note=note) if run.options.resume else None
+        state, unread = found or (state, [])
+        state = _run_steps(run, states, state, unread)
     except BaseException as stop:
         if run.placement.processes == 1:
             states.close()  # Together with others it may wait for one that is gone.
@@ -107,8 +110,10 @@ def _train_in(run: Run, parameters: Tree) -> TrainState:
     return state
 
 
-def _run_steps(run: Run, states: StateFolder, state: TrainState) -> TrainState:
-    """Train with a progress bar, from the state's step on."""
+def _run_steps(
+    run: Run, states: StateFolder, state: TrainState, unread: Sequence[Metrics]
+) -> TrainState:
+    """Train with a progress bar, from the state's step on; `unread` as for `run_steps`."""
     options, first = run.options, int(state.step)
     batches = training_batches(
         run.folder,
@@ -139,6 +144,7 @@ def _run_steps(run: Run, states: StateFolder, state: TrainState) -> TrainState:
             log_every=options.log_every,
             save_every=options.save_every,
             save=states.save,
+            unread=unread,
             log=reporter.log,
             processes=run.placement.processes,
             agree=Agreement(run.placement),

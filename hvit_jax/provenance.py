@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,11 @@ def data_sha256(source: Source) -> str:
         size = _size(source.root / path) if isinstance(source, ImageFolder) else ""
         digest.update(f"{path}\0{label}\0{size}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def names_crc32(source: Source) -> int:
+    """Name which pictures there are and in which order, whatever is in them."""
+    return zlib.crc32("\n".join(source.paths).encode("utf-8", "surrogateescape"))
 
 
 def _size(path: Path) -> int | str:

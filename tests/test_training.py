@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -167,3 +168,15 @@ def test_a_second_signal_says_what_is_kept(
     assert main(words) == 130
     assert f"interrupted; {message}" in capsys.readouterr().err
     assert output.exists() == (save_every == "3")
+
+
+def test_pictures_that_went_are_missed(tmp_path, capsys):
+    """Another number of pictures means other steps, in another order."""
+    data, output = make_data(tmp_path / "data"), tmp_path / "run"
+    words = [str(data), "--output", str(output), *SIZES, *RECIPE]
+    assert main([*words, "--save-every", "3"]) == 0
+    shutil.rmtree(output / "checkpoint")
+    (data / "train" / "dark" / "3.png").unlink()
+    assert main([*words, "--resume", "--save-every", "3"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1 and "with pictures 24 with" in errors and "now 23" in errors

@@ -10,6 +10,7 @@ SETTINGS = {
     "args": {"keep_rate": 0.7, "drop_locations": [1]},
     "config": {"width": 16, "num_classes": 2},
     "options": {"data": "D", "checkpoint": "C", "val": None, "seed": 0, "remat": False},
+    "pictures": "24 with names of CRC 01234567",
     "data_sha256": "1",
     "validation_sha256": "2",
     "checkpoint_sha256": "3",
@@ -51,6 +52,10 @@ def with_options(**entries):
         ),
         ({"config": {"width": 16, "num_classes": 3}}, "with num_classes 2, now 3"),
         ({"checkpoint_sha256": "9"}, "with another checkpoint in C than now"),
+        (
+            {"pictures": "23 with names of CRC 89abcdef", "data_sha256": "9"},
+            "with pictures 24 with names of CRC 01234567, now 23 with names of CRC 89abcdef",
+        ),
         ({**with_options(data="E"), "data_sha256": "9"}, "with DATA D, now E"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -28,7 +27,7 @@ from hvit_jax.evaluation.verify import report_verification
 from hvit_jax.models.vit import ViT
 from hvit_jax.parallel import Placement, place
 from hvit_jax.peers import NoPeers, Peers
-from hvit_jax.provenance import fingerprints
+from hvit_jax.provenance import fingerprints, names_crc32
 
 
 def evaluate(
@@ -130,7 +129,7 @@ def _describe(inputs: Inputs, model: ViT, placement: Placement, shares: Shares) 
         **fingerprints(inputs.source, inputs.checkpoint),
         "compile_seconds": None,
     }
-    names = zlib.crc32("\n".join(inputs.source.paths).encode())
+    names = names_crc32(inputs.source)
     check_agreement(f"{_counts(inputs)}batches of {shares.batch_size}; {describe(about)}", names)
     return about
 

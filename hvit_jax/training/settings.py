@@ -15,7 +15,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.evaluation.files import write_atomically
 from hvit_jax.method_options import OPTION_PREFIX
 from hvit_jax.processes import OPTIONS
-from hvit_jax.provenance import changes, data_sha256, describe_checkpoint
+from hvit_jax.provenance import changes, data_sha256, describe_checkpoint, names_crc32
 from hvit_jax.reducers import Reducer
 
 # Options that a resumed run may change, and those that settings name in another place.
@@ -52,6 +52,8 @@ def gather_settings(
         "args": reducer.options(),
         "config": dataclasses.asdict(config),
         "options": fixed,
+        # Steps, order and labels follow from these; what is in the files may be repaired.
+        "pictures": f"{len(pictures)} with names of CRC {names_crc32(pictures):08x}",
         "data_sha256": data_sha256(pictures),
         "validation_sha256": None if validation is None else data_sha256(validation),
         **describe_checkpoint(options.checkpoint),

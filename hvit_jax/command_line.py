@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from hvit_jax.errors import InputError
-from hvit_jax.signals import insistent
+from hvit_jax.signals import exit_status, insistent
 
 USAGE_ERROR = 2
-INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 
@@ -44,7 +43,8 @@ def run(main: Callable[[], int | None], program: str) -> int:
 
     Returns:
         What `main` returns; 2 after a user's mistake or an error of the operating system, 130 after
-        Ctrl-C, 141 if the reader of the output has gone. Other exceptions are defects and pass.
+        Ctrl-C, 143 after SIGTERM, 141 if the reader of the output has gone. Other exceptions are
+        defects and pass.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -59,7 +59,7 @@ def run(main: Callable[[], int | None], program: str) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except KeyboardInterrupt as error:
-        return _complain(program, str(error) or "interrupted", INTERRUPTED)
+        return _complain(program, str(error) or "interrupted", exit_status(error))
     except InputError as error:
         return _complain(program, str(error), USAGE_ERROR)
     except OSError as error:

@@ -17,12 +17,12 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.data.loader import Batch
 from hvit_jax.data.subset import SAMPLING, Subset, spread
 from hvit_jax.evaluation.inputs import Inputs, open_inputs
-from hvit_jax.evaluation.interrupt import exit_status, sigterm_raises
 from hvit_jax.parallel import place
 from hvit_jax.processes import refuse_several
 from hvit_jax.profiling.device import describe_device, use_compilation_cache
 from hvit_jax.profiling.record import Record
 from hvit_jax.provenance import fingerprints
+from hvit_jax.signals import exit_status, sigterm_raises
 from hvit_jax.sweeping.bench import Bench
 from hvit_jax.sweeping.choice import choose, front
 from hvit_jax.sweeping.grid import Candidate, candidates

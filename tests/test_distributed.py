@@ -169,7 +169,9 @@ def test_two_processes_train_as_one_does_and_resume(training, tmp_path):
     # Both get the signal of a scheduler, at different times.
     with started(STOPPED + TRAIN, 2, *command) as processes:
         done = [finish(process) for process in processes]
-    assert [each.returncode for each in done] == [130, 130], [each.stderr for each in done]
+    # The one that gets it later may stop with the other before it does.
+    codes = {each.returncode for each in done}
+    assert 143 in codes and codes <= {130, 143}, [each.stderr for each in done]
     assert not (two / "checkpoint").exists()
     done = run_processes(TRAIN, 2, *command, "--resume")
     assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]

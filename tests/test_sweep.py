@@ -20,9 +20,9 @@ from hvit_jax.command_line import ArgumentParser
 from hvit_jax.data.subset import spread
 from hvit_jax.evaluation.cli import main as evaluate
 from hvit_jax.evaluation.inputs import open_inputs
-from hvit_jax.evaluation.interrupt import Stopped
 from hvit_jax.method_options import command_words, parse_with_method
 from hvit_jax.models.parameters import init_parameters
+from hvit_jax.signals import Stopped
 from hvit_jax.sweep import main
 from hvit_jax.sweeping import bench, grid, sample
 from hvit_jax.sweeping.bench import Bench, paired_difference

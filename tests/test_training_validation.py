@@ -70,7 +70,7 @@ def test_an_interrupted_validation_is_made_up_for(data, tmp_path, monkeypatch):
         return measure(self, parameters, on_batch)
 
     monkeypatch.setattr(validation_module.Validation, "measure", interrupted)
-    assert train(data, output, *options) == 130
+    assert train(data, output, *options) == 143
     assert rows(output, "validation") == [] and len(rows(output)) == 1
     monkeypatch.setattr(validation_module.Validation, "measure", measure)
     assert train(data, output, "--resume", *options) == 0

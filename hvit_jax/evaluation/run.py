@@ -14,7 +14,6 @@ from hvit_jax.data.loader import Batch, load_batches
 from hvit_jax.distributed import check_agreement
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import Inputs
-from hvit_jax.evaluation.interrupt import exit_status, sigterm_raises
 from hvit_jax.evaluation.options import Options
 from hvit_jax.evaluation.progress import show_progress
 from hvit_jax.evaluation.report import describe, print_report
@@ -28,6 +27,7 @@ from hvit_jax.models.vit import ViT
 from hvit_jax.parallel import Placement, place
 from hvit_jax.peers import NoPeers, Peers
 from hvit_jax.provenance import fingerprints, names_crc32
+from hvit_jax.signals import exit_status, sigterm_raises
 
 
 def evaluate(

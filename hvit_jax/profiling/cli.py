@@ -11,7 +11,6 @@ import jax
 from rich.console import Console
 
 from hvit_jax.command_line import run
-from hvit_jax.evaluation.interrupt import exit_status, sigterm_raises
 from hvit_jax.profiling.accuracy import published_top1
 from hvit_jax.profiling.cases import Case
 from hvit_jax.profiling.device import describe_device, use_compilation_cache
@@ -22,6 +21,7 @@ from hvit_jax.profiling.record import Record
 from hvit_jax.profiling.report import markdown_table
 from hvit_jax.profiling.run import run_cases
 from hvit_jax.provenance import describe_checkpoint
+from hvit_jax.signals import exit_status, sigterm_raises
 
 SOME_FAILED = 1
 

@@ -52,6 +52,8 @@ def make_parser() -> ArgumentParser:
     add("--resume", action="store_true", help="go on from the newest state in OUTPUT")
     start = parser.add_argument_group("model: from a checkpoint, a name, or sizes")
     start.add_argument("--checkpoint", metavar="DIR", help="start from these weights")
+    head = "with --checkpoint: draw the head anew, also where it fits the number of classes"
+    start.add_argument("--new-head", action="store_true", help=head)
     start.add_argument("--model", metavar="NAME", help="vit_b16, vit_l16 or vit_h14, random")
     for name in SIZES:
         flag = "--" + name.replace("_", "-")

@@ -58,7 +58,7 @@ def run_steps(
 
     Raises:
         InputError: if the loss is no longer finite, or a picture cannot be read.
-        KeyboardInterrupt: after SIGINT or SIGTERM, once the state is saved.
+        KeyboardInterrupt: after SIGINT or SIGTERM (then `Stopped`), once the state is saved.
     """
     step, meter = int(state.step), _Meter(unread)
 
@@ -82,7 +82,7 @@ def run_steps(
                 _validate(validate, state, step, stop, keep)
         if stop.is_set():
             keep(state)
-            raise KeyboardInterrupt(f"interrupted after step {step}; --resume goes on from there")
+            raise stop.exception(f"interrupted after step {step}; --resume goes on from there")
     return state
 
 

@@ -53,7 +53,7 @@ def train(
     check_batch(options.batch_size, options.accumulate, placement.devices)
     folder = read_folder(options.data, splits=("train",))
     pictures = find_pictures(options.data, options.val, folder)
-    config, parameters = first_parameters(options, len(folder.classes))
+    config, parameters, note = first_parameters(options, folder.classes)
     reducer = reducer.resolve(config)
     shared = gather_settings(options, config, reducer, folder, pictures)
     check_agreement(f"{len(folder)} pictures, {shared}", options.resume)
@@ -64,6 +64,8 @@ def train(
         options, config, reducer, len(folder) / options.batch_size, placement
     )
     run = Run(options, output, folder, pictures, trainer, placement, total, peers)
+    if note is not None and run.writes:
+        print(note)
     state = _train_in(run, parameters)
     result = placement.fetch(trainer.result(state))
     if run.writes:
@@ -104,7 +106,7 @@ def _train_in(run: Run, parameters: Tree) -> TrainState:
             shutil.rmtree(run.output)  # Nothing to resume: leave the name to a corrected command.
         if isinstance(stop, KeyboardInterrupt) and not stop.args:
             kept = "--resume goes on from the newest saved state" if saved else "nothing was saved"
-            raise KeyboardInterrupt(f"interrupted; {kept}") from stop
+            raise type(stop)(f"interrupted; {kept}") from stop
         raise
     states.close()
     return state

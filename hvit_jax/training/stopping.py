@@ -8,13 +8,16 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from hvit_jax.signals import Stopped
+
 
 class StopRequest:
-    """Whether to stop, which all processes find at the same point."""
+    """Whether to stop, which all processes find at the same point; `exception` says how."""
 
     def __init__(self, agree: Callable[[bool], bool]):
         """Begin without a request; `agree` tells all processes whether any has one."""
         self.agree, self.wanted, self.agreed = agree, False, False
+        self.exception = KeyboardInterrupt
 
     def is_set(self) -> bool:
         """Tell whether a process wanted to stop."""
@@ -35,8 +38,9 @@ def stop_requests(agree: Callable[[bool], bool]) -> Iterator[StopRequest]:
         return
 
     def handle(number: int, frame: Any) -> None:
+        stop.exception = Stopped if number == signal.SIGTERM else KeyboardInterrupt
         if stop.wanted:
-            raise KeyboardInterrupt
+            raise stop.exception
         stop.wanted = True
 
     previous = [signal.signal(number, handle) for number in signals]

@@ -1,0 +1,48 @@
+"""Where training starts: what becomes of a checkpoint's head."""
+
+import argparse
+
+import numpy as np
+import pytest
+
+from hvit_jax.checkpoint import load_parameters
+from hvit_jax.training.start import SIZES, first_parameters
+from tests.evaluation_setup import CONFIG, make_checkpoint
+
+NAMES = tuple("abcdefg")
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return make_checkpoint(tmp_path / "checkpoint", classes=NAMES)
+
+
+def start(checkpoint, classes, new_head=False):
+    none = dict.fromkeys((*SIZES, "model", "resolution"))
+    options = argparse.Namespace(**none, checkpoint=str(checkpoint), seed=3, new_head=new_head)
+    return first_parameters(options, classes)
+
+
+def test_outputs_follow_the_names_of_their_classes(checkpoint):
+    config, parameters, note = start(checkpoint, NAMES[::-1])
+    stored = load_parameters(checkpoint, CONFIG)["head"]
+    assert config == CONFIG and note is None
+    for name, leaf in stored.items():
+        np.testing.assert_array_equal(parameters["head"][name], leaf[..., ::-1])
+
+
+def test_other_names_go_by_their_order(checkpoint):
+    _, parameters, note = start(checkpoint, tuple("ABCDEFG"))
+    stored = load_parameters(checkpoint, CONFIG)["head"]
+    np.testing.assert_array_equal(parameters["head"]["kernel"], stored["kernel"])
+    assert note is not None and note.startswith("the data's class names are not the checkpoint's")
+    _, parameters, note = start(checkpoint, tuple("ABCDEFG"), new_head=True)
+    assert parameters["head"]["kernel"].shape == stored["kernel"].shape
+    assert np.any(parameters["head"]["kernel"] != stored["kernel"])
+    assert note == "a new head for 7 classes; the checkpoint has 7"
+
+
+def test_another_number_of_classes_gets_a_new_head(checkpoint):
+    config, parameters, note = start(checkpoint, NAMES[:2])
+    assert config.num_classes == 2 and parameters["head"]["kernel"].shape == (CONFIG.width, 2)
+    assert note == "a new head for 2 classes; the checkpoint has 7"

@@ -60,19 +60,6 @@ def parse_with_method(
     return options, make_reducer(method, **{**from_file, **given})
 
 
-def method_flags(options: argparse.Namespace, arguments: Sequence[str]) -> list[str]:
-    """List what a command line says of the method, as flags: its name, its file, its options.
-
-    Args:
-        options: as `parse_with_method` returns them.
-        arguments: the command line, without the program's name.
-    """
-    words = [word.partition("=")[0] for word in arguments]
-    names = [name for name in vars(options) if name.startswith(_PREFIX)]
-    flags = ["--" + name.removeprefix(_PREFIX).replace("_", "-") for name in names]
-    return [*(flag for flag in ("--method", "--method-args") if flag in words), *flags]
-
-
 def given_options(reducer: Reducer) -> dict[str, Any]:
     """List the options of a method that are not at their defaults."""
     values = {field: getattr(reducer, field.name) for field in dataclasses.fields(reducer)}

@@ -7,7 +7,7 @@ import hvit_jax
 from hvit_jax import InputError, demo
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.visualization.cli import main
-from hvit_jax.visualization.draw import SHADE, draw_groups, enlarged, heat_map
+from hvit_jax.visualization.draw import SHADE, draw_groups, enlarged, heat_map, lay_over
 from hvit_jax.visualization.view import compile_views
 from tests.test_contract import METHODS, make
 
@@ -114,6 +114,16 @@ def test_heat_maps_are_bounded_and_in_place():
     assert (heat_map(np.zeros(48), (6, 8), (48, 64)) == 0).all()
 
 
+def test_heat_goes_from_dark_to_light_over_the_picture():
+    picture = np.full((2, 5, 3), 100, np.uint8)
+    heat = np.broadcast_to(np.linspace(0, 1, 5), (2, 5))
+    drawing = lay_over(picture, heat)
+    assert drawing.shape == picture.shape and drawing.dtype == np.uint8
+    assert (np.diff(drawing[0].astype(int).sum(-1)) > 0).all()
+    np.testing.assert_array_equal(drawing[0, 0], [65, 65, 66])
+    np.testing.assert_array_equal(drawing[0, -1], np.round(15 + 0.85 * np.array([252, 255, 164])))
+
+
 def test_enlarges_by_whole_numbers():
     assert enlarged((56, 56)) == (616, 616)
     assert enlarged((48, 64)) == (480, 640)
@@ -140,8 +150,13 @@ def test_compares_all_methods(tmp_path):
         (["nowhere.png"], "nowhere.png"),
         ([PICTURES[0], "--after", "1", "6"], "--after 1 6: the model's blocks are 0 to 5"),
         ([PICTURES[0], "--compare", "--after", "1", "2"], "one block"),
-        ([PICTURES[0], "--compare", "--method", "tome"], "leave --method out"),
+        (
+            [PICTURES[0], "--compare", "--method", "tome"],
+            "draws all methods at --share; leave --method out",
+        ),
+        ([PICTURES[0], "--compare", "--method-args=a.json"], "leave --method-args out"),
         ([PICTURES[0], "--compare", "--num-clusters", "9"], "leave --num-clusters out"),
+        ([PICTURES[0], "--compare", "--r", "4"], "leave --r out"),
         ([PICTURES[0], "--compare", "--share", "2"], "above 0 and at most 1"),
         ([PICTURES[0], "--method", "tome", "--share", "0.5"], "--share is for --compare"),
         ([PICTURES[0], "--method", "tome", "--keep-rate", "0.5"], "--keep-rate"),
@@ -156,13 +171,6 @@ def test_mistakes_are_one_line(tmp_path, capfd, arguments, message):
     lines = capfd.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and message in lines[0]
     assert not out.exists()
-
-
-def test_a_comparison_takes_no_file_of_options(tmp_path, capfd):
-    options, out = tmp_path / "options.json", tmp_path / "out.png"
-    options.write_text('{"method": "hourglass", "args": {"num_clusters": 64}}')
-    assert main([PICTURES[0], "--compare", f"--method-args={options}", "-o", str(out)]) == 2
-    assert "leave --method-args out" in capfd.readouterr().err and not out.exists()
 
 
 def test_refuses_formats_it_cannot_write(tmp_path, capfd):

@@ -16,10 +16,10 @@ from hvit_jax.checkpoint import read_description
 from hvit_jax.config import ViTConfig
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.models.vit import jit_model
-from hvit_jax.profiling.timing import device_work, median_ratio, time_in_turns
+from hvit_jax.profiling.timing import device_work, time_in_turns
 from hvit_jax.reducers import Reducer
 from hvit_jax.strengths import at_cost, cost_share
-from hvit_jax.visualization.draw import draw_groups, enlarged, heat_map
+from hvit_jax.visualization.draw import draw_groups, enlarged, heat_map, lay_over
 from hvit_jax.visualization.view import compile_views
 
 KEPT_MODELS = 4  # Weights of a large model take gigabytes.
@@ -95,7 +95,7 @@ class Session:
         heat = heat_map(np.asarray(view.attention[0]), self.config.grid, shown.shape[:2])
         return Answer(
             groups=draw_groups(shown, np.asarray(view.groups[0]), self.config.grid),
-            attention=_lay_over(shown, heat),
+            attention=lay_over(shown, heat),
             reduced=self._classes(output[0]),
             dense=self._classes(dense_output[0]),
             summary=self._summary(reducer, block, int(view.tokens[0]), times),
@@ -126,16 +126,6 @@ class Session:
             f"| tokens after block {block} | {self.config.num_patches + 1} | {tokens} |\n"
             f"| GFLOPs | 1.00 x | {cost_share(self.config, reducer):.2f} x |\n"
             f"| one picture | {dense:.1f} ms | {reduced:.1f} ms |\n"
-            f"| speed | 1.00 x | {median_ratio(*times):.2f} x |\n\n"
+            f"| speed | 1.00 x | {dense / reduced:.2f} x |\n\n"
             f"One picture at a time on {jax.devices()[0].device_kind}; profile.py times batches."
         )
-
-
-def _lay_over(
-    picture: UInt8[np.ndarray, "h w 3"], heat: Float[np.ndarray, "h w"]
-) -> UInt8[np.ndarray, "h w 3"]:
-    """Colour a grey picture from dark red to yellow where there is attention."""
-    grey = picture.mean(-1, keepdims=True)
-    colour = np.stack([255 * np.sqrt(heat), 230 * heat**1.5, 60 * (1 - heat)], axis=-1)
-    share = (0.2 + 0.6 * heat)[..., None]
-    return ((1 - share) * grey + share * colour).astype(np.uint8)

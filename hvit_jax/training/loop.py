@@ -63,6 +63,8 @@ def run_steps(
     step, meter = int(state.step), _Meter(unread)
 
     def keep(state: TrainState) -> None:
+        for row in meter.unread[-1:]:  # Those before it are in a row, which is checked too.
+            check_finite(row["loss"])
         save(state, meter.unread)
 
     with stop_requests(agree) as stop:
@@ -76,7 +78,6 @@ def run_steps(
             if last or step % log_every == 0:
                 log({"step": step, **meter.read()})
             if last or step % save_every == 0 or stop.is_set():
-                check_finite(metrics["loss"])
                 keep(state)
             with meter.paused():
                 _validate(validate, state, step, stop, keep)

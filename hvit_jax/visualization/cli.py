@@ -21,11 +21,11 @@ from hvit_jax.config import ViTConfig, as_pair
 from hvit_jax.data.folder import open_picture
 from hvit_jax.data.preprocess import resize_and_crop
 from hvit_jax.errors import InputError
-from hvit_jax.method_options import method_flags, numbers, parse_with_method
+from hvit_jax.method_options import join_numbers, numbers, parse_with_method
 from hvit_jax.plotting import check_plot
 from hvit_jax.reducers import REDUCERS, Reducer
 from hvit_jax.strengths import at_cost, cost_share
-from hvit_jax.visualization.draw import draw_groups, enlarged, heat_map
+from hvit_jax.visualization.draw import draw_groups, enlarged, heat_map, lay_over
 from hvit_jax.visualization.figure import Panel, draw_figure
 from hvit_jax.visualization.view import compile_views
 
@@ -51,14 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> None:
-    parser = _parser()
-    options, reducer = parse_with_method(parser, arguments, default="hourglass", list_flags=_LISTS)
+    options, reducer = _parse(arguments)
     check_plot(options.output, "--output")
     if options.resolution is not None:
         options.resolution = as_pair(options.resolution)
     config = with_resolution(read_description(options.checkpoint).config, options.resolution)
     blocks = _blocks(options, config)
-    reducers = _reducers(options, config, reducer, arguments)
+    reducers = _reducers(options, config, reducer)
     pictures = [open_picture(Path(name), name) for name in options.images]
     large = enlarged(config.image_shape)
     shown = [resize_and_crop(picture, large) for picture in pictures]
@@ -69,17 +68,24 @@ def _main(arguments: Sequence[str]) -> None:
     print(f"written: {options.output}")
 
 
-def _reducers(
-    options: argparse.Namespace, config: ViTConfig, reducer: Reducer, arguments: Sequence[str]
-) -> list[Reducer]:
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Reducer]:
+    """Read the command line; a comparison takes no options of a method."""
+    parser = _parser()
+    if "--compare" not in arguments:
+        return parse_with_method(parser, arguments, default="hourglass", list_flags=_LISTS)
+    options, surplus = parser.parse_known_args(join_numbers(arguments, _LISTS))
+    if surplus:
+        flag = surplus[0].partition("=")[0]
+        raise InputError(f"--compare draws all methods at --share; leave {flag} out")
+    return options, Reducer()
+
+
+def _reducers(options: argparse.Namespace, config: ViTConfig, reducer: Reducer) -> list[Reducer]:
     """Choose what to draw: the method asked for, or all of them."""
     if not options.compare:
         if options.share is not None:
             raise InputError("--share is for --compare; leave it out, or give the method's options")
         return [reducer.resolve(config)]
-    given = method_flags(options, arguments)
-    if given:
-        raise InputError(f"--compare draws all methods at --share; leave {given[0]} out")
     options.share = SHARE if options.share is None else options.share
     names = [name for name in REDUCERS if name != Reducer.name]
     return [at_cost(name, config, options.share) for name in names]
@@ -125,10 +131,8 @@ def _columns(
             ]
         if not options.compare:
             title = f"attention of CLS, block {blocks[-1]}"
-            yield [
-                Panel(title, picture, heat_map(view[-1].attention[0], grid, picture.shape[:2]))
-                for picture, view in zip(shown, views, strict=True)
-            ]
+            heats = [heat_map(view[-1].attention[0], grid, shown[0].shape[:2]) for view in views]
+            yield [Panel(title, lay_over(*pair)) for pair in zip(shown, heats, strict=True)]
 
 
 def _span(counts: Sequence[int]) -> str:

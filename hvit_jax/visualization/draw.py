@@ -9,6 +9,8 @@ from PIL import Image
 DIMMED = 0.22
 SHADE = (28, 32, 46)
 OUTLINE = (255, 255, 255)
+# From black over purple, red and orange to light yellow, at even distances.
+HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
 
 
 def draw_groups(
@@ -87,3 +89,19 @@ def heat_map(
     small = np.clip(attention / top, 0, 1).astype(np.float32).reshape(grid)
     smooth = Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.clip(np.asarray(smooth), 0, 1)
+
+
+def lay_over(
+    picture: UInt8[np.ndarray, "H W 3"], heat: Float[np.ndarray, "H W"]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Colour a picture by heat; where there is little, it shines through in grey.
+
+    Args:
+        picture: pixels.
+        heat: from 0 to 1, as `heat_map` gives it.
+    """
+    grey = picture.mean(-1, keepdims=True)
+    stops = np.linspace(0, 1, len(HEAT))
+    colour = np.stack([np.interp(heat, stops, channel) for channel in zip(*HEAT, strict=True)], -1)
+    share = (0.35 + 0.5 * heat)[..., None]
+    return ((1 - share) * grey + share * colour).round().astype(np.uint8)

@@ -23,12 +23,10 @@ class Panel:
     Attributes:
         title: lines above it, shown in the first row only.
         drawing: pixels.
-        heat: attention from 0 to 1 to lay over it, if any.
     """
 
     title: str
     drawing: UInt8[np.ndarray, "h w 3"]
-    heat: np.ndarray | None = None
 
 
 def draw_figure(rows: Sequence[Sequence[Panel]], path: Path, *, title: str) -> None:
@@ -53,20 +51,8 @@ def draw_figure(rows: Sequence[Sequence[Panel]], path: Path, *, title: str) -> N
     figure.suptitle(title, fontsize=11)
     for index, (places, panels) in enumerate(zip(axes, rows, strict=True)):
         for place, panel in zip(places, panels, strict=True):
-            _draw(place, panel)
+            place.axis("off")
+            place.imshow(panel.drawing, interpolation="antialiased")
             if index == 0:
                 place.set_title(panel.title, fontsize=9)
     save_figure(figure, path, dpi=130)
-
-
-def _draw(place, panel: Panel) -> None:
-    height, width = panel.drawing.shape[:2]
-    place.axis("off")
-    if panel.heat is None:
-        place.imshow(panel.drawing, interpolation="antialiased")
-        return
-    # The picture shines through in grey where there is little attention.
-    grey = panel.drawing.mean(-1)
-    place.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
-    options = {"cmap": "inferno", "vmin": 0, "vmax": 1, "extent": (0, width, height, 0)}
-    place.imshow(panel.heat, alpha=0.35 + 0.5 * panel.heat, **options)

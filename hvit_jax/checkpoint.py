@@ -25,6 +25,7 @@ from hvit_jax.signals import uninterrupted
 
 FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS = "model.json", "weights"
+_NAMED = 5  # broken parameters that a message names
 _OVERHEAD = 1 << 18  # bytes that a checkpoint takes beside its numbers, generously
 
 
@@ -127,7 +128,7 @@ def load_parameters(directory: str | Path, config: ViTConfig) -> Tree:
 
     Raises:
         InputError: if the weights are missing, damaged, or are not those of `config`; all missing,
-            surplus and misshapen arrays are listed.
+            surplus and misshapen arrays are listed, and those that hold NaN or infinite numbers.
     """
     weights = Path(directory).absolute() / WEIGHTS
     if not weights.is_dir():
@@ -145,11 +146,29 @@ def load_parameters(directory: str | Path, config: ViTConfig) -> Tree:
             _compare(f"checkpoint {directory}", flatten(found.tree), config)
             numpy = ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.dtype(np.float32))
             arguments = jax.tree.map(lambda _: numpy, wanted)
-            return checkpointer.restore(weights, item=wanted, restore_args=arguments)
+            parameters = checkpointer.restore(weights, item=wanted, restore_args=arguments)
     except InputError:
         raise
     except Exception as error:
         raise InputError(f"checkpoint {directory} is damaged: {_reason(error)}") from error
+    broken = [_where(name, leaf) for name, leaf in flatten(parameters).items() if _broken(leaf)]
+    if broken:
+        more = f" and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
+        names = ", ".join(broken[:_NAMED]) + more
+        raise InputError(f"checkpoint {directory}: NaN or infinite numbers in {names}")
+    return parameters
+
+
+def _broken(array: np.ndarray) -> bool:
+    # Unlike `isfinite(array)`, these two need no memory; both are NaN where any number is.
+    return not np.isfinite([array.min(), array.max()]).all()
+
+
+def _where(name: str, array: np.ndarray) -> str:
+    """Name a parameter; of the blocks' stacked ones, the first block that is broken."""
+    if not name.startswith("blocks/"):
+        return name
+    return f"{name} of block {next(index for index, each in enumerate(array) if _broken(each))}"
 
 
 def _reason(error: Exception) -> str:

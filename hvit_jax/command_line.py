@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from hvit_jax.errors import InputError
+from hvit_jax.errors import InputError, first_line
+from hvit_jax.memory import is_out_of_memory
 from hvit_jax.signals import exit_status, insistent
 
 USAGE_ERROR = 2
@@ -42,9 +43,9 @@ def run(main: Callable[[], int | None], program: str) -> int:
         program: the name that the line starts with, such as "hvit-convert".
 
     Returns:
-        What `main` returns; 2 after a user's mistake or an error of the operating system, 130 after
-        Ctrl-C, 143 after SIGTERM, 141 if the reader of the output has gone. Other exceptions are
-        defects and pass.
+        What `main` returns; 2 after a user's mistake, an error of the operating system or out of
+        memory, 130 after Ctrl-C, 143 after SIGTERM, 141 if the reader of the output has gone. Other
+        exceptions are defects and pass.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -65,6 +66,10 @@ def run(main: Callable[[], int | None], program: str) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
         return _complain(program, f"{where}{error.strerror or error}", USAGE_ERROR)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _complain(program, f"out of memory: {first_line(error)}", USAGE_ERROR)
 
 
 def _complain(program: str, message: str, status: int) -> int:

@@ -163,7 +163,7 @@ def test_failed_rows_do_not_stop_the_others_and_are_tried_again(tmp_path, monkey
     assert main(command) == 1
     errors = [row["error"] for row in read(output)["rows"]]
     assert errors[::2] == [None, None]
-    assert errors[1] == "out of memory at batch 2; a smaller --batch-size needs less"
+    assert errors[1] == "out of memory at batch 2; try --batch-size 1"
     assert errors[1] in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0
     assert measured == [1, 2, 3, 2]

@@ -189,7 +189,7 @@ def test_a_candidate_that_fails_does_not_stop_the_others(fast, tmp_path, monkeyp
     )
     assert main([*fast, "--output", str(output)]) == 0
     reasons = [each["error"] for each in read(output)["rows"]]
-    assert reasons == [None, "out of memory at batch 4; a smaller --batch-size needs less", None]
+    assert reasons == [None, "out of memory at batch 4; try --batch-size 2", None]
     printed = capsys.readouterr()
     assert "failed: tome" in printed.out and "failed: out of memory" in printed.err
     assert main([*fast, "--output", str(output), "--resume"]) == 0

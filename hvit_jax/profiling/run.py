@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from hvit_jax.errors import InputError, first_line
+from hvit_jax.memory import describe_out_of_memory, is_out_of_memory, smaller_batch
 from hvit_jax.profiling.cases import Case
 from hvit_jax.profiling.measure import NOT_MEASURED, Bench, Settings
 from hvit_jax.profiling.record import Record
@@ -15,7 +16,6 @@ from hvit_jax.profiling.report import method_name
 
 # What may stop one case only. JAX's and PyTorch's errors are RuntimeErrors, out of memory too.
 FAILURES = (RuntimeError, MemoryError, FloatingPointError, InputError)
-_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory")
 
 
 def run_cases(
@@ -65,10 +65,9 @@ def describe_failure(error: Exception, batch: int) -> str:
         error: one of `FAILURES`.
         batch: images at once.
     """
-    reason = first_line(error)
-    if isinstance(error, MemoryError) or any(words in reason for words in _OUT_OF_MEMORY):
-        return f"out of memory at batch {batch}; a smaller --batch-size needs less"
-    return reason
+    if is_out_of_memory(error):
+        return describe_out_of_memory(batch, smaller_batch(batch))
+    return first_line(error)
 
 
 def _lines(row: dict[str, Any], bench: Bench) -> list[str]:

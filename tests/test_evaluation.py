@@ -84,7 +84,7 @@ def test_tally_shows_whole_batches_only():
 
 
 def test_speed_counts_from_the_first_batch_in_hand():
-    several = Totals(images=100, batches=3, times=(2.0, 12.0))
+    several = Totals(images=100, batches=3, seconds=10.0)
     assert several.images_per_second == 10.0
     assert Totals().images_per_second is None
     assert Totals().percent(0) is None

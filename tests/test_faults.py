@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("HVIT_KILLS", "4"))
 LIMIT = 300
+MANY = 3000
 WHOLE, KILLED = "whole.json", "killed.json"
 
 
@@ -36,7 +37,21 @@ def inputs(tmp_path_factory):
     make_pictures(folder / "pictures", count=28)
     make_pictures(folder / "data" / "train", count=28)
     torch.save(swag_state(), folder / "in.torch")
+    _make_many(folder / "many")
     return folder
+
+
+def _make_many(folder):
+    """Links to a few pictures, and one that cannot be read."""
+    make_pictures(folder, count=14)
+    for index in range(14, MANY):
+        os.symlink(folder / f"c{index % 7}" / f"{index % 14:03d}.png", _name(folder, index))
+    _name(folder, MANY - 1).unlink()
+    _name(folder, MANY - 1).write_bytes(b"no picture")
+
+
+def _name(folder, index):
+    return folder / f"c{index % 7}" / f"{index:05d}.png"
 
 
 def start(words, cwd):
@@ -156,18 +171,36 @@ def test_convert(inputs, tmp_path):
     hvit_jax.load(tmp_path / "killed")
 
 
+EVAL = """
+import sys
+from hvit_jax.evaluation import cli, kept
+kept.SECONDS = 0.05
+sys.exit(cli.main())
+"""
+
+
 def test_eval(inputs, tmp_path):
-    words = [ROOT / "eval.py", inputs / "pictures", "--checkpoint", inputs / "checkpoint"]
-    words += ["-b", "2", "-j", "2", "--predictions", tmp_path / "p.npz", "--output"]
+    """Slow enough to be killed anywhere: batches of one picture, kept all the time."""
+
+    def words(name, *more):
+        files = ("--output", tmp_path / f"{name}.json", "--predictions", tmp_path / f"{name}.npz")
+        data = (inputs / "many", "--checkpoint", inputs / "checkpoint")
+        return ["-c", EVAL, *data, "-b", "1", "-j", "1", "--on-error", "skip", *files, *more]
 
     def look():
-        whole_json(tmp_path / KILLED)
-        if (tmp_path / "p.npz").exists():
-            np.load(tmp_path / "p.npz")["logits"]
+        whole_json(tmp_path / "killed.json")
+        for path in (tmp_path / "killed.npz", *(tmp_path / "killed.json.progress").glob("*.npz")):
+            if path.exists():
+                np.load(path)["top1"]
 
-    seconds = finish([*words, tmp_path / WHOLE], tmp_path)
-    killed = [*words, tmp_path / KILLED, "--overwrite"]
-    kill_again_and_again(killed, lambda: None, tmp_path, seconds, look)
+    seconds = finish(words("whole"), tmp_path)
+    resumed = words("killed", "--resume")
+    kill_again_and_again(resumed, lambda: None, tmp_path, seconds, look)
     whole, again = (json.loads((tmp_path / name).read_text()) for name in (WHOLE, KILLED))
-    for name in ("top1", "top5", "loss", "images"):
-        assert whole[name] == again[name]
+    for name in ("images_per_second", "input_wait", "compile_seconds"):
+        assert whole.pop(name) and again.pop(name)
+    assert whole == again and whole["images"] == MANY - 1
+    one, other = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "killed.npz")
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    left = {path for path in os.listdir(tmp_path) if not path.startswith(".")}
+    assert left == {"whole.json", "whole.npz", "killed.json", "killed.npz"}

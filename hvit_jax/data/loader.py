@@ -101,12 +101,12 @@ class _Batches:
         return Batch(pixels, indices, problems)
 
     def get_state(self) -> dict[str, Any]:
-        """Give an empty state; an evaluation is never resumed."""
+        """Give an empty state; an evaluation goes on with the pictures that are left instead."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Refuse; an evaluation is never resumed."""
-        raise NotImplementedError("an evaluation cannot be resumed")
+        """Refuse; see `get_state`."""
+        raise NotImplementedError("batches of an evaluation have no state")
 
 
 @contextlib.contextmanager

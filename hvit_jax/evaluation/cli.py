@@ -11,8 +11,8 @@ from hvit_jax.api import load, with_resolution
 from hvit_jax.checkpoint import read_description
 from hvit_jax.command_line import run
 from hvit_jax.distributed import run_together
-from hvit_jax.evaluation.files import check_destination
 from hvit_jax.evaluation.inputs import data_or_demo, open_inputs
+from hvit_jax.evaluation.keeping import check_files
 from hvit_jax.evaluation.options import PROGRAM, Options, parse_options
 from hvit_jax.evaluation.run import evaluate
 from hvit_jax.peers import NoPeers, Peers
@@ -38,9 +38,7 @@ def _main(arguments: Sequence[str]) -> int | None:
 
 def _prepare(options: Options, peers: Peers | NoPeers) -> int:
     if peers.index == 0:
-        for path in (options.output, options.predictions):
-            if path is not None:
-                check_destination(path, overwrite=options.overwrite)
+        check_files(options)
     data, checkpoint = data_or_demo(options.data, options.checkpoint)
     config = read_description(checkpoint).config
     options.reducer.resolve(with_resolution(config, options.resolution))

@@ -45,6 +45,7 @@ class Options:
         output: where `results.json` goes.
         predictions: where single results go.
         overwrite: whether the two may replace files.
+        resume: whether to go on with what an earlier run has scored.
         processes: the processes of the run; None for this one alone.
         recorded: the results that it repeats; None for none.
     """
@@ -62,6 +63,7 @@ class Options:
     output: Path | None
     predictions: Path | None
     overwrite: bool
+    resume: bool
     processes: Processes | None
     recorded: dict[str, Any] | None
 
@@ -113,6 +115,8 @@ def _check(options: Options) -> None:
         raise InputError(f"--batch-size must be at least 1, got {options.batch_size}")
     if options.workers < 0:
         raise InputError(f"--workers must be at least 0, got {options.workers}")
+    if options.resume and options.output is None:
+        raise InputError("--resume needs --output FILE.json, beside which scored pictures are kept")
     if options.output and options.predictions:
         if options.output.absolute() == options.predictions.absolute():
             raise InputError(f"--output and --predictions both name {options.output}")
@@ -174,3 +178,5 @@ def _add_run_options(parser: ArgumentParser) -> None:
     verify = "repeat the evaluation that wrote this file, and compare; exit status 1 if it differs"
     add("--verify", type=Path, metavar="FILE.json", help=verify)
     add("--overwrite", action="store_true", help="let the two replace files that exist")
+    resume = "go on with an evaluation that was stopped or killed, by the command that began it"
+    add("--resume", action="store_true", help=resume)

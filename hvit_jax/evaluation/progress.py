@@ -22,25 +22,28 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 @contextmanager
-def show_progress(console: Console, total: int) -> Iterator[Callable[[Tally], None]]:
+def show_progress(
+    console: Console, total: int, first: int = 0
+) -> Iterator[Callable[[Tally], None]]:
     """Show running accuracy, speed and the time that is left.
 
     Args:
         console: where to.
         total: pictures to score.
+        first: how many an earlier run has scored.
 
     Yields:
         A function to call after each batch.
     """
     if console.is_terminal:
-        with _live_bar(console, total) as update:
+        with _live_bar(console, total, first) as update:
             yield update
     else:
-        yield _lines(console, total)
+        yield _lines(console, total, first)
 
 
 @contextmanager
-def _live_bar(console: Console, total: int) -> Iterator[Callable[[Tally], None]]:
+def _live_bar(console: Console, total: int, first: int) -> Iterator[Callable[[Tally], None]]:
     columns = (
         MofNCompleteColumn(),
         BarColumn(),
@@ -50,11 +53,13 @@ def _live_bar(console: Console, total: int) -> Iterator[Callable[[Tally], None]]
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=total, scores="")
-        yield lambda tally: progress.update(task, completed=_seen(tally), scores=summary(tally))
+        task = progress.add_task("", total=total, completed=first, scores="")
+        yield lambda tally: progress.update(
+            task, completed=tally.totals.pictures, scores=summary(tally)
+        )
 
 
-def _lines(console: Console, total: int) -> Callable[[Tally], None]:
+def _lines(console: Console, total: int, first: int) -> Callable[[Tally], None]:
     start = last = time.monotonic()
 
     def update(tally: Tally) -> None:
@@ -62,15 +67,11 @@ def _lines(console: Console, total: int) -> Callable[[Tally], None]:
         now = time.monotonic()
         if now - last < _SECONDS_BETWEEN_LINES:
             return
-        last, seen = now, _seen(tally)
-        left = (now - start) * (total - seen) / max(1, seen)
+        last, seen = now, tally.totals.pictures
+        left = (now - start) * (total - seen) / max(1, seen - first)
         console.print(f"{seen}/{total} pictures, {summary(tally)}, {left:.0f} s left")
 
     return update
-
-
-def _seen(tally: Tally) -> int:
-    return tally.totals.images + tally.totals.unreadable
 
 
 def summary(tally: Tally) -> str:

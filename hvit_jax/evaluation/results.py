@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hvit_jax.evaluation.files import write_atomically
+from hvit_jax.evaluation.inputs import Inputs
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.flops import count_flops
 from hvit_jax.models.vit import ViT
@@ -70,19 +70,19 @@ def save_results(path: Path, results: dict[str, Any]) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def save_predictions(path: Path, tally: Tally, paths: Sequence[str], classes: int) -> None:
+def save_predictions(path: Path, tally: Tally, inputs: Inputs) -> None:
     """Write the scored pictures' `paths`, `labels`, `logits` and `top1`, in the source's order.
 
     Args:
         path: the .npz file, replaced atomically.
         tally: what has been scored; it kept its logits.
-        paths: names of all pictures of the source.
-        classes: number of logits.
+        inputs: the pictures and the classes.
 
     Raises:
         InputError: if it cannot be written.
     """
-    rows = tally.rows
+    rows, paths = tally.rows, inputs.source.paths
+    classes = inputs.description.config.num_classes
     # An empty part keeps shapes and types where nothing was scored.
     empty = np.zeros(0, np.int32)
     arrays = {

@@ -1,33 +1,69 @@
-"""One evaluation: everything put together, and what it leaves behind."""
+"""One evaluation: everything put together."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 
 from hvit_jax.data.folder import PictureError
 from hvit_jax.data.loader import Batch, load_batches
+from hvit_jax.data.subset import Subset
 from hvit_jax.distributed import check_agreement
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import Inputs
+from hvit_jax.evaluation.keeping import Keeper
 from hvit_jax.evaluation.options import Options
+from hvit_jax.evaluation.outcome import write_outcome
 from hvit_jax.evaluation.progress import show_progress
-from hvit_jax.evaluation.report import describe, print_report
-from hvit_jax.evaluation.results import describe_model, save_predictions, save_results, scores
+from hvit_jax.evaluation.report import describe
+from hvit_jax.evaluation.results import describe_model, scores
 from hvit_jax.evaluation.score import score
 from hvit_jax.evaluation.shares import Shares, share_out
 from hvit_jax.evaluation.step import compile_step
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.evaluation.verify import report_verification
+from hvit_jax.memory import explain_out_of_memory, smaller_batch
 from hvit_jax.models.vit import ViT
 from hvit_jax.parallel import Placement, place
 from hvit_jax.peers import NoPeers, Peers
 from hvit_jax.provenance import fingerprints, names_crc32
 from hvit_jax.signals import exit_status, sigterm_raises
+
+Stop = KeyboardInterrupt | InputError
+
+
+@dataclass(frozen=True)
+class Run:
+    """What an evaluation consists of.
+
+    Attributes:
+        options: the command line.
+        inputs: data and checkpoint.
+        model: the model.
+        messages: where progress goes.
+        peers: the other processes; the one with index 0 prints and writes.
+        placement: the devices.
+        shares: how processes share the pictures that are left to score.
+        tally: what has been scored, by an earlier run too.
+        keeper: keeps that on disk.
+        about: what the results say besides the scores.
+    """
+
+    options: Options
+    inputs: Inputs
+    model: ViT
+    messages: Console
+    peers: Peers | NoPeers
+    placement: Placement
+    shares: Shares
+    tally: Tally
+    keeper: Keeper
+    about: dict[str, Any]
 
 
 def evaluate(
@@ -46,46 +82,16 @@ def evaluate(
         The exit status: 0, or what shells expect after a signal.
 
     Raises:
-        InputError: if a picture cannot be read, a result not be written, or processes disagree.
+        InputError: if a picture cannot be read, a result not be written, memory runs out, processes
+            disagree, or there is an evaluation to go on with, but of something else.
     """
-    placement, tally = place(), Tally(keep_logits=options.predictions is not None)
-    count, stop = len(inputs.source), None
-    shares = share_out(count, placement.round_up(min(options.batch_size, count)))
-    about = _describe(inputs, model, placement, shares)
-
-    def finish(*, partial: bool) -> None:
-        if peers.index == 0:
-            _finish(options, inputs, model, tally, {**about, "partial": partial})
-
+    run = _begin(options, inputs, model, messages, peers)
     # The workers start to decode while the model compiles.
-    with sigterm_raises(), _load(options, inputs, model, shares) as batches:
-        try:
-            peers.saves(lambda: finish(partial=True))
-            messages.print(_counts(inputs) + describe(about))
-            started = time.perf_counter()
-            step = compile_step(model, shares.batch_size, placement)
-            about["compile_seconds"] = time.perf_counter() - started
-            messages.print(f"compiled in {about['compile_seconds']:.1f} s")
-            with show_progress(messages, count) as on_batch:
-                score(
-                    step,
-                    batches,
-                    [inputs.labels[index] for index in shares.indices],
-                    tally,
-                    put=placement.divide,
-                    shares=shares if shares.processes > 1 else None,
-                    skip_unreadable=options.on_error == "skip",
-                    on_batch=on_batch,
-                )
-        except PictureError as error:
-            stop = PictureError(f"{error}; --on-error skip leaves such pictures out")
-        except (KeyboardInterrupt, InputError) as error:
-            stop = error
+    with sigterm_raises(), _load(run) as batches:
+        stop = _score(run, batches)
         with peers.ending:
             peers.done()
-            # A picture that cannot be read loses nothing of what was scored before it either.
-            if tally.totals.images or not isinstance(stop, InputError):
-                finish(partial=stop is not None)
+            _finish(run, stop)
     if isinstance(stop, InputError):
         raise stop
     if stop is not None:
@@ -93,26 +99,24 @@ def evaluate(
     if options.recorded is None or peers.index:
         return 0
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    return report_verification(console, options.recorded, {**about, **scores(tally)})
+    return report_verification(console, options.recorded, {**run.about, **scores(run.tally)})
 
 
-def _load(
-    options: Options, inputs: Inputs, model: ViT, shares: Shares
-) -> AbstractContextManager[Iterator[Batch]]:
-    return load_batches(
-        shares.take(inputs.source),
-        model.config.image_shape,
-        batch_size=shares.rows,
-        workers=options.workers,
-        batches=shares.batches,
-    )
+def _begin(
+    options: Options, inputs: Inputs, model: ViT, messages: Console, peers: Peers | NoPeers
+) -> Run:
+    """Find out what is left to do, and let all processes agree on it."""
+    placement, tally = place(), Tally(keep_logits=options.predictions is not None)
+    count = len(inputs.source)
+    size = placement.round_up(min(options.batch_size, count))
+    about = _describe(inputs, model, placement, size)
+    keeper = Keeper(options, about, peers, messages)
+    keeper.begin(tally, count)
+    shares = share_out(count - tally.first, size)
+    return Run(options, inputs, model, messages, peers, placement, shares, tally, keeper, about)
 
 
-def _counts(inputs: Inputs) -> str:
-    return f"{len(inputs.source)} pictures, {len(inputs.source.classes)} classes; "
-
-
-def _describe(inputs: Inputs, model: ViT, placement: Placement, shares: Shares) -> dict[str, Any]:
+def _describe(inputs: Inputs, model: ViT, placement: Placement, size: int) -> dict[str, Any]:
     """Describe the run, and check that all processes mean the same one.
 
     Raises:
@@ -122,7 +126,7 @@ def _describe(inputs: Inputs, model: ViT, placement: Placement, shares: Shares) 
         **describe_model(model),
         "devices": placement.devices,
         "processes": placement.processes,
-        "batch_size": shares.batch_size,
+        "batch_size": size,
         "data": inputs.data,
         "checkpoint": inputs.checkpoint,
         "checkpoint_source": inputs.description.source,
@@ -130,36 +134,87 @@ def _describe(inputs: Inputs, model: ViT, placement: Placement, shares: Shares) 
         "compile_seconds": None,
     }
     names = names_crc32(inputs.source)
-    check_agreement(f"{_counts(inputs)}batches of {shares.batch_size}; {describe(about)}", names)
+    check_agreement(f"{_counts(inputs)}batches of {size}; {describe(about)}", names)
     return about
 
 
-def _finish(
-    options: Options, inputs: Inputs, model: ViT, tally: Tally, about: dict[str, Any]
-) -> None:
-    """Print the results first, so that a full disk cannot hide them; then write them."""
-    results = {**about, **scores(tally)}
-    console, total = Console(highlight=False, markup=False), len(inputs.source)
-    print_report(console, results)
-    if results["partial"]:
-        console.print(f"interrupted: {results['images']} of {total} pictures were scored")
-    problems = []
-    for path, save in (
-        (options.output, lambda path: save_results(path, results)),
-        (
-            options.predictions,
-            lambda path: save_predictions(
-                path, tally, inputs.source.paths, model.config.num_classes
-            ),
-        ),
-    ):
-        if path is not None:
-            try:
-                save(path)
-                console.print(f"written: {path}", soft_wrap=True)
-            except InputError as error:
-                problems.append(str(error))
-    if problems:
-        raise InputError("; ".join(problems))
-    if not results["images"] and not results["partial"]:
-        raise InputError(f"none of the {total} pictures could be read")
+def _counts(inputs: Inputs) -> str:
+    return f"{len(inputs.source)} pictures, {len(inputs.source.classes)} classes; "
+
+
+def _load(run: Run) -> AbstractContextManager[Iterator[Batch]]:
+    source, first = run.inputs.source, run.tally.first
+    left = Subset(source, tuple(range(first, len(source)))) if first else source
+    return load_batches(
+        run.shares.take(left),
+        run.model.config.image_shape,
+        batch_size=run.shares.rows,
+        workers=run.options.workers,
+        batches=run.shares.batches,
+    )
+
+
+def _score(run: Run, batches: Iterator[Batch]) -> Stop | None:
+    """Score what is left; returns what stopped it before the end, if anything did."""
+    size = run.shares.batch_size
+    try:
+        run.peers.saves(lambda: _leave(run, partial=True))
+        run.messages.print(_counts(run.inputs) + describe(run.about))
+        with explain_out_of_memory(size, smaller_batch(size, run.placement.devices)):
+            _compile_and_score(run, batches)
+    except PictureError as error:
+        return PictureError(f"{error}; --on-error skip leaves such pictures out")
+    except (KeyboardInterrupt, InputError) as error:
+        return error
+    return None
+
+
+def _compile_and_score(run: Run, batches: Iterator[Batch]) -> None:
+    shares, first = run.shares, run.tally.first
+    started = time.perf_counter()
+    step = compile_step(run.model, shares.batch_size, run.placement)
+    run.about["compile_seconds"] = time.perf_counter() - started
+    run.messages.print(f"compiled in {run.about['compile_seconds']:.1f} s")
+    with show_progress(run.messages, len(run.inputs.source), first) as show:
+
+        def on_batch(tally: Tally) -> None:
+            show(tally)
+            with run.peers.ending:
+                run.keeper.keep(tally)
+
+        score(
+            step,
+            batches,
+            [run.inputs.labels[first + index] for index in shares.indices],
+            run.tally,
+            put=run.placement.divide,
+            shares=shares if shares.processes > 1 else None,
+            skip_unreadable=run.options.on_error == "skip",
+            on_batch=on_batch,
+        )
+
+
+def _finish(run: Run, stop: Stop | None) -> None:
+    # Whatever stopped it loses nothing of what was scored before either.
+    if run.tally.totals.images or not isinstance(stop, InputError):
+        _leave(run, partial=stop is not None)
+    else:
+        run.keeper.leave_nothing()
+
+
+def _leave(run: Run, *, partial: bool) -> None:
+    """Print and write what there is, if this process does that for all."""
+    if run.peers.index:
+        return
+    if partial:
+        run.keeper.save(run.tally)
+    try:
+        write_outcome(run.options, run.inputs, run.tally, {**run.about, "partial": partial})
+    except InputError:
+        run.keeper.save(run.tally)
+        run.keeper.leave_nothing()
+        raise
+    if not partial:
+        run.keeper.finish()
+        if not run.tally.totals.images:
+            raise InputError(f"none of the {len(run.inputs.source)} pictures could be read")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -24,8 +25,9 @@ class Totals:
         not_finite: pictures with a logit that is no number.
         unreadable: pictures that could not be read, which no other count includes.
         report: sums of what the method reports.
-        batches: batches that these sums hold.
-        times: when the first batch was in hand, and when the last one was done.
+        batches: batches that these sums hold; what an earlier run saved at once counts as one.
+        seconds: from the first batch in hand to the last one done, of all runs.
+        finished: when this run's last batch was done; None before.
     """
 
     images: int = 0
@@ -36,13 +38,18 @@ class Totals:
     unreadable: int = 0
     report: dict[str, float] = field(default_factory=dict)
     batches: int = 0
-    times: tuple[float, float] = (0.0, 0.0)
+    seconds: float = 0.0
+    finished: float | None = None
+
+    @property
+    def pictures(self) -> int:
+        """Pictures done, whether they could be read or not."""
+        return self.images + self.unreadable
 
     @property
     def images_per_second(self) -> float | None:
         """Steady speed, from the first batch in hand: without compilation and start of workers."""
-        start, last = self.times
-        return self.images / (last - start) if self.batches else None
+        return self.images / self.seconds if self.seconds else None
 
     def mean(self, total: float) -> float | None:
         """Divide a sum by the pictures; None if there are none, or it is no number."""
@@ -72,6 +79,18 @@ class Rows:
     problems: tuple[str, ...]
 
 
+def join_rows(parts: Sequence[Rows]) -> Rows:
+    """Put the rows of batches, at least one, behind each other."""
+    logits = [part.logits for part in parts if part.logits is not None]
+    return Rows(
+        np.concatenate([part.indices for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.top1 for part in parts]),
+        np.concatenate(logits) if logits else None,
+        tuple(problem for part in parts for problem in part.problems),
+    )
+
+
 @dataclass
 class Tally:
     """What has been scored so far.
@@ -80,11 +99,13 @@ class Tally:
         keep_logits: whether `rows` keeps logits.
         waited: seconds that the program waited for pictures, after the first batch.
         totals: the sums.
+        first: pictures that an earlier run scored; batches count on from there.
     """
 
     keep_logits: bool = False
     waited: float = 0.0
     totals: Totals = field(default_factory=Totals)
+    first: int = 0
     _rows: list[Rows] = field(default_factory=list)
 
     @property
@@ -95,13 +116,23 @@ class Tally:
     @property
     def input_wait(self) -> float | None:
         """Share of the time from the first batch in hand that went into waiting for pictures."""
-        start, last = self.totals.times
-        return min(1.0, self.waited / (last - start)) if self.totals.batches else None
+        seconds = self.totals.seconds
+        return min(1.0, self.waited / seconds) if seconds else None
 
     @property
     def skipped(self) -> list[str]:
         """Say which pictures could not be read, and why."""
         return [problem for rows in self.rows for problem in rows.problems]
+
+    def restore(self, parts: Sequence[tuple[Rows, Totals, float]]) -> None:
+        """Go on from what an earlier run has scored.
+
+        Args:
+            parts: rows in order, with the sums and the seconds waited until the end of each.
+        """
+        self._rows = [rows for rows, _, _ in parts]
+        _, totals, self.waited = parts[-1]
+        self.totals, self.first = replace(totals, batches=len(parts)), totals.pictures
 
     def add(
         self, batch: Batch, labels: Int[np.ndarray, " B"], outputs: Outputs, started: float
@@ -116,7 +147,7 @@ class Tally:
         """
         valid = batch.valid
         indices = np.full(len(valid), -1)
-        indices[: len(batch.indices)] = batch.indices
+        indices[: len(batch.indices)] = self.first + np.array(batch.indices, int)
         logits = np.asarray(outputs.logits)[valid] if self.keep_logits else None
         problems = tuple(batch.problems[row] for row in sorted(batch.problems))
         self._rows.append(
@@ -129,7 +160,7 @@ class Tally:
 def _plus(old: Totals, batch: Batch, new: Outputs, started: float) -> Totals:
     now, valid = time.perf_counter(), batch.valid
     images = int(valid.sum())
-    start = old.times[0] if old.batches else started
+    since = started if old.finished is None else old.finished
     return Totals(
         images=old.images + images,
         correct=old.correct + int(new.correct[valid].sum()),
@@ -142,7 +173,8 @@ def _plus(old: Totals, batch: Batch, new: Outputs, started: float) -> Totals:
             for name, values in new.report.items()
         },
         batches=old.batches + 1,
-        times=(start, now),
+        seconds=old.seconds + now - since,
+        finished=now,
     )
 
 

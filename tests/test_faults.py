@@ -70,11 +70,17 @@ def finish(words, cwd):
     return time.monotonic() - started
 
 
-def kill_again_and_again(words, resumed, cwd, seconds, after_kill):
-    """Kill the command at random moments, check what is left, and let it finish at last."""
+def kill_again_and_again(words, resumed, cwd, seconds, after_kill, begin=lambda process: None):
+    """Kill the command at random moments, check what is left, and let it finish at last.
+
+    Args:
+        seconds: how long after `begin` to kill it, at most.
+        begin: called with the process; returns when the time to kill it begins.
+    """
     chance = random.Random(0)
     for _ in range(KILLS):
         process = start(resumed() or words, cwd)
+        begin(process)
         try:
             process.wait(chance.uniform(0.1, 0.95) * seconds)
             _check(process.returncode, process.stderr.read())
@@ -193,9 +199,18 @@ def test_eval(inputs, tmp_path):
             if path.exists():
                 np.load(path)["top1"]
 
-    seconds = finish(words("whole"), tmp_path)
+    def parts():
+        return len(list((tmp_path / "killed.json.progress").glob("*.npz")))
+
+    def next_part(process):
+        before = parts()
+        while process.poll() is None and parts() <= before:
+            time.sleep(0.01)
+
+    finish(words("whole"), tmp_path)
     resumed = words("killed", "--resume")
-    kill_again_and_again(resumed, lambda: None, tmp_path, seconds, look)
+    kill_again_and_again(resumed, lambda: None, tmp_path, 1.0, look, next_part)
+    assert parts() == 0
     whole, again = (json.loads((tmp_path / name).read_text()) for name in (WHOLE, KILLED))
     for name in ("images_per_second", "input_wait", "compile_seconds"):
         assert whole.pop(name) and again.pop(name)

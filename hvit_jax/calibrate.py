@@ -25,6 +25,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import data_and_checkpoint
 from hvit_jax.files import new_file, refuse_existing
 from hvit_jax.flops import count_flops
+from hvit_jax.memory import explain_out_of_memory, smaller_batch
 from hvit_jax.method_options import numbers, parse_with_method
 from hvit_jax.models.attention import IMPLEMENTATIONS
 from hvit_jax.provenance import data_sha256, describe_checkpoint, describe_runtime
@@ -107,7 +108,8 @@ def _measure(
         console = Console(stderr=True)
         hidden = not console.is_terminal
         shown = track(batches, "measuring", total, console=console, disable=hidden)
-        return measure(model, shown, batch_size=size)
+        with explain_out_of_memory(size, smaller_batch(size)):
+            return measure(model, shown, batch_size=size)
 
 
 def _check(reducer: Reducer, config: ViTConfig, options: argparse.Namespace) -> None:

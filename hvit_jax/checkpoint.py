@@ -21,6 +21,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.files import checksums, damages, new_folder, require_space
 from hvit_jax.models.parameters import Tree, abstract_parameters, count_parameters, flatten
 from hvit_jax.models.positions import resize_positions
+from hvit_jax.orbax_errors import reason
 from hvit_jax.signals import uninterrupted
 
 FORMAT_VERSION = 1
@@ -69,7 +70,7 @@ def save_checkpoint(directory: str | Path, parameters: Tree, description: Descri
             ):
                 checkpointer.save(temporary / WEIGHTS, parameters)
         except Exception as error:  # Orbax and TensorStore have no common base class.
-            raise InputError(f"cannot write {directory}: {_reason(error)}") from error
+            raise InputError(f"cannot write {directory}: {reason(error)}") from error
         text = {
             "format_version": FORMAT_VERSION,
             "config": dataclasses.asdict(description.config),
@@ -150,7 +151,7 @@ def load_parameters(directory: str | Path, config: ViTConfig) -> Tree:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"checkpoint {directory} is damaged: {_reason(error)}") from error
+        raise InputError(f"checkpoint {directory} is damaged: {reason(error)}") from error
     broken = [_where(name, leaf) for name, leaf in flatten(parameters).items() if _broken(leaf)]
     if broken:
         more = f" and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
@@ -169,11 +170,6 @@ def _where(name: str, array: np.ndarray) -> str:
     if not name.startswith("blocks/"):
         return name
     return f"{name} of block {next(index for index, each in enumerate(array) if _broken(each))}"
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
 def _compare(what: str, found: dict[str, Any], config: ViTConfig) -> None:

@@ -16,6 +16,22 @@ _CHUNK = 1 << 22
 
 
 @contextlib.contextmanager
+def writing(name: str | Path) -> Iterator[None]:
+    """Report what the system says against writing as one line.
+
+    Args:
+        name: what is being written.
+
+    Raises:
+        InputError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {name}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
 def new_folder(directory: str | Path) -> Iterator[Path]:
     """Make a folder that takes its name only once it is complete.
 
@@ -56,17 +72,38 @@ def _new(
     target = Path(name).absolute()
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
     try:
-        refuse_existing(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        make(temporary)
-        yield temporary
-        refuse_existing(name)
-        os.rename(temporary, target)
-    except OSError as error:
-        raise InputError(f"cannot write {name}: {error.strerror or error}") from error
+        with writing(name):
+            refuse_existing(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            make(temporary)
+            yield temporary
+            refuse_existing(name)
+            os.rename(temporary, target)
     finally:
         with contextlib.suppress(OSError):
             remove(temporary)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there, even while something still writes into it.
+
+    Its name is free at once, so that a kill leaves all of it or nothing under that name.
+
+    Args:
+        folder: which one.
+
+    Raises:
+        InputError: if it cannot be removed.
+    """
+    target = folder.absolute()
+    gone = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
+    try:
+        target.rename(gone)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"cannot remove {folder}: {error.strerror or error}") from error
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def refuse_existing(name: str | Path) -> None:

@@ -58,14 +58,17 @@ def uninterrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def insistent() -> Iterator[None]:
-    """Raise a Ctrl-C again that fell where Python ignores exceptions, as in JAX's gc callback."""
+    """Raise a Ctrl-C again that fell where Python ignores exceptions, as in JAX's gc callback.
+
+    What TensorStore says to an event loop of Orbax's that has failed already is not printed.
+    """
     previous = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             main = threading.main_thread().ident
             threading.Timer(0.05, signal.pthread_kill, [main, signal.SIGINT]).start()
-        else:
+        elif str(unraisable.exc_value) != "Event loop is closed":
             previous(unraisable)
 
     sys.unraisablehook = hook

@@ -102,7 +102,8 @@ def export_file(
         require_space(destination, temporary.parent, sum(array.nbytes for array in state.values()))
         progress.add_task("writing", total=None)
         try:
-            torch.save({key: torch.from_numpy(array) for key, array in state.items()}, temporary)
+            with temporary.open("wb") as file:  # torch's own files hide the system's reason.
+                torch.save({key: torch.from_numpy(array) for key, array in state.items()}, file)
         except RuntimeError as error:  # torch's writer reports a full disk so.
             raise InputError(f"cannot write {destination}: {first_line(error)}") from error
         _read_back(temporary, checkpoint, state, progress)

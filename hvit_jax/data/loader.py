@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
@@ -23,11 +23,16 @@ from jaxtyping import UInt8
 from hvit_jax.data.folder import PictureError
 from hvit_jax.data.preprocess import resize_and_crop
 from hvit_jax.data.source import Source
-from hvit_jax.errors import InputError
+from hvit_jax.errors import InputError, first_line
 
 _THREADS = 4
 _BATCHES_AHEAD = 2
 _SHARED_MEMORY = "/dev/shm"
+Item = TypeVar("Item")
+
+
+class WorkerLost(InputError):
+    """A process that decodes pictures has died."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ def load_batches(
             prefetched.start_prefetch()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, old)
-        yield _explained(prefetched)
+        yield explained(prefetched)
     finally:
         prefetched.close()
         pictures.close()
@@ -214,13 +219,22 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _explained(batches: Iterator[Batch]) -> Iterator[Batch]:
+def explained(batches: Iterator[Item]) -> Iterator[Item]:
+    """Pass batches of Grain's on; a worker that dies becomes one line.
+
+    Args:
+        batches: of pictures.
+
+    Raises:
+        WorkerLost: if a worker has died.
+    """
     try:
         yield from batches
     except RuntimeError as error:
         if "Worker process was terminated" not in str(error):
             raise
-        raise InputError(
-            f"a process that decodes pictures has died, perhaps for want of memory ({error}); "
+        raise WorkerLost(
+            f"a process that decodes pictures has died, perhaps for want of memory "
+            f"({first_line(error)}); "
             "try fewer --workers or a smaller --batch-size"
         ) from error

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 import time
 import zipfile
 from pathlib import Path
@@ -23,7 +21,7 @@ import numpy as np
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.files import write_atomically
 from hvit_jax.evaluation.tally import Rows, Tally, Totals, join_rows
-from hvit_jax.files import new_folder
+from hvit_jax.files import new_folder, remove_folder
 
 SECONDS = 30.0  # between two savings
 _SETTINGS = "settings.json"
@@ -143,19 +141,12 @@ class Kept:
         self._batches, self._pictures = totals.batches, totals.pictures
 
     def remove(self) -> None:
-        """Remove the folder; it disappears at once, if it is there.
+        """Remove the folder, if it is there.
 
         Raises:
             InputError: if it cannot be removed.
         """
-        gone = self._folder.with_name(f".{self._folder.name}.{os.getpid()}.part")
-        try:
-            self._folder.rename(gone)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise InputError(f"cannot remove {self._folder}: {error.strerror}") from error
-        shutil.rmtree(gone, ignore_errors=True)
+        remove_folder(self._folder)
 
     def exists(self) -> bool:
         """Tell whether an earlier run left the folder."""

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from hvit_jax.data.folder import ImageFolder
-from hvit_jax.data.loader import parse_flags, start_worker
+from hvit_jax.data.loader import explained, parse_flags, start_worker
 
 # In effect without end; Grain's own "infinite" overflows with batches of one picture.
 _EPOCHS = 2**31
@@ -105,6 +105,10 @@ def training_batches(
 
     Yields:
         `pixels`, uint8 (batch, height, width, 3), and `label`, int32 (batch,).
+
+    Raises:
+        PictureError: while iterating, for a picture that cannot be read.
+        WorkerLost: while iterating, if a worker has died.
     """
     parse_flags()
     dataset = grain.MapDataset.source(_Pictures(folder)).seed(seed).shuffle().repeat(_EPOCHS)
@@ -118,4 +122,4 @@ def training_batches(
     if workers:
         options = grain.MultiprocessingOptions(num_workers=workers)
         rest = rest.mp_prefetch(options, worker_init_fn=start_worker)
-    return iter(rest)
+    return explained(iter(rest))

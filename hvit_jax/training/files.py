@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from hvit_jax import orbax_errors
 from hvit_jax.errors import InputError, first_line
+from hvit_jax.memory import is_out_of_memory
 from hvit_jax.training.trainer import Metrics, TrainState
 
 
@@ -23,11 +26,14 @@ class StateFolder:
         )
 
     def save(self, state: TrainState, unread: Sequence[Metrics] = ()) -> None:
-        """Write a state, unless its step is there already.
+        """Write a state, unless its step is there already; it is written in the background.
 
         Args:
             state: the state.
             unread: metrics of steps that are in no row of metrics.csv yet.
+
+        Raises:
+            InputError: if it cannot be written, or the one before could not.
         """
         step = int(state.step)
         if step not in self.manager.all_steps():
@@ -36,7 +42,8 @@ class StateFolder:
                 "state": ocp.args.StandardSave(state),
                 "unread": ocp.args.JsonSave({"rows": rows}),
             }
-            self.manager.save(step, args=ocp.args.Composite(**items))
+            with self._writing():
+                self.manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(
         self, like: TrainState, *, note: Callable[[str], object] = print
@@ -78,9 +85,27 @@ class StateFolder:
         return bool(self.manager.all_steps())
 
     def close(self) -> None:
-        """Wait until everything is on disk."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        """Wait until everything is on disk.
+
+        Raises:
+            InputError: if it cannot be written.
+        """
+        with self._writing():
+            try:
+                self.manager.wait_until_finished()
+            finally:
+                self.manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore have no common base class.
+            if is_out_of_memory(error):
+                raise
+            self.manager.reload()  # It counts a state from when it begins to write it.
+            place = self.manager.directory
+            raise InputError(f"cannot write {place}: {orbax_errors.reason(error)}") from error
 
 
 def _as_metrics(row: dict[str, float]) -> Metrics:

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from hvit_jax.data.folder import PictureError
+from hvit_jax.data.loader import WorkerLost
 from hvit_jax.errors import InputError
+from hvit_jax.memory import is_out_of_memory
 from hvit_jax.training.stopping import StopRequest, stop_requests
 from hvit_jax.training.trainer import Metrics, TrainState
 
@@ -57,10 +59,12 @@ def run_steps(
         The state after the last step.
 
     Raises:
-        InputError: if the loss is no longer finite, or a picture cannot be read.
+        InputError: if the loss is no longer finite, a picture cannot be read, or a worker has died;
+            the two latter leave the state saved, except where several processes share it.
         KeyboardInterrupt: after SIGINT or SIGTERM (then `Stopped`), once the state is saved.
     """
     step, meter = int(state.step), _Meter(unread)
+    alone = processes == 1
 
     def keep(state: TrainState) -> None:
         for row in meter.unread[-1:]:  # Those before it are in a row, which is checked too.
@@ -68,9 +72,9 @@ def run_steps(
         save(state, meter.unread)
 
     with stop_requests(agree) as stop:
-        _validate(validate, state, step, stop, keep)
+        _validate(validate, state, step, stop, keep, alone)
         while step < total_steps and not stop.is_set():
-            batch = next(batches)
+            batch = _next(batches, state, keep if alone else None)
             state, metrics = take_step(state, batch["pixels"], batch["label"])
             step += 1
             meter.add(metrics, processes * len(batch["label"]))
@@ -80,11 +84,26 @@ def run_steps(
             if last or step % save_every == 0 or stop.is_set():
                 keep(state)
             with meter.paused():
-                _validate(validate, state, step, stop, keep)
+                _validate(validate, state, step, stop, keep, alone)
         if stop.is_set():
             keep(state)
             raise stop.exception(f"interrupted after step {step}; --resume goes on from there")
     return state
+
+
+def _next(
+    batches: Iterator[dict[str, np.ndarray]],
+    state: TrainState,
+    keep: Callable[[TrainState], None] | None,
+) -> dict[str, np.ndarray]:
+    try:
+        return next(batches)
+    except (PictureError, WorkerLost):
+        # What is wrong with the pictures shall not cost the steps before it. Processes that share
+        # the state save together only, and the others go on.
+        if keep is not None and int(state.step):
+            keep(state)
+        raise
 
 
 def _validate(
@@ -93,6 +112,7 @@ def _validate(
     step: int,
     stop: StopRequest,
     keep: Callable[[TrainState], None],
+    alone: bool,
 ) -> None:
     """Validate, but not once a stop is asked for: the resumed run does it."""
     if stop.is_set():
@@ -100,9 +120,16 @@ def _validate(
     try:
         with contextlib.suppress(KeyboardInterrupt):
             validate(state, step, stop.is_set)
-    except PictureError:
-        keep(state)  # A bad picture shall not cost the steps before it.
+    except (PictureError, WorkerLost, RuntimeError, MemoryError) as error:
+        # Neither that nor too little memory shall cost the steps before it. A bad picture stops all
+        # processes here; what stops only one of them leaves none to save with.
+        if isinstance(error, PictureError) or (alone and not _defect(error)):
+            keep(state)
         raise
+
+
+def _defect(error: BaseException) -> bool:
+    return not (isinstance(error, WorkerLost) or is_out_of_memory(error))
 
 
 def check_finite(loss: Any) -> None:

@@ -13,6 +13,7 @@ import jax
 
 from hvit_jax.distributed import gather
 from hvit_jax.errors import InputError
+from hvit_jax.files import writing
 
 METRICS = ("step", "epoch", "loss", "accuracy", "images_per_second")
 VALIDATION = ("step", "epoch", "top1", "loss")
@@ -22,24 +23,34 @@ class CsvFile:
     """Appends rows to a CSV file; rows of steps that a resumed run repeats are dropped."""
 
     def __init__(self, path: Path, columns: tuple[str, ...], first_step: int):
-        """Open the file, keeping the rows up to `first_step`."""
-        rows = []
+        """Open the file, keeping the rows up to `first_step`.
+
+        Raises:
+            InputError: if it cannot be written.
+        """
+        rows, self.path = [], path
         if path.exists():
             with path.open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if _step(row) <= first_step]
         self.steps = {_step(row) for row in rows}
         temporary = path.with_suffix(".tmp")
-        self.file = temporary.open("w", newline="")
-        self.writer: csv.DictWriter[str] = csv.DictWriter(self.file, columns)
-        self.writer.writeheader()
-        self.writer.writerows(rows)
-        self.file.flush()
-        os.replace(temporary, path)
+        with writing(path):
+            self.file = temporary.open("w", newline="")
+            self.writer: csv.DictWriter[str] = csv.DictWriter(self.file, columns)
+            self.writer.writeheader()
+            self.writer.writerows(rows)
+            self.file.flush()
+            os.replace(temporary, path)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a row, at once visible to readers."""
-        self.writer.writerow(row)
-        self.file.flush()
+        """Append a row, at once visible to readers.
+
+        Raises:
+            InputError: if it cannot be written.
+        """
+        with writing(self.path):
+            self.writer.writerow(row)
+            self.file.flush()
         self.steps.add(row["step"])
 
 

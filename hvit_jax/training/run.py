@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from hvit_jax.checkpoint import Description, save_checkpoint
 from hvit_jax.data.folder import read_folder
 from hvit_jax.distributed import check_agreement, gather
 from hvit_jax.errors import InputError
+from hvit_jax.files import remove_folder
+from hvit_jax.memory import explain_out_of_memory
 from hvit_jax.models.parameters import Tree
 from hvit_jax.parallel import check_batch, place
 from hvit_jax.peers import NoPeers, Peers
@@ -24,6 +26,7 @@ from hvit_jax.reducers import Reducer
 from hvit_jax.training.data import Augmentation, training_batches
 from hvit_jax.training.files import StateFolder
 from hvit_jax.training.loop import run_steps
+from hvit_jax.training.memory import less_memory
 from hvit_jax.training.parts import Run, make_reporter, summarize
 from hvit_jax.training.progress import show_progress
 from hvit_jax.training.records import check_tensorboard, open_records
@@ -66,7 +69,9 @@ def train(
     run = Run(options, output, folder, pictures, trainer, placement, total, peers)
     if note is not None and run.writes:
         print(note)
-    state = _train_in(run, parameters)
+    advice = less_memory(options, placement.devices)
+    with explain_out_of_memory(options.batch_size, advice):
+        state = _train_in(run, parameters)
     result = placement.fetch(trainer.result(state))
     if run.writes:
         source = {"format": "hvit_jax.train", **read_settings(output)}
@@ -98,18 +103,37 @@ def _train_in(run: Run, parameters: Tree) -> TrainState:
         found = states.restore(state, note=note) if run.options.resume else None
         state, unread = found or (state, [])
         state = _run_steps(run, states, state, unread)
+        states.close()
+        return state
     except BaseException as stop:
-        if run.placement.processes == 1:
-            states.close()  # Together with others it may wait for one that is gone.
-        saved = states.saved()
-        if run.writes and not saved:
-            shutil.rmtree(run.output)  # Nothing to resume: leave the name to a corrected command.
+        saved = _close(run, states, stop)
         if isinstance(stop, KeyboardInterrupt) and not stop.args:
             kept = "--resume goes on from the newest saved state" if saved else "nothing was saved"
             raise type(stop)(f"interrupted; {kept}") from stop
         raise
-    states.close()
-    return state
+
+
+def _close(run: Run, states: StateFolder, stop: BaseException) -> bool:
+    """Close the states of a run that ends early, and tell whether there are any."""
+    try:
+        if run.placement.processes == 1:  # With others it may wait for one that is gone.
+            states.close()
+    except InputError:
+        # What came first is to be reported; but a stop promises that its state is saved.
+        if isinstance(stop, KeyboardInterrupt):
+            raise
+    finally:
+        saved = states.saved()
+        if run.writes and not saved:
+            _remove(run.output)  # Nothing to resume: leave the name to a corrected command.
+    return saved
+
+
+def _remove(output: Path) -> None:
+    """Remove a folder into which threads of Orbax may write for a moment after one has failed."""
+    for _ in range(5):
+        remove_folder(output)
+        time.sleep(0.1)
 
 
 def _run_steps(

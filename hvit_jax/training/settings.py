@@ -13,6 +13,7 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.data.source import Source
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.files import write_atomically
+from hvit_jax.files import new_folder
 from hvit_jax.method_options import OPTION_PREFIX
 from hvit_jax.processes import OPTIONS
 from hvit_jax.provenance import changes, data_sha256, describe_checkpoint, names_crc32
@@ -78,8 +79,8 @@ def open_output(output: Path, settings: dict[str, Any], *, resume: bool) -> Path
     if not resume:
         if output.exists():
             raise InputError(f"{output} exists already; give --resume to go on, or another folder")
-        output.mkdir(parents=True)
-        _write(output, settings)
+        with new_folder(output) as folder:
+            _write(folder, settings)
         return output
     if not _path(output).is_file():
         raise InputError(f"{output} holds no run to resume; leave --resume out to begin one")

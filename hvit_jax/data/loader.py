@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
 import os
 import shutil
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from typing import Any, TypeVar
+from typing import Any
 
 import grain
 import numpy as np
@@ -23,16 +21,12 @@ from jaxtyping import UInt8
 from hvit_jax.data.folder import PictureError
 from hvit_jax.data.preprocess import resize_and_crop
 from hvit_jax.data.source import Source
-from hvit_jax.errors import InputError, first_line
+from hvit_jax.data.workers import explained, start_worker
+from hvit_jax.errors import InputError
 
 _THREADS = 4
 _BATCHES_AHEAD = 2
 _SHARED_MEMORY = "/dev/shm"
-Item = TypeVar("Item")
-
-
-class WorkerLost(InputError):
-    """A process that decodes pictures has died."""
 
 
 @dataclass(frozen=True)
@@ -198,43 +192,3 @@ def _fits_shared_memory(pictures: int, resolution: tuple[int, int]) -> bool:
     except OSError:  # Not Linux: no such limit is known.
         return True
     return free > 2 * pictures * 3 * resolution[0] * resolution[1]
-
-
-def start_worker(index: int, count: int) -> None:
-    """Keep a worker off the accelerator, deaf to Ctrl-C, and end it with its program.
-
-    Args:
-        index: of the worker.
-        count: of all workers.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def explained(batches: Iterator[Item]) -> Iterator[Item]:
-    """Pass batches of Grain's on; a worker that dies becomes one line.
-
-    Args:
-        batches: of pictures.
-
-    Raises:
-        WorkerLost: if a worker has died.
-    """
-    try:
-        yield from batches
-    except RuntimeError as error:
-        if "Worker process was terminated" not in str(error):
-            raise
-        raise WorkerLost(
-            f"a process that decodes pictures has died, perhaps for want of memory "
-            f"({first_line(error)}); "
-            "try fewer --workers or a smaller --batch-size"
-        ) from error

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from hvit_jax.data.folder import ImageFolder
-from hvit_jax.data.loader import explained, parse_flags, start_worker
+from hvit_jax.data.loader import parse_flags
+from hvit_jax.data.workers import explained, start_worker
 
 # In effect without end; Grain's own "infinite" overflows with batches of one picture.
 _EPOCHS = 2**31

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hvit_jax.data.folder import PictureError
-from hvit_jax.data.loader import WorkerLost
+from hvit_jax.data.workers import WorkerLost
 from hvit_jax.errors import InputError
 from hvit_jax.memory import is_out_of_memory
 from hvit_jax.training.stopping import StopRequest, stop_requests

@@ -93,11 +93,15 @@ def complaint(capsys):
 def no_room(size):
     """Let files grow no longer than so many bytes, as on a full disk; it stops root too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    cached = "jax_persistent_cache_min_compile_time_secs"
+    least = getattr(jax.config, cached)
+    jax.config.update(cached, 1e9)  # The tests' compiled programs are to stay whole.
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        jax.config.update(cached, least)
 
 
 @pytest.mark.parametrize("command", MODULES)

@@ -80,7 +80,7 @@ def open_output(output: Path, settings: dict[str, Any], *, resume: bool) -> Path
         if output.exists():
             raise InputError(f"{output} exists already; give --resume to go on, or another folder")
         with new_folder(output) as folder:
-            _write(folder, settings)
+            _path(folder).write_text(_text(settings), encoding="utf-8")
         return output
     if not _path(output).is_file():
         raise InputError(f"{output} holds no run to resume; leave --resume out to begin one")
@@ -124,8 +124,11 @@ def _path(output: Path) -> Path:
 
 
 def _write(output: Path, settings: dict[str, Any]) -> None:
-    text = json.dumps(settings, indent=2) + "\n"
-    write_atomically(_path(output), lambda file: file.write(text.encode()))
+    write_atomically(_path(output), lambda file: file.write(_text(settings).encode()))
+
+
+def _text(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, indent=2) + "\n"
 
 
 def _refused(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

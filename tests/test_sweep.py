@@ -297,7 +297,8 @@ def test_nothing_reaches_the_target(fast, tmp_path, monkeypatch, capsys):
 
 def test_logits_that_are_not_finite(tmp_path, inputs, fast, capsys):
     parameters = init_parameters(CONFIG, 0)
-    parameters["head"]["bias"] = parameters["head"]["bias"] * np.nan
+    for part, name in (("ln", "scale"), ("head", "kernel")):  # Finite, but not their product.
+        parameters[part][name] = np.full_like(parameters[part][name], 1e30)
     save_checkpoint(tmp_path / "nan", parameters, Description(CONFIG))
     words = [str(tmp_path / "nan") if word == inputs[2] else word for word in fast]
     assert main(words) == 2

@@ -59,6 +59,10 @@ def run(main: Callable[[], int | None], program: str) -> int:
         # Python flushes stdout once more on its way out; let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):
+            return BROKEN_PIPE  # Rich ends the program where nobody reads what it prints.
+        raise
     except KeyboardInterrupt as error:
         return _complain(program, str(error) or "interrupted", exit_status(error))
     except InputError as error:

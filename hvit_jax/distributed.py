@@ -111,17 +111,20 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
-def check_agreement(text: str, *more: Any) -> None:
+def check_agreement(text: str, **more: Any) -> None:
     """Check that all processes are about to do the same.
 
     Args:
         text: what this one does, for people.
-        *more: what else has to be the same.
+        **more: what else has to be the same, such as the content of files that each of them reads.
 
     Raises:
         InputError: if another process does something else.
     """
-    mine = [text, *more]
-    for process, other in enumerate(gather(mine)):
-        if other != mine:
-            raise InputError(f"process {process} was started otherwise: {other[0]}; here: {text}")
+    mine = json.loads(json.dumps(more))
+    for process, (said, other) in enumerate(gather([text, mine])):
+        if said != text:
+            raise InputError(f"process {process} was started otherwise: {said}; here: {text}")
+        differing = [name for name in mine if other.get(name) != mine[name]]
+        if differing:
+            raise InputError(f"process {process} has another {', '.join(differing)} than this one")

@@ -1,6 +1,7 @@
 """Several processes on this machine: the results of one, each picture once, and no hanging."""
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from hvit_jax import distributed
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.shares import Shares
 from hvit_jax.processes import add_process_options, find_processes
@@ -96,6 +98,23 @@ def test_a_stopped_process_tells_the_other_why(many, checkpoint, tmp_path):
     assert [each.returncode for each in done] == [1, 128 + signal.SIGTERM]
     assert "process 1 has stopped: interrupted" in done[0].stderr
     assert json.loads(output.read_text())["partial"] is True
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (["10 pictures", {"data_sha256": "1", "unroll": False}], None),
+        (["9 pictures", {"data_sha256": "1", "unroll": False}], "started otherwise: 9 pictures;"),
+        (["10 pictures", {"data_sha256": "2", "unroll": True}], "another data_sha256, unroll than"),
+    ],
+)
+def test_processes_have_to_agree(monkeypatch, other, message):
+    monkeypatch.setattr(distributed, "gather", lambda mine: [mine, other])
+    problem = contextlib.nullcontext() if message is None else pytest.raises(InputError)
+    with problem as found:
+        distributed.check_agreement("10 pictures", data_sha256="1", unroll=False)
+    if found is not None:
+        assert str(found.value).startswith("process 1 ") and message in str(found.value)
 
 
 def test_shares_hold_each_picture_once():

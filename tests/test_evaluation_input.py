@@ -226,3 +226,35 @@ def test_script_reports_without_traceback(tmp_path):
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == "hvit-eval: checkpoint nowhere does not exist\n"
+
+
+def test_a_named_pipe_is_no_picture(checkpoint, tmp_path):
+    """Nobody writes to it, so that opening it would never end."""
+    folder = make_pictures(tmp_path / "pictures")
+    os.mkfifo(folder / "c0" / "pipe.png")
+    results, _ = results_of(folder, checkpoint, tmp_path, "--on-error", "skip")
+    assert results["images"] == 10
+    assert results["skipped"] == ["picture c0/pipe.png: not a regular file"]
+
+
+@pytest.mark.parametrize("nobody_reads", [False, True])
+def test_results_are_kept_where_they_cannot_be_printed(
+    pictures, checkpoint, tmp_path, nobody_reads
+):
+    reader, writer = os.pipe()
+    os.close(reader)
+    files = ["--output", str(tmp_path / "r.json"), "--predictions", str(tmp_path / "p.npz")]
+    words = [str(pictures), "--checkpoint", str(checkpoint), "-j", "0", *files]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "eval.py"), *words],
+            stdout=writer if nobody_reads else full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        )
+    os.close(writer)
+    assert done.returncode == (141 if nobody_reads else 2), done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "r.json").read_text())["images"] == 10
+    assert {path.name for path in tmp_path.iterdir()} == {"r.json", "p.npz"}

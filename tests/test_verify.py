@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 
+from hvit_jax.evaluation.verify import differences
 from tests.evaluation_setup import evaluate, main, make_checkpoint, make_pictures
 
 
@@ -61,6 +62,51 @@ def test_differences_are_named(recorded, tmp_path, capsys, entries, message):
     assert verify(changed(recorded, tmp_path, **entries)) == 1
     text = capsys.readouterr().out
     assert message in text and "verified" not in text
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"resolution": [16, "--output=out.json", "--overwrite"]},
+        {"resolution": [True, 24]},
+        {"data": "--overwrite"},
+        {"data": 5},
+        {"method": 7},
+        {"method": None},
+        {"checkpoint": ["a"]},
+        {"dtype": None},
+        {"attention": "--unroll"},
+        {"unroll": "yes"},
+        {"batch_size": "4"},
+        {"loss": "x"},
+        {"loss": float("inf")},
+        {"top5": "x"},
+        {"top1": 10**400},
+        {"top1": float("nan")},
+    ],
+    ids=str,
+)
+def test_a_file_cannot_bring_options_or_nonsense(recorded, tmp_path, monkeypatch, capsys, entries):
+    monkeypatch.chdir(tmp_path)
+    path = changed(recorded, tmp_path, **entries)
+    assert verify(path) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1 and "that hvit-eval --output does not write" in errors
+    assert [each.name for each in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_how_it_ran_is_repeated(recorded, tmp_path):
+    entries = {"attention": "xla", "unroll": True, "on_error": "skip"}
+    again = tmp_path / "again.json"
+    assert verify(changed(recorded, tmp_path, **entries), "--output", again) == 0
+    found = json.loads(again.read_text())
+    assert {name: found[name] for name in entries} == entries
+
+
+def test_a_loss_that_is_no_number_any_more(recorded):
+    before = json.loads((recorded / "results.json").read_text())
+    (line,) = differences(before, {**before, "loss": None})
+    assert line.startswith("loss was ") and line.endswith(" and is none")
 
 
 def test_another_machine_is_mentioned(recorded, tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -61,6 +62,9 @@ def open_picture(file: Path | io.BytesIO, name: str) -> Image.Image:
         PictureError: if it cannot be read or decoded, or has more than `MAX_PIXELS`.
     """
     try:
+        # Opening a named pipe would wait for ever.
+        if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
+            raise PictureError(f"picture {name}: not a regular file")
         with Image.open(file) as image:
             _check_size(image, name)
             image.load()

@@ -18,7 +18,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import Inputs
 from hvit_jax.evaluation.keeping import Keeper
 from hvit_jax.evaluation.options import Options
-from hvit_jax.evaluation.outcome import write_outcome
+from hvit_jax.evaluation.outcome import report, write_files
 from hvit_jax.evaluation.progress import show_progress
 from hvit_jax.evaluation.report import describe
 from hvit_jax.evaluation.results import describe_model, scores
@@ -31,10 +31,13 @@ from hvit_jax.memory import explain_out_of_memory, smaller_batch
 from hvit_jax.models.vit import ViT
 from hvit_jax.parallel import Placement, place
 from hvit_jax.peers import NoPeers, Peers
-from hvit_jax.provenance import fingerprints, names_crc32
+from hvit_jax.provenance import fingerprints
 from hvit_jax.signals import exit_status, sigterm_raises
 
 Stop = KeyboardInterrupt | InputError
+# Results of processes are added up, so these must be the same in all of them.
+_SAME_EVERYWHERE = ("data_sha256", "checkpoint_sha256", "versions", "matmul_precision")
+_SAME_EVERYWHERE += ("args", "attention", "unroll", "on_error")
 
 
 @dataclass(frozen=True)
@@ -109,14 +112,16 @@ def _begin(
     placement, tally = place(), Tally(keep_logits=options.predictions is not None)
     count = len(inputs.source)
     size = placement.round_up(min(options.batch_size, count))
-    about = _describe(inputs, model, placement, size)
+    about = _describe(options, inputs, model, placement, size)
     keeper = Keeper(options, about, peers, messages)
     keeper.begin(tally, count)
     shares = share_out(count - tally.first, size)
     return Run(options, inputs, model, messages, peers, placement, shares, tally, keeper, about)
 
 
-def _describe(inputs: Inputs, model: ViT, placement: Placement, size: int) -> dict[str, Any]:
+def _describe(
+    options: Options, inputs: Inputs, model: ViT, placement: Placement, size: int
+) -> dict[str, Any]:
     """Describe the run, and check that all processes mean the same one.
 
     Raises:
@@ -124,6 +129,7 @@ def _describe(inputs: Inputs, model: ViT, placement: Placement, size: int) -> di
     """
     about = {
         **describe_model(model),
+        **{name: getattr(options, name) for name in ("attention", "unroll", "on_error")},
         "devices": placement.devices,
         "processes": placement.processes,
         "batch_size": size,
@@ -133,8 +139,8 @@ def _describe(inputs: Inputs, model: ViT, placement: Placement, size: int) -> di
         **fingerprints(inputs.source, inputs.checkpoint),
         "compile_seconds": None,
     }
-    names = names_crc32(inputs.source)
-    check_agreement(f"{_counts(inputs)}batches of {size}; {describe(about)}", names)
+    same = {name: about[name] for name in _SAME_EVERYWHERE}
+    check_agreement(f"{_counts(inputs)}batches of {size}; {describe(about)}", **same)
     return about
 
 
@@ -206,15 +212,16 @@ def _leave(run: Run, *, partial: bool) -> None:
     """Print and write what there is, if this process does that for all."""
     if run.peers.index:
         return
-    if partial:
-        run.keeper.save(run.tally)
-    try:
-        write_outcome(run.options, run.inputs, run.tally, {**run.about, "partial": partial})
-    except InputError:
+    results = {**run.about, "partial": partial, **scores(run.tally)}
+    written, problems = write_files(run.options, run.inputs, run.tally, results)
+    if partial or problems:
         run.keeper.save(run.tally)
         run.keeper.leave_nothing()
-        raise
-    if not partial:
+    else:
         run.keeper.finish()
-        if not run.tally.totals.images:
-            raise InputError(f"none of the {len(run.inputs.source)} pictures could be read")
+    # Only now: where printing fails, for want of a reader or of space, all else is done.
+    report(run.options, results, len(run.inputs.source), written)
+    if problems:
+        raise InputError("; ".join(problems))
+    if not partial and not run.tally.totals.images:
+        raise InputError(f"none of the {len(run.inputs.source)} pictures could be read")

@@ -13,7 +13,10 @@ from hvit_jax.errors import InputError
 # Other devices and versions round otherwise, and pictures between two classes change sides.
 POINTS, LOSS = 0.1, 1e-3
 _NEEDED = ("method", "args", "resolution", "dtype", "batch_size", "data", "checkpoint", "top1")
-_SAME = ("data_sha256", "checkpoint_sha256", "images")
+_SAME = ("data_sha256", "checkpoint_sha256", "images", "not_finite", "skipped")
+_WORDS = ("method", "dtype", "data", "checkpoint", "attention", "on_error")
+_NUMBERS = ("top1", "top5", "loss")
+_LARGEST = 1e300
 _FREE = ("device", "devices", "matmul_precision", "versions")
 
 
@@ -33,7 +36,39 @@ def read_results(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} holds no results, as hvit-eval --output writes them")
     if recorded.get("partial") or not isinstance(recorded["top1"], (int, float)):
         raise InputError(f"{path} is of an evaluation that did not finish")
+    _check(path, recorded)
     return recorded
+
+
+def _check(path: Path, recorded: dict[str, Any]) -> None:
+    """Refuse what no evaluation writes, before it becomes words of a command line.
+
+    Raises:
+        InputError: for a value of the wrong kind.
+    """
+    size = recorded["resolution"]
+    counts = [recorded["batch_size"], *(size if isinstance(size, list) else [size])]
+    given = {
+        name: recorded[name] for name in (*_WORDS, *_NUMBERS) if recorded.get(name) is not None
+    }
+    wrong = [
+        *(name for name in _NEEDED if recorded[name] is None),
+        *(name for name in given if name in _WORDS and not _is_word(given[name])),
+        *(name for name in given if name in _NUMBERS and not _is_number(given[name])),
+        *(["resolution or batch_size"] if any(type(count) is not int for count in counts) else []),
+        *(["unroll"] if not isinstance(recorded.get("unroll", False), bool) else []),
+    ]
+    if wrong:
+        raise InputError(f"{path} has a {wrong[0]} that hvit-eval --output does not write")
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and not value.startswith("-")
+
+
+def _is_number(value: Any) -> bool:
+    whole = isinstance(value, int | float) and not isinstance(value, bool)
+    return whole and -_LARGEST < value < _LARGEST
 
 
 def words_of(path: Path, recorded: dict[str, Any], *, data: str | None) -> list[str]:
@@ -52,7 +87,9 @@ def words_of(path: Path, recorded: dict[str, Any], *, data: str | None) -> list[
         *("--method", recorded["method"], "--method-args", str(path)),
         *("-r", *map(str, size), "--dtype", recorded["dtype"]),
         *("-b", str(recorded["batch_size"])),
-        *("--on-error", "skip" if recorded.get("skipped") else "stop"),
+        *("--attention", recorded.get("attention", "auto")),
+        *(["--unroll"] if recorded.get("unroll") else []),
+        *("--on-error", recorded.get("on_error", "skip" if recorded.get("skipped") else "stop")),
     ]
 
 
@@ -71,13 +108,15 @@ def differences(recorded: dict[str, Any], results: dict[str, Any]) -> list[str]:
         for name in _SAME
         if recorded.get(name) is not None and recorded[name] != results[name]
     ]
-    for name, limit in (("top1", POINTS), ("top5", POINTS)):
+    for name in _NUMBERS:
         before, now = recorded.get(name), results[name]
-        if before is not None and not abs(now - before) <= limit + 1e-9:
-            found.append(f"{name} was {before:.2f} and is {now:.2f}")
-    before, now = recorded.get("loss"), results["loss"]
-    if before is not None and not abs(now - before) <= LOSS * abs(before):
-        found.append(f"loss was {before:.6f} and is {now:.6f}")
+        if before is None:
+            continue
+        limit = LOSS * abs(before) if name == "loss" else POINTS + 1e-9
+        if now is None or not abs(now - before) <= limit:
+            digits = 6 if name == "loss" else 2
+            shown = "none" if now is None else f"{now:.{digits}f}"
+            found.append(f"{name} was {before:.{digits}f} and is {shown}")
     return found
 
 

@@ -59,7 +59,7 @@ def train(
     config, parameters, note = first_parameters(options, folder.classes)
     reducer = reducer.resolve(config)
     shared = gather_settings(options, config, reducer, folder, pictures)
-    check_agreement(f"{len(folder)} pictures, {shared}", options.resume)
+    check_agreement(f"{len(folder)} pictures, {shared}", resume=options.resume)
     runtime = {**describe_runtime(placement.devices), "processes": placement.processes}
     settings = {**shared, **runtime}
     output = _open_output(options, settings, peers)

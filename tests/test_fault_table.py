@@ -10,13 +10,13 @@ import os
 import resource
 import signal
 import threading
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import hvit_jax
 from hvit_jax import memory
@@ -182,26 +182,30 @@ def children():
     return found
 
 
+def reads(process, file):
+    """Tell whether a process has a file open."""
+    place = f"/proc/{process}/fd"
+    with contextlib.suppress(OSError):
+        return any(os.path.realpath(f"{place}/{each}") == str(file) for each in os.listdir(place))
+    return False
+
+
 @pytest.fixture
-def with_a_killed_worker(with_a_bad_picture):
-    """Pictures of which one never ends: who waits for it is killed."""
+def with_a_killed_worker(with_a_bad_picture, command):
+    """Pictures of which one takes a while to decode: who does it is killed."""
     folder, ended = with_a_bad_picture, threading.Event()
-    endless = folder / "pictures" / "c1" / "005.png"
-    endless.unlink()
-    os.mkfifo(endless)
+    large = folder.resolve() / "pictures" / "c1" / "005.png"
+    Image.new("L", (9000, 9000)).save(large, compress_level=1)
 
     def kill():
-        while not ended.is_set():
-            time.sleep(0.05)
-            try:
-                # Succeeds once someone waits for the other end.
-                writer = os.open(endless, os.O_WRONLY | os.O_NONBLOCK)
-            except OSError:
-                continue
+        while not ended.wait(0.01):
             for child in children():
-                os.kill(child, signal.SIGKILL)
-            os.close(writer)
-            return
+                if reads(child, large):
+                    os.kill(child, signal.SIGSTOP)
+                    # What was decoded before shall be trained on.
+                    ended.wait(5 if command == "train" else 0)
+                    os.kill(child, signal.SIGKILL)
+                    return
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
@@ -216,7 +220,8 @@ def test_a_killed_worker(command, with_a_killed_worker, complaint):
     line = complaint(command, *words(command, folder, folder / "out", "-j", "1"))
     assert "a process that decodes pictures has died" in line
     if command == "train":
-        assert steps_saved(folder / "out") == [3]
+        # As far as the worker had handed pictures over.
+        assert steps_saved(folder / "out") in ([1], [2], [3])
 
 
 EXHAUSTED = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8.00GiB.\nmore"

@@ -1,9 +1,13 @@
 """An evaluation that was stopped or killed goes on, and ends as one that was not."""
 
 import errno
+import fcntl
+import gc
+import io
 import json
 import os
 import shutil
+import zlib
 
 import jax
 import numpy as np
@@ -12,6 +16,7 @@ import pytest
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation import kept, run
 from hvit_jax.evaluation.step import compile_step
+from hvit_jax.evaluation.tally import Tally
 from tests.evaluation_setup import evaluate, make_checkpoint, make_pictures
 from tests.scale_setup import EVALUATE, run_processes
 
@@ -22,6 +27,13 @@ WORDS = ("--method", "ats", "--max-tokens", "4", "--on-error", "skip", "-b", "3"
 
 class Killed(Exception):
     """Stands for kill -9: nothing is caught, nothing is saved."""
+
+
+def free_locks():
+    """Do what the system does where a process is killed."""
+    for each in gc.get_objects():
+        if type(each) is kept.Kept:
+            each.release()
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +81,8 @@ def stops(monkeypatch):
                 on_batch(tally)
                 left -= 1
                 if left == 0:
+                    if isinstance(error, Killed):
+                        free_locks()
                     raise error
 
             patch.undo()
@@ -298,3 +312,143 @@ def test_results_that_could_not_be_written_are_not_scored_again(
     assert evaluate(pictures, checkpoint, *WORDS, *files(tmp_path, "--resume")) == 0
     assert "going on: 13 of 13" in capsys.readouterr().err
     assert_same(tmp_path, whole)
+
+
+BUSY = "hvit-eval: another evaluation writes {}; wait for it or choose another --output"
+
+
+@pytest.mark.parametrize("more", [(), ("--resume",), ("--overwrite",)])
+def test_a_second_evaluation_is_refused_while_one_runs(
+    checkpoint, pictures, killed, whole, capsys, more
+):
+    capsys.readouterr()
+    with open(killed / "r.json.progress" / "settings.json", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert evaluate(pictures, checkpoint, *WORDS, *files(killed, *more)) == 2
+        assert capsys.readouterr().err.splitlines() == [BUSY.format(killed / "r.json")]
+    assert evaluate(pictures, checkpoint, *WORDS, *files(killed, "--resume")) == 0
+    assert "going on: 6 of 13" in capsys.readouterr().err
+    assert_same(killed, whole)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_running_evaluation_holds_the_lock(
+    checkpoint, pictures, whole, tmp_path, capsys, monkeypatch, resumed, stops
+):
+    """Another one is refused before it has kept anything, whatever it is told to do."""
+    if resumed:
+        stops(2, Killed())
+        with pytest.raises(Killed):
+            evaluate(pictures, checkpoint, *WORDS, *files(tmp_path))
+    other, begin = [], run._load
+
+    def load(running):
+        monkeypatch.setattr(run, "_load", begin)
+        for more in ((), ("--resume",), ("--overwrite",)):
+            other.append(evaluate(pictures, checkpoint, *WORDS, *files(tmp_path, *more)))
+        return begin(running)
+
+    monkeypatch.setattr(run, "_load", load)
+    assert evaluate(pictures, checkpoint, *WORDS, *files(tmp_path, "--resume")) == 0
+    assert other == [2, 2, 2]
+    assert capsys.readouterr().err.count(BUSY.format(tmp_path / "r.json")) == 3
+    assert_same(tmp_path, whole)
+
+
+def test_without_locks_the_id_keeps_evaluations_apart(
+    checkpoint, pictures, tmp_path, capsys, monkeypatch
+):
+    """The second one takes the folder: the first one keeps nothing in it, and leaves it alone."""
+
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(kept.fcntl, "flock", unsupported)
+    begin = run._load
+
+    def load(running):
+        monkeypatch.setattr(run, "_load", begin)
+        other = kept.Kept(tmp_path / "r.json.progress", {})
+        other.begin(overwrite=False)
+        return begin(running)
+
+    monkeypatch.setattr(run, "_load", load)
+    assert evaluate(pictures, checkpoint, *WORDS, *files(tmp_path)) == 0
+    assert "r.json.progress is not this evaluation's any more" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "r.json.progress") == ["settings.json"]
+
+
+def refused(begun, capsys, reason):
+    assert evaluate(*begun, "--resume") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"r.json.progress is damaged ({reason}); without --resume" in error
+
+
+def test_files_of_another_evaluation_are_refused(
+    begun, checkpoint, pictures, tmp_path, stops, capsys
+):
+    """The same pictures, checkpoint and options, and yet another run."""
+    (tmp_path / "other").mkdir()
+    stops(2, Killed())
+    with pytest.raises(Killed):
+        evaluate(pictures, checkpoint, *WORDS, *files(tmp_path / "other"))
+    name = "r.json.progress/000000003.npz"
+    shutil.copy(tmp_path / "other" / name, tmp_path / name)
+    refused(begun, capsys, "000000003.npz is of another evaluation")
+    shutil.copy(tmp_path / "r.json.progress" / "000000000.npz", tmp_path / name)
+    refused(begun, capsys, "000000003.npz is of another evaluation")
+
+
+def rewrite(path, change):
+    """Change arrays of a file, whose checksum fits afterwards."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    change(arrays)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    content = buffer.getvalue()
+    path.write_bytes(content + zlib.crc32(content).to_bytes(4, "big"))
+
+
+@pytest.mark.parametrize("name", ["logits", "labels"])
+def test_missing_and_short_arrays_are_refused(begun, tmp_path, capsys, name):
+    path = tmp_path / "r.json.progress" / "000000003.npz"
+    rewrite(path, lambda arrays: arrays.update({name: arrays[name][:1]}))
+    refused(begun, capsys, f"000000003.npz has 1 {name} for 3 pictures")
+    rewrite(path, lambda arrays: arrays.pop(name))
+    refused(begun, capsys, f"000000003.npz has no {name} for 3 pictures")
+
+
+def test_logits_that_nobody_wants_are_refused(begun, tmp_path, capsys):
+    path = tmp_path / "r.json.progress" / "settings.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "predictions": None}))
+    begun = begun[: begun.index("--predictions")]
+    refused(begun, capsys, "000000000.npz has 2 logits for 2 pictures")
+
+
+@pytest.mark.parametrize("name", ["000000000.npz", "000000003.npz", "settings.json"])
+def test_no_flipped_bit_goes_unnoticed(begun, tmp_path, name):
+    """Every 50th bit: refused with one line, or what is read is the same."""
+    folder = tmp_path / "r.json.progress"
+    settings = json.loads((folder / "settings.json").read_text())
+    del settings["run"]
+
+    def read():
+        tally, progress = Tally(keep_logits=True), kept.Kept(folder, settings)
+        try:
+            progress.restore(tally)
+        finally:
+            progress.release()
+        return repr(tally)
+
+    whole, content, harmless = read(), (folder / name).read_bytes(), 0
+    for bit in range(0, 8 * len(content), 50 if name.endswith("npz") else 1):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (folder / name).write_bytes(flipped)
+        try:
+            assert read() == whole
+            harmless += 1
+        except InputError as error:
+            assert "is damaged (" in str(error) or "was begun with another" in str(error)
+    assert name == "settings.json" or harmless == 0

@@ -10,7 +10,7 @@ from hvit_jax.data.folder import PictureError
 from hvit_jax.distributed import gather
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.files import check_destination
-from hvit_jax.evaluation.kept import Kept, folder_of, holds_pictures
+from hvit_jax.evaluation.kept import Kept, folder_of, refuse_pictures, refuse_running
 from hvit_jax.evaluation.options import Options
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.peers import NoPeers, Peers
@@ -24,18 +24,18 @@ def check_files(options: Options) -> None:
     """Check that results can be written, and that none are lost, before the work starts.
 
     Raises:
-        InputError: if they cannot, or an earlier run left some, and it is not said what to do.
+        InputError: if they cannot, another evaluation is at it, or an earlier run left some, and it
+            is not said what to do.
     """
     kept = options.output and folder_of(options.output)
+    if kept is not None:
+        refuse_running(kept)
     going_on = options.resume and kept is not None and kept.is_dir()
     for path in (options.output, options.predictions):
         if path is not None:
             check_destination(path, overwrite=options.overwrite or going_on)
-    if kept is not None and holds_pictures(kept) and not options.resume and not options.overwrite:
-        raise InputError(
-            f"{kept} holds pictures that were scored already; --resume goes on with them, "
-            "--overwrite begins again"
-        )
+    if kept is not None and not options.resume and not options.overwrite:
+        refuse_pictures(kept)
 
 
 class Keeper:
@@ -74,19 +74,28 @@ class Keeper:
             count: pictures in all.
 
         Raises:
-            InputError: if it was of something else, or nothing can be kept.
+            InputError: if it was of something else, another evaluation is at it, or nothing can be
+                kept.
         """
         if self._kept is not None:
-            if self._options.resume and self._kept.exists():
-                self._kept.restore(tally)
-                self._check_skipped(tally)
-                done = tally.totals.pictures
-                self._messages.print(f"going on: {done} of {count} pictures were scored before")
-            else:
-                if self._options.resume:
-                    self._messages.print("nothing to go on with: this is the beginning")
-                self._kept.begin()
+            check_files(self._options)  # Another evaluation may have come and gone meanwhile.
+            try:
+                self._take(self._kept, tally, count)
+            except BaseException:
+                self._kept.release()
+                raise
         tally.first = gather(tally.first)[0]
+
+    def _take(self, kept: Kept, tally: Tally, count: int) -> None:
+        if self._options.resume and kept.exists():
+            kept.restore(tally)
+            self._check_skipped(tally)
+            done = tally.totals.pictures
+            self._messages.print(f"going on: {done} of {count} pictures were scored before")
+        else:
+            if self._options.resume:
+                self._messages.print("nothing to go on with: this is the beginning")
+            kept.begin(overwrite=self._options.overwrite)
 
     def _check_skipped(self, tally: Tally) -> None:
         if tally.skipped and self._options.on_error != "skip":
@@ -106,9 +115,11 @@ class Keeper:
                 self._messages.print(f"{error}; a run that is killed loses more")
 
     def leave_nothing(self) -> None:
-        """Remove the folder, unless an earlier run had scored something."""
-        if self._kept is not None and self._kept.empty():
-            self._kept.remove()
+        """Remove the folder, unless an earlier run had scored something; nothing is kept later."""
+        if self._kept is not None:
+            if self._kept.empty():
+                self._kept.remove()
+            self._kept.release()
 
     def finish(self) -> None:
         """Remove what was kept: the results are written."""

@@ -58,7 +58,7 @@ def uninterrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def insistent() -> Iterator[None]:
-    """Raise a Ctrl-C again that fell where Python ignores exceptions, as in JAX's gc callback.
+    """Raise a Ctrl-C or SIGTERM again that Python ignored, as it does in JAX's gc callback.
 
     What TensorStore says to an event loop of Orbax's that has failed already is not printed.
     """
@@ -67,7 +67,10 @@ def insistent() -> Iterator[None]:
     def hook(unraisable: Any) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             main = threading.main_thread().ident
-            threading.Timer(0.05, signal.pthread_kill, [main, signal.SIGINT]).start()
+            handled = callable(signal.getsignal(signal.SIGTERM))
+            again = handled and issubclass(unraisable.exc_type, Stopped)
+            number = signal.SIGTERM if again else signal.SIGINT
+            threading.Timer(0.05, signal.pthread_kill, [main, number]).start()
         elif str(unraisable.exc_value) != "Event loop is closed":
             previous(unraisable)
 

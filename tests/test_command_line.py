@@ -13,7 +13,7 @@ import pytest
 
 from hvit_jax import InputError
 from hvit_jax.command_line import ArgumentParser, one_line, run
-from hvit_jax.signals import insistent, uninterrupted
+from hvit_jax.signals import Stopped, insistent, sigterm_raises, uninterrupted
 
 ROOT = Path(__file__).parent.parent
 
@@ -105,16 +105,20 @@ def test_uninterrupted_without_ctrl_c_and_in_threads_does_nothing():
     assert done == ["MainThread", "other"]
 
 
-def test_ctrl_c_in_a_garbage_collection_is_not_lost():
+@pytest.mark.parametrize(
+    ("number", "exception"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)]
+)
+def test_a_signal_in_a_garbage_collection_is_not_lost(number, exception):
     def callback(phase, _):
         if phase == "start":
             gc.callbacks.remove(callback)
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
-    with pytest.raises(KeyboardInterrupt), insistent():
+    with pytest.raises(KeyboardInterrupt) as found, insistent(), sigterm_raises():
         gc.callbacks.append(callback)
         gc.collect()
         time.sleep(10)
+    assert found.type is exception
 
 
 def test_python_m_convert_from_the_root(tmp_path):

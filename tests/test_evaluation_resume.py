@@ -363,7 +363,7 @@ def test_without_locks_the_id_keeps_evaluations_apart(
     def unsupported(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(kept.fcntl, "flock", unsupported)
+    monkeypatch.setattr(fcntl, "flock", unsupported)
     begin = run._load
 
     def load(running):

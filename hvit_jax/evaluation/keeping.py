@@ -10,7 +10,8 @@ from hvit_jax.data.folder import PictureError
 from hvit_jax.distributed import gather
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.files import check_destination
-from hvit_jax.evaluation.kept import Kept, folder_of, refuse_pictures, refuse_running
+from hvit_jax.evaluation.kept import Kept, folder_of, refuse_pictures
+from hvit_jax.evaluation.lock import refuse_running
 from hvit_jax.evaluation.options import Options
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.peers import NoPeers, Peers

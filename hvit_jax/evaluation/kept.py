@@ -15,7 +15,6 @@ is another evaluation's.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import io
 import json
 import os
@@ -31,11 +30,11 @@ import numpy as np
 
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.files import write_atomically
+from hvit_jax.evaluation.lock import SETTINGS, busy, lock
 from hvit_jax.evaluation.tally import Rows, Tally, Totals, join_rows
-from hvit_jax.files import new_folder, remove_folder, writing
+from hvit_jax.files import new_folder, remove_folder
 
 SECONDS = 30.0  # between two savings
-_SETTINGS = "settings.json"
 _ARRAYS = ("indices", "labels", "top1", "logits")  # the last only for --predictions
 _CRC_BYTES = 4
 # What reading a file raises that this project did not write, or that is not whole.
@@ -46,17 +45,6 @@ _DAMAGE += (zipfile.BadZipFile, zlib.error)
 def folder_of(output: Path) -> Path:
     """Name the folder that belongs to a file of results."""
     return output.with_name(f"{output.name}.progress")
-
-
-def refuse_running(folder: Path) -> None:
-    """Refuse a folder that an evaluation is writing into.
-
-    Raises:
-        InputError: if one does.
-    """
-    descriptor = _lock(folder)
-    if descriptor is not None:
-        os.close(descriptor)
 
 
 def refuse_pictures(folder: Path) -> None:
@@ -103,11 +91,11 @@ class Kept:
         text = json.dumps({"run": self._run, **self._settings}, indent=1)
         try:
             with new_folder(self._folder) as folder:
-                (folder / _SETTINGS).write_text(text + "\n", encoding="utf-8")
+                (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
                 self._hold(folder)
         except InputError as error:
             if self.exists():
-                raise _busy(self._folder) from error
+                raise busy(self._folder) from error
             raise
 
     def restore(self, tally: Tally) -> None:
@@ -122,7 +110,7 @@ class Kept:
         """
         self._hold(self._folder)
         try:
-            before = json.loads((self._folder / _SETTINGS).read_text(encoding="utf-8"))
+            before = json.loads((self._folder / SETTINGS).read_text(encoding="utf-8"))
             self._compare(before)
             self._run = before["run"]
             parts = self._read()
@@ -139,7 +127,7 @@ class Kept:
     def _compare(self, before: dict[str, Any]) -> None:
         missing = {"run", *self._settings} - set(before)
         if missing:
-            raise ValueError(f"{_SETTINGS} does not name {', '.join(sorted(missing))}")
+            raise ValueError(f"{SETTINGS} does not name {', '.join(sorted(missing))}")
         for name, now in self._settings.items():
             if before[name] != now:
                 raise InputError(
@@ -242,14 +230,14 @@ class Kept:
             self._unlock()
 
     def _hold(self, folder: Path) -> None:
-        descriptor = _lock(folder)
+        descriptor = lock(folder)
         self.release()
         if descriptor is not None:
             self._unlock = weakref.finalize(self, os.close, descriptor)
 
     def _ours(self) -> bool:
         try:
-            return json.loads((self._folder / _SETTINGS).read_bytes())["run"] == self._run
+            return json.loads((self._folder / SETTINGS).read_bytes())["run"] == self._run
         except _DAMAGE:
             return False
 
@@ -268,28 +256,3 @@ def _name(first: int) -> str:
 
 def _crc(content: bytes | memoryview) -> bytes:
     return zlib.crc32(content).to_bytes(_CRC_BYTES, "big")
-
-
-def _lock(folder: Path) -> int | None:
-    """Lock a folder's settings until the descriptor is closed; None if there are none."""
-    path = folder / _SETTINGS
-    with writing(path):
-        try:
-            descriptor = os.open(path, os.O_RDWR)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
-            raise BlockingIOError  # The folder was made anew meanwhile.
-    except (BlockingIOError, FileNotFoundError):
-        os.close(descriptor)
-        raise _busy(folder) from None
-    except OSError:  # This file system knows no locks.
-        pass
-    return descriptor
-
-
-def _busy(folder: Path) -> InputError:
-    output = folder.with_name(folder.name.removesuffix(".progress"))
-    return InputError(f"another evaluation writes {output}; wait for it or choose another --output")

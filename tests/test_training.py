@@ -134,6 +134,16 @@ def test_an_existing_or_foreign_output_is_refused(data, tmp_path, capsys):
     assert "holds no run to resume" in capsys.readouterr().err
 
 
+def test_resume_begins_where_there_is_no_output(data, tmp_path, capsys):
+    output = tmp_path / "run"
+    command = [str(data), "--output", str(output), "--resume", *SIZES, *RECIPE, "--epochs", "1"]
+    assert main(command) == 0
+    assert capsys.readouterr().err == "nothing to go on with: this is the beginning\n"
+    assert (output / "checkpoint").is_dir()
+    assert main(command) == 2
+    assert "is finished" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_damaged_picture_is_named_and_leaves_the_output_free(tmp_path, capsys, workers):
     (tmp_path / "data" / "a").mkdir(parents=True)

@@ -85,4 +85,5 @@ def test_a_damaged_state_costs_the_steps_since_the_one_before(data, straight, tm
     assert resumed.returncode == 0, resumed.stderr
     assert f"the state of step {newest.name} cannot be read" in resumed.stdout
     assert f"from step {older.name} " in resumed.stdout
+    assert not list((output / "state").glob(".*")) and (output / f"damaged-{newest.name}").is_dir()
     assert column(output, "loss") == column(straight, "loss")

@@ -68,7 +68,7 @@ def open_output(output: Path, settings: dict[str, Any], *, resume: bool) -> Path
     Args:
         output: the folder.
         settings: from `gather_settings`, with what runs it.
-        resume: whether to go on with the run in it.
+        resume: whether to go on with the run in it; where there is no folder, a run begins.
 
     Returns:
         The folder.
@@ -76,11 +76,14 @@ def open_output(output: Path, settings: dict[str, Any], *, resume: bool) -> Path
     Raises:
         InputError: if it exists without being resumed, or holds no run, another, or a finished one.
     """
-    if not resume:
+    begins = resume and not output.exists()
+    if begins or not resume:
         if output.exists():
             raise InputError(f"{output} exists already; give --resume to go on, or another folder")
         with new_folder(output) as folder:
             _path(folder).write_text(_text(settings), encoding="utf-8")
+        if begins:
+            print("nothing to go on with: this is the beginning", file=sys.stderr)
         return output
     if not _path(output).is_file():
         raise InputError(f"{output} holds no run to resume; leave --resume out to begin one")

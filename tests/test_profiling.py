@@ -59,7 +59,9 @@ def test_a_row_has_every_figure(tmp_path, capsys):
     assert row["tflops_per_second"] * 1e12 == pytest.approx(operations)
     assert row["peak_share"] * 1e12 == pytest.approx(operations)
     assert row["peak_memory_bytes"] > 4 * row["parameters"]
-    assert row["compile_seconds"] > 0 and row["compile_from_cache"] is False
+    assert row["compile_seconds"] > 0
+    # The tests' own cache may have it; that of the command is tried in processes below.
+    assert isinstance(row["compile_from_cache"], bool)
     assert row["speedup_over_dense"] > 0
     assert row["speedup_over_torch"] is row["torch"] is row["published"] is None
     assert content["device"] == jax.devices()[0].device_kind

@@ -25,14 +25,20 @@ def make_checkpoint(directory, config=CONFIG, classes=()):
     return directory
 
 
-def make_pictures(folder, count=10, classes=CONFIG.num_classes):
-    """Noise in class folders c0, c1, ...; numbers run through the classes in turn."""
+def make_pictures(folder, count=10, classes=CONFIG.num_classes, damaged=()):
+    """Noise in class folders c0, c1, ...; numbers run through the classes in turn.
+
+    Args:
+        damaged: those that cannot be read.
+    """
     random = np.random.default_rng(0)
     for index in range(classes):
         (folder / f"c{index}").mkdir(parents=True)
     for index in range(count):
         pixels = random.integers(0, 256, (20, 30, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"c{index % classes}" / f"{index:03d}.png")
+    for name in damaged:
+        (folder / name).write_bytes(b"no picture")
     return folder
 
 

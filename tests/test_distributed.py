@@ -33,10 +33,8 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """13 pictures, of which two cannot be read."""
-    folder = make_pictures(tmp_path_factory.mktemp("pictures"), count=13)
-    for name in ("c0/000.png", "c6/006.png"):
-        (folder / name).write_bytes(b"no picture")
-    return folder
+    damaged = ("c0/000.png", "c6/006.png")
+    return make_pictures(tmp_path_factory.mktemp("pictures"), count=13, damaged=damaged)
 
 
 def test_three_processes_score_as_one_does(checkpoint, pictures, tmp_path):

@@ -43,10 +43,8 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    folder = make_pictures(tmp_path_factory.mktemp("pictures"), count=13)
-    for name in ("c1/001.png", "c6/006.png"):
-        (folder / name).write_bytes(b"no picture")
-    return folder
+    damaged = ("c1/001.png", "c6/006.png")
+    return make_pictures(tmp_path_factory.mktemp("pictures"), count=13, damaged=damaged)
 
 
 @pytest.fixture(scope="module")

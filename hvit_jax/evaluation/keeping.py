@@ -18,7 +18,7 @@ from hvit_jax.peers import NoPeers, Peers
 
 # Results depend on these, or name one only. The batch and the number of devices may change.
 _SAME = ("method", "args", "model", "resolution", "dtype", "device", "matmul_precision", "versions")
-_SAME += ("data_sha256", "checkpoint_sha256")
+_SAME += ("attention", "unroll", "data_sha256", "checkpoint_sha256")
 
 
 def check_files(options: Options) -> None:
@@ -63,7 +63,6 @@ class Keeper:
         self._options, self._messages, self._kept = options, messages, None
         if options.output is not None and peers.index == 0:
             settings = {name: about[name] for name in _SAME}
-            settings |= {"attention": options.attention, "unroll": options.unroll}
             settings["predictions"] = options.predictions and str(options.predictions)
             self._kept = Kept(folder_of(options.output), settings)
 

@@ -53,7 +53,7 @@ def refuse_pictures(folder: Path) -> None:
     Raises:
         InputError: if there are any.
     """
-    if any(folder.glob("*.npz")):
+    if _holds_pictures(folder):
         raise InputError(
             f"{folder} holds pictures that were scored already; --resume goes on with them, "
             "--overwrite begins again"
@@ -247,7 +247,11 @@ class Kept:
 
     def empty(self) -> bool:
         """Tell whether the folder holds no pictures."""
-        return not any(self._folder.glob("*.npz"))
+        return not _holds_pictures(self._folder)
+
+
+def _holds_pictures(folder: Path) -> bool:
+    return any(folder.glob("*.npz"))
 
 
 def _name(first: int) -> str:

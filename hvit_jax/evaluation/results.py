@@ -10,7 +10,7 @@ import numpy as np
 
 from hvit_jax.evaluation.files import write_atomically
 from hvit_jax.evaluation.inputs import Inputs
-from hvit_jax.evaluation.tally import Tally
+from hvit_jax.evaluation.tally import Rows, Tally, join_rows
 from hvit_jax.flops import count_flops
 from hvit_jax.models.vit import ViT
 from hvit_jax.presets import describe_configuration, find_published
@@ -81,19 +81,12 @@ def save_predictions(path: Path, tally: Tally, inputs: Inputs) -> None:
     Raises:
         InputError: if it cannot be written.
     """
-    rows, paths = tally.rows, inputs.source.paths
-    classes = inputs.description.config.num_classes
+    paths, classes = inputs.source.paths, inputs.description.config.num_classes
     # An empty part keeps shapes and types where nothing was scored.
-    empty = np.zeros(0, np.int32)
+    none = np.zeros(0, np.int32)
+    rows = join_rows([Rows(none, none, none, np.zeros((0, classes), np.float32), ()), *tally.rows])
     arrays = {
-        "paths": np.array([paths[index] for part in rows for index in part.indices], np.str_),
-        "labels": np.concatenate([empty, *(part.labels for part in rows)]),
-        "top1": np.concatenate([empty, *(part.top1 for part in rows)]),
-        "logits": np.concatenate(
-            [
-                np.zeros((0, classes), np.float32),
-                *(part.logits for part in rows if part.logits is not None),
-            ]
-        ),
+        "paths": np.array([paths[index] for index in rows.indices], np.str_),
+        **{name: getattr(rows, name) for name in ("labels", "top1", "logits")},
     }
     write_atomically(path, lambda file: np.savez(file, **arrays))

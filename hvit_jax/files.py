@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from hvit_jax.errors import InputError
 
 _CHUNK = 1 << 22
+_PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # seconds between attempts at a removal
 
 
 @contextlib.contextmanager
@@ -44,7 +46,7 @@ def new_folder(directory: str | Path) -> Iterator[Path]:
     Raises:
         InputError: if the name is taken, or the place cannot be written.
     """
-    with _new(directory, os.mkdir, lambda path: shutil.rmtree(path, ignore_errors=True)) as path:
+    with _new(directory, os.mkdir, _remove_tree) as path:
         yield path
 
 
@@ -79,9 +81,22 @@ def _new(
             yield temporary
             refuse_existing(name)
             os.rename(temporary, target)
-    finally:
+    except BaseException:
         with contextlib.suppress(OSError):
             remove(temporary)
+        raise
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder, though threads of a library that has failed still write into it."""
+    gone_before = False
+    for pause in _PAUSES:
+        gone = not os.path.lexists(folder)
+        if gone and gone_before:  # TensorStore makes a folder anew where one is missing.
+            return
+        gone_before = gone
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(pause)
 
 
 def remove_folder(folder: Path) -> None:
@@ -103,7 +118,7 @@ def remove_folder(folder: Path) -> None:
         return
     except OSError as error:
         raise InputError(f"cannot remove {folder}: {error.strerror or error}") from error
-    shutil.rmtree(gone, ignore_errors=True)
+    _remove_tree(gone)
 
 
 def refuse_existing(name: str | Path) -> None:

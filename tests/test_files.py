@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import os
+import time
 
 import pytest
 
@@ -37,6 +38,22 @@ def test_file_appears_when_complete(tmp_path):
 def test_nothing_stays_after_a_failure(tmp_path, make, error):
     with pytest.raises(error), make(tmp_path / "x"):
         raise error
+    assert os.listdir(tmp_path) == []
+
+
+def test_nothing_stays_of_threads_that_go_on_writing(tmp_path, monkeypatch):
+    """So do those of TensorStore, when another of its writes has failed."""
+    pauses = iter(range(3))
+
+    def write(_):
+        if next(pauses, None) is not None:
+            temporary.mkdir(exist_ok=True)
+            (temporary / "late").touch()
+
+    monkeypatch.setattr(time, "sleep", write)
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "x") as temporary:
+        raise ZeroDivisionError
+    assert next(pauses, None) is None
     assert os.listdir(tmp_path) == []
 
 

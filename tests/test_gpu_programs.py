@@ -1,0 +1,87 @@
+"""What is handed to XLA for a GPU: every method at full size, lowered for CUDA, never run.
+
+JAX checks shapes and types of cuDNN's attention here; the kernel itself needs a GPU.
+"""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from hvit_jax.config import model_name
+from hvit_jax.models import attention
+from hvit_jax.models.vit import ViT
+from hvit_jax.ops.platform import compiled_for
+from hvit_jax.profiling.cases import published_cases
+from hvit_jax.reducers import REDUCERS
+
+BATCH = 32
+
+
+@pytest.fixture(autouse=True)
+def a_gpu(monkeypatch):
+    """Let JAX and this package take a GPU with cuDNN for granted."""
+    fused = "jax._src.cudnn.fused_attention_stablehlo"
+    monkeypatch.setattr(f"{fused}.check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(f"{fused}.check_compute_capability", lambda wanted: True)
+    monkeypatch.setattr(attention, "_cudnn_obstacle", lambda dtype, size: None)
+
+
+def lowered(function, *arguments):
+    """Write a function as the program that a GPU would get."""
+    with compiled_for("gpu"):
+        traced = jax.jit(function).trace(*arguments)
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def largest(program):
+    """Count the numbers in the largest array of a program."""
+    shapes = re.findall(r"tensor<((?:\d+x)+)", program)
+    return max(math.prod(map(int, shape.split("x")[:-1])) for shape in shapes)
+
+
+@pytest.mark.parametrize("model", ["vit_l16", "vit_h14"])
+@pytest.mark.parametrize("method", REDUCERS)
+def test_full_size(method, model):
+    """cuDNN attends, nothing scatters, and no N x N scores of all heads and images exist."""
+    cases = [
+        case for case in published_cases(method, batch=BATCH) if model_name(case.config) == model
+    ]
+    for case in (cases[0], cases[-1]):
+        config = case.config
+        graph, state = nnx.split(nnx.eval_shape(functools.partial(make_model, case)))
+        images = jax.ShapeDtypeStruct((BATCH, *config.image_shape, 3), jnp.float32)
+        program = lowered(lambda state, images, g=graph: nnx.merge(g, state)(images), state, images)
+        assert "__cudnn$fmha" in program
+        assert not {"stablehlo.scatter", "xf64>"} & set(re.findall(r"stablehlo.\w+|xf64>", program))
+        scores = BATCH * config.heads * (config.num_patches + 1) ** 2
+        assert largest(program) <= scores / 4
+
+
+def make_model(case):
+    return ViT(case.config, case.reducer, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+
+
+def gradient_of_attention(q, k, v, bias, lengths):
+    def loss(q, k, v, bias):
+        out = attention.attention(q, k, v, key_bias=bias, key_lengths=lengths)
+        return jnp.square(out.astype(jnp.float32)).sum()
+
+    return jax.grad(loss, argnums=(0, 1, 2) if bias is None else (0, 1, 2, 3))(q, k, v, bias)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("head_dim", [64, 80])
+@pytest.mark.parametrize("bias", [None, (BATCH, 1370), (BATCH, 16, 1370)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_gradient_of_attention(dtype, head_dim, bias, padded):
+    heads = jax.ShapeDtypeStruct((BATCH, 1370, 16, head_dim), dtype)
+    bias = bias and jax.ShapeDtypeStruct(bias, jnp.float32)
+    lengths = jax.ShapeDtypeStruct((BATCH,), jnp.int32) if padded else None
+    program = lowered(gradient_of_attention, heads, heads, heads, bias, lengths)
+    assert "__cudnn$fmhaSoftmaxBackward" in program
+    assert largest(program) <= 2 * math.prod(heads.shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -122,9 +124,37 @@ def attention_and_column_mean(
     """
     if choose_implementation(implementation, q.dtype, q.shape[-1]) == "xla":
         return attention_by_head(q, k, v)
-    # JAX returns cuDNN's log-sum-exp only rounded to q's dtype and without a gradient, so the
-    # weights are normalised anew.
-    return _cudnn_attention(q, k, v, None, None), column_mean_by_head(q, k)
+    return _cudnn_attention_and_column_mean(q, k, v)
+
+
+@jax.custom_vjp
+def _cudnn_attention_and_column_mean(q, k, v):
+    """Let cuDNN's backward pass sum the columns: for a gradient of ones, that of the values.
+
+    Each sum comes once a channel, rounded to q's dtype. Ones that differ a little in every channel
+    make these roundings differ, so that the mean over channels and heads is far finer than each.
+    """
+    attended, pull = jax.vjp(lambda v: _cudnn_attention(q, k, v, None, None), v)
+    ones = (1 + jnp.arange(v.shape[-1]) % 128 / 128).astype(q.dtype)
+    (sums,) = pull(jnp.broadcast_to(ones, attended.shape))
+    sums = sums.astype(jnp.float32).sum((2, 3))
+    return attended, sums / (ones.astype(jnp.float32).sum() * q.shape[1] * q.shape[2])
+
+
+def _column_mean_forward(q, k, v):
+    return _cudnn_attention_and_column_mean(q, k, v), (q, k, v)
+
+
+def _column_mean_backward(inputs, gradients):
+    """Differentiate the same figures computed head by head: cuDNN has no second derivative."""
+
+    def same(q, k, v):
+        return _cudnn_attention(q, k, v, None, None), column_mean_by_head(q, k)
+
+    return jax.vjp(same, *inputs)[1](gradients)
+
+
+_cudnn_attention_and_column_mean.defvjp(_column_mean_forward, _column_mean_backward)
 
 
 def class_attention(
@@ -216,7 +246,36 @@ def _cudnn_attention(q, k, v, key_bias, key_lengths):
         q = jnp.concatenate([q, ones], axis=-1)
         k = jnp.concatenate([k, extra], axis=-1)
         v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, 8)))
-    out = jax.nn.dot_product_attention(
+    return _fused(q, k, v, key_lengths, scale)[..., :size]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _fused(q, k, v, key_lengths, scale):
+    return jax.nn.dot_product_attention(
         q, k, v, scale=scale, key_value_seq_lengths=key_lengths, implementation="cudnn"
     )
-    return out[..., :size]
+
+
+def _fused_forward(q, k, v, key_lengths, scale):
+    """Run the kernel so that it can be differentiated: JAX wants even numbers of tokens then."""
+
+    def padded(q, k, v):
+        spare, spare_keys = q.shape[1] % 2, k.shape[1] % 2
+        lengths = key_lengths
+        if spare_keys and lengths is None:
+            lengths = jnp.full(k.shape[0], k.shape[1], jnp.int32)
+        k, v = (jnp.pad(x, ((0, 0), (0, spare_keys), (0, 0), (0, 0))) for x in (k, v))
+        rows = jnp.pad(q, ((0, 0), (0, spare), (0, 0), (0, 0)))
+        out = jax.nn.dot_product_attention(
+            rows, k, v, scale=scale, key_value_seq_lengths=lengths, implementation="cudnn"
+        )
+        return out[:, : q.shape[1]]
+
+    return jax.vjp(padded, q, k, v)
+
+
+def _fused_backward(scale, pull, gradient):
+    return *pull(gradient), None
+
+
+_fused.defvjp(_fused_forward, _fused_backward)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.models.attention import KeyBias, attention
+from hvit_jax.ops.platform import backend
 from hvit_jax.ops.precision import accumulator
 
 
@@ -77,10 +78,19 @@ class Block(nnx.Module):
     def qkv(
         self, x: Float[Array, "B N C"]
     ) -> tuple[Float[Array, "B N H D"], Float[Array, "B N H D"], Float[Array, "B N H D"]]:
-        """Normalise tokens and project them to queries, keys and values."""
-        parts = self.in_proj(self.ln_1(x))
-        batch, tokens, _ = parts.shape
-        q, k, v = jnp.moveaxis(parts.reshape(batch, tokens, 3, self.heads, -1), 2, 0)
+        """Normalise tokens and project them to queries, keys and values.
+
+        On a GPU in three products: cutting the result of one would copy it. XLA joins them itself
+        where they are small.
+        """
+        x = self.ln_1(x)
+        if backend() == "gpu":
+            kernel, bias = (each[...] for each in (self.in_proj.kernel, self.in_proj.bias))
+            cut = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
+            parts = [x @ kernel.astype(x.dtype) + bias.astype(x.dtype) for kernel, bias in cut]
+        else:
+            parts = jnp.split(self.in_proj(x), 3, axis=-1)
+        q, k, v = (part.reshape(*x.shape[:2], self.heads, -1) for part in parts)
         return q, k, v
 
     def attend(

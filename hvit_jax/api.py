@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from hvit_jax.checkpoint import fitted_parameters, read_description
 from hvit_jax.config import ViTConfig, named_config
 from hvit_jax.errors import InputError
-from hvit_jax.models.attention import check_implementation
 from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.models.vit import ViT
+from hvit_jax.ops.fused_attention import check_implementation
 from hvit_jax.reducers import Reducer, make_reducer
 
 DTYPES = ("float32", "bfloat16", "float64")

@@ -27,7 +27,7 @@ from hvit_jax.files import new_file, refuse_existing
 from hvit_jax.flops import count_flops
 from hvit_jax.memory import explain_out_of_memory, smaller_batch
 from hvit_jax.method_options import numbers, parse_with_method
-from hvit_jax.models.attention import IMPLEMENTATIONS
+from hvit_jax.ops.fused_attention import IMPLEMENTATIONS
 from hvit_jax.provenance import data_sha256, describe_checkpoint, describe_runtime
 from hvit_jax.reducers import Reducer
 

@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 
 from hvit_jax.errors import InputError
-from hvit_jax.models import attention as module
 from hvit_jax.models.attention import (
-    IMPLEMENTATIONS,
     attention,
     attention_and_column_mean,
     attention_weights,
-    choose_implementation,
     class_attention,
 )
-from hvit_jax.ops import attention_by_head
+from hvit_jax.ops import attention_by_head, fused_attention
+from hvit_jax.ops.fused_attention import IMPLEMENTATIONS, choose_implementation
 
 
 def heads(queries, keys, *, batch=2, count=3, size=8, seed=0, dtype=jnp.float32):
@@ -65,7 +63,7 @@ def plain_cudnn(monkeypatch):
         return fused(*arrays, implementation="xla", **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
-    monkeypatch.setattr(module, "_cudnn_obstacle", lambda dtype, size: None)
+    monkeypatch.setattr(fused_attention, "_cudnn_obstacle", lambda dtype, size: None)
     return seen
 
 

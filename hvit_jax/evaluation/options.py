@@ -16,7 +16,7 @@ from hvit_jax.config import as_pair
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.verify import read_results, words_of
 from hvit_jax.method_options import numbers, numbers_hint, parse_with_method
-from hvit_jax.models.attention import IMPLEMENTATIONS
+from hvit_jax.ops.fused_attention import IMPLEMENTATIONS
 from hvit_jax.processes import Processes, add_process_options, find_processes
 from hvit_jax.reducers import Reducer
 

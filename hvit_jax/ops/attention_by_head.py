@@ -100,13 +100,13 @@ def map_heads(
     body = jax.checkpoint(lambda rows: function(*rows), prevent_cse=False)
     # A batch of unknown size, as in an exported model, is known to hold whole images only.
     count = batch * heads if isinstance(batch, int) else heads
-    group = _group(count, q.shape[2] * k.shape[2])
+    limit = _CPU_SCORES if backend() == "cpu" else _GPU_SCORES
+    # A divisor, so that all steps are alike.
+    group = largest_divisor(count, limit // (q.shape[2] * k.shape[2]))
     mapped = jax.lax.map(body, rows, batch_size=group)
     return jax.tree.map(lambda x: x.reshape(batch, heads, *x.shape[1:]), mapped)
 
 
-def _group(heads: int, scores: int) -> int:
-    """Choose how many heads to run at once: a divisor, so that all steps are alike."""
-    limit = _CPU_SCORES if backend() == "cpu" else _GPU_SCORES
-    most = max(1, min(heads, limit // scores))
-    return max(size for size in range(1, most + 1) if heads % size == 0)
+def largest_divisor(count: int, most: int) -> int:
+    """Find the largest divisor of a count that is at most a limit, or else 1."""
+    return max(size for size in range(1, max(1, min(count, most)) + 1) if count % size == 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from hvit_jax.ops.hashing import HashDraws, hash_bins, pack_bins
 from hvit_jax.ops.precision import accurate_einsum
+from hvit_jax.ops.sorting import inverse, ranks
 
 CHUNK = 128
 
@@ -38,7 +40,9 @@ class Groups:
     distinct: Int[Array, "B H"]
 
 
-def group_tokens(x: Float[Array, "B N H D"], draws: HashDraws, *, max_groups: int) -> Groups:
+def group_tokens(
+    x: Float[Array, "B N H D"], draws: HashDraws, *, max_groups: int, scale: float = 1.0
+) -> Groups:
     """Group vectors of equal hash, for every image and head on its own.
 
     Args:
@@ -46,19 +50,21 @@ def group_tokens(x: Float[Array, "B N H D"], draws: HashDraws, *, max_groups: in
         draws: the random numbers of the hash.
         max_groups: K. Where more hashes differ, say G, hash `g` in hash order goes to group
             `g * K // G`, so that neighbours merge evenly.
+        scale: as for `hash_bins`.
 
     Differs from the original: it makes as many groups as it finds hashes.
     """
-    high, low = pack_bins(hash_bins(x, draws))
-    positions = jax.lax.broadcasted_iota(jnp.int32, high.shape, 2)
-    high, low, order = jax.lax.sort((high, low, positions), num_keys=2)
+    high, low = pack_bins(hash_bins(x, draws, scale=scale))
+    places = ranks(high, low)
+    order = inverse(places)
+    high, low = _along_last(high, order), _along_last(low, order)
     differs = (high[..., 1:] != high[..., :-1]) | (low[..., 1:] != low[..., :-1])
-    ranks = jnp.pad(jnp.cumsum(differs, axis=-1, dtype=jnp.int32), ((0, 0), (0, 0), (1, 0)))
-    distinct = ranks[..., -1:] + 1
-    slots = jnp.where(distinct > max_groups, ranks * max_groups // distinct, ranks)
+    numbers = jnp.pad(jnp.cumsum(differs, axis=-1, dtype=jnp.int32), ((0, 0), (0, 0), (1, 0)))
+    distinct = numbers[..., -1:] + 1
+    slots = jnp.where(distinct > max_groups, numbers * max_groups // distinct, numbers)
     starts = _starts(slots, max_groups)
     return Groups(
-        members=jax.lax.sort((order, slots), num_keys=1)[1],
+        members=_along_last(slots, places),
         order=order,
         slots=slots,
         starts=starts,
@@ -68,12 +74,21 @@ def group_tokens(x: Float[Array, "B N H D"], draws: HashDraws, *, max_groups: in
 
 
 def _starts(slots: Int[Array, "B H N"], max_groups: int) -> Int[Array, "B H K"]:
-    """Find where each group's run starts, by sorting these places to the front."""
+    """Find where each group's run starts."""
     size, places = slots.shape[-1], jnp.arange(slots.shape[-1], dtype=jnp.int32)
     first = jnp.diff(slots, axis=-1, prepend=-1) > 0
-    starts = jnp.sort(jnp.where(first, places, size))[..., :max_groups]
-    unused = ((0, 0), (0, 0), (0, max_groups - starts.shape[-1]))
-    return jnp.pad(starts, unused, constant_values=size)
+    # Beyond the groups, and each its own: there is nothing to write.
+    targets = jnp.where(first, slots, max_groups + places)
+
+    def write(targets):
+        starts = jnp.full(max_groups, size, jnp.int32)
+        return starts.at[targets].set(places, unique_indices=True, mode="drop")
+
+    return jax.vmap(jax.vmap(write))(targets)
+
+
+def _along_last(values, indices):
+    return jnp.take_along_axis(values, indices, axis=-1, mode="promise_in_bounds")
 
 
 def group_means(x: Float[Array, "B N H D"], groups: Groups) -> Float[Array, "B K H D"]:
@@ -121,6 +136,35 @@ def _later_parts(parts, slots, groups) -> Float[Array, "B H K D"]:
     names = jnp.arange(groups.counts.shape[-1])[:, None]
     hot = (slots[..., None, 1:, 0] == names) & continues[..., None, :]
     return accurate_einsum("bhkc,bhcd->bhkd", hot.astype(parts.dtype), parts[..., 1:, 0, :])
+
+
+def member_codes(
+    groups: Groups, *, size: int, dtype: jax.typing.DTypeLike
+) -> tuple[Float[Array, "B K H {size}"], Float[Array, "B N H {size}"]]:
+    """Make queries and keys with which attention averages the values of each group's members.
+
+    A query and a key hold the binary digits of a group's number as 1 and -1. A member's score is
+    at least 64 above those of all others, whose weights are 0 beside it in any precision.
+
+    Args:
+        groups: the groups. Queries of unused ones average values of no meaning, if finite.
+        size: channels of a head, at least as many as K has binary digits.
+        dtype: type of the codes; 16 bits hold them.
+    """
+    limit = groups.counts.shape[-1]
+    channels = jnp.arange(size)
+    digits = max(1, (limit - 1).bit_length())
+
+    def code(numbers):
+        bits = (numbers[..., None] >> jnp.minimum(channels, digits)) & 1
+        return jnp.where(channels < digits, 2 * bits - 1, 0).astype(dtype)
+
+    names = jnp.broadcast_to(
+        code(jnp.arange(limit))[:, None], (limit, groups.members.shape[1], size)
+    )
+    queries = jnp.broadcast_to(names, (groups.members.shape[0], *names.shape))
+    keys = 32 * math.sqrt(size) * code(groups.members.swapaxes(1, 2))
+    return queries, keys.astype(dtype)
 
 
 def copy_to_members(x: Float[Array, "B K H D"], groups: Groups) -> Float[Array, "B N H D"]:

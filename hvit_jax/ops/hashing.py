@@ -51,17 +51,26 @@ def draw_hashes(key: jax.Array, size: int, hashes: int) -> HashDraws:
     )
 
 
-def hash_bins(x: Float[Array, "B N H D"], draws: HashDraws) -> Int32[Array, "B H N hashes"]:
-    """Hash vectors to bins, `floor((x @ projection + offset) / 8)`, counted from the lowest.
+def hash_bins(
+    x: Float[Array, "B N H D"], draws: HashDraws, *, scale: float = 1.0
+) -> Int32[Array, "B H N hashes"]:
+    """Hash vectors to bins, `floor((scale * x @ projection + offset) / 8)`, from the lowest.
 
     Args:
-        x: vectors, hashed in float32 at least.
+        x: vectors. Products are summed in float32 at least; vectors of 16 bits meet directions that
+            are rounded alike.
         draws: the random numbers, shared by all images and heads.
+        scale: what the vectors are multiplied with.
 
     Returns:
         Bins minus their minimum over the N vectors of the same image and head.
     """
-    projected = accurate_einsum("bnhd,de->bhne", x.astype(accumulator(x.dtype)), draws.projection)
+    projection = draws.projection
+    if x.dtype == accumulator(x.dtype):
+        x = scale * x
+    else:
+        projection = (scale * projection).astype(x.dtype)
+    projected = accurate_einsum("bnhd,de->bhne", x, projection)
     bins = jnp.floor((projected + draws.offset) / BIN_WIDTH).astype(jnp.int32)
     return bins - bins.min(axis=2, keepdims=True)
 
@@ -117,19 +126,19 @@ def project_asymmetric(
     are then equally long, and distance between a query and a key falls as their product grows.
 
     Args:
-        q: queries, projected in float32 at least.
+        q: queries. Products are summed in float32 at least; 16 bits meet directions rounded alike.
         k: keys.
         draws: the random directions, shared by all images and heads.
 
     Returns:
         Projections of queries and of keys.
     """
-    q, k = (jax.lax.stop_gradient(x).astype(accumulator(x.dtype)) for x in (q, k))
-    q_norms, k_norms = jnp.square(q).sum(-1), jnp.square(k).sum(-1)
+    q, k = (jax.lax.stop_gradient(x) for x in (q, k))
+    q_norms, k_norms = (jnp.square(x.astype(accumulator(x.dtype))).sum(-1) for x in (q, k))
     radius = q_norms.max(-1, keepdims=True) + k_norms.max(-1, keepdims=True)
 
     def project(x, norms, extra):
-        projected = accurate_einsum("bhnd,dr->rbhn", x, draws.alpha[:-2])
+        projected = accurate_einsum("bhnd,dr->rbhn", x, draws.alpha[:-2].astype(x.dtype))
         missing = jnp.sqrt(radius - norms)
         return projected + _per_round(extra) * missing + _per_round(draws.beta)
 

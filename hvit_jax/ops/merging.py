@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from hvit_jax.errors import InputError
 from hvit_jax.ops.precision import accumulator, accurate_einsum
+from hvit_jax.ops.sorting import inverse, ranks
 
 
 @jax.tree_util.register_dataclass
@@ -93,15 +94,15 @@ def match_tokens(metric: Float[Array, "B N D"], *, r: int, class_token: bool = T
     here = jax.lax.broadcasted_iota(jnp.int32, best.shape, 1)
     if class_token:
         best = jnp.where(here == 0, -jnp.inf, best)
-    _, ranked, joined = jax.lax.sort((-best, here, partner), num_keys=2, is_stable=False)
-    stay, merge = ranked[:, r:], ranked[:, :r]
+    rank, left = ranks(-best), best.shape[1] - r
+    new = jnp.where(rank < r, left + rank, rank - r)
     if class_token:
-        stay = jax.lax.sort(stay, is_stable=False)
-    order, left = jnp.concatenate([stay, merge], axis=1), stay.shape[1]
-    new = jnp.argsort(order, axis=1).astype(jnp.int32)
+        new = ranks(jnp.where(rank < r, left + rank + best.shape[1], here))
+    order = inverse(new)
+    joined = _take(partner, order[:, left:])
     even, odd = jnp.where(new < left, new, left + partner), left + here
     places = jnp.stack([even, odd], axis=-1).reshape(metric.shape[0], -1)[:, :tokens]
-    return Matching(2 * order, joined[:, :r], places)
+    return Matching(2 * order, joined, places)
 
 
 def _proposals(metric):

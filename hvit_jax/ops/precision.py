@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from hvit_jax.ops.platform import backend
+
 
 def accumulator(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """Name the format for sums, softmax and hashes of numbers in `dtype`: float32 at least."""
@@ -16,6 +18,8 @@ def accumulator(dtype: jax.typing.DTypeLike) -> jnp.dtype:
 def accurate_einsum(subscripts: str, *operands: Array | np.ndarray) -> Array:
     """Multiply in the operands' own precision (no TF32), accumulate in float32 at least."""
     wide = accumulator(jnp.result_type(*operands))
+    if backend() == "cpu":  # XLA has no products of 16 bits with sums of 32 there for some shapes.
+        operands = tuple(operand.astype(wide) for operand in operands)
     exact = all(operand.dtype == wide for operand in operands)
     precision = jax.lax.Precision.HIGHEST if exact else None
     return jnp.einsum(subscripts, *operands, precision=precision, preferred_element_type=wide)

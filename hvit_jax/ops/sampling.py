@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from hvit_jax.ops.precision import accumulator
+from hvit_jax.ops.sorting import argsort, sort
 
 EPSILON = 1e-6
 
@@ -121,12 +122,12 @@ def pack_distinct(
         The list, whose entries beyond the image's count mean nothing, and how many distinct indices
         there were, which may be more than `limit`.
     """
-    ordered = jnp.sort(indices, axis=-1)
+    ordered = sort(indices)
     first = jnp.ones_like(ordered[:, :1], dtype=bool)
     new = jnp.concatenate([first, ordered[:, 1:] != ordered[:, :-1]], axis=-1)
     count = new.sum(-1, dtype=jnp.int32)
-    beyond = jnp.iinfo(ordered.dtype).max
-    distinct = jnp.sort(jnp.where(new, ordered, beyond), axis=-1)
+    beyond = jnp.iinfo(ordered.dtype).max - 1  # The largest is not sorted.
+    distinct = sort(jnp.where(new, ordered, beyond))
     start = jnp.maximum(count - limit, 0)
     places = jnp.minimum(start[:, None] + jnp.arange(limit), indices.shape[-1] - 1)
     taken = jnp.take_along_axis(distinct, places, axis=-1)
@@ -158,7 +159,7 @@ def sample_tokens(
         Indices of the chosen patches in ascending order of score, whose entries beyond the image's
         count mean nothing, and how many there were to choose, which may be more than `limit`.
     """
-    order = jnp.argsort(jnp.where(valid, scores, -1), axis=-1)
+    order = argsort(jnp.where(valid, scores, -1))
     ascending = jnp.take_along_axis(scores, order, axis=-1)
     cdf = cumulative_scores(ascending, jnp.take_along_axis(valid, order, axis=-1), has_padding)
     chosen, count = pack_distinct(nearest_entries(cdf, points=points), limit=limit)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.ops.precision import accumulator
+from hvit_jax.ops.sorting import argsort, inverse
 
 
 def kept_tokens(keep_rate: float | int, patches: int) -> int:
@@ -17,7 +18,7 @@ def kept_tokens(keep_rate: float | int, patches: int) -> int:
 
 def descending_order(scores: Float[Array, "B P"]) -> Int[Array, "B P"]:
     """Sort patches by falling score; of equal scores the lower index comes first."""
-    return jnp.argsort(-scores, axis=1, stable=True).astype(jnp.int32)
+    return argsort(-scores)
 
 
 def take_tokens(x: Float[Array, "B N C"], order: Int[Array, "B K"]) -> Float[Array, "B K+1 C"]:
@@ -33,7 +34,7 @@ def take_tokens(x: Float[Array, "B N C"], order: Int[Array, "B K"]) -> Float[Arr
 
 def new_places(order: Int[Array, "B P"]) -> Int[Array, "B P+1"]:
     """Tell where `take_tokens` puts every token, CLS included: the order's inverse."""
-    return jnp.pad(jnp.argsort(order, axis=1).astype(jnp.int32) + 1, ((0, 0), (1, 0)))
+    return jnp.pad(inverse(order) + 1, ((0, 0), (1, 0)))
 
 
 def keep_best(

@@ -15,7 +15,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.evaluation.files import check_destination
 from hvit_jax.files import refuse_existing
 from hvit_jax.method_options import numbers, parse_with_method
-from hvit_jax.models.attention import IMPLEMENTATIONS
+from hvit_jax.ops.fused_attention import IMPLEMENTATIONS
 from hvit_jax.plotting import check_plot
 from hvit_jax.profiling.accuracy import Accuracies, published_top1
 from hvit_jax.profiling.cases import Case, make_case, published_cases, sweep

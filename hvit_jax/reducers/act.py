@@ -14,11 +14,13 @@ from jaxtyping import Array, Float, Int
 from hvit_jax import flops
 from hvit_jax.config import ViTConfig
 from hvit_jax.models.block import Block
+from hvit_jax.ops.fused_attention import choose_implementation
 from hvit_jax.ops.grouping import (
     Groups,
     copy_to_members,
     group_means,
     group_tokens,
+    member_codes,
 )
 from hvit_jax.ops.hashing import HashDraws, draw_hashes
 from hvit_jax.ops.precision import accumulator
@@ -148,9 +150,9 @@ class ACT(HashedAttention):
             return block(x), state
         q, k, v = block.qkv(x)
         queries, keys = self._cluster(q, k, layer, draws)
-        means, bias = q if queries is None else group_means(q, queries), None
+        means, bias = q if queries is None else _means(block, q, queries), None
         if keys is not None:
-            k, v = group_means(k, keys), group_means(v, keys)
+            k, v = _means(block, k, keys), _means(block, v, keys)
             # As if each mean stood there as often as it has members.
             bias = jnp.log(keys.counts.astype(accumulator(k.dtype)))
         attended = block.attend(means, k, v, key_bias=bias)
@@ -173,8 +175,10 @@ class ACT(HashedAttention):
 
         None stands for what is not grouped.
         """
-        scaled = q.astype(accumulator(q.dtype)) * q.shape[-1] ** -0.5
-        return _group(scaled, draws.queries, layer), _group(k, draws.keys, layer)
+        return (
+            _group(q, draws.queries, layer, scale=q.shape[-1] ** -0.5),
+            _group(k, draws.keys, layer),
+        )
 
     def report(self, state: ActState) -> dict[str, Float[Array, " B"]]:
         """Tell which images went over budget, and count their clusterings, one a block and head."""
@@ -212,8 +216,18 @@ class ACT(HashedAttention):
         )
 
 
-def _group(x, draws: HashDraws | None, layer: ActLayer) -> Groups | None:
-    return None if draws is None else group_tokens(x, draws, max_groups=layer.clusters)
+def _group(x, draws: HashDraws | None, layer: ActLayer, *, scale: float = 1.0) -> Groups | None:
+    if draws is None:
+        return None
+    return group_tokens(x, draws, max_groups=layer.clusters, scale=scale)
+
+
+def _means(block: Block, x, groups: Groups) -> Float[Array, "B K H D"]:
+    """Average each group; the fused kernel does so faster than products of chunks can."""
+    if choose_implementation(block.implementation, x.dtype, x.shape[-1]) == "xla":
+        return group_means(x, groups)
+    queries, keys = member_codes(groups, size=x.shape[-1], dtype=x.dtype)
+    return block.attend(queries, keys, x)
 
 
 def _counted(state: ActState, layer: ActLayer, *clusterings: Groups | None) -> ActState:

@@ -124,8 +124,9 @@ class EvoViT(Reducer):
     ) -> tuple[Float[Array, "B M C"], EvoState]:
         """Sort tokens if the block leaves some out; run it on the first ones and score them."""
         if layer.mode == "prune":
-            x, state = self._sort(x, state)
-        active = x[:, : 1 + layer.processed]
+            active, resting, state = self._sort(x, state, layer.processed)
+        else:
+            active, resting = x, x[:, :0]
         q, k, v = block.qkv(active)
         active = active + block.project(block.attend(q, k, v))
         active = active + block.mlp(active)
@@ -134,7 +135,7 @@ class EvoViT(Reducer):
             old = state.scores[:, : layer.processed]
             scores = running_score(old, scores, tradeoff=self.tradeoff)
         scores = jnp.concatenate([scores, state.scores[:, layer.processed :]], axis=1)
-        x = jnp.concatenate([active, x[:, 1 + layer.processed :]], axis=1)
+        x = jnp.concatenate([active, resting], axis=1)
         return x, dataclasses.replace(state, scores=scores)
 
     def groups(
@@ -150,12 +151,15 @@ class EvoViT(Reducer):
         """See `Reducer.attended_source`; tokens are sorted before a block attends."""
         return after.source
 
-    def _sort(self, x, state):
+    def _sort(self, x, state, processed):
+        """Split the sorted tokens in two at once: to sort and then to cut would copy them twice."""
         order = descending_order(state.scores)
         if state.source is not None:
             state = state.moved(x, new_places(order))
         scores = jnp.take_along_axis(state.scores, order, axis=1, mode="promise_in_bounds")
-        return take_tokens(x, order), dataclasses.replace(state, scores=scores)
+        active = take_tokens(x, order[:, :processed])
+        resting = take_tokens(x, order[:, processed:])[:, 1:]
+        return active, resting, dataclasses.replace(state, scores=scores)
 
     def block_flops(self, config: ViTConfig, layer: EvoLayer) -> int:
         """Count the block on the tokens that it runs on, and the head-mean of its attention."""

@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Int
 from hvit_jax import flops
 from hvit_jax.config import ViTConfig
 from hvit_jax.models.block import Block
-from hvit_jax.ops.clustered_attention import clustered_attention, ranks, straddling_attention
+from hvit_jax.ops.clustered_attention import clustered_attention, straddling_attention
 from hvit_jax.ops.hashing import ProjectionDraws, draw_projections, project_asymmetric
+from hvit_jax.ops.sorting import ranks
 from hvit_jax.reducers.base import Layer, TokenState
 from hvit_jax.reducers.hashed import HashedAttention
 from hvit_jax.reducers.options import option
@@ -97,7 +98,8 @@ class SMYRF(HashedAttention):
         """Run one block, in the range with clustered attention."""
         if draws is None:
             return block(x), state
-        x = x + block.project(self._attend(*block.qkv(x), draws))
+        attended = self._attend(*block.qkv(x), draws, block.implementation)
+        x = x + block.project(attended)
         return x + block.mlp(x), state
 
     def groups(
@@ -110,7 +112,7 @@ class SMYRF(HashedAttention):
         projected = project_asymmetric(q, k, draws)[0][0, :, 0]
         return ranks(projected)[:, 1:] // self.q_cluster_size
 
-    def _attend(self, q, k, v, draws):
+    def _attend(self, q, k, v, draws, implementation):
         if self.straddle:
             return straddling_attention(q, k, v, draws, cluster_size=self.q_cluster_size)
         return clustered_attention(
@@ -120,6 +122,7 @@ class SMYRF(HashedAttention):
             draws,
             q_cluster_size=self.q_cluster_size,
             k_cluster_size=self.k_cluster_size,
+            implementation=implementation,
         )
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:

@@ -15,7 +15,7 @@ from hvit_jax.config import as_pair
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import data_and_checkpoint
 from hvit_jax.method_options import join_numbers, numbers
-from hvit_jax.models.attention import IMPLEMENTATIONS
+from hvit_jax.ops.fused_attention import IMPLEMENTATIONS
 from hvit_jax.plotting import check_plot
 from hvit_jax.reducers import REDUCERS
 from hvit_jax.sweeping.choice import Goal

@@ -1,0 +1,128 @@
+"""Sorting the tokens of many pictures: by counting, which beats a sort for rows this short."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt
+
+from hvit_jax.ops.platform import backend
+
+Numbers = Float[Array, "*rows N"] | Int[Array, "*rows N"] | UInt[Array, "*rows N"]
+
+# Values that each value is compared with in one step of a scan; XLA fuses up to 80 on a GPU.
+_CPU_COMPARED, _GPU_COMPARED = 16, 64
+# Pairs up to which a GPU counts in one kernel, since the steps of a scan are launched one by one.
+_GPU_PAIRS = 2**30
+
+
+def argsort(values: Numbers) -> Int[Array, "*rows N"]:
+    """Sort each row in ascending order, equal values from left to right; see `ranks`."""
+    return inverse(ranks(values))
+
+
+def sort(values: Numbers) -> Numbers:
+    """Put each row in ascending order."""
+    return jnp.take_along_axis(values, argsort(values), axis=-1, mode="promise_in_bounds")
+
+
+def inverse(order: Int[Array, "*rows N"]) -> Int[Array, "*rows N"]:
+    """Invert permutations: where each of 0 to N - 1 is found in its row."""
+
+    def invert(order):
+        places = jnp.arange(order.shape[0], dtype=jnp.int32)
+        # Every entry is written once, so that this needs neither atomic operations nor a sort.
+        return (
+            jnp.zeros_like(places)
+            .at[order]
+            .set(places, unique_indices=True, mode="promise_in_bounds")
+        )
+
+    rows = order.reshape(-1, order.shape[-1])
+    return jax.vmap(invert)(rows).reshape(order.shape)
+
+
+def ranks(*words: Numbers) -> Int[Array, "*rows N"]:
+    """Rank the values of each row in ascending order, from 0, equal ones from left to right.
+
+    For every value it is counted how many come before it. For the length of an image's tokens that
+    is many times faster than `argsort(argsort(values))`, the same otherwise.
+
+    Args:
+        *words: numbers, of which a later one decides where those before it are equal. NaN comes
+            first or last, by its sign; integers must not all be the largest of their types. No
+            gradient flows into the ranks.
+    """
+    keys = [_ordered_integers(jax.lax.stop_gradient(word)) for word in words]
+    # Computed once: two fused kernels may round the same number differently.
+    keys = jax.lax.optimization_barrier([key.reshape(-1, key.shape[-1]) for key in keys])
+    rows, size = keys[0].shape
+    at_once = backend() == "gpu" and isinstance(rows, int) and rows * size**2 <= _GPU_PAIRS
+    return (_count_at_once if at_once else _count_in_steps)(keys).reshape(words[0].shape)
+
+
+def _ordered_integers(values):
+    """Map numbers to integers of the same order: a comparison of floats may take 1e-40 for 0."""
+    if jnp.issubdtype(values.dtype, jnp.integer):
+        return values
+    bits = jnp.finfo(values.dtype).bits
+    whole = jax.lax.bitcast_convert_type(values, f"int{bits}")
+    # Numbers below 0 run backwards, and the first of them is -0, which equals 0.
+    return jnp.where(whole < 0, (whole ^ jnp.iinfo(whole.dtype).max) + 1, whole)
+
+
+def _before(theirs, mine, left=False):
+    """Compare word by word; where all are equal, `left` decides."""
+    before = left
+    for other, own in zip(theirs[::-1], mine[::-1], strict=True):
+        before = (other < own) | ((other == own) & before)
+    return before
+
+
+def _count_at_once(keys):
+    places = jnp.arange(keys[0].shape[1])
+    theirs, mine = [key[:, None, :] for key in keys], [key[:, :, None] for key in keys]
+    return _before(theirs, mine, places < places[:, None]).sum(-1, dtype=jnp.int32)
+
+
+def _count_in_steps(keys):
+    size, step = keys[0].shape[1], _GPU_COMPARED if backend() == "gpu" else _CPU_COMPARED
+    parts = [_cut(key, step) for key in keys]
+    part_of, places = jnp.arange(size) // step, jnp.arange(step)
+    # Values of earlier parts count if they are equal; of a value's own part those to its left.
+    equal = places < places[:, None]
+    for part in parts:
+        equal = equal & (part[:, :, None, :] == part[:, :, :, None])
+    counts = equal.sum(-1, dtype=jnp.int32).reshape(keys[0].shape[0], -1)[:, :size]
+    above = _next(keys)
+
+    def count(counts, part):
+        number, others = part
+        limits = [jnp.where(number < part_of, *pair) for pair in zip(above, keys, strict=True)]
+        for index in range(step):
+            counts = counts + _before([other[:, index, None] for other in others], limits)
+        return counts, None
+
+    numbers = jnp.arange(parts[0].shape[1])
+    turned = [jnp.moveaxis(part, 1, 0) for part in parts]
+    return jax.lax.scan(count, counts, (numbers, turned))[0]
+
+
+def _cut(key, step):
+    """Cut rows into parts, of which the last is filled up with what comes before nothing."""
+    padding = (0, 0), (0, -key.shape[1] % step)
+    parts = jnp.pad(key, padding, constant_values=_largest(key))
+    return parts.reshape(key.shape[0], -1, step)
+
+
+def _largest(key):
+    return jnp.array(jnp.iinfo(key.dtype).max, key.dtype)
+
+
+def _next(keys):
+    """Add 1 to each number: another is at most as large exactly if it is below that."""
+    carry, above = True, []
+    for key in keys[::-1]:
+        above.append(key + jnp.asarray(carry, key.dtype))
+        carry = carry & (key == _largest(key))
+    return above[::-1]

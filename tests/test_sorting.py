@@ -1,0 +1,80 @@
+"""Counting sorts, as either device runs them, against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hvit_jax.ops import sorting
+from hvit_jax.ops.sorting import argsort, inverse, ranks, sort
+
+SHAPES = [(2, 576), (3, 2, 17), (4, 130), (1, 1), (5, 16)]
+
+
+@pytest.fixture(params=["cpu", "gpu", "gpu, many pairs"], autouse=True)
+def program(request, monkeypatch):
+    """Count with each of the programs."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param[:3])
+    if "many" in request.param:
+        monkeypatch.setattr(sorting, "_GPU_PAIRS", 0)
+
+
+def values(shape, dtype):
+    """Numbers of which many are equal, with zeros of both signs, tiny and infinite ones."""
+    numbers = np.round(3 * np.random.default_rng(0).normal(size=shape)) / 4
+    if jnp.issubdtype(dtype, jnp.integer):
+        return jnp.asarray(4 * numbers + 20, dtype)
+    if shape[-1] > 9:
+        numbers[..., 1:9] = [-0.0, np.inf, -np.inf, 1e-7, 0, -1e-7, np.inf, -np.inf]
+    return jnp.asarray(numbers, dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.int32, jnp.uint32])
+def test_equal_values_keep_their_order(shape, dtype):
+    x = values(shape, dtype)
+    wide = np.asarray(x, np.float64)
+    order = np.argsort(wide, kind="stable")
+    np.testing.assert_array_equal(argsort(x), order)
+    np.testing.assert_array_equal(ranks(x), np.argsort(order))
+    np.testing.assert_array_equal(sort(x), np.sort(wide))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_second_word_decides_where_the_first_is_equal(shape):
+    first, second = values(shape, jnp.int32), values(shape, jnp.uint32)[..., ::-1]
+    joined = np.asarray(first, np.float64) * 1e6 + np.asarray(second, np.float64)
+    expected = np.argsort(np.argsort(joined, kind="stable"))
+    np.testing.assert_array_equal(ranks(first, second), expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint32])
+def test_the_largest_integer_as_second_word(dtype):
+    """One more than it is the next first word and the least second one."""
+    most, least = np.iinfo(dtype).max, np.iinfo(dtype).min
+    first = jnp.asarray([[5] * 40 + [6, 5, 6]])
+    second = jnp.asarray([[most, 3] * 20 + [least, most, most]], dtype)
+    np.testing.assert_array_equal(
+        inverse(ranks(first, second)), [[*range(1, 40, 2), *range(0, 40, 2), 41, 40, 42]]
+    )
+
+
+def test_denormal_numbers_are_not_zero():
+    """A processor that takes them for zero would find them equal."""
+    x = np.float32([[4e-45, 0, 1e-45, -1e-45, -0.0]])
+    np.testing.assert_array_equal(jax.jit(argsort)(x), [[3, 1, 4, 2, 0]])
+
+
+def test_a_number_that_is_none_leaves_other_rows_alone():
+    x = values((3, 40), jnp.float32)
+    odd = x.at[1, 5].set(jnp.nan).at[1, 7].set(-jnp.nan)
+    np.testing.assert_array_equal(argsort(odd)[::2], argsort(x)[::2])
+    np.testing.assert_array_equal(np.sort(argsort(odd)[1]), np.arange(40))
+
+
+def test_inverse_and_no_gradient():
+    x = values((2, 3, 20), jnp.float32)
+    order = argsort(x)
+    np.testing.assert_array_equal(inverse(order), np.argsort(order))
+    np.testing.assert_array_equal(inverse(inverse(order)), order)
+    assert not jax.grad(lambda x: ranks(x).astype(jnp.float32).sum())(x).any()

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import hvit_jax
+from hvit_jax.ops import fused_attention
 from tests.golden import Goldens
 
 # A shell starts background commands with Ctrl-C ignored, and so their children.
@@ -70,3 +71,17 @@ def small_config():
     return hvit_jax.ViTConfig(
         (48, 64), patch_size=8, depth=4, width=32, heads=2, mlp_width=64, num_classes=5
     )
+
+
+@pytest.fixture
+def plain_cudnn(monkeypatch):
+    """Run XLA's program where the fused kernel is called, and list these calls."""
+    fused, seen = jax.nn.dot_product_attention, []
+
+    def plain(*arrays, implementation, **options):
+        seen.append(implementation)
+        return fused(*arrays, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
+    monkeypatch.setattr(fused_attention, "_cudnn_obstacle", lambda dtype, size: None)
+    return seen

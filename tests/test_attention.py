@@ -14,7 +14,7 @@ from hvit_jax.models.attention import (
     attention_weights,
     class_attention,
 )
-from hvit_jax.ops import attention_by_head, fused_attention
+from hvit_jax.ops import attention_by_head
 from hvit_jax.ops.fused_attention import IMPLEMENTATIONS, choose_implementation
 
 
@@ -51,20 +51,6 @@ def few_heads(request, monkeypatch):
     """Run one head at a time, or all at once."""
     monkeypatch.setattr(attention_by_head, "_CPU_SCORES", request.param)
     monkeypatch.setattr(attention_by_head, "_GPU_SCORES", request.param)
-
-
-@pytest.fixture
-def plain_cudnn(monkeypatch):
-    """Run XLA's program where the fused kernel is called, and list these calls."""
-    fused, seen = jax.nn.dot_product_attention, []
-
-    def plain(*arrays, implementation, **options):
-        seen.append(implementation)
-        return fused(*arrays, implementation="xla", **options)
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
-    monkeypatch.setattr(fused_attention, "_cudnn_obstacle", lambda dtype, size: None)
-    return seen
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 7), (13, 13), (4, 9)])

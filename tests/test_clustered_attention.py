@@ -193,6 +193,30 @@ def test_gradients_equal_those_of_full_attention():
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+@pytest.mark.parametrize("pairs", [1, 2 * 3 * 121, 2**27])
+def test_cudnn_gets_the_counts_as_a_bias(pairs, plain_cudnn, monkeypatch):
+    """For one image, for two or for all at once; gradients are those of the other program."""
+    monkeypatch.setattr(module, "_GPU_PAIRS", pairs)
+    q, k, v = (x.astype(jnp.bfloat16) for x in tokens(10, batch=4, heads=3, width=8))
+    draws = draw_projections(jax.random.key(3), 8, 5)
+
+    def attend(implementation, *heads):
+        return module.clustered_attention(
+            *heads, draws, q_cluster_size=4, k_cluster_size=4, implementation=implementation
+        )
+
+    def loss(implementation, *heads):
+        out = attend(implementation, *heads).astype(jnp.float32)
+        return (out * jnp.linspace(-1, 1, out.size).reshape(out.shape)).sum()
+
+    fused, plain = (np.asarray(attend(name, q, k, v), np.float64) for name in ("cudnn", "xla"))
+    assert plain_cudnn == ["cudnn"]
+    np.testing.assert_allclose(fused, plain, atol=0.03)
+    slopes = (jax.grad(lambda *x, n=n: loss(n, *x), (0, 1, 2))(q, k, v) for n in ("cudnn", "xla"))
+    for ours, theirs in zip(*slopes, strict=True):
+        np.testing.assert_array_equal(ours.astype(jnp.float32), theirs.astype(jnp.float32))
+
+
 def test_cluster_sizes_that_do_not_match():
     q, k, v = tokens(0)
     draws = draw_projections(jax.random.key(1), 6, 3)

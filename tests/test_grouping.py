@@ -120,6 +120,21 @@ class TestGroups:
         np.testing.assert_array_equal(groups.distinct, 5)
         np.testing.assert_allclose(copy_to_members(group_means(x, groups), groups), x, rtol=1e-6)
 
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+    @pytest.mark.parametrize(("size", "width", "budget"), [(300, 64, 290), (40, 80, 32), (9, 8, 1)])
+    def test_attention_between_codes_averages_members(self, dtype, size, width, budget):
+        x = 3 * jax.random.normal(jax.random.key(0), (2, size, 3, width))
+        groups = group_tokens(x, draw_hashes(jax.random.key(1), width, 4), max_groups=budget)
+        queries, keys = grouping.member_codes(groups, size=width, dtype=dtype)
+        assert queries.dtype == keys.dtype == dtype
+        values = x.astype(dtype)
+        means = np.asarray(attention(queries, keys, values), np.float64)
+        used = np.asarray(groups.counts > 0).swapaxes(1, 2)
+        assert budget < 200 or not used.all()
+        expected = np.asarray(group_means(values, groups), np.float64)
+        np.testing.assert_allclose(means[used], expected[used], rtol=2**-7, atol=1e-6)
+        assert np.isfinite(means).all()
+
     def test_every_member_gets_its_groups_vector(self):
         groups = group_tokens(vectors([3], [0], [3], [2]), identity_hash(1), max_groups=3)
         values = jnp.array([10.0, 20.0, 30.0])[None, :, None, None]

@@ -44,11 +44,18 @@ class TestBins:
         bins = hash_bins(x, identity_hash(1))
         np.testing.assert_array_equal(bins[0, :, :, 0], [[0, 2], [0, 0]])
 
-    def test_bfloat16_is_hashed_in_float32(self):
+    @pytest.mark.parametrize("scale", [1.0, 0.3])
+    def test_bfloat16_meets_directions_rounded_alike(self, scale):
         x = (7 * jax.random.normal(jax.random.key(0), (2, 40, 3, 16))).astype(jnp.bfloat16)
         draws = draw_hashes(jax.random.key(1), 16, 12)
-        exact = hash_bins(x.astype(jnp.float32), draws)
-        np.testing.assert_array_equal(hash_bins(x, draws), exact)
+        rounded = draws._replace(
+            projection=(scale * draws.projection).astype(jnp.bfloat16).astype(jnp.float32)
+        )
+        exact = hash_bins(x.astype(jnp.float32), rounded)
+        bins = hash_bins(x, draws, scale=scale)
+        np.testing.assert_array_equal(bins, exact)
+        unrounded = hash_bins(x.astype(jnp.float32), draws, scale=scale)
+        assert 0.9 < np.mean(np.equal(bins, unrounded)) < 1
 
     def test_draws_have_the_stated_distributions(self):
         draws = draw_hashes(jax.random.key(0), 64, 512)

@@ -224,7 +224,8 @@ def _group(x, draws: HashDraws | None, layer: ActLayer, *, scale: float = 1.0) -
 
 def _means(block: Block, x, groups: Groups) -> Float[Array, "B K H D"]:
     """Average each group; the fused kernel does so faster than products of chunks can."""
-    if choose_implementation(block.implementation, x.dtype, x.shape[-1]) == "xla":
+    chosen = choose_implementation(block.implementation, x.dtype, x.shape[-1])
+    if chosen == "xla" or groups.counts.shape[-1] > 2 ** x.shape[-1]:
         return group_means(x, groups)
     queries, keys = member_codes(groups, size=x.shape[-1], dtype=x.dtype)
     return block.attend(queries, keys, x)

@@ -126,16 +126,34 @@ def merge_tokens(
     Returns:
         The merged tokens in the dtype of `x`, and their sizes.
     """
-    targets, left = matching.targets, matching.order.shape[1] - matching.targets.shape[1]
-    even, even_sizes = _take(x, matching.order), _take(sizes, matching.order)
-    odd, odd_sizes = x[:, 1::2].astype(accumulator(x.dtype)), sizes[:, 1::2]
+    targets = matching.targets
+    left = matching.order.shape[1] - targets.shape[1]
+    stay, leave = matching.order[:, :left], matching.order[:, left:]
+    odd, odd_sizes = x[:, 1::2], sizes[:, 1::2]
+    if targets.shape[1]:
+        odd, odd_sizes = _join(odd, odd_sizes, _take(x, leave), _take(sizes, leave), targets)
+    return (
+        jnp.concatenate([_take(x, stay), odd], axis=1),
+        jnp.concatenate([_take(sizes, stay), odd_sizes], axis=1),
+    )
+
+
+def _join(odd, odd_sizes, leaving, leaving_sizes, targets):
+    """Let tokens join their targets, which become means weighted by size."""
+    # The mean for every token that leaves; those that join the same one find the same.
+    together = targets[:, :, None] == targets[:, None, :]
+    parts = jnp.where(together, leaving_sizes[:, None, :], 0)
+    weights = _take(odd_sizes, targets)
+    total = weights + parts.sum(-1)
+    wide = accumulator(odd.dtype)
+    sums = accurate_einsum("brs,bsc->brc", parts, leaving.astype(wide))
+    sums += _take(odd, targets).astype(wide) * weights[..., None]
+    means = (sums / total[..., None]).astype(odd.dtype)
+    # Tokens that others join take their mean, in one pass over all of them.
     joins = targets[:, None, :] == jnp.arange(odd.shape[1])[:, None]
-    parts = jnp.where(joins, even_sizes[:, None, left:], 0)
-    total = odd_sizes + parts.sum(-1)
-    sums = accurate_einsum("bmr,brc->bmc", parts, even[:, left:].astype(accumulator(x.dtype)))
-    means = (odd * odd_sizes[..., None] + sums) / total[..., None]
-    merged = jnp.concatenate([even[:, :left], means.astype(x.dtype)], axis=1)
-    return merged, jnp.concatenate([even_sizes[:, :left], total], axis=1)
+    joined, which = joins.any(-1), joins.argmax(-1)
+    odd = jnp.where(joined[..., None], _take(means, which), odd)
+    return odd, jnp.where(joined, _take(total, which), odd_sizes)
 
 
 def unmerge_tokens(x: Float[Array, "B M C"], matching: Matching) -> Float[Array, "B N C"]:

@@ -2,8 +2,8 @@
 
 `python benchmarks/run_all.py` writes benchmarks/results/DEVICE.json and prints the table. On a GPU:
 the published rows in bfloat16 at batch 32, all or, as `run_all.py vit_l16`, those of a model or
-method; and the dense models at batch 1, unrolled. On a CPU: ViT-B/16 in float32 at 384 pixels, with the
-settings that the original was measured with. Started again, it goes on.
+method; and the dense models at batch 1, unrolled. On a CPU: ViT-B/16 in float32 at 384 pixels, with
+the settings that the original was measured with. Started again, it goes on.
 """
 
 from __future__ import annotations

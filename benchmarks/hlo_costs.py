@@ -35,6 +35,8 @@ _FREE_IN_FUSIONS = _FREE | {"broadcast", "reshape", "slice", "dynamic-slice", "f
 # the outcome of a comparison is mostly part of it.
 _INSTRUCTIONS = {"erf": 25, "exponential": 10, "log": 12, "divide": 6, "rsqrt": 4, "sqrt": 6}
 _HALF_RATE = {"compare", "select", "maximum", "minimum"}
+# Operations that change their first operand where it is, and which operand holds what is new.
+_IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
 _LOGIC = {"and", "or", "xor", "not"}
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%([\w.\-]+) = (.*)$")
@@ -234,15 +236,15 @@ def _fusion_traffic(instruction, operands, body) -> float:
                 amount += user.bytes
             elif user.op in ("bitcast", "transpose", "reshape", "convert"):
                 amount += read(user.name, whole)
-            elif not (user.op == "dynamic-update-slice" and user.operands[0] == name):
+            elif not (user.op in _IN_PLACE and user.operands[0] == name):
                 return whole
         return min(amount, whole)
 
     by_name = {part.name: part for part in body}
     root = next(part for part in body if part.root)
     written = instruction.bytes
-    if root.op == "dynamic-update-slice":
-        written = by_name[root.operands[1]].bytes
+    if root.op in _IN_PLACE:
+        written = by_name[root.operands[_IN_PLACE[root.op]]].bytes
     inputs = (part for part in body if part.op == "parameter")
     return written + sum(read(part.name, part.bytes) for part in inputs)
 

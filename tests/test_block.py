@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax import nnx
 
-from hvit_jax.models.block import gelu
+from hvit_jax.models.block import Block, gelu
+from hvit_jax.ops.platform import compiled_for
 
 
 def test_gelu_equals_that_of_jax():
@@ -18,3 +21,19 @@ def test_gelu_rounds_once_in_bfloat16():
     x = jnp.linspace(-9, 9, 1001, dtype=jnp.bfloat16)
     exact = gelu(x.astype(jnp.float32)).astype(jnp.bfloat16)
     np.testing.assert_array_equal(gelu(x), exact)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_gpus_program_computes_the_same(batch, dtype, small_config, plain_cudnn):
+    """There q, k and v are products of their own, and odd numbers of rows are filled up."""
+    block = Block(small_config, dtype=dtype, param_dtype=dtype, attention="auto", rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (batch, 13, small_config.width), dtype)
+    with compiled_for("gpu"):
+        ours = block(x)
+        parts = block.qkv(x)
+    assert ours.shape == x.shape and plain_cudnn == ["cudnn"]
+    slack = {"rtol": 0.02, "atol": 0.05} if dtype == jnp.bfloat16 else {"atol": 2e-6}
+    np.testing.assert_allclose(*(np.asarray(y, np.float64) for y in (ours, block(x))), **slack)
+    for got, expected in zip(parts, block.qkv(x), strict=True):
+        np.testing.assert_allclose(*(np.asarray(y, np.float64) for y in (got, expected)), **slack)

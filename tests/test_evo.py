@@ -9,6 +9,7 @@ from flax import nnx
 import hvit_jax
 from hvit_jax import InputError
 from hvit_jax.models.segments import segments
+from hvit_jax.reducers import evo
 from hvit_jax.reducers.evo import EvoState, EvoViT
 from tests.frozen import block_of, frozen
 from tests.published_rows import published, row_config, row_name, token_counts
@@ -102,10 +103,21 @@ def test_sorting_by_hand():
         dropped=jnp.zeros((1, 4, 1)),
         scores=jnp.array([[0.25, 0.75, 0.5, 0.75]]),
     )
-    x, state = EvoViT()._sort(x, state)
-    assert x[0, :, 0].tolist() == [9, 2, 4, 3, 1]
-    assert state.scores.tolist() == [[0.75, 0.75, 0.5, 0.25]]
-    assert state.source.tolist() == [[1, 4, 2, 3]]
+    moved, order, sorted_state = evo._sort(x, state)
+    assert moved[0, :, 0].tolist() == [9, 2, 4, 3, 1] and order.tolist() == [[0, 1, 2, 3]]
+    assert sorted_state.scores.tolist() == [[0.75, 0.75, 0.5, 0.25]]
+    assert sorted_state.source.tolist() == [[1, 4, 2, 3]]
+    untraced = EvoState(None, None, state.scores, order=jnp.array([[2, 0, 3, 1]], jnp.int32))
+    stayed, order, sorted_state = evo._sort(x, untraced)
+    assert stayed is x and order.tolist() == [[0, 1, 3, 2]]
+    assert sorted_state.order.tolist() == order.tolist()
+    assert sorted_state.scores.tolist() == [[0.75, 0.75, 0.5, 0.25]]
+
+
+def test_a_trace_changes_nothing(small_config, images):
+    """Traced tokens are sorted, others stay in their places."""
+    model = hvit_jax.ViT(small_config, EvoViT(prune_location=1), rngs=nnx.Rngs(0))
+    np.testing.assert_allclose(model(images), model.features(images).output, atol=1e-6)
 
 
 @pytest.mark.parametrize("tradeoff", [0.5, 0.2])

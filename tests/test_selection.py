@@ -13,6 +13,7 @@ from hvit_jax.ops.selection import (
     keep_best,
     kept_tokens,
     new_places,
+    put_tokens,
     running_score,
     take_tokens,
 )
@@ -125,6 +126,17 @@ def test_bfloat16_fuses_in_float32():
     assert fused.dtype == jnp.bfloat16
     exact = np.asarray(x[:, 2:], np.float64).sum(1) / 400
     np.testing.assert_allclose(np.asarray(fused, np.float64), exact, rtol=2**-8, atol=1e-4)
+
+
+def test_tokens_are_put_back_where_they_were_found():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 10, 4)))
+    order = descending_order(x[:, 1:, 0])[:, :4]
+    taken = take_tokens(x, order)
+    np.testing.assert_array_equal(put_tokens(x, order, taken), x)
+    new = put_tokens(x, order, taken + 1)
+    changed = np.asarray(new != x).all(-1)
+    assert changed.sum(1).tolist() == [5, 5, 5] and changed[:, 0].all()
+    np.testing.assert_array_equal(take_tokens(new, order), taken + 1)
 
 
 def test_selecting_adds_up_without_scattering():

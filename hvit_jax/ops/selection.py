@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -30,6 +31,23 @@ def take_tokens(x: Float[Array, "B N C"], order: Int[Array, "B K"]) -> Float[Arr
     """
     index = jnp.pad(order + 1, ((0, 0), (1, 0)))
     return jnp.take_along_axis(x, index[..., None], axis=1, mode="promise_in_bounds")
+
+
+def put_tokens(
+    x: Float[Array, "B N C"], order: Int[Array, "B K"], tokens: Float[Array, "B K+1 C"]
+) -> Float[Array, "B N C"]:
+    """Put tokens back where `take_tokens` found them; the others stay as they are.
+
+    Args:
+        x: all tokens, CLS first.
+        order: patches, counted from 0 behind CLS, each at most once.
+        tokens: new values of CLS and these patches.
+    """
+
+    def put(x, tokens, index):
+        return x.at[index].set(tokens, unique_indices=True, mode="promise_in_bounds")
+
+    return jax.vmap(put)(x, tokens, jnp.pad(order + 1, ((0, 0), (1, 0))))
 
 
 def new_places(order: Int[Array, "B P"]) -> Int[Array, "B P+1"]:

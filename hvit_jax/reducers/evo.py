@@ -17,7 +17,13 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.models.attention import class_attention
 from hvit_jax.models.block import Block
 from hvit_jax.ops.precision import accumulator
-from hvit_jax.ops.selection import descending_order, new_places, running_score, take_tokens
+from hvit_jax.ops.selection import (
+    descending_order,
+    new_places,
+    put_tokens,
+    running_score,
+    take_tokens,
+)
 from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace
 from hvit_jax.reducers.options import known, option, steps
 
@@ -35,9 +41,16 @@ class EvoLayer(Layer):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class EvoState(TokenState):
-    """Trace of the patches, and the running score of every patch token, in float32."""
+    """Trace of the patches, and the running scores.
+
+    Attributes:
+        scores: of every patch token, in float32; in falling order since the last sort.
+        order: where the patch token of each score stands. None if the state is traced: then the
+            tokens themselves are sorted.
+    """
 
     scores: Float[Array, "B P"]
+    order: Int[Array, "B P"] | None = None
 
 
 @dataclass(frozen=True)
@@ -117,16 +130,19 @@ class EvoViT(Reducer):
     def init(self, x: Float[Array, "B N C"], *, trace: bool) -> EvoState:
         """Make the state before the first block; see `Reducer.init`."""
         scores = jnp.zeros((x.shape[0], x.shape[1] - 1), accumulator(x.dtype))
-        return EvoState(**initial_trace(x) if trace else NO_TRACE, scores=scores)
+        if trace:
+            return EvoState(**initial_trace(x), scores=scores)
+        return EvoState(**NO_TRACE, scores=scores, order=_places(scores))
 
     def block(
         self, block: Block, x: Float[Array, "B N C"], state: EvoState, layer: EvoLayer, draws: Any
     ) -> tuple[Float[Array, "B M C"], EvoState]:
-        """Sort tokens if the block leaves some out; run it on the first ones and score them."""
+        """Run the block on all tokens or on those of the highest scores, and score them."""
+        active, chosen = x, None
         if layer.mode == "prune":
-            active, resting, state = self._sort(x, state, layer.processed)
-        else:
-            active, resting = x, x[:, :0]
+            x, order, state = _sort(x, state)
+            chosen = order[:, : layer.processed]
+            active = take_tokens(x, chosen)
         q, k, v = block.qkv(active)
         active = active + block.project(block.attend(q, k, v))
         active = active + block.mlp(active)
@@ -135,7 +151,7 @@ class EvoViT(Reducer):
             old = state.scores[:, : layer.processed]
             scores = running_score(old, scores, tradeoff=self.tradeoff)
         scores = jnp.concatenate([scores, state.scores[:, layer.processed :]], axis=1)
-        x = jnp.concatenate([active, resting], axis=1)
+        x = active if chosen is None else put_tokens(x, chosen, active)
         return x, dataclasses.replace(state, scores=scores)
 
     def groups(
@@ -151,17 +167,22 @@ class EvoViT(Reducer):
         """See `Reducer.attended_source`; tokens are sorted before a block attends."""
         return after.source
 
-    def _sort(self, x, state, processed):
-        """Split the sorted tokens in two at once: to sort and then to cut would copy them twice."""
-        order = descending_order(state.scores)
-        if state.source is not None:
-            state = state.moved(x, new_places(order))
-        scores = jnp.take_along_axis(state.scores, order, axis=1, mode="promise_in_bounds")
-        active = take_tokens(x, order[:, :processed])
-        resting = take_tokens(x, order[:, processed:])[:, 1:]
-        return active, resting, dataclasses.replace(state, scores=scores)
-
     def block_flops(self, config: ViTConfig, layer: EvoLayer) -> int:
         """Count the block on the tokens that it runs on, and the head-mean of its attention."""
         tokens = 1 + layer.processed
         return flops.block(config, tokens, tokens) + tokens**2
+
+
+def _sort(x, state: EvoState) -> tuple[Array, Array, EvoState]:
+    """Sort the scores; the tokens only where a trace shows where they stand: all would move."""
+    ranking = descending_order(state.scores)
+    scores = jnp.take_along_axis(state.scores, ranking, axis=1, mode="promise_in_bounds")
+    if state.order is None:
+        state = state.moved(x, new_places(ranking))
+        return take_tokens(x, ranking), _places(scores), dataclasses.replace(state, scores=scores)
+    order = jnp.take_along_axis(state.order, ranking, axis=1, mode="promise_in_bounds")
+    return x, order, dataclasses.replace(state, scores=scores, order=order)
+
+
+def _places(scores) -> Int[Array, "B P"]:
+    return jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)

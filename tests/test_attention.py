@@ -246,9 +246,6 @@ class TestChooseImplementation:
                 choose_implementation("cudnn", dtype, size)
 
 
-@pytest.mark.parametrize(
-    ("count", "scores", "size"), [(24, 2**18, 4), (24, 2**21, 1), (7, 2**18, 1)]
-)
-def test_heads_run_in_equal_groups(count, scores, size, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    assert attention_by_head._group(count, scores) == size
+@pytest.mark.parametrize(("count", "most", "size"), [(24, 4, 4), (24, 11, 8), (7, 4, 1), (6, 0, 1)])
+def test_groups_are_equal(count, most, size):
+    assert attention_by_head.largest_divisor(count, most) == size

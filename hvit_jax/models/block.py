@@ -88,8 +88,9 @@ class Block(nnx.Module):
         """
         x = self.ln_1(x)
         if backend() == "gpu":
-            kernel, bias = (each[...] for each in (self.in_proj.kernel, self.in_proj.bias))
-            cut = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias, 3), strict=True)
+            kernel, bias = self.in_proj.kernel[...], self.in_proj.bias
+            assert bias is not None, "nnx.Linear has a bias unless it is told otherwise"
+            cut = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias[...], 3), strict=True)
             # XLA joins products up to 32 MB, unless they seem to have different operands.
             inputs = (x,) * 3
             if isinstance(x.shape[0], int) and x.shape[0] * x.shape[1] >= _SEPARATE_ROWS:

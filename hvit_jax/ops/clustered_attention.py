@@ -87,10 +87,10 @@ def _attend_by_image(q, k, v, q_clusters, k_clusters) -> Float[Array, "B N H D"]
     """Attend in cuDNN, a few images at a time: the counts of their pairs exist as a bias."""
 
     def attend(images):
-        *heads, q_clusters, k_clusters = images
+        q, k, v, q_clusters, k_clusters = images
         counts = _meetings(q_clusters, k_clusters).astype(jnp.float32)
         bias = jnp.where(counts > 0, jnp.log(counts), MASKED)
-        return fused_attention_with_bias(*heads, bias.astype(q.dtype))
+        return fused_attention_with_bias(q, k, v, bias.astype(q.dtype))
 
     batch, size, heads, _ = q.shape
     group = largest_divisor(batch, _GPU_PAIRS // (heads * size**2))
@@ -106,8 +106,8 @@ def _attend_by_image_forward(*inputs):
 
 def _attend_by_image_backward(inputs, gradient):
     """Differentiate the same figures computed head by head: no gradient needs the bias then."""
-    *heads, q_clusters, k_clusters = inputs
-    pull = jax.vjp(lambda *heads: _attend_by_head(*heads, q_clusters, k_clusters), *heads)[1]
+    q, k, v, q_clusters, k_clusters = inputs
+    pull = jax.vjp(lambda q, k, v: _attend_by_head(q, k, v, q_clusters, k_clusters), q, k, v)[1]
     return *pull(gradient), None, None
 
 
@@ -133,10 +133,11 @@ def _meetings(q_clusters: Int[Array, "*heads R N"], k_clusters: Int[Array, "*hea
     """Count for every query and key the rounds in which their clusters meet."""
     rounds = q_clusters.shape[-2]
     narrow = _smallest_integer(rounds)
-    return sum(
-        (q_clusters[..., index, :, None] == k_clusters[..., index, None, :]).astype(narrow)
-        for index in range(rounds)
-    )
+    meetings = jnp.zeros((), narrow)
+    for index in range(rounds):
+        meet = q_clusters[..., index, :, None] == k_clusters[..., index, None, :]
+        meetings = meetings + meet.astype(narrow)
+    return meetings
 
 
 def straddling_attention(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -99,11 +97,13 @@ def fused_attention(
     return _fused(q, k, v, key_lengths, scale)[..., :size]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _fused(q, k, v, key_lengths, scale):
+def _attend(q, k, v, key_lengths, scale) -> Array:
     return jax.nn.dot_product_attention(
         q, k, v, scale=scale, key_value_seq_lengths=key_lengths, implementation="cudnn"
     )
+
+
+_fused = jax.custom_vjp(_attend, nondiff_argnums=(4,))
 
 
 def _fused_forward(q, k, v, key_lengths, scale):

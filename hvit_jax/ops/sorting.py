@@ -71,7 +71,7 @@ def _ordered_integers(values):
     return jnp.where(whole < 0, (whole ^ jnp.iinfo(whole.dtype).max) + 1, whole)
 
 
-def _before(theirs, mine, left=False):
+def _before(theirs, mine, left: bool | Array = False):
     """Compare word by word; where all are equal, `left` decides."""
     before = left
     for other, own in zip(theirs[::-1], mine[::-1], strict=True):

@@ -19,12 +19,13 @@ from flax import nnx
 from hvit_jax.config import ViTConfig, named_config
 from hvit_jax.models.attention import attention, attention_and_column_mean, class_attention
 from hvit_jax.models.block import Block, gelu
-from hvit_jax.ops.clustered_attention import clustered_attention, ranks
+from hvit_jax.ops.clustered_attention import clustered_attention
 from hvit_jax.ops.clustering import cluster_tokens
 from hvit_jax.ops.grouping import group_means, group_tokens
 from hvit_jax.ops.hashing import draw_hashes, draw_projections, project_asymmetric
 from hvit_jax.ops.merging import match_tokens, merge_tokens
 from hvit_jax.ops.selection import descending_order, keep_best
+from hvit_jax.ops.sorting import ranks
 from hvit_jax.profiling.device import describe_device
 from hvit_jax.profiling.timing import device_work, time_in_turns
 
@@ -73,6 +74,7 @@ def _selecting(config, x, q, k, v, scores) -> Iterator[Operation]:
     yield "hourglass", "cluster to a quarter, 5 iterations", _cluster(config), (x[:, 1:],)
     yield "evit", "attention and its column mean", attention_and_column_mean, (q, k, v)
     yield "evit, evo", "order", descending_order, (scores,)
+    yield "evit, evo", "the same by argsort", lambda s: jnp.argsort(-s), (scores,)
     order = descending_order(scores)
     yield "evit", "keep half", functools.partial(keep_best, keep=keep), (x, scores, order)
     yield "tome", "match", lambda k: match_tokens(k.mean(2), r=r), (k,)

@@ -8,7 +8,7 @@ import pytest
 from hvit_jax.ops import sorting
 from hvit_jax.ops.sorting import argsort, inverse, ranks, sort
 
-SHAPES = [(2, 576), (3, 2, 17), (4, 130), (1, 1), (5, 16)]
+SHAPES = [(3, 2, 17), (4, 130), (1, 1)]
 
 
 @pytest.fixture(params=["cpu", "gpu", "gpu, many pairs"], autouse=True)

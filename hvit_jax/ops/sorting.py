@@ -50,8 +50,8 @@ def ranks(*words: Numbers) -> Int[Array, "*rows N"]:
 
     Args:
         *words: numbers, of which a later one decides where those before it are equal. NaN comes
-            first or last, by its sign; integers must not all be the largest of their types. No
-            gradient flows into the ranks.
+            first or last, by its sign. A value whose words are all the largest integers of their
+            types must not occur. No gradient flows into the ranks.
     """
     keys = [_ordered_integers(jax.lax.stop_gradient(word)) for word in words]
     # Computed once: two fused kernels may round the same number differently.

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -20,18 +20,30 @@ def exit_status(stop: KeyboardInterrupt) -> int:
 
 
 @contextlib.contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Turn SIGTERM into `Stopped` inside the context; only a main thread can."""
+def sigterm_raises() -> Iterator[Callable[[], None]]:
+    """Turn SIGTERM into `Stopped` inside the context; only a main thread can.
+
+    Yields:
+        A function to call now and then, which raises `Stopped` again if SIGTERM came: a library
+        that the exception passed through may have lost it.
+    """
+    asked: list[int] = []
+
+    def check() -> None:
+        if asked:
+            raise Stopped("stopped by SIGTERM")
+
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield check
         return
 
     def stop(number, frame):
-        raise Stopped("stopped by SIGTERM")
+        asked.append(number)
+        check()
 
     old = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        yield check
     finally:
         signal.signal(signal.SIGTERM, old)
 

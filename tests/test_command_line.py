@@ -1,5 +1,6 @@
 """What every command line does with mistakes, interruptions and vanished readers."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -103,6 +104,16 @@ def test_uninterrupted_without_ctrl_c_and_in_threads_does_nothing():
     thread.start()
     thread.join()
     assert done == ["MainThread", "other"]
+
+
+def test_a_sigterm_that_a_library_lost_is_raised_again():
+    with sigterm_raises() as check:
+        check()
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        with pytest.raises(Stopped):
+            check()
 
 
 @pytest.mark.parametrize(

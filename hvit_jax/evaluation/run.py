@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -90,8 +90,8 @@ def evaluate(
     """
     run = _begin(options, inputs, model, messages, peers)
     # The workers start to decode while the model compiles.
-    with sigterm_raises(), _load(run) as batches:
-        stop = _score(run, batches)
+    with sigterm_raises() as check_stop, _load(run) as batches:
+        stop = _score(run, batches, check_stop)
         with peers.ending:
             peers.done()
             _finish(run, stop)
@@ -160,14 +160,14 @@ def _load(run: Run) -> AbstractContextManager[Iterator[Batch]]:
     )
 
 
-def _score(run: Run, batches: Iterator[Batch]) -> Stop | None:
+def _score(run: Run, batches: Iterator[Batch], check_stop: Callable[[], None]) -> Stop | None:
     """Score what is left; returns what stopped it before the end, if anything did."""
     size = run.shares.batch_size
     try:
         run.peers.saves(lambda: _leave(run, partial=True))
         run.messages.print(_counts(run.inputs) + describe(run.about))
         with explain_out_of_memory(size, smaller_batch(size, run.placement.devices)):
-            _compile_and_score(run, batches)
+            _compile_and_score(run, batches, check_stop)
     except PictureError as error:
         return PictureError(f"{error}; --on-error skip leaves such pictures out")
     except (KeyboardInterrupt, InputError) as error:
@@ -175,7 +175,7 @@ def _score(run: Run, batches: Iterator[Batch]) -> Stop | None:
     return None
 
 
-def _compile_and_score(run: Run, batches: Iterator[Batch]) -> None:
+def _compile_and_score(run: Run, batches: Iterator[Batch], check_stop: Callable[[], None]) -> None:
     shares, first = run.shares, run.tally.first
     started = time.perf_counter()
     step = compile_step(run.model, shares.batch_size, run.placement)
@@ -187,6 +187,7 @@ def _compile_and_score(run: Run, batches: Iterator[Batch]) -> None:
             show(tally)
             with run.peers.ending:
                 run.keeper.keep(tally)
+            check_stop()
 
         score(
             step,

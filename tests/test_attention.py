@@ -234,6 +234,9 @@ class TestChooseImplementation:
             ("7.0", jnp.bfloat16, 64, "compute capability 7.0 is below 8.0"),
             ("9.0", jnp.float32, 64, "the model computes in float32"),
             ("9.0", jnp.bfloat16, 20, "head size 20 is not divisible by 8"),
+            ("9.0", jnp.bfloat16, 248, None),
+            ("8.0", jnp.bfloat16, 128, "head size 128 is above 120"),
+            ("gfx942", jnp.bfloat16, 64, "a GPU of kind gfx942, not one of NVIDIA"),
         ],
     )
     def test_needs_of_cudnn(self, monkeypatch, capability, dtype, size, reason):

@@ -93,7 +93,8 @@ def _attend_by_image(q, k, v, q_clusters, k_clusters) -> Float[Array, "B N H D"]
         return fused_attention_with_bias(q, k, v, bias.astype(q.dtype))
 
     batch, size, heads, _ = q.shape
-    group = largest_divisor(batch, _GPU_PAIRS // (heads * size**2))
+    most = _GPU_PAIRS // (heads * size**2)
+    group = largest_divisor(batch, most) if isinstance(batch, int) else 1
     groups = jax.tree.map(
         lambda x: x.reshape(-1, group, *x.shape[1:]), (q, k, v, q_clusters, k_clusters)
     )

@@ -53,13 +53,19 @@ def check_implementation(requested: str) -> None:
 def _cudnn_obstacle(dtype: jax.typing.DTypeLike, head_dim: int) -> str | None:
     if backend() != "gpu":
         return f"the device is a {backend()}, not an NVIDIA GPU"
-    capability = getattr(jax.devices()[0], "compute_capability", "0.0")
+    capability = str(getattr(jax.devices()[0], "compute_capability", "0.0"))
+    if not capability.replace(".", "").isdigit():
+        return f"the device is a GPU of kind {capability}, not one of NVIDIA"
     if float(capability) < 8.0:
         return f"compute capability {capability} is below 8.0"
     if jnp.dtype(dtype) not in [jnp.dtype(fused) for fused in _FUSED_DTYPES]:
         return f"it needs bfloat16 or float16, the model computes in {jnp.dtype(dtype).name}"
     if head_dim % 8:
         return f"head size {head_dim} is not divisible by 8"
+    # A key bias takes eight more.
+    most = (256 if float(capability) >= 9.0 else 128) - 8
+    if head_dim > most:
+        return f"head size {head_dim} is above {most}"
     return None
 
 

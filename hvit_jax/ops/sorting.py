@@ -49,8 +49,8 @@ def ranks(*words: Numbers) -> Int[Array, "*rows N"]:
     is many times faster than `argsort(argsort(values))`, the same otherwise.
 
     Args:
-        *words: numbers, of which a later one decides where those before it are equal. NaN comes
-            first or last, by its sign. A value whose words are all the largest integers of their
+        *words: numbers, at least one a row, of which a later word decides where those before it
+            are equal. NaN comes last. A value whose words are all the largest integers of their
             types must not occur. No gradient flows into the ranks.
     """
     keys = [_ordered_integers(jax.lax.stop_gradient(word)) for word in words]
@@ -67,8 +67,10 @@ def _ordered_integers(values):
         return values
     bits = jnp.finfo(values.dtype).bits
     whole = jax.lax.bitcast_convert_type(values, f"int{bits}")
+    most = jnp.iinfo(whole.dtype).max
     # Numbers below 0 run backwards, and the first of them is -0, which equals 0.
-    return jnp.where(whole < 0, (whole ^ jnp.iinfo(whole.dtype).max) + 1, whole)
+    whole = jnp.where(whole < 0, (whole ^ most) + 1, whole)
+    return jnp.where(jnp.isnan(values), most - 1, whole)
 
 
 def _before(theirs, mine, left: bool | Array = False):

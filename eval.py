@@ -2,7 +2,7 @@
 
 import sys
 
-from hvit_jax.evaluation.cli import main
+from hvit_jax.commands.eval import main
 
 if __name__ == "__main__":
     sys.exit(main())

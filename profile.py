@@ -20,7 +20,7 @@ def _hand_over(name: str) -> None:
 
 
 if __name__ == "__main__":
-    from hvit_jax.profiling.cli import main
+    from hvit_jax.commands.profile import main
 
     sys.exit(main())
 

@@ -14,7 +14,7 @@ from typing import Any
 import hvit_jax
 from hvit_jax import demo
 from hvit_jax.checkpoint import read_description
-from hvit_jax.evaluation.cli import main as evaluate
+from hvit_jax.commands.eval import main as evaluate
 
 RESULTS = Path(__file__).parent / "results" / "demo.json"
 # Tight budgets, so that saving and loss both show; the others are the defaults.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from hvit_jax.commands.method_options import command_words
+
 from hvit_jax import REDUCERS, demo
 from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import read_description
-from hvit_jax.method_options import command_words
-from hvit_jax.strengths import at_cost
-from hvit_jax.visualization.cli import SHARE
-from hvit_jax.visualization.cli import main as visualize
+from hvit_jax.commands.visualize import SHARE
+from hvit_jax.commands.visualize import main as visualize
+from hvit_jax.costs import at_cost
 
 FOLDER = Path(__file__).parent / "figures"
 PHOTOGRAPHS = sorted(str(path) for path in demo.pictures_dir().glob("*.jpg"))

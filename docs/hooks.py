@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hvit_jax import REDUCERS, make_reducer
-from hvit_jax.presets import published_rows
+from hvit_jax.published import published_rows
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 _MARK = re.compile(r"^<!-- (options|results): (\w+) -->$", re.MULTILINE)

@@ -1,6 +1,6 @@
 """Fine-tune under a method in a training loop of your own.
 
-`python -m hvit_jax.train` does this properly; here are the few lines that it comes down to.
+`hvit train` does this properly; here are the few lines that it comes down to.
 """
 
 import jax

@@ -34,7 +34,7 @@ def load(
     """Load a converted or trained checkpoint under a reduction method.
 
     Args:
-        checkpoint_dir: a folder written by `python -m convert` or `python -m hvit_jax.train`.
+        checkpoint_dir: a folder written by `python -m convert` or `hvit train`.
         method: "dense", "hourglass", ... or a built `Reducer`.
         resolution: image size in pixels, one number or (height, width); position embeddings are
             resized. Default: the checkpoint's own.

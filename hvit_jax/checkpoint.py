@@ -7,6 +7,7 @@ DIR/weights/     Orbax checkpoint of the tree in hvit_jax.models.parameters
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,11 @@ import orbax.checkpoint as ocp
 
 from hvit_jax.config import ViTConfig, as_pair
 from hvit_jax.errors import InputError
-from hvit_jax.files import checksums, damages, new_folder, require_space
 from hvit_jax.models.parameters import Tree, abstract_parameters, count_parameters, flatten
 from hvit_jax.models.positions import resize_positions
-from hvit_jax.orbax_errors import reason
-from hvit_jax.signals import uninterrupted
+from hvit_jax.system.files import checksums, damages, new_folder, require_space
+from hvit_jax.system.orbax_errors import reason
+from hvit_jax.system.signals import uninterrupted
 
 FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS = "model.json", "weights"
@@ -216,3 +217,18 @@ def fitted_parameters(directory: str | Path, config: ViTConfig) -> Tree:
     """
     stored = read_description(directory).config
     return resize_parameters(load_parameters(directory, stored), stored, config)
+
+
+def describe_checkpoint(checkpoint: str | Path | None) -> dict[str, Any]:
+    """Name a checkpoint by its origin and content; None for weights that are drawn."""
+    if checkpoint is None:
+        return {"checkpoint_source": None, "checkpoint_sha256": None}
+    return {
+        "checkpoint_source": read_description(checkpoint).source,
+        "checkpoint_sha256": checkpoint_sha256(checkpoint),
+    }
+
+
+def checkpoint_sha256(checkpoint: str | Path) -> str:
+    """Name a checkpoint by its description, which holds checksums of the weights."""
+    return hashlib.sha256((Path(checkpoint) / DESCRIPTION).read_bytes()).hexdigest()

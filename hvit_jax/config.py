@@ -8,7 +8,10 @@ from numbers import Integral
 from typing import Any
 
 from hvit_jax.errors import InputError, unknown
+from hvit_jax.fields import Options, option
 
+DTYPES = ("float32", "bfloat16", "float64")
+ATTENTION = ("auto", "cudnn", "xla")
 LARGEST = 1 << 20  # Of any size; far above all models, and small enough to reckon with.
 
 
@@ -103,6 +106,31 @@ class ViTConfig:
     def vit_h14(cls) -> ViTConfig:
         """ViT-H/14 at 518, the resolution of SWAG's ImageNet-1k fine-tuning."""
         return cls(518, 14, depth=32, width=1280, heads=16, mlp_width=5120)
+
+
+@dataclass(frozen=True)
+class Compute(Options):
+    """How a model is computed, whatever it computes.
+
+    Attributes:
+        dtype: what blocks are computed in.
+        param_dtype: what the blocks' weights are stored in; None for `dtype`.
+        attention: "auto", "cudnn" or "xla".
+        unroll: whether every block is compiled on its own instead of scanning equal ones.
+        remat: whether a backward pass computes blocks again instead of keeping their insides.
+    """
+
+    dtype: str = option("float32", "what blocks are computed in", choices=DTYPES)
+    param_dtype: str | None = option(
+        None, "what the blocks' weights are stored in (default: as --dtype)", choices=DTYPES
+    )
+    attention: str = option(
+        "auto", "fused cuDNN kernels or plain XLA; auto: cuDNN where it can run", choices=ATTENTION
+    )
+    unroll: bool = option(False, "compile every block on its own: slower to compile")
+    remat: bool = option(
+        False, "compute blocks again in the backward pass: less memory, about a third more time"
+    )
 
 
 MODELS = {

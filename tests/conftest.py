@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import hvit_jax
+from hvit_jax.fields import Options
 from hvit_jax.ops import fused_attention
 from tests.golden import Goldens
 
@@ -33,9 +34,17 @@ jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
-# Options check themselves, with the error that users see; the hook's own check would come first.
-for reducer in hvit_jax.REDUCERS.values():
-    reducer.__init__ = getattr(reducer.__init__, "__wrapped__", reducer.__init__)
+
+def _unwrap(record):
+    """Let options check themselves, with the error that users see, before the import hook does."""
+    record.__init__ = getattr(record.__init__, "__wrapped__", record.__init__)
+    for kind in record.__subclasses__():
+        _unwrap(kind)
+
+
+def pytest_collection_finish():
+    _unwrap(Options)
+
 
 # Compilation and loaded machines take their time; the same examples in every run.
 settings.register_profile(

@@ -11,7 +11,7 @@ from PIL import Image
 
 import hvit_jax
 from hvit_jax.checkpoint import Description, save_checkpoint
-from hvit_jax.evaluation.cli import main
+from hvit_jax.commands.eval import main
 from hvit_jax.models.parameters import init_parameters
 
 ROOT = Path(__file__).parents[1]

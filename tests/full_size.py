@@ -17,9 +17,9 @@ from PIL import Image
 
 import hvit_jax
 from hvit_jax import demo
+from hvit_jax.costs import at_cost
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.models.parameters import build_model, init_parameters
-from hvit_jax.strengths import at_cost
 
 FILE = Path(__file__).parent / "full_size.npz"
 MODELS = ("vit_l16", "vit_h14")

@@ -9,8 +9,8 @@ import sys
 from tests.evaluation_setup import ROOT
 
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-EVALUATE = "import sys; from hvit_jax.evaluation.cli import main; sys.exit(main())"
-TRAIN = "import sys; from hvit_jax.training.cli import main; sys.exit(main())"
+EVALUATE = "import sys; from hvit_jax.commands.eval import main; sys.exit(main())"
+TRAIN = "import sys; from hvit_jax.commands.train import main; sys.exit(main())"
 _SECONDS = 240  # Generous: a loaded machine compiles slowly.
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from hvit_jax.checkpoint import load_parameters, read_description
-from hvit_jax.training.cli import main
+from hvit_jax.commands.train import main
 
 ROOT = Path(__file__).parents[1]
 SIZES = "--patch-size 4 --depth 2 --width 16 --heads 2 --mlp-width 32 -r 16".split()
@@ -40,7 +40,7 @@ def train_elsewhere(data, output, *arguments, before="", **environment):
     Args:
         before: Python to run first in it.
     """
-    code = f"import sys\n{before}\nfrom hvit_jax.training.cli import main\nsys.exit(main())"
+    code = f"import sys\n{before}\nfrom hvit_jax.commands.train import main\nsys.exit(main())"
     words = [str(data), "--output", str(output), *SIZES, *RECIPE, *map(str, arguments)]
     return subprocess.run(
         [sys.executable, "-c", code, *words],

@@ -1,1 +1,1 @@
-"""`hvit-demo`: try the methods on your own pictures in the browser."""
+"""`hvit demo`: try the methods on your own pictures in the browser."""

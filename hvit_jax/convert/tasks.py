@@ -16,7 +16,7 @@ from hvit_jax.convert.keys import SWAG
 from hvit_jax.convert.reader import import_torch, read_source
 from hvit_jax.convert.state import to_state, to_tree
 from hvit_jax.errors import InputError, first_line
-from hvit_jax.files import new_file, refuse_existing, require_space
+from hvit_jax.system.files import new_file, refuse_existing, require_space
 
 SILENT = Progress(disable=True)
 

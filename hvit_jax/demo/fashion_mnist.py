@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from hvit_jax.command_line import ArgumentParser, run
+from hvit_jax.commands.flags import ArgumentParser
 from hvit_jax.errors import InputError
-from hvit_jax.files import new_folder
+from hvit_jax.system.files import new_folder
+from hvit_jax.system.run import run
 
 CLASSES = (
     "0-t-shirt",

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from hvit_jax import demo
 from hvit_jax.checkpoint import Description, read_description
+from hvit_jax.commands.method_options import numbers_hint
 from hvit_jax.data.source import Source, open_source
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.labels import head_labels
-from hvit_jax.method_options import numbers_hint
 
 
 @dataclass(frozen=True)

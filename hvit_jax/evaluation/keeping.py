@@ -7,14 +7,14 @@ from typing import Any
 from rich.console import Console
 
 from hvit_jax.data.folder import PictureError
-from hvit_jax.distributed import gather
+from hvit_jax.distributed.peers import NoPeers, Peers
+from hvit_jax.distributed.together import gather
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.files import check_destination
 from hvit_jax.evaluation.kept import Kept, folder_of, refuse_pictures
 from hvit_jax.evaluation.lock import refuse_running
 from hvit_jax.evaluation.options import Options
 from hvit_jax.evaluation.tally import Tally
-from hvit_jax.peers import NoPeers, Peers
+from hvit_jax.system.files import check_destination
 
 # Results depend on these, or name one only. The batch and the number of devices may change.
 _SAME = ("method", "args", "model", "resolution", "dtype", "device", "matmul_precision", "versions")

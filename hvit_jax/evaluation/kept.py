@@ -29,10 +29,9 @@ from typing import Any
 import numpy as np
 
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.files import write_atomically
 from hvit_jax.evaluation.lock import SETTINGS, busy, lock
 from hvit_jax.evaluation.tally import Rows, Tally, Totals, join_rows
-from hvit_jax.files import new_folder, remove_folder
+from hvit_jax.system.files import new_folder, remove_folder, write_atomically
 
 SECONDS = 30.0  # between two savings
 _ARRAYS = ("indices", "labels", "top1", "logits")  # the last only for --predictions

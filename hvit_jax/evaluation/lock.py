@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from hvit_jax.errors import InputError
-from hvit_jax.files import writing
+from hvit_jax.system.files import writing
 
 SETTINGS = "settings.json"
 

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from hvit_jax.api import DTYPES
-from hvit_jax.command_line import ArgumentParser
+from hvit_jax.commands.method_options import numbers, numbers_hint, parse_with_method
 from hvit_jax.config import as_pair
+from hvit_jax.distributed.processes import Processes, add_process_options, find_processes
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.verify import read_results, words_of
-from hvit_jax.method_options import numbers, numbers_hint, parse_with_method
 from hvit_jax.ops.fused_attention import IMPLEMENTATIONS
-from hvit_jax.processes import Processes, add_process_options, find_processes
 from hvit_jax.reducers import Reducer
+from hvit_jax.system.run import ArgumentParser
 
-PROGRAM = "hvit-eval"
+PROGRAM = "hvit eval"
 _DESCRIPTION = """Measure accuracy and speed of a checkpoint on labelled pictures, dense or under a
 token reduction method. With neither DATA nor --checkpoint the bundled demo runs."""
 _DATA = """class folders of pictures, a folder whose img_val/ or val/ holds them, or
@@ -133,7 +133,7 @@ def _parser() -> ArgumentParser:
 
 def _add_model_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("--checkpoint", metavar="DIR", help="a folder written by hvit-convert or by training")
+    add("--checkpoint", metavar="DIR", help="a folder written by hvit convert or by training")
     add(
         "-r",
         "--resolution",

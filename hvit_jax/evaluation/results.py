@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from hvit_jax.evaluation.files import write_atomically
+from hvit_jax.costs import count_flops
 from hvit_jax.evaluation.inputs import Inputs
 from hvit_jax.evaluation.tally import Rows, Tally, join_rows
-from hvit_jax.flops import count_flops
 from hvit_jax.models.vit import ViT
-from hvit_jax.presets import describe_configuration, find_published
-from hvit_jax.provenance import describe_runtime
+from hvit_jax.published import describe_configuration, find_published
+from hvit_jax.system.files import write_atomically
+from hvit_jax.system.provenance import describe_runtime
 
 
 def describe_model(model: ViT) -> dict[str, Any]:

@@ -10,10 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
+from hvit_jax.data.fingerprint import fingerprints
 from hvit_jax.data.folder import PictureError
 from hvit_jax.data.loader import Batch, load_batches
 from hvit_jax.data.subset import Subset
-from hvit_jax.distributed import check_agreement
+from hvit_jax.distributed.peers import NoPeers, Peers
+from hvit_jax.distributed.placement import Placement, place
+from hvit_jax.distributed.together import check_agreement
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import Inputs
 from hvit_jax.evaluation.keeping import Keeper
@@ -27,12 +30,9 @@ from hvit_jax.evaluation.shares import Shares, share_out
 from hvit_jax.evaluation.step import compile_step
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.evaluation.verify import report_verification
-from hvit_jax.memory import explain_out_of_memory, smaller_batch
 from hvit_jax.models.vit import ViT
-from hvit_jax.parallel import Placement, place
-from hvit_jax.peers import NoPeers, Peers
-from hvit_jax.provenance import fingerprints
-from hvit_jax.signals import exit_status, sigterm_raises
+from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
+from hvit_jax.system.signals import exit_status, sigterm_raises
 
 Stop = KeyboardInterrupt | InputError
 # Results of processes are added up, so these must be the same in all of them.

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from hvit_jax.data.loader import Batch
 from hvit_jax.data.source import Source
 from hvit_jax.data.subset import Subset
-from hvit_jax.distributed import gather
+from hvit_jax.distributed.together import gather
 from hvit_jax.evaluation.step import UNREADABLE
 
 

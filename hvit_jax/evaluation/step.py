@@ -14,8 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from hvit_jax.data.preprocess import normalize
+from hvit_jax.distributed.placement import Placement
 from hvit_jax.models.vit import ViT
-from hvit_jax.parallel import Placement
 
 TOP = 5
 # What stands for a label in rows of padding, and of pictures that cannot be read.

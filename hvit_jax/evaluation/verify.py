@@ -1,4 +1,4 @@
-"""Comparing an evaluation with an earlier one: `hvit-eval --verify results.json`."""
+"""Comparing an evaluation with an earlier one: `hvit eval --verify results.json`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_results(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
     if not isinstance(recorded, dict) or not all(name in recorded for name in _NEEDED):
-        raise InputError(f"{path} holds no results, as hvit-eval --output writes them")
+        raise InputError(f"{path} holds no results, as hvit eval --output writes them")
     if recorded.get("partial") or not isinstance(recorded["top1"], (int, float)):
         raise InputError(f"{path} is of an evaluation that did not finish")
     _check(path, recorded)
@@ -59,7 +59,7 @@ def _check(path: Path, recorded: dict[str, Any]) -> None:
         *(["unroll"] if not isinstance(recorded.get("unroll", False), bool) else []),
     ]
     if wrong:
-        raise InputError(f"{path} has a {wrong[0]} that hvit-eval --output does not write")
+        raise InputError(f"{path} has a {wrong[0]} that hvit eval --output does not write")
 
 
 def _is_word(value: Any) -> bool:

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from hvit_jax.checkpoint import read_description
+from hvit_jax.checkpoint import describe_checkpoint, read_description
 from hvit_jax.data.preprocess import MEAN, STD, resize_and_crop
 from hvit_jax.exporting.program import Weights, export_program, weights_of
-from hvit_jax.files import checksums, new_folder, require_space
 from hvit_jax.models.vit import ViT
-from hvit_jax.provenance import describe_checkpoint, describe_runtime
+from hvit_jax.system.files import checksums, new_folder, require_space
+from hvit_jax.system.provenance import describe_runtime
 
 FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS, LOADER = "export.json", "weights.npz", "run.py"

@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 
 from hvit_jax.config import ViTConfig
+from hvit_jax.models.reducer import Reducer
 from hvit_jax.models.vit import ViT
-from hvit_jax.reducers.base import Reducer
 
 Tree = dict[str, Any]
 

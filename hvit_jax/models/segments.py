@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hvit_jax.reducers.base import Layer
+from hvit_jax.models.reducer import Layer
 
 
 def segments(layers: tuple[Layer, ...], *, unroll: bool = False) -> list[tuple[Layer, int]]:

@@ -16,9 +16,9 @@ from jaxtyping import Array, Float
 from hvit_jax.config import ViTConfig
 from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block, layer_norm, stack_blocks
+from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.models.segments import segments
 from hvit_jax.ops.precision import accumulator
-from hvit_jax.reducers.base import Layer, Reducer, TokenState
 
 
 @jax.tree_util.register_dataclass

@@ -1,1 +1,1 @@
-"""Measure GFLOPs, latency, throughput and memory; `profile.py` and `hvit-profile`."""
+"""Measure GFLOPs, latency, throughput and memory; `profile.py` and `hvit profile`."""

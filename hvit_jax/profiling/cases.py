@@ -9,9 +9,9 @@ from typing import Any
 
 from hvit_jax.api import with_resolution
 from hvit_jax.config import MODELS, ViTConfig, named_config
+from hvit_jax.costs import count_flops
 from hvit_jax.errors import InputError, unknown
-from hvit_jax.flops import count_flops
-from hvit_jax.presets import (
+from hvit_jax.published import (
     describe_configuration,
     find_published,
     published_rows,

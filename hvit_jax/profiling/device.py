@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from hvit_jax.errors import InputError
 from hvit_jax.profiling.timing import device_work, time_in_turns
-from hvit_jax.provenance import describe_runtime
+from hvit_jax.system.provenance import describe_runtime
 
 
 def describe_device(devices: int = 1, *, torch: bool = False) -> dict[str, Any]:

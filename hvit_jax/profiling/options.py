@@ -7,22 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hvit_jax.api import DTYPES, with_resolution
-from hvit_jax.checkpoint import read_description
-from hvit_jax.command_line import ArgumentParser
+from hvit_jax.checkpoint import checkpoint_sha256, read_description
+from hvit_jax.commands.method_options import numbers, parse_with_method
 from hvit_jax.config import MODELS, ViTConfig, as_pair, named_config
 from hvit_jax.convert.reader import import_torch
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.files import check_destination
-from hvit_jax.files import refuse_existing
-from hvit_jax.method_options import numbers, parse_with_method
 from hvit_jax.ops.fused_attention import IMPLEMENTATIONS
-from hvit_jax.plotting import check_plot
 from hvit_jax.profiling.accuracy import Accuracies, published_top1
 from hvit_jax.profiling.cases import Case, make_case, published_cases, sweep
 from hvit_jax.profiling.measure import Settings
-from hvit_jax.provenance import checkpoint_sha256
+from hvit_jax.system.files import check_destination, refuse_existing
+from hvit_jax.system.plotting import check_plot
+from hvit_jax.system.run import ArgumentParser
 
-PROGRAM = "hvit-profile"
+PROGRAM = "hvit profile"
 _DESCRIPTION = """Measure what a token reduction method gains on this machine: GFLOPs, latency,
 throughput, memory and compile time, beside the dense model in the same run. Weights are random
 unless --checkpoint is given; speed does not depend on them."""
@@ -142,7 +140,7 @@ def _parser() -> ArgumentParser:
 def _add_what(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", metavar="NAME", help=f"{', '.join(MODELS)} (default: {_DEFAULT_MODEL})")
-    add("--checkpoint", metavar="DIR", help="a folder written by hvit-convert or by training")
+    add("--checkpoint", metavar="DIR", help="a folder written by hvit convert or by training")
     size = "picture size in pixels, one number or height and width (default: the model's)"
     add("-r", "--resolution", type=numbers, metavar="N [N]", help=size)
     add("-b", "--batch-size", type=int, default=8, metavar="N", help="default: 8")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hvit_jax.errors import InputError
-from hvit_jax.plotting import draw_methods, new_figure, save_figure
+from hvit_jax.system.plotting import draw_methods, new_figure, save_figure
 
 Row = dict[str, Any]
 

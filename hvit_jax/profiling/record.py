@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.files import check_destination, write_atomically
 from hvit_jax.profiling.report import csv_table, markdown_table
-from hvit_jax.provenance import changes
+from hvit_jax.system.files import check_destination, write_atomically
+from hvit_jax.system.provenance import changes
 
 _WRITERS = {".json": None, ".csv": csv_table, ".md": markdown_table}
 _CASE = ("method", "model", "args", "resolution", "batch", "dtype")

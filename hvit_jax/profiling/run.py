@@ -8,11 +8,11 @@ from typing import Any
 from rich.console import Console
 
 from hvit_jax.errors import InputError, first_line
-from hvit_jax.memory import describe_out_of_memory, is_out_of_memory, smaller_batch
 from hvit_jax.profiling.cases import Case
 from hvit_jax.profiling.measure import NOT_MEASURED, Bench, Settings
 from hvit_jax.profiling.record import Record
 from hvit_jax.profiling.report import method_name
+from hvit_jax.system.memory import describe_out_of_memory, is_out_of_memory, smaller_batch
 
 # What may stop one case only. JAX's and PyTorch's errors are RuntimeErrors, out of memory too.
 FAILURES = (RuntimeError, MemoryError, FloatingPointError, InputError)

@@ -6,9 +6,9 @@ import dataclasses
 from typing import Any
 
 from hvit_jax.errors import InputError, unknown
+from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.reducers.act import ACT
 from hvit_jax.reducers.ats import ATS
-from hvit_jax.reducers.base import Layer, Reducer, TokenState
 from hvit_jax.reducers.evit import EViT
 from hvit_jax.reducers.evo import EvoViT
 from hvit_jax.reducers.hourglass import Hourglass

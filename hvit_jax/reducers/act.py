@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from hvit_jax import flops
 from hvit_jax.config import ViTConfig
+from hvit_jax.fields import option, steps
 from hvit_jax.models.block import Block
+from hvit_jax.models.reducer import NO_TRACE, Layer, TokenState, initial_trace
+from hvit_jax.ops import flops
 from hvit_jax.ops.fused_attention import choose_implementation
 from hvit_jax.ops.grouping import (
     Groups,
@@ -24,9 +26,7 @@ from hvit_jax.ops.grouping import (
 )
 from hvit_jax.ops.hashing import HashDraws, draw_hashes
 from hvit_jax.ops.precision import accumulator
-from hvit_jax.reducers.base import NO_TRACE, Layer, TokenState, initial_trace
 from hvit_jax.reducers.hashed import HashedAttention
-from hvit_jax.reducers.options import option, steps
 
 MAX_HASHES = 32
 
@@ -75,7 +75,7 @@ class ACT(HashedAttention):
     members. All tokens stay, and outside the range blocks run as usual.
 
     How many clusters there are depends on the image, so `max_clusters` sets a budget; where hashes
-    make more, neighbouring clusters in hash order are merged evenly. `python -m hvit_jax.calibrate`
+    make more, neighbouring clusters in hash order are merged evenly. `hvit calibrate`
     measures good budgets, and `Reducer.report` counts the clusterings that were over theirs.
 
     Differs from the original: it has no budget, and redraws its hashes at every forward pass.

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from hvit_jax import flops
 from hvit_jax.config import ViTConfig
+from hvit_jax.fields import option, steps
 from hvit_jax.models.block import Block
+from hvit_jax.models.reducer import NO_TRACE, Layer, Reducer, TokenState, initial_trace
+from hvit_jax.ops import flops
 from hvit_jax.ops.sampling import masked_weights, new_places, sample_tokens, significance
-from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace
-from hvit_jax.reducers.options import option, steps
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ATS(Reducer):
     So images keep different numbers of tokens. Shapes stay static all the same: each image's tokens
     stand in front, CLS first and the others in ascending order of score, within a budget of
     `max_tokens` rows, and what lies behind them is masked. Budgets save time; `python -m
-    hvit_jax.calibrate` measures which ones a set of images needs.
+    hvit_jax.calibration.calibrate` measures which ones a set of images needs.
 
     Differs from the original: by default (`padding="none"`) each image is treated as if it were
     alone. "batch" and "all" give the original's results on batches, in which an image that holds

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 from jaxtyping import Array, Float
 
 from hvit_jax.config import ViTConfig
+from hvit_jax.fields import known, option, steps
 from hvit_jax.models.attention import attention_and_column_mean, class_attention
 from hvit_jax.models.block import Block
+from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.ops.selection import best_places, descending_order, keep_best, kept_tokens
-from hvit_jax.reducers.base import Layer, Reducer, TokenState
-from hvit_jax.reducers.options import known, option, steps
 
 
 @dataclass(frozen=True)

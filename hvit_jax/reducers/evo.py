@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from hvit_jax import flops
 from hvit_jax.config import ViTConfig
+from hvit_jax.fields import known, option, steps
 from hvit_jax.models.attention import class_attention
 from hvit_jax.models.block import Block
+from hvit_jax.models.reducer import NO_TRACE, Layer, Reducer, TokenState, initial_trace
+from hvit_jax.ops import flops
 from hvit_jax.ops.precision import accumulator
 from hvit_jax.ops.selection import (
     descending_order,
@@ -24,8 +26,6 @@ from hvit_jax.ops.selection import (
     running_score,
     take_tokens,
 )
-from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace
-from hvit_jax.reducers.options import known, option, steps
 
 # The middle rows of the published tables, and for 12 blocks the paper's choice.
 _PUBLISHED = {12: (4, 0.5), 24: (8, 0.6), 32: (14, 0.5)}

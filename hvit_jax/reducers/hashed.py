@@ -8,8 +8,8 @@ from typing import Any
 import jax
 
 from hvit_jax.config import ViTConfig
-from hvit_jax.reducers.base import Layer, Reducer
-from hvit_jax.reducers.options import option
+from hvit_jax.fields import option
+from hvit_jax.models.reducer import Layer, Reducer
 
 
 @dataclass(frozen=True)

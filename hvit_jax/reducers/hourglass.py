@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from hvit_jax import flops
 from hvit_jax.config import ViTConfig
+from hvit_jax.fields import known, option, steps
 from hvit_jax.models.block import Block
+from hvit_jax.models.reducer import NO_TRACE, Layer, Reducer, TokenState, initial_trace
+from hvit_jax.ops import flops
 from hvit_jax.ops.clustering import cluster_labels, cluster_tokens, reconstruct_tokens
-from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace
-from hvit_jax.reducers.options import known, option, steps
 
 
 @dataclass(frozen=True)

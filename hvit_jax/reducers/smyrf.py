@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 import jax
 from jaxtyping import Array, Float, Int
 
-from hvit_jax import flops
 from hvit_jax.config import ViTConfig
+from hvit_jax.fields import option
 from hvit_jax.models.block import Block
+from hvit_jax.models.reducer import Layer, TokenState
+from hvit_jax.ops import flops
 from hvit_jax.ops.clustered_attention import clustered_attention, straddling_attention
 from hvit_jax.ops.hashing import ProjectionDraws, draw_projections, project_asymmetric
 from hvit_jax.ops.sorting import ranks
-from hvit_jax.reducers.base import Layer, TokenState
 from hvit_jax.reducers.hashed import HashedAttention
-from hvit_jax.reducers.options import option
 
 MAX_ROUNDS = 1024
 

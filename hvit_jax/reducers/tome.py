@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hvit_jax import flops
 from hvit_jax.config import ViTConfig
+from hvit_jax.fields import option
 from hvit_jax.models.block import Block
+from hvit_jax.models.reducer import NO_TRACE, Layer, Reducer, TokenState, initial_trace
+from hvit_jax.ops import flops
 from hvit_jax.ops.merging import match_tokens, merge_counts, merge_tokens, most_merges
 from hvit_jax.ops.precision import accumulator
-from hvit_jax.reducers.base import NO_TRACE, Layer, Reducer, TokenState, initial_trace
-from hvit_jax.reducers.options import option
 
 PROPORTIONAL = "proportional attention"
 

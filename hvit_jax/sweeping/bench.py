@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
-from hvit_jax.budgets import BlockCounts, measure, propose
+from hvit_jax.calibration.budgets import BlockCounts, measure, propose
 from hvit_jax.config import ViTConfig
+from hvit_jax.distributed.placement import Placement
 from hvit_jax.evaluation.score import score
 from hvit_jax.evaluation.step import Step, compile_step
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.models.parameters import Tree, build_model
 from hvit_jax.models.vit import ViT
-from hvit_jax.parallel import Placement
 from hvit_jax.profiling.timing import Work, device_work, ratios, time_in_turns
 from hvit_jax.reducers import Reducer, make_reducer
 from hvit_jax.sweeping.grid import DENSE, Candidate

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hvit_jax.config import ViTConfig
+from hvit_jax.costs import at_cost
 from hvit_jax.errors import InputError, unknown
 from hvit_jax.reducers import REDUCERS, Reducer, make_reducer
-from hvit_jax.strengths import at_cost
 
 DENSE = "dense"
 # Shares of pictures, in per cent, that budgets should suffice for.

@@ -1,4 +1,4 @@
-"""The command line of `python -m hvit_jax.sweep`."""
+"""The command line of `hvit sweep`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from hvit_jax.api import DTYPES
-from hvit_jax.command_line import ArgumentParser
+from hvit_jax.commands.method_options import join_numbers, numbers
 from hvit_jax.config import as_pair
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import data_and_checkpoint
-from hvit_jax.method_options import join_numbers, numbers
 from hvit_jax.ops.fused_attention import IMPLEMENTATIONS
-from hvit_jax.plotting import check_plot
 from hvit_jax.reducers import REDUCERS
 from hvit_jax.sweeping.choice import Goal
 from hvit_jax.sweeping.grid import DENSE
+from hvit_jax.system.plotting import check_plot
+from hvit_jax.system.run import ArgumentParser
 
-PROGRAM = "python -m hvit_jax.sweep"
+PROGRAM = "hvit sweep"
 _DESCRIPTION = """Try settings of all methods on a sample of your pictures, on all devices of this
 machine, beside the dense model; print the Pareto front of accuracy and speed, and name the setting
 to use. Without DATA and --checkpoint it tries them on the bundled demo."""
@@ -147,7 +147,7 @@ def _parser() -> ArgumentParser:
 def _add_what(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("data", nargs="?", metavar="DATA", help="a folder of class folders, or tfds:NAME[:SPLIT]")
-    add("--checkpoint", metavar="DIR", help="a folder written by hvit-convert or by training")
+    add("--checkpoint", metavar="DIR", help="a folder written by hvit convert or by training")
     wanted = parser.add_mutually_exclusive_group()
     speed = "name the most accurate setting with at least X times the dense model's images/s"
     wanted.add_argument("--target-speedup", type=float, metavar="X", help=speed)

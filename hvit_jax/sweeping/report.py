@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from hvit_jax.method_options import command_words, given_options
-from hvit_jax.presets import row_arguments
+from hvit_jax.commands.method_options import command_words, given_options
 from hvit_jax.profiling.report import method_name
+from hvit_jax.published import row_arguments
 from hvit_jax.reducers import make_reducer
 from hvit_jax.sweeping.options import Options
 

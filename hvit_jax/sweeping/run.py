@@ -10,12 +10,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from hvit_jax.costs import count_flops
 from hvit_jax.errors import InputError
-from hvit_jax.flops import count_flops
-from hvit_jax.presets import describe_configuration
 from hvit_jax.profiling.record import Record
 from hvit_jax.profiling.report import method_name
 from hvit_jax.profiling.run import FAILURES, describe_failure
+from hvit_jax.published import describe_configuration
 from hvit_jax.reducers import Reducer
 from hvit_jax.sweeping.bench import NOT_MEASURED, Bench
 from hvit_jax.sweeping.choice import Goal

@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from hvit_jax import orbax_errors
-from hvit_jax.distributed import gather
+from hvit_jax.distributed.together import gather
 from hvit_jax.errors import InputError, first_line
-from hvit_jax.evaluation.files import write_atomically
-from hvit_jax.files import checksums, damages, writing
-from hvit_jax.memory import is_out_of_memory
+from hvit_jax.system import orbax_errors
+from hvit_jax.system.files import checksums, damages, write_atomically, writing
+from hvit_jax.system.memory import is_out_of_memory
 from hvit_jax.training.trainer import Metrics, TrainState
 
 # What the system says where a state may be whole, though it cannot be read now.

@@ -13,7 +13,7 @@ import numpy as np
 from hvit_jax.data.folder import PictureError
 from hvit_jax.data.workers import WorkerLost
 from hvit_jax.errors import InputError
-from hvit_jax.memory import is_out_of_memory
+from hvit_jax.system.memory import is_out_of_memory
 from hvit_jax.training.stopping import StopRequest, stop_requests
 from hvit_jax.training.trainer import Metrics, TrainState
 

@@ -10,8 +10,8 @@ import jax
 
 from hvit_jax.data.folder import ImageFolder
 from hvit_jax.data.source import Source
-from hvit_jax.parallel import Placement
-from hvit_jax.peers import NoPeers, Peers
+from hvit_jax.distributed.peers import NoPeers, Peers
+from hvit_jax.distributed.placement import Placement
 from hvit_jax.training.progress import Bars, Reporter
 from hvit_jax.training.records import Records, Unwritten
 from hvit_jax.training.trainer import Trainer

@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 
-from hvit_jax.distributed import gather
+from hvit_jax.distributed.together import gather
 from hvit_jax.errors import InputError
-from hvit_jax.files import writing
+from hvit_jax.system.files import writing
 
 METRICS = ("step", "epoch", "loss", "accuracy", "images_per_second")
 VALIDATION = ("step", "epoch", "top1", "loss")

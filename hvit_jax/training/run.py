@@ -11,18 +11,18 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from hvit_jax.agreement import Agreement
 from hvit_jax.checkpoint import Description, save_checkpoint
 from hvit_jax.data.folder import read_folder
-from hvit_jax.distributed import check_agreement, gather
+from hvit_jax.distributed.agreement import Agreement
+from hvit_jax.distributed.peers import NoPeers, Peers
+from hvit_jax.distributed.placement import check_batch, place
+from hvit_jax.distributed.together import check_agreement, gather
 from hvit_jax.errors import InputError
-from hvit_jax.files import remove_folder
-from hvit_jax.memory import explain_out_of_memory
 from hvit_jax.models.parameters import Tree
-from hvit_jax.parallel import check_batch, place
-from hvit_jax.peers import NoPeers, Peers
-from hvit_jax.provenance import describe_runtime
 from hvit_jax.reducers import Reducer
+from hvit_jax.system.files import remove_folder
+from hvit_jax.system.memory import explain_out_of_memory
+from hvit_jax.system.provenance import describe_runtime
 from hvit_jax.training.data import Augmentation, training_batches
 from hvit_jax.training.files import StateFolder
 from hvit_jax.training.loop import run_steps
@@ -42,7 +42,7 @@ def train(
     """Train as the command line says, and write OUTPUT/checkpoint.
 
     Args:
-        options: of `python -m hvit_jax.train`.
+        options: of `hvit train`.
         reducer: the method to train under.
         peers: the other processes of the run, if there are any.
 

@@ -9,15 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hvit_jax.checkpoint import describe_checkpoint
+from hvit_jax.commands.method_options import OPTION_PREFIX
 from hvit_jax.config import ViTConfig
+from hvit_jax.data.fingerprint import data_sha256, names_crc32
 from hvit_jax.data.source import Source
+from hvit_jax.distributed.processes import OPTIONS
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.files import write_atomically
-from hvit_jax.files import new_folder
-from hvit_jax.method_options import OPTION_PREFIX
-from hvit_jax.processes import OPTIONS
-from hvit_jax.provenance import changes, data_sha256, describe_checkpoint, names_crc32
 from hvit_jax.reducers import Reducer
+from hvit_jax.system.files import new_folder, write_atomically
+from hvit_jax.system.provenance import changes
 
 # Options that a resumed run may change, and those that settings name in another place.
 FREE = ("resume", "output", "workers", "log_every", "save_every", "tensorboard")

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
+from hvit_jax.distributed.placement import AXIS, Placement
 from hvit_jax.models.parameters import Tree
-from hvit_jax.parallel import AXIS, Placement
 
 Gradients = Callable[..., tuple[Tree, dict[str, Any]]]
 

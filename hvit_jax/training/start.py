@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import load_parameters, read_description, resize_parameters
 from hvit_jax.config import ViTConfig, named_config
+from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree, init_parameters
-from hvit_jax.parallel import Placement
 from hvit_jax.reducers import Reducer
 from hvit_jax.training.optimizer import make_optimizer
 from hvit_jax.training.trainer import Trainer

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hvit_jax.signals import Stopped
+from hvit_jax.system.signals import Stopped
 
 
 class StopRequest:

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.data.preprocess import normalize
+from hvit_jax.distributed.placement import Placement
 from hvit_jax.models.parameters import Tree, abstract_parameters, build_model
 from hvit_jax.models.vit import ViT
-from hvit_jax.parallel import Placement
 from hvit_jax.reducers import Reducer
 from hvit_jax.training.average import start_average, update_average
 from hvit_jax.training.spread import spread, whole_block, whole_parameters

@@ -15,13 +15,13 @@ from hvit_jax.data.folder import SPLITS, ImageFolder, read_folder
 from hvit_jax.data.loader import load_batches
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.data.source import Source, open_source
+from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.score import score
 from hvit_jax.evaluation.shares import share_out
 from hvit_jax.evaluation.step import Outputs, compare
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.models.parameters import Tree
-from hvit_jax.parallel import Placement
 from hvit_jax.training.loop import check_finite
 from hvit_jax.training.trainer import Trainer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from hvit_jax.plotting import pyplot, save_figure
+from hvit_jax.system.plotting import pyplot, save_figure
 
 INCHES = 2.4
 TITLE_INCHES = 0.6

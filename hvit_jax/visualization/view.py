@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, Int, UInt8
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block
+from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.models.vit import ViT
 from hvit_jax.ops.precision import accumulator
-from hvit_jax.reducers.base import Layer, Reducer, TokenState
 
 Anywhere = Array | np.ndarray  # On the device while it runs, on the host afterwards.
 

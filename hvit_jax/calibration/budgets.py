@@ -1,0 +1,177 @@
+"""Budgets of a method: measured and proposed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Int, UInt8
+
+from hvit_jax.config import ViTConfig
+from hvit_jax.data.loader import Batch
+from hvit_jax.data.preprocess import normalize
+from hvit_jax.distributed.placement import Placement
+from hvit_jax.errors import InputError
+from hvit_jax.models.vit import ViT
+from hvit_jax.reducers import Reducer
+
+# Matrix products on GPUs work in tiles of 8 rows and more.
+MULTIPLE = 8
+
+
+@dataclass(frozen=True)
+class BlockCounts:
+    """What one block needed for each picture.
+
+    Attributes:
+        block: the block, counted from 0.
+        counted: what was counted, such as "tokens".
+        needed: counts by picture; one column, or one a head.
+    """
+
+    block: int
+    counted: str
+    needed: Int[np.ndarray, "pictures S"]
+
+    def at_percentile(self, percentile: float) -> int:
+        """Find the count that suffices for this share of the pictures, in all their columns."""
+        most = self.needed.max(-1)
+        return int(np.percentile(most, percentile, method="inverted_cdf"))
+
+    def summary(self, percentile: float) -> dict[str, Any]:
+        """Describe the counts as JSON can hold it."""
+        return {
+            "block": self.block,
+            "counted": self.counted,
+            "mean": float(self.needed.mean()),
+            "median": float(np.median(self.needed)),
+            "percentile": self.at_percentile(percentile),
+            "max": int(self.needed.max()),
+        }
+
+
+def compile_counts(
+    model: ViT, batch_size: int, placement: Placement | None = None
+) -> Callable[[UInt8[np.ndarray, "B H W 3"]], list[dict[str, Int[Array, "B S"]]]]:
+    """Compile what a model's method counts, in the order of its `budget_blocks`.
+
+    Args:
+        model: a model without budgets.
+        batch_size: rows of every batch, of all devices together.
+        placement: the devices that share a batch; default: JAX's default device.
+
+    Returns:
+        A function of uint8 pictures.
+    """
+    graph, state = nnx.split(model)
+
+    def count(state, pixels):
+        states = nnx.merge(graph, state).features(normalize(pixels)).states
+        blocks = model.reducer.budget_blocks(model.config)
+        return [model.reducer.counts(states[block]) for block in blocks]
+
+    pixels = jax.ShapeDtypeStruct((batch_size, *model.config.image_shape, 3), np.uint8)
+    if placement is None:
+        compiled = jax.jit(count).lower(state, pixels).compile()
+        return lambda pixels: compiled(state, pixels)
+    state = placement.replicate(state)
+    compiled = placement.compile(count, arrays=1).lower(state, pixels).compile()
+    return lambda pixels: compiled(state, placement.divide(pixels))
+
+
+def measure(
+    model: ViT,
+    batches: Iterable[Batch],
+    *,
+    batch_size: int,
+    placement: Placement | None = None,
+) -> list[BlockCounts]:
+    """Count what every block of a method with budgets needs.
+
+    Args:
+        model: a model under that method, without budgets.
+        batches: pictures; padding is left out.
+        batch_size: rows of every batch, of all devices together.
+        placement: the devices that share a batch; default: JAX's default device.
+
+    Returns:
+        One entry for every block and every thing that is counted there.
+
+    Raises:
+        InputError: if a picture cannot be read.
+    """
+    count, collected = compile_counts(model, batch_size, placement), []
+    for batch in batches:
+        for problem in batch.problems.values():
+            raise InputError(problem)
+        counts = jax.device_get(count(batch.pixels))
+        collected.append(jax.tree.map(lambda leaf, rows=batch.valid: leaf[rows], counts))
+    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *collected)
+    blocks = model.reducer.budget_blocks(model.config)
+    return [
+        BlockCounts(block, name, needed)
+        for block, counts in zip(blocks, joined, strict=True)
+        for name, needed in counts.items()
+    ]
+
+
+def propose(
+    reducer: Reducer,
+    config: ViTConfig,
+    counts: Sequence[BlockCounts],
+    *,
+    percentile: float,
+    common: bool = False,
+) -> Reducer:
+    """Give a method the budgets that suffice for a share of the pictures.
+
+    A block's budget is the count at the percentile, rounded up to a multiple of 8, and never more
+    than all tokens.
+
+    Args:
+        reducer: the method, without budgets.
+        config: the model's sizes.
+        counts: what its blocks needed, at least one entry for each of its `budget_blocks`.
+        percentile: the share in per cent, above 0 and at most 100; 100 takes the maximum.
+        common: whether all blocks get the largest budget. Blocks that are alike compile as one.
+
+    Returns:
+        The method, resolved, with a budget for every block.
+
+    Raises:
+        InputError: for a percentile out of range.
+    """
+    check_percentile(percentile)
+    resolved, budgets = reducer.resolve(config), []
+    for block in resolved.budget_blocks(config):
+        needed = max(entry.at_percentile(percentile) for entry in counts if entry.block == block)
+        rounded = -(-needed // MULTIPLE) * MULTIPLE
+        budgets.append(min(rounded, config.num_patches + 1))
+    chosen = (max(budgets),) * len(budgets) if common else tuple(budgets)
+    return with_budgets(resolved, chosen).resolve(config)
+
+
+def check_percentile(percentile: float) -> None:
+    """Check a share in per cent.
+
+    Raises:
+        InputError: unless it is above 0 and at most 100.
+    """
+    if not 0 < percentile <= 100:
+        raise InputError(f"the percentile must be above 0 and at most 100, got {percentile:g}")
+
+
+def with_budgets(reducer: Reducer, budgets: int | tuple[int, ...] | None) -> Reducer:
+    """Set the option of a method that holds its budgets.
+
+    Raises:
+        InputError: if the method has no budgets, or these are not possible.
+    """
+    if reducer.budget_option is None:
+        raise InputError(f"{reducer.name} has no budgets: its counts do not depend on the picture")
+    return dataclasses.replace(reducer, **{reducer.budget_option: budgets})

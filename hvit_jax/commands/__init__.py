@@ -1,0 +1,1 @@
+"""The command lines: flags made from typed records, and one thin file a command."""

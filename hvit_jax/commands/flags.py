@@ -1,0 +1,333 @@
+"""Command lines made from records: every option of a record is a flag, or a positional argument.
+
+A record may hold other records (`nested`), whose options stand beside its own, and a reduction
+method, which brings `--method NAME`, `--method-args FILE` and the options of the method named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from hvit_jax.errors import InputError, unknown
+from hvit_jax.fields import Options, checked_value, default_of, flag, hints, show
+from hvit_jax.models.reducer import Reducer
+from hvit_jax.reducers import REDUCERS, make_reducer
+from hvit_jax.system.files import read_json
+from hvit_jax.version import __version__
+
+Record = TypeVar("Record", bound=Options)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+# What names of a method's options start with among the parsed ones.
+_METHOD = "method option "
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose complaints are InputErrors, which `run` prints as one line.
+
+    Abbreviated options are refused, so that a new option never changes what an old command means.
+    """
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Report wrong usage.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def parse(
+    record: type[Record],
+    arguments: Sequence[str],
+    *,
+    program: str,
+    description: str,
+    epilog: str | None = None,
+) -> Record:
+    """Read a command line, without the program's name, as a record.
+
+    Raises:
+        InputError: for anything in it that is wrong.
+    """
+    parser = make_parser(
+        record, program=program, description=description, epilog=epilog, method=method_of(arguments)
+    )
+    return build(record, parse_given(parser, record, arguments))
+
+
+def make_parser(
+    record: type[Options],
+    *,
+    program: str,
+    description: str,
+    epilog: str | None = None,
+    method: str | None = None,
+) -> ArgumentParser:
+    """Declare every option of a record.
+
+    Args:
+        record: its class.
+        program: the command, such as "hvit eval".
+        description: what it does, for `--help`.
+        epilog: what `--help` ends with.
+        method: whose options are declared; None: those of the record's default method.
+
+    Raises:
+        InputError: for an unknown method.
+    """
+    parser = ArgumentParser(
+        prog=program,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"hvit_jax {__version__}")
+    groups: dict[str | None, Any] = {None: parser}
+    for field, hint, _ in options_of(record):
+        title = field.metadata.get("group")
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        if _holds(hint, Reducer):
+            _add_method(parser, method or default_of(field).name)
+        else:
+            _add(groups[title], field, hint, field.name)
+    return parser
+
+
+def options_of(record: type[Options]) -> Iterator[tuple[dataclasses.Field, Any, tuple[str, ...]]]:
+    """List a record's options and those of the records in it: field, type, and way to it."""
+    kinds = hints(record)
+    for field in dataclasses.fields(record):
+        kind = kinds[field.name]
+        if isinstance(kind, type) and issubclass(kind, Options) and not issubclass(kind, Reducer):
+            for inner, hint, way in options_of(kind):
+                if inner.name not in field.metadata.get("leave", ()):
+                    yield inner, hint, (field.name, *way)
+        else:
+            yield field, kind, (field.name,)
+
+
+def method_of(arguments: Sequence[str]) -> str | None:
+    """Find the method that a command line names, before its options can be declared."""
+    finder = ArgumentParser(add_help=False)
+    finder.add_argument("--method")
+    return finder.parse_known_args(list(arguments))[0].method
+
+
+def parse_given(
+    parser: ArgumentParser, record: type[Options], arguments: Sequence[str]
+) -> dict[str, Any]:
+    """Read a command line as the values that it names, by the name of their field.
+
+    Args:
+        parser: from `make_parser`.
+        record: the class that it was made from.
+        arguments: the command line, without the program's name.
+
+    Returns:
+        The values; what is not named is left out. A method is built of its name, file and options.
+
+    Raises:
+        InputError: for words that are no options, or values that an option does not accept.
+    """
+    options, surplus = parser.parse_known_args(list(arguments))
+    if surplus:
+        raise _not_an_option(parser, surplus[0], method_of(arguments))
+    found = vars(options)
+    values = {}
+    for field, hint, _ in options_of(record):
+        if _holds(hint, Reducer):
+            if any(name in ("method", "method_args") or _METHOD in name for name in found):
+                values[field.name] = _method(found, default_of(field).name)
+        elif field.name in found:
+            label = field.name.upper() if field.metadata["positional"] else flag(field.name)
+            value = checked_value(field, hint, found[field.name], label)
+            if field.metadata["positional"] and _NUMBER.fullmatch(str(value)):
+                raise InputError(
+                    f"{value!r} would be read as {label}; lists are written with commas, such as "
+                    f"6,12,18 (a folder of that name: ./{value})"
+                )
+            values[field.name] = value
+    return values
+
+
+def build(record: type[Record], values: dict[str, Any]) -> Record:
+    """Make a record from values by the name of their field, those of nested records too."""
+    own: dict[str, Any] = {}
+    nests: dict[str, dict[str, Any]] = {}
+    for field, _, way in options_of(record):
+        if field.name not in values:
+            continue
+        if len(way) == 1:
+            own[field.name] = values[field.name]
+        else:
+            nests.setdefault(way[0], {})[field.name] = values[field.name]
+    kinds = hints(record)
+    return record(**own, **{name: build(kinds[name], inner) for name, inner in nests.items()})
+
+
+def read_method_args(path: str | Path, method: str) -> dict[str, Any]:
+    """Read a method's options from a file: calibrate's, or the results of an evaluation.
+
+    Args:
+        path: the JSON file.
+        method: the method that they are wanted for.
+
+    Returns:
+        Options for `make_reducer(method, ...)`.
+
+    Raises:
+        InputError: if the file cannot be read, is of another method, or its options are wrong.
+    """
+    content = read_json(Path(path))
+    if not isinstance(content.get("args"), dict):
+        raise InputError(
+            f"{path} holds no method's options, as hvit calibrate and hvit eval --output write them"
+        )
+    if content.get("method") != method:
+        raise InputError(f"{path} is for the method {content.get('method')!r}, not {method!r}")
+    try:
+        make_reducer(method, **content["args"])
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return content["args"]
+
+
+def _holds(hint: Any, kind: type) -> bool:
+    return isinstance(hint, type) and issubclass(hint, kind)
+
+
+def _add_method(parser: ArgumentParser, method: str) -> None:
+    """Declare `--method`, `--method-args` and the options of one method."""
+    if method not in REDUCERS:
+        raise unknown("method", method, REDUCERS)
+    text = f"one of {', '.join(REDUCERS)}; --method NAME --help lists its options"
+    parser.add_argument("--method", default=argparse.SUPPRESS, metavar="NAME", help=text)
+    file = "JSON file with the method's options, from calibrate or --output; options here win"
+    parser.add_argument("--method-args", default=argparse.SUPPRESS, metavar="FILE", help=file)
+    fields = dataclasses.fields(REDUCERS[method])
+    if fields:
+        group = parser.add_argument_group(f"options of {method}")
+        kinds = hints(REDUCERS[method])
+        for field in fields:
+            _add(group, field, kinds[field.name], _METHOD + field.name)
+
+
+def _method(found: dict[str, Any], default: str) -> Reducer:
+    name = found.get("method", default)
+    from_file = read_method_args(found["method_args"], name) if "method_args" in found else {}
+    options = {
+        key.removeprefix(_METHOD): value for key, value in found.items() if key.startswith(_METHOD)
+    }
+    return make_reducer(name, **{**from_file, **options})
+
+
+def _flags(field: dataclasses.Field) -> list[str]:
+    short = field.metadata.get("short")
+    return [*([short] if short else []), flag(field.name)]
+
+
+def _add(group: Any, field: dataclasses.Field, hint: Any, name: str) -> None:
+    """Declare one option; the record itself checks type and range."""
+    declared = _declaration(field, hint)
+    if not field.metadata["positional"]:
+        required = field.default is dataclasses.MISSING
+        group.add_argument(*_flags(field), dest=name, required=required, **declared)
+        return
+    if _is_list(hint):
+        declared["nargs"] = "+"
+        del declared["type"]
+    elif field.default is not dataclasses.MISSING:
+        declared["nargs"] = "?"
+    group.add_argument(name, **{"metavar": name.upper(), **declared})
+
+
+def _declaration(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
+    """Say how argparse reads a field."""
+    help, default, choices = field.metadata["help"], field.default, field.metadata["choices"]
+    if default not in (None, dataclasses.MISSING, False, ()):
+        shown = {True: "yes"}.get(default, default) if isinstance(default, bool) else show(default)
+        help = f"{help} (default: {shown})" if help else f"default: {shown}"
+    common = {"default": argparse.SUPPRESS, "help": help.replace("%", "%%")}
+    kinds = _kinds(hint)
+    if bool in kinds:
+        if default is False:
+            return {**common, "action": "store_true"}
+        return {**common, "action": argparse.BooleanOptionalAction}
+    if metavar := field.metadata["metavar"]:
+        common["metavar"] = metavar
+    elif choices:
+        common["metavar"] = "{" + ",".join(map(str, choices)) + "}"
+    elif int in kinds or float in kinds or _is_list(hint):
+        several = "N[,N...]" if _is_list(hint) else "N"
+        common["metavar"] = "X" if float in kinds and not _is_list(hint) else several
+    if _is_list(hint):
+        return {**common, "type": lambda text: _several(text, hint)}
+    words = kinds & {str, Path}
+    return common if words and not kinds & {int, float} else {**common, "type": _number}
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """List the plain types that an option accepts, those in its lists too."""
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    found: set[Any] = set()
+    for part in parts:
+        inner = typing.get_args(part) if typing.get_origin(part) is tuple else (part,)
+        found |= set(inner) - {Ellipsis, type(None)}
+    return found
+
+
+def _is_list(hint: Any) -> bool:
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return any(typing.get_origin(part) is tuple for part in parts)
+
+
+def _several(text: str, hint: Any) -> Any:
+    """Read `6,12,18`; one value stays alone where the option takes single ones too."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    values = tuple(map(_number, words)) if _kinds(hint) & {int, float} else tuple(words)
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    alone = any(part in (int, float, str, Path) for part in parts)
+    return values[0] if len(values) == 1 and alone else values
+
+
+def _number(word: str) -> int | float | str:
+    """Read a number; words that are none are kept, so that the check can name them."""
+    if not _NUMBER.fullmatch(word):
+        return word
+    return float(word) if set(word) & set(".eE") else int(word)
+
+
+def _not_an_option(parser: ArgumentParser, word: str, method: str | None) -> InputError:
+    """Describe a surplus word: an option of other methods, a misspelt one, or no option at all."""
+    if not word.startswith("-") or _NUMBER.fullmatch(word):
+        hint = ": lists are written with commas, such as 6,12,18" if _NUMBER.fullmatch(word) else ""
+        return InputError(f"unexpected argument {word!r}{hint} (see {parser.prog} --help)")
+    name = word.partition("=")[0] if word.startswith("--") else word[:2]
+    positive = name.replace("--no-", "--", 1)
+    owners = [
+        owner
+        for owner, reducer in REDUCERS.items()
+        if any({name, positive} & set(_flags(field)) for field in dataclasses.fields(reducer))
+    ]
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    if owners and "--method" in known:
+        return InputError(
+            f"{method or 'the default method'} has no option {name}; it is one of "
+            f"{', '.join(owners)}: add --method {owners[0]}, or see {parser.prog} --method "
+            f"{method or owners[0]} --help"
+        )
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f", did you mean {near[0]}?" if near else ""
+    return InputError(f"unknown option {name}{hint} (see {parser.prog} --help)")

@@ -1,0 +1,66 @@
+"""The program `hvit`, also `python -m hvit_jax`: one command for everything."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from hvit_jax.errors import unknown
+from hvit_jax.system.run import run
+from hvit_jax.version import __version__
+
+COMMANDS = {
+    "convert": "port a PyTorch checkpoint, or write one back",
+    "eval": "measure accuracy and speed on labelled pictures",
+    "profile": "measure GFLOPs, speed and memory; reproduce the published tables",
+    "train": "train or fine-tune, under any method",
+    "sweep": "try settings of all methods on your pictures and name the one to use",
+    "calibrate": "measure budgets for ATS and ACT on your pictures",
+    "visualize": "draw what a method does to pictures",
+    "export": "write a model as programs that run without this package",
+    "demo": "try the methods in the browser",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: without the program's name; default: the process's own.
+
+    Returns:
+        The command's exit status; 2 for an unknown command.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return run(lambda: _main(words), "hvit")
+
+
+def _main(words: list[str]) -> int | None:
+    if not words or words[0] in ("-h", "--help"):
+        print(usage(), end="")
+        return 0
+    if words[0] == "--version":
+        print(f"hvit_jax {__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        raise unknown("command", words[0], COMMANDS)
+    return importlib.import_module(f"hvit_jax.commands.{words[0]}").main(words[1:])
+
+
+def usage() -> str:
+    """List the commands."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: hvit COMMAND ...",
+            "",
+            "Vision transformers with token reduction in JAX.",
+            "",
+            *lines,
+            "",
+            "hvit COMMAND --help lists a command's options.",
+            "",
+        ]
+    )

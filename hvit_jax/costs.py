@@ -1,0 +1,54 @@
+"""What a model costs under a method, and methods at a like cost."""
+
+from __future__ import annotations
+
+from hvit_jax.config import ViTConfig
+from hvit_jax.errors import InputError, unknown
+from hvit_jax.ops.flops import frame
+from hvit_jax.reducers import REDUCERS, Reducer
+
+
+def count_flops(config: ViTConfig, reducer: Reducer) -> int:
+    """Count a whole model for one image, in the tables' convention.
+
+    Args:
+        config: the model's sizes; the tables' 1000-class head is counted whatever its head is.
+        reducer: the method.
+
+    Returns:
+        Multiply-adds; divide by 1e9 for the tables' "GFLOPs".
+    """
+    reducer = reducer.resolve(config)
+    layers = reducer.schedule(config)
+    blocks = sum(reducer.block_flops(config, layer) for layer in layers)
+    around = frame(config, layers[-1].tokens_out) + reducer.encoder_dropout_flops(config)
+    return around + blocks
+
+
+def at_cost(method: str, config: ViTConfig, share: float) -> Reducer:
+    """Find the setting of a method whose cost is nearest to a share of the dense model's.
+
+    Args:
+        method: a name in `hvit_jax.REDUCERS`, whose settings are those of `Reducer.strengths`.
+            Methods that only make attention cheaper cannot come near a small share.
+        config: the model's sizes.
+        share: of the dense model's multiply-adds, above 0 and at most 1.
+
+    Returns:
+        The method, resolved for the model.
+
+    Raises:
+        InputError: for an unknown method, or a share out of range.
+    """
+    if not 0 < share <= 1:
+        raise InputError(f"the share of the dense cost must be above 0 and at most 1: {share:g}")
+    if method not in REDUCERS:
+        raise unknown("method", method, REDUCERS)
+    wanted = share * count_flops(config, Reducer())
+    settings = [reducer.resolve(config) for reducer in REDUCERS[method].strengths(config)]
+    return min(settings, key=lambda reducer: abs(count_flops(config, reducer) - wanted))
+
+
+def cost_share(config: ViTConfig, reducer: Reducer) -> float:
+    """Compare a method's multiply-adds with the dense model's, in the tables' convention."""
+    return count_flops(config, reducer) / count_flops(config, Reducer())

@@ -1,0 +1,292 @@
+"""Options: fields of frozen dataclasses with a help text, checked against their types.
+
+Reduction methods and commands declare their options so. Flags, `--help`, the option tables of the
+docs and what result files store are all made from these fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hvit_jax.errors import InputError
+
+Value = TypeVar("Value")
+Record = TypeVar("Record", bound="Options")
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    short: str | None = None,
+    choices: tuple = (),
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    metavar: str | None = None,
+    group: str | None = None,
+    positional: bool = False,
+) -> Any:
+    """Declare an option: a dataclass field that command lines and documents read.
+
+    Args:
+        default: its default; without one it must be given. None stands for a value that depends on
+            something else, which the help then names.
+        help: one line for `--help`; the default is added to it.
+        short: a one-letter flag such as "-l".
+        choices: the only values that are accepted, if limited.
+        least: the smallest number that is accepted, if limited.
+        most: the largest one, if limited.
+        above: what a number must be larger than, if limited.
+        metavar: what stands for the value in `--help`.
+        group: title of the part of `--help` that the option stands in.
+        positional: whether it is written without a flag.
+    """
+    metadata = {
+        "help": help,
+        "short": short,
+        "choices": choices,
+        "least": least,
+        "most": most,
+        "above": above,
+        "metavar": metavar,
+        "group": group,
+        "positional": positional,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def nested(kind: type[Record], *, leave: tuple[str, ...] = ()) -> Any:
+    """Declare a field that holds another record, whose options become the outer one's flags.
+
+    Args:
+        kind: the other record's class.
+        leave: those of its options that are no flags here.
+    """
+    return dataclasses.field(default_factory=kind, metadata={"leave": leave})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Base of every record of options: it checks its values when it is made.
+
+    Raises:
+        InputError: for a value that its field does not accept.
+    """
+
+    def __post_init__(self):
+        for name, value in checked_values(self).items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def label(cls, name: str) -> str:
+        """Name a field in messages; the command line's flag stands for it."""
+        return flag(name)
+
+    def words(self) -> list[str]:
+        """Write the record as the words of its command line; defaults are left out."""
+        words = []
+        metadata = {field.name: field.metadata for field in dataclasses.fields(self)}
+        for name, value in given(self).items():
+            if metadata[name].get("positional"):
+                words += map(str, value if isinstance(value, tuple) else (value,))
+            elif isinstance(value, Options):
+                words += value.words()
+            elif isinstance(value, bool):
+                words.append(flag(name) if value else flag(f"no_{name}"))
+            elif value is not None:
+                words += [flag(name), show(value)]
+        return words
+
+
+def show(value: Any) -> str:
+    """Write an option's value as the command line reads it: lists as `6,12,18`."""
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def flag(name: str) -> str:
+    """Write a field's name as a flag."""
+    return "--" + name.replace("_", "-")
+
+
+def known(value: Value | None) -> Value:
+    """Read an option whose default depends on the model.
+
+    Raises:
+        InputError: if the method has not been resolved, so that the value is not known.
+    """
+    if value is None:
+        raise InputError("this option depends on the model's size; call resolve(config) first")
+    return value
+
+
+def given(record: Options) -> dict[str, Any]:
+    """List the options of a record that are not at their defaults."""
+    values = {field: getattr(record, field.name) for field in dataclasses.fields(record)}
+    return {field.name: value for field, value in values.items() if value != default_of(field)}
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """Find a field's default; `dataclasses.MISSING` where it must be given."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def hints(record: type[Options]) -> dict[str, Any]:
+    """List the types of a record's fields."""
+    return typing.get_type_hints(record)
+
+
+def as_json(value: Any) -> Any:
+    """Write a record, or a value of one, as JSON can hold it; `from_json` reads it."""
+    if isinstance(value, Options):
+        return {
+            field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    if isinstance(value, tuple):
+        return [as_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def from_json(record: type[Record], content: dict[str, Any], **replaced: Any) -> Record:
+    """Make a record from what `as_json` wrote.
+
+    Args:
+        record: its class.
+        content: the values by field; those that are missing take their defaults.
+        **replaced: values that come from elsewhere.
+
+    Raises:
+        InputError: for a value that its field does not accept, or one of no field.
+    """
+    names = [field.name for field in dataclasses.fields(record)]
+    surplus = sorted(set(content) - set(names))
+    if surplus:
+        raise InputError(f"{record.__name__} has no {', '.join(surplus)}")
+    kinds, values = hints(record), {}
+    for name, value in content.items():
+        if name not in replaced:
+            values[name] = _from_json(kinds[name], value)
+    return record(**{**values, **replaced})
+
+
+def _from_json(hint: Any, value: Any) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in kinds:
+        if isinstance(kind, type) and issubclass(kind, Options) and isinstance(value, dict):
+            return from_json(kind, value)
+    if isinstance(value, str) and Path in kinds and str not in kinds:
+        return Path(value)
+    if isinstance(value, list):
+        parts = next((typing.get_args(k) for k in kinds if typing.get_origin(k) is tuple), ())
+        return tuple(_from_json(parts[0], item) if Path in parts else item for item in value)
+    return value
+
+
+def checked_values(record: Options) -> dict[str, Any]:
+    """Check a record's values against the types, choices and ranges of their fields.
+
+    Returns:
+        The values by field; lists have become tuples, so that the record stays hashable, and words
+        have become paths where the field holds paths.
+
+    Raises:
+        InputError: for a value that its field does not accept.
+    """
+    kinds = hints(type(record))
+    return {
+        field.name: checked_value(
+            field, kinds[field.name], getattr(record, field.name), record.label(field.name)
+        )
+        for field in dataclasses.fields(record)
+    }
+
+
+def checked_value(field: dataclasses.Field, hint: Any, value: Any, label: str) -> Any:
+    """Check one value against its field; see `checked_values`.
+
+    Args:
+        field: the field.
+        hint: its type.
+        value: what it is to hold.
+        label: names it in messages.
+    """
+    value = tuple(value) if isinstance(value, list) else value
+    if isinstance(value, str) and not _accepts(hint, str) and _accepts(hint, Path):
+        value = Path(value)
+    choices = field.metadata.get("choices")
+    for item in value if isinstance(value, tuple) else (value,):
+        if choices and item is not None and item not in choices:
+            raise InputError(f"{label} must be one of {', '.join(map(str, choices))}: {item!r}")
+    if not matches(value, hint):
+        raise InputError(f"{label} must be {describe(hint)}, got {value!r}")
+    if any(field.metadata.get(bound) is not None for bound in ("least", "most", "above")):
+        for item in value if isinstance(value, tuple) else (value,):
+            if item is not None and not _in_range(field, item):
+                raise InputError(f"{label} must be {_range(field)}, got {item:g}")
+    return value
+
+
+def _accepts(hint: Any, kind: type) -> bool:
+    return kind in (typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,))
+
+
+def _in_range(field: dataclasses.Field, value: float) -> bool:
+    least, most, above = (field.metadata[bound] for bound in ("least", "most", "above"))
+    return (
+        (least is None or value >= least)
+        and (most is None or value <= most)
+        and (above is None or value > above)
+    )
+
+
+def _range(field: dataclasses.Field) -> str:
+    words = {"least": "at least", "above": "above", "most": "at most"}
+    return " and ".join(
+        f"{text} {field.metadata[bound]:g}"
+        for bound, text in words.items()
+        if field.metadata[bound] is not None
+    )
+
+
+def matches(value: Any, hint: Any) -> bool:
+    """Tell whether a value has its field's type; ints count as floats, not bools."""
+    if isinstance(hint, types.UnionType):
+        return any(matches(value, part) for part in hint.__args__)
+    if typing.get_origin(hint) is tuple:
+        parts = typing.get_args(hint)
+        if not isinstance(value, tuple):
+            return False
+        if parts[-1] is Ellipsis:
+            return all(matches(item, parts[0]) for item in value)
+        return len(value) == len(parts) and all(map(matches, value, parts))
+    if hint in (int, float):
+        number = isinstance(value, (int, hint)) and not isinstance(value, bool)
+        return number and (hint is int or abs(value) <= sys.float_info.max)
+    return isinstance(value, typing.get_origin(hint) or hint)
+
+
+def describe(hint: Any) -> str:
+    """Say in words which values a field's type accepts."""
+    if isinstance(hint, types.UnionType):
+        return " or ".join(describe(part) for part in hint.__args__ if part is not type(None))
+    if typing.get_origin(hint) is tuple:
+        parts = typing.get_args(hint)
+        if parts[-1] is not Ellipsis and len(set(parts)) > 1:
+            return f"({', '.join(map(describe, parts))})"
+        count = "a list of" if parts[-1] is Ellipsis else str(len(parts))
+        return f"{count} {describe(parts[0]).removeprefix('a ')}s"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+    return {**names, Path: "a path"}.get(hint) or f"a {hint.__name__}"
+
+
+def steps(count: int = 40) -> tuple[float, ...]:
+    """Cut the range from 0 to 1 into equal steps, without 0: values that a strength may take."""
+    return tuple(step / count for step in range(1, count + 1))

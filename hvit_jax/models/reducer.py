@@ -1,0 +1,251 @@
+"""What a reduction method is: a schedule, a state, and how one block runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from hvit_jax.config import ViTConfig
+from hvit_jax.errors import InputError
+from hvit_jax.fields import Options
+from hvit_jax.ops import flops
+
+if typing.TYPE_CHECKING:
+    from hvit_jax.models.block import Block
+
+
+State = TypeVar("State", bound="TokenState")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one block does to the token count; static, so that equal layers can share a program.
+
+    Attributes:
+        tokens_in: tokens that enter the block, CLS included.
+        tokens_out: tokens that leave it, CLS included.
+        mode: how the method runs the block; "dense" means without reduction.
+    """
+
+    tokens_in: int
+    tokens_out: int
+    mode: str = "dense"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TokenState:
+    """What each token stands for; methods extend it with what they carry between blocks.
+
+    Both fields are None when the caller did not ask for tracing.
+
+    Attributes:
+        source: for every input patch the index of the token that now holds it, -1 if it was
+            dropped.
+        dropped: for every dropped patch the last value of its token, zeros for the others.
+    """
+
+    source: Int[Array, "B P"] | None
+    dropped: Float[Array, "B P C"] | None
+
+    def moved(self: State, x: Float[Array, "B N C"], places: Int[Array, "B N"]) -> State:
+        """Follow tokens to their new places; without tracing, do nothing.
+
+        Args:
+            x: the tokens before they move.
+            places: the new index of every token, -1 for one that is dropped.
+        """
+        if self.source is None or self.dropped is None:
+            return self
+        here = jnp.maximum(self.source, 0)
+        new = jnp.where(self.source < 0, -1, jnp.take_along_axis(places, here, axis=1))
+        lost = (self.source >= 0) & (new < 0)
+        last = jnp.take_along_axis(x, here[..., None], axis=1)
+        dropped = jnp.where(lost[..., None], last, self.dropped)
+        return dataclasses.replace(self, source=new, dropped=dropped)
+
+
+@dataclass(frozen=True)
+class Reducer(Options):
+    """Base of every method; used as it is, it is the dense model.
+
+    A method is a frozen dataclass whose fields are its options (`option`), whose docstring explains
+    it, and which overrides `resolve`, `schedule`, `init`, `block` and `block_flops` as needed.
+
+    A method whose counts depend on the image works within budgets: it names the option that sets
+    them in `budget_option`, one budget for all of `budget_blocks` or a list with one for each.
+    """
+
+    name: ClassVar[str] = "dense"
+    budget_option: ClassVar[str | None] = None
+
+    @classmethod
+    def label(cls, name: str) -> str:
+        """Name an option in messages, behind the method that it belongs to."""
+        return f"{cls.name}: {name}"
+
+    def words(self) -> list[str]:
+        """See `Options.words`; the method's name comes first."""
+        return ["--method", self.name, *super().words()]
+
+    def check(self, accepted: bool, field: str, wanted: str) -> None:
+        """Raise InputError that names the option, its value and what would be right."""
+        if not accepted:
+            raise InputError(f"{self.name}: {field}={getattr(self, field)!r}: {wanted}")
+
+    @classmethod
+    def strengths(cls, config: ViTConfig) -> Iterable[Reducer]:
+        """List settings of the method that differ in how much they save, in any order.
+
+        One option varies, the method's strength, within what is of use; the others keep their
+        defaults or what suits the comparison of methods. A method without such an option has one.
+        """
+        return (cls(),)
+
+    def resolve(self, config: ViTConfig) -> Reducer:
+        """Replace defaults that depend on the model's size, and check all options against it.
+
+        Raises:
+            InputError: for options that this model cannot run.
+        """
+        return self
+
+    def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
+        """Tell, block by block, how many tokens enter and leave; called on a resolved method."""
+        tokens = config.num_patches + 1
+        return (Layer(tokens, tokens),) * config.depth
+
+    def draws(self, config: ViTConfig) -> tuple[Any, ...]:
+        """Make each block's fixed random numbers (a pytree, or None); all methods but two: None."""
+        return (None,) * config.depth
+
+    def init(self, x: Float[Array, "B N C"], *, trace: bool) -> TokenState:
+        """Make the state before the first block.
+
+        Args:
+            x: the tokens that enter the first block.
+            trace: whether to follow which token holds which patch.
+        """
+        return TokenState(**initial_trace(x) if trace else NO_TRACE)
+
+    def block(
+        self, block: Block, x: Float[Array, "B N C"], state: TokenState, layer: Layer, draws: Any
+    ) -> tuple[Float[Array, "B M C"], TokenState]:
+        """Run one block.
+
+        Args:
+            block: the block's parameters, and the parts that it is made of.
+            x: tokens, CLS first.
+            state: the method's state before the block.
+            layer: the block's entry in the schedule.
+            draws: the block's random numbers.
+
+        Returns:
+            Tokens and state after the block.
+        """
+        return block(x), state
+
+    def restore(self, tokens: Float[Array, "B N C"], state: TokenState) -> Float[Array, "B P C"]:
+        """Put processed tokens back on the full grid of patches.
+
+        A patch takes the token that holds it, or the last value that it had before it was dropped.
+
+        Args:
+            tokens: tokens after a block, CLS first.
+            state: the traced state after the same block.
+
+        Raises:
+            InputError: if the state is not traced.
+        """
+        if state.source is None or state.dropped is None:
+            raise InputError("restore needs a traced state, as model.features returns it")
+        held = jnp.take_along_axis(tokens, jnp.maximum(state.source, 0)[..., None], axis=1)
+        return jnp.where((state.source >= 0)[..., None], held, state.dropped)
+
+    def groups(
+        self, block: Block, x: Float[Array, "B N C"], after: TokenState, layer: Layer, draws: Any
+    ) -> Int[Array, "B P"]:
+        """Name for every patch the group that it shares its fate with in a block, for pictures.
+
+        That is the token that holds it after the block, unless a method says otherwise.
+
+        Args:
+            block: as for `block`.
+            x: tokens before the block.
+            after: the traced state after it.
+            layer: the block's entry in the schedule.
+            draws: the block's random numbers.
+
+        Returns:
+            Numbers of groups; -1 for patches that are dropped, or left out by this block.
+        """
+        assert after.source is not None, "pictures are made of traced states"
+        return after.source
+
+    def attended_source(
+        self, before: TokenState, after: TokenState, layer: Layer
+    ) -> Int[Array, "B P"] | None:
+        """Name for every patch the token that holds it when a block attends, -1 if none does.
+
+        Args:
+            before: the traced state before the block.
+            after: the one after it.
+            layer: the block's entry in the schedule.
+        """
+        return before.source
+
+    def report(self, state: TokenState) -> dict[str, Float[Array, " B"]]:
+        """Count, for every image, what a user should hear of, such as budgets that overflowed."""
+        return {}
+
+    def budget_blocks(self, config: ViTConfig) -> tuple[int, ...]:
+        """List the blocks that have a budget, in ascending order; called on a resolved method."""
+        return ()
+
+    def counts(self, state: TokenState) -> dict[str, Int[Array, "B S"]]:
+        """Count what each image used in the block before, to be held against its budget.
+
+        Args:
+            state: the traced state after a block of `budget_blocks`.
+
+        Returns:
+            Counts by what was counted, such as "tokens"; one column, or one a head.
+        """
+        return {}
+
+    def block_flops(self, config: ViTConfig, layer: Layer) -> int:
+        """Count one block in the tables' convention: multiply-adds for one image.
+
+        Attention is counted on the tokens that enter and the MLP on those that leave.
+        """
+        return flops.block(config, layer.tokens_in, layer.tokens_out)
+
+    def encoder_dropout_flops(self, config: ViTConfig) -> int:
+        """Count the dropout after the position embedding, which the tables include."""
+        return (config.num_patches + 1) * config.width
+
+    def options(self) -> dict[str, Any]:
+        """List the options and their values, as JSON can hold them."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+
+NO_TRACE: dict[str, Any] = {"source": None, "dropped": None}
+
+
+def initial_trace(x: Float[Array, "B N C"]) -> dict[str, Any]:
+    """Make `TokenState`'s fields before the first block: patch `i` is token `i + 1`, behind CLS."""
+    places = jnp.arange(1, x.shape[1], dtype=jnp.int32)
+    return {
+        "source": jnp.broadcast_to(places, (x.shape[0], x.shape[1] - 1)),
+        "dropped": jnp.zeros_like(x[:, 1:]),
+    }

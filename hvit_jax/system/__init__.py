@@ -1,0 +1,1 @@
+"""What every tool needs of the operating system: files, signals, memory, provenance."""

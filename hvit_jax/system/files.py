@@ -1,0 +1,281 @@
+"""Files and folders that appear whole or not at all, and that tell when they have been damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hvit_jax.errors import InputError
+
+_CHUNK = 1 << 22
+_PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # seconds between attempts at a removal
+
+
+@contextlib.contextmanager
+def writing(name: str | Path) -> Iterator[None]:
+    """Report what the system says against writing as one line.
+
+    Args:
+        name: what is being written.
+
+    Raises:
+        InputError: instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {name}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def new_folder(directory: str | Path) -> Iterator[Path]:
+    """Make a folder that takes its name only once it is complete.
+
+    Args:
+        directory: the final name.
+
+    Yields:
+        A temporary folder beside it, to be filled.
+
+    Raises:
+        InputError: if the name is taken, or the place cannot be written.
+    """
+    with _new(directory, os.mkdir, _remove_tree) as path:
+        yield path
+
+
+@contextlib.contextmanager
+def new_file(name: str | Path) -> Iterator[Path]:
+    """Make a file that takes its name only once it is complete.
+
+    Args:
+        name: the final name.
+
+    Yields:
+        A temporary empty file beside it, to be filled.
+
+    Raises:
+        InputError: if the name is taken, or the place cannot be written.
+    """
+    with _new(name, lambda path: path.touch(exist_ok=False), os.remove) as path:
+        yield path
+
+
+@contextlib.contextmanager
+def _new(
+    name: str | Path, make: Callable[[Path], None], remove: Callable[[Path], None]
+) -> Iterator[Path]:
+    target = Path(name).absolute()
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
+    try:
+        with writing(name):
+            refuse_existing(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            make(temporary)
+            yield temporary
+            refuse_existing(name)
+            os.rename(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove(temporary)
+        raise
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder, though threads of a library that has failed still write into it."""
+    gone_before = False
+    for pause in _PAUSES:
+        gone = not os.path.lexists(folder)
+        if gone and gone_before:  # TensorStore makes a folder anew where one is missing.
+            return
+        gone_before = gone
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(pause)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there, even while something still writes into it.
+
+    Its name is free at once, so that a kill leaves all of it or nothing under that name.
+
+    Args:
+        folder: which one.
+
+    Raises:
+        InputError: if it cannot be removed.
+    """
+    target = folder.absolute()
+    gone = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
+    try:
+        target.rename(gone)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"cannot remove {folder}: {error.strerror or error}") from error
+    _remove_tree(gone)
+
+
+def refuse_existing(name: str | Path) -> None:
+    """Refuse a name that is taken, before anything is computed for it.
+
+    Raises:
+        InputError: if something has this name, or it is too long or otherwise impossible.
+    """
+    try:
+        Path(name).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise InputError(f"cannot write {name}: {error.strerror or error}") from error
+    raise InputError(f"{name} exists already; remove it or choose another destination")
+
+
+def require_space(name: str | Path, folder: Path, needed: int) -> None:
+    """Check that a disk has room, before a library runs into its end half-way.
+
+    Args:
+        name: what is to be written.
+        folder: where it goes; exists.
+        needed: bytes.
+
+    Raises:
+        InputError: if less is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"cannot write {name}: no space left on the disk; it needs {needed / 1e6:.1f} MB, "
+            f"{free / 1e6:.1f} MB are free"
+        )
+
+
+def checksum(path: Path) -> dict[str, int]:
+    """Measure a file: its length in bytes and the CRC-32 of its content."""
+    crc = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return {"bytes": path.stat().st_size, "crc32": crc}
+
+
+def checksums(folder: Path) -> dict[str, dict[str, int]]:
+    """Measure every file below a folder, by its path relative to it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): checksum(path) for path in files}
+
+
+def damages(folder: Path, recorded: dict[str, dict[str, int]]) -> list[str]:
+    """Compare files with what `checksums` recorded.
+
+    Args:
+        folder: where they lie.
+        recorded: what was recorded; files that are not in it are not looked at.
+
+    Returns:
+        One description for every file that is missing or differs.
+    """
+    found = []
+    for name, wanted in recorded.items():
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{name} is missing")
+        elif path.stat().st_size != wanted["bytes"]:
+            found.append(f"{name} has {path.stat().st_size} bytes, not {wanted['bytes']}")
+        elif checksum(path) != wanted:
+            found.append(f"{name} has another content than was written")
+    return found
+
+
+def check_destination(path: Path, *, overwrite: bool) -> None:
+    """Check that a file can be written, before the work that fills it starts.
+
+    Args:
+        path: where to.
+        overwrite: whether a file that exists may be replaced.
+
+    Raises:
+        InputError: if it exists, or its folder is missing or cannot be written.
+    """
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise InputError(f"{path} is {what}; give the name of a file to write")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already; --overwrite replaces it")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+    # Only writing shows whether writing is possible: think of full and read-only disks.
+    probe = _beside(path)
+    try:
+        probe.write_bytes(b"x" * 4096)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file that appears whole or not at all.
+
+    Args:
+        path: where to; replaced if it exists.
+        write: writes the contents to an open file.
+
+    Raises:
+        InputError: if it cannot be written, for want of space or permission.
+    """
+    temporary = _beside(path)
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write {path}: {error.strerror or error}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        InputError: if it cannot be read, is not JSON, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write one JSON object, whole or not at all; NaN and infinity are refused.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))

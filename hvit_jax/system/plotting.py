@@ -1,0 +1,93 @@
+"""What plots share: matplotlib where it is installed, whole files, the Pareto front of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hvit_jax.errors import InputError
+from hvit_jax.system.files import check_destination, write_atomically
+
+FORMATS = (".png", ".jpg", ".jpeg", ".svg", ".pdf")
+
+
+def check_plot(path: Path, flag: str) -> None:
+    """Check that a plot can be made, before anything is computed for it.
+
+    Args:
+        path: the file to write; replaced if it exists.
+        flag: the option that names it, for the error.
+
+    Raises:
+        InputError: if matplotlib is missing, the format is unknown, or the file cannot be written.
+    """
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"{flag} takes a name that ends in {', '.join(FORMATS)}, got {path}")
+    check_destination(path, overwrite=True)
+    try:
+        pyplot()
+    except ImportError as error:
+        raise InputError(f"{flag} needs matplotlib: pip install 'hvit-jax[plot]'") from error
+
+
+def pyplot() -> Any:
+    """Import matplotlib's pyplot, drawing to files only."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def new_figure(panels: int, *, width: float = 6.0) -> tuple[Any, Any]:
+    """Make a figure with panels side by side.
+
+    Args:
+        panels: how many.
+        width: of each, in inches.
+    """
+    size = (width * panels, 4.5)
+    figure, axes = pyplot().subplots(1, panels, figsize=size, squeeze=False, layout="constrained")
+    return figure, axes[0]
+
+
+def save_figure(figure: Any, path: Path, *, dpi: int = 150) -> None:
+    """Write a figure and free it.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    options = {"format": path.suffix[1:].lower(), "dpi": dpi, "bbox_inches": "tight"}
+    write_atomically(path, lambda file: figure.savefig(file, **options))
+    pyplot().close(figure)
+
+
+def draw_methods(
+    panel: Any,
+    rows: Sequence[dict[str, Any]],
+    place: Callable[[dict[str, Any]], tuple[float, float]],
+) -> None:
+    """Draw rows as points, a colour for each method, and their Pareto front as a line.
+
+    Args:
+        panel: matplotlib axes.
+        rows: what to draw.
+        place: tells a row's place, both of whose coordinates are the better the larger.
+    """
+    for method in dict.fromkeys(row["method"] for row in rows):
+        xs, ys = zip(*[place(row) for row in rows if row["method"] == method], strict=True)
+        panel.plot(xs, ys, "o", label=method)
+    front = pareto_front([place(row) for row in rows])
+    panel.plot(*zip(*front, strict=True), "-", color="0.6", zorder=0, label="Pareto front")
+    panel.grid(alpha=0.3)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Find the points that no other beats in both coordinates, from the fastest on."""
+    front: list[tuple[float, float]] = []
+    for point in sorted(points, reverse=True):
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    return front

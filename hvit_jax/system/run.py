@@ -1,0 +1,67 @@
+"""How every command ends: one clear line for a user's mistake, never a traceback."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+
+from hvit_jax.errors import InputError, first_line
+from hvit_jax.system.memory import is_out_of_memory
+from hvit_jax.system.signals import exit_status, insistent
+
+USAGE_ERROR = 2
+BROKEN_PIPE = 141
+
+
+def run(main: Callable[[], int | None], program: str) -> int:
+    """Run a command; its failures become one line on stderr and an exit status.
+
+    Args:
+        main: the command, without its entry point; returns an exit status, None for 0.
+        program: the name that the line starts with, such as "hvit convert".
+
+    Returns:
+        What `main` returns; 2 after a user's mistake, an error of the operating system or out of
+        memory, 130 after Ctrl-C, 143 after SIGTERM, 141 if the reader of the output has gone. Other
+        exceptions are defects and pass.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with insistent():
+            status = main()
+        sys.stdout.flush()
+        return status or 0
+    except BrokenPipeError:
+        # Python flushes stdout once more on its way out; let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):
+            return BROKEN_PIPE  # Rich ends the program where nobody reads what it prints.
+        raise
+    except KeyboardInterrupt as error:
+        return _complain(program, str(error) or "interrupted", exit_status(error))
+    except InputError as error:
+        return _complain(program, str(error), USAGE_ERROR)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _complain(program, f"{where}{error.strerror or error}", USAGE_ERROR)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _complain(program, f"out of memory: {first_line(error)}", USAGE_ERROR)
+
+
+def _complain(program: str, message: str, status: int) -> int:
+    print(f"{program}: {one_line(message)}", file=sys.stderr)
+    return status
+
+
+def one_line(message: str) -> str:
+    """Join a message's lines, and escape what a terminal would act on."""
+    joined = "; ".join(line.strip() for line in message.splitlines() if line.strip())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in joined)

@@ -1,0 +1,151 @@
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import hvit_jax
+from hvit_jax import InputError, demo
+from hvit_jax.browser.page import example_pictures, make_page
+from hvit_jax.browser.session import KEPT_MODELS, Session
+from hvit_jax.commands.demo import main
+from hvit_jax.costs import at_cost
+
+gradio = pytest.importorskip("gradio", reason="needs gradio (the extra demo)")
+
+
+@pytest.fixture(scope="module")
+def session():
+    return Session(str(demo.checkpoint_dir()))
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return Image.open(next(demo.images_dir().glob("8-*/*.png")))
+
+
+def test_answers_with_predictions_groups_and_speed(session, picture):
+    answer = session.answer(picture, "hourglass", 0.6, 5)
+    assert answer.groups.shape == answer.attention.shape == (616, 616, 3)
+    assert next(iter(answer.reduced)).startswith("8") and next(iter(answer.dense)).startswith("8")
+    assert 0.5 < sum(answer.reduced.values()) <= 1.0001
+    assert "| tokens after block 5 | 197 | 65 |" in answer.summary
+    assert "| GFLOPs | 1.00 x | 0.61 x |" in answer.summary
+
+
+def test_keeps_a_few_models_only(session):
+    for share in np.linspace(0.4, 0.9, KEPT_MODELS + 2):
+        session._model(at_cost("evit", session.config, float(share)))
+    assert session._model.cache_info().currsize == KEPT_MODELS
+
+
+def test_a_model_without_classes_or_head(tmp_path, small_config, picture):
+    import dataclasses
+
+    from hvit_jax.checkpoint import Description, save_checkpoint
+    from hvit_jax.models.parameters import get_parameters
+
+    for classes in (5, 0):
+        config = dataclasses.replace(small_config, num_classes=classes)
+        folder = tmp_path / str(classes)
+        parameters = get_parameters(hvit_jax.create(config))
+        save_checkpoint(folder, parameters, Description(config))
+        answer = Session(str(folder)).answer(picture, "dense", 1.0, 1)
+        assert len(answer.reduced) == min(3, classes)
+        assert set(answer.reduced) <= {f"class {index}" for index in range(classes)}
+
+
+def test_says_what_is_wrong(session, picture):
+    with pytest.raises(InputError, match="0 to 5"):
+        session.answer(picture, "tome", 0.6, 6)
+    with pytest.raises(InputError, match="above 0"):
+        session.answer(picture, "tome", 0.0, 5)
+
+
+def test_the_page_offers_pictures_that_exist(session):
+    assert len(example_pictures()) == 7 and all(path.is_file() for path in example_pictures())
+    page = make_page(session)
+    assert {"answer"} <= {fn.api_name for fn in page.fns.values()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "0"], "--port must be from 1 to 65535"),
+        (["--checkpoint", "nowhere"], "nowhere"),
+        (["-r", "57"], "57 is not a multiple of the patch size 4"),
+        (["--host", "no.such.host.invalid"], "cannot serve on no.such.host.invalid:7860"),
+    ],
+)
+def test_mistakes_are_one_line(capfd, arguments, message):
+    assert main(arguments) == 2
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and message in lines[0]
+
+
+def test_refuses_a_port_in_use(capfd):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        assert main(["--port", str(other.getsockname()[1])]) == 2
+    assert "choose another --port" in capfd.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def address():
+    """A running `hvit demo`, which Ctrl-C ends in the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = "import sys; from hvit_jax.commands.demo import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and b"open http" in process.stdout.readline()
+            yield f"http://127.0.0.1:{port}"
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+            assert process.returncode == 0 and b"Traceback" not in errors
+        finally:
+            process.kill()
+
+
+def test_serves_the_page_and_answers(address):
+    from gradio_client import Client, handle_file
+
+    with urllib.request.urlopen(address) as page:
+        text = page.read().decode()
+    assert "fonts.googleapis.com" not in text
+    picture = str(next(demo.images_dir().glob("1-*/*.png")))
+    client = Client(address, verbose=False, analytics_enabled=False)
+    *_, dense, summary = client.predict(handle_file(picture), "evo", 70, 5, api_name="/answer")
+    assert dense["label"] == "1-trouser" and "| evo |" in summary
+
+
+def test_in_a_browser(address, tmp_path):
+    """Choose an example and a method, press the button, and see the answer."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (the extra dev)")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("needs Chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        failed = []
+        page.on("requestfailed", lambda request: failed.append(request.url))
+        page.goto(address)
+        page.locator("input[type=file]").first.set_input_files(str(example_pictures()[-1]))
+        page.get_by_role("button", name="Run").click()
+        page.get_by_text("One picture at a time").wait_for(timeout=60_000)
+        time.sleep(1)
+        page.screenshot(path=tmp_path / "page.png")
+        assert page.get_by_text("tokens after block 5").is_visible()
+        assert page.locator("img").count() >= 3
+        assert not [url for url in failed if not url.startswith(address)]
+        browser.close()

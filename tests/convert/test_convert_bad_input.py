@@ -1,0 +1,336 @@
+"""Everything a user can give the converter that it must refuse in one clear line."""
+
+import os
+import pickle
+import sys
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+import hvit_jax.convert.tasks
+from hvit_jax import ViTConfig
+from hvit_jax.checkpoint import Description, load_parameters, read_description, save_checkpoint
+from hvit_jax.commands.convert import main
+from hvit_jax.models.parameters import abstract_parameters, flatten
+from tests.torch_files import as_torchvision, save, swag_state
+
+
+class Code:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """Run the command; it must fail with one line and leave nothing behind."""
+
+    def run(*arguments, status=2):
+        capsys.readouterr()
+        before = sorted(tmp_path.rglob("*"))
+        assert main([str(argument) for argument in arguments]) == status
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("hvit convert: ") and err.count("\n") == 1 and err.endswith("\n")
+        assert sorted(tmp_path.rglob("*")) == before
+        return err
+
+    return run
+
+
+def changed(**changes):
+    """A state dict with some keys replaced; None removes one."""
+    state = swag_state()
+    for key, value in changes.items():
+        state.pop(key, None) if value is None else state.update({key: value})
+    return state
+
+
+LN = "encoder.layers.layer_1.ln_2.bias"
+CONTENTS = {
+    "a list": ([1, 2], ["holds a list, not a state dict", "state_dict()"]),
+    "a tensor": (torch.ones(3), ["holds a Tensor, not a state dict"]),
+    "empty": ({}, ["an empty dict"]),
+    "another model": ({"fc.weight": torch.ones(2)}, ["known format", "SWAG", "fc.weight"]),
+    "other keys": ({1: 2, torch.ones(2): 3}, ["known format", "its keys: 1, <Tensor>"]),
+    "key missing": (changed(**{LN: None}), [f"missing: {LN}"]),
+    "class token missing": (changed(class_token=None), ["missing: class_token"]),
+    "positions missing": (
+        changed(**{"encoder.pos_embedding": None}),
+        ["missing: encoder.pos_embedding"],
+    ),
+    "half a head": (
+        changed(**{"head.layers.head.bias": None}),
+        ["missing: head.layers.head.bias"],
+    ),
+    "key left over": (changed(extra=torch.ones(2)), ["left over: extra"]),
+    "number left over": (changed(epoch=3), ["left over: epoch"]),
+    "block left out": (
+        {key.replace("layer_1", "layer_2"): value for key, value in swag_state().items()},
+        ["missing: encoder.layers.layer_1.ln_1.weight,", "layer_1.mlp.linear_2.bias"],
+    ),
+    "wrong shape": (
+        changed(class_token=torch.ones(1, 1, 7)),
+        ["wrong shape: class_token is (1, 1, 7), not (1, 1, 6)\n"],
+    ),
+    "wrong rank": (
+        changed(**{"encoder.pos_embedding": torch.ones(10, 6)}),
+        ["encoder.pos_embedding is (10, 6), not"],
+    ),
+    "patches not square": (
+        changed(**{"conv_proj.weight": torch.ones(6, 3, 4, 5)}),
+        ["conv_proj.weight is (6, 3, 4, 5), not (6, 3, 4, 4)"],
+    ),
+    "grid not square": (swag_state(positions=9), ["9 positions", "square grid"]),
+    "no patches": (swag_state(positions=1), ["1 positions", "square grid"]),
+    "integers": (
+        changed(**{LN: torch.ones(6, dtype=torch.int64)}),
+        [f"unusable: {LN} is torch.int64, not float32"],
+    ),
+    "double precision": (
+        changed(**{LN: torch.ones(6, dtype=torch.float64)}),
+        [f"{LN} is torch.float64"],
+    ),
+    "sparse": (changed(**{LN: torch.ones(6).to_sparse()}), [f"{LN} is a torch.sparse_coo tensor"]),
+    "no tensor": (changed(**{LN: "text"}), [f"{LN} is of type str, not a tensor"]),
+    "NaN": (
+        changed(**{LN: torch.tensor([0, 1, float("nan"), 2, 3, 4])}),
+        [f"{LN} holds NaN or infinite numbers"],
+    ),
+    "infinity": (
+        changed(**{LN: torch.tensor([0, 1, float("-inf"), 2, 3, 4])}),
+        [f"{LN} holds NaN or infinite numbers"],
+    ),
+    "terminal escapes": ({"\x1b[31m\nred": torch.ones(2)}, ["\\x1b[31m"]),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_wrong_content(tmp_path, refused, name):
+    content, parts = CONTENTS[name]
+    message = refused(save(content, tmp_path / "in.torch"), tmp_path / "out", "--heads", 2)
+    for part in [str(tmp_path / "in.torch"), *parts]:
+        assert part in message
+
+
+def test_every_problem_is_listed_at_once(tmp_path, refused):
+    state = as_torchvision(swag_state())
+    del state["encoder.ln.bias"], state["encoder.layers.encoder_layer_0.mlp.3.bias"]
+    state |= {"extra": torch.ones(1), "class_token": torch.ones(6)}
+    state["conv_proj.bias"] = torch.ones(6, dtype=torch.uint8)
+    state["heads.head.bias"] = torch.full((3,), torch.nan)
+    message = refused(save(state, tmp_path / "in.pth"), tmp_path / "out", "--heads", 2)
+    assert message == (
+        f"hvit convert: {tmp_path}/in.pth does not hold a whole torchvision model; missing: "
+        "encoder.layers.encoder_layer_0.mlp.3.bias, encoder.ln.bias; left over: extra; "
+        "wrong shape: class_token is (6,), not (1, 1, 6); unusable: conv_proj.bias is torch.uint8, "
+        "not float32, float16 or bfloat16, heads.head.bias holds NaN or infinite numbers\n"
+    )
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("zipped", [False, True])
+def test_pickle_with_code_is_refused_and_not_run(tmp_path, refused, zipped, wrap):
+    trap = tmp_path / "trap"
+    content = {"model": {**swag_state(), "code": Code(trap)}} if wrap else Code(trap)
+    torch.save(content, tmp_path / "in.torch", _use_new_zipfile_serialization=zipped)
+    message = refused(tmp_path / "in.torch", tmp_path / "out", "--heads", 2)
+    assert "refused: it holds posix.mkdir" in message and "run code" in message
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_plain_pickle_with_code_is_refused_and_not_run(tmp_path, refused, protocol):
+    trap = tmp_path / "trap"
+    (tmp_path / "in.torch").write_bytes(pickle.dumps(Code(trap), protocol))
+    message = refused(tmp_path / "in.torch", tmp_path / "out", "--heads", 2)
+    assert "is refused: it holds" in message and "run code" in message
+    assert not trap.exists()
+
+
+def test_whole_module_is_refused_with_advice(tmp_path, refused):
+    message = refused(save(torch.nn.Linear(2, 2), tmp_path / "in.torch"), tmp_path / "out")
+    assert "holds torch.nn.modules.linear.Linear" in message
+    assert "torch.save(model.state_dict(), PATH)" in message
+
+
+@pytest.mark.parametrize(
+    "content, part",
+    [
+        (b"", "truncated, damaged, or not a PyTorch checkpoint"),
+        (b"<html>404</html>", "is not a PyTorch checkpoint"),
+        (b"PK\x03\x04 and no more", "truncated, damaged"),
+        (bytes(1000), "not a PyTorch checkpoint"),
+    ],
+)
+def test_other_files(tmp_path, refused, content, part):
+    (tmp_path / "in.torch").write_bytes(content)
+    assert part in refused(tmp_path / "in.torch", tmp_path / "out")
+
+
+def test_source_missing_or_no_file(tmp_path, refused):
+    assert "in.torch does not exist" in refused(tmp_path / "in.torch", tmp_path / "out")
+    assert "is a folder" in refused(tmp_path, tmp_path / "out")
+    os.mkfifo(tmp_path / "pipe")
+    assert "is no regular file" in refused(tmp_path / "pipe", tmp_path / "out")
+    save_small(tmp_path / "jax")
+    assert "use --to-torch" in refused(tmp_path / "jax", tmp_path / "out")
+
+
+def test_heads(tmp_path, refused, capsys):
+    source = save(swag_state(), tmp_path / "in.torch")
+    message = refused(source, tmp_path / "out")
+    assert "--heads N" in message and "2 blocks of width 6 and MLP width 10" in message
+    assert "width 6 is not divisible by 4 heads" in refused(source, tmp_path / "out", "--heads", 4)
+    assert "heads must be a whole number" in refused(source, tmp_path / "out", "--heads", 0)
+    assert "invalid int value: 'two'" in refused(source, tmp_path / "out", "--heads", "two")
+
+
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        ([], "required: SRC, DST"),
+        (["in"], "required: DST"),
+        (["in", "out", "more"], "unrecognized arguments: more"),
+        (["in", "out", "--to", "x"], "unrecognized arguments: --to"),
+        (["in", "out", "--to-torch", "--heads", "2"], "--heads is for reading PyTorch files"),
+    ],
+)
+def test_usage(refused, arguments, part):
+    assert part in refused(*arguments)
+
+
+def save_small(directory, scale=1.0):
+    config = ViTConfig(8, patch_size=4, depth=1, width=4, heads=1, mlp_width=4, num_classes=2)
+    shapes = abstract_parameters(config)
+    parameters = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+    parameters["ln"]["scale"] *= np.float32(scale)
+    save_checkpoint(directory, parameters, Description(config))
+
+
+def test_destination_that_exists_is_kept(tmp_path, refused):
+    source = save(swag_state(), tmp_path / "in.torch")
+    save_small(tmp_path / "jax")
+    for taken in ("file", "link"):
+        path = tmp_path / taken
+        path.write_text("precious") if taken == "file" else path.symlink_to("nowhere")
+        assert "exists already" in refused(source, path, "--heads", 2)
+        assert "exists already" in refused("--to-torch", tmp_path / "jax", path)
+    assert "exists already" in refused(source, tmp_path / "jax", "--heads", 2)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_destination_that_cannot_be_written(tmp_path, refused, monkeypatch):
+    source = save(swag_state(), tmp_path / "in.torch")
+    save_small(tmp_path / "jax")
+    below = source / "below"
+    assert f"cannot write {below}" in refused(source, below, "--heads", 2)
+    assert f"cannot write {below}" in refused("--to-torch", tmp_path / "jax", below)
+    assert "too long" in refused(source, tmp_path / ("x" * 300), "--heads", 2)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hvit_jax.checkpoint.checksums", full)
+    message = refused(source, tmp_path / "out", "--heads", 2)
+    assert "out: No space left on device" in message
+
+
+def test_disk_without_space(tmp_path, refused, monkeypatch):
+    source = save(swag_state(), tmp_path / "in.torch")
+    save_small(tmp_path / "jax")
+    usage = os.statvfs(tmp_path)
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda _: type("Usage", (), {"free": 100, "total": usage.f_blocks})
+    )
+    for arguments in (
+        [source, tmp_path / "o", "--heads", 2],
+        ["--to-torch", tmp_path / "jax", "o"],
+    ):
+        assert "no space left on the disk; it needs" in refused(*arguments)
+
+
+def test_to_torch_bad_sources(tmp_path, refused):
+    out = tmp_path / "out.torch"
+    assert "nowhere does not exist" in refused("--to-torch", tmp_path / "nowhere", out)
+    assert "is not a checkpoint" in refused("--to-torch", tmp_path, out)
+    source = save(swag_state(), tmp_path / "in.torch")
+    assert "is not a checkpoint" in refused("--to-torch", source, out)
+    save_small(tmp_path / "nan", scale=np.nan)
+    message = refused("--to-torch", tmp_path / "nan", out)
+    assert f"{tmp_path}/nan" in message
+    assert "NaN or infinite numbers in ln/scale" in message
+
+
+def test_without_torch(tmp_path, refused, monkeypatch):
+    source = save(swag_state(), tmp_path / "in.torch")
+    save_small(tmp_path / "jax")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for arguments in ([source, tmp_path / "o"], ["--to-torch", tmp_path / "jax", tmp_path / "o"]):
+        assert 'pip install "hvit-jax[convert]"' in refused(*arguments)
+
+
+@pytest.mark.parametrize("stage", ["read_source", "to_tree", "save_checkpoint"])
+def test_interrupt_leaves_nothing(tmp_path, refused, monkeypatch, stage):
+    source = save(swag_state(), tmp_path / "in.torch")
+    real = getattr(hvit_jax.convert.tasks, stage)
+
+    def interrupted(*arguments):
+        if stage != "save_checkpoint":
+            raise KeyboardInterrupt
+        with monkeypatch.context() as patch:
+            patch.setattr("hvit_jax.checkpoint.checksums", raise_interrupt)
+            real(*arguments)
+
+    monkeypatch.setattr(hvit_jax.convert.tasks, stage, interrupted)
+    message = refused(source, tmp_path / "out", "--heads", 2, status=130)
+    assert message == "hvit convert: interrupted\n"
+
+
+def raise_interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_interrupt_of_to_torch_leaves_nothing(tmp_path, refused, monkeypatch):
+    save_small(tmp_path / "jax")
+    monkeypatch.setattr(hvit_jax.convert.tasks, "read_source", raise_interrupt)
+    message = refused("--to-torch", tmp_path / "jax", tmp_path / "out.torch", status=130)
+    assert message == "hvit convert: interrupted\n"
+
+
+def test_truncated_files(tmp_path, refused):
+    whole = save(swag_state(), tmp_path / "whole.torch").read_bytes()
+    for length in [0, 1, 4, 100, len(whole) // 2, len(whole) - 100, len(whole) - 1]:
+        (tmp_path / "in.torch").write_bytes(whole[:length])
+        message = refused(tmp_path / "in.torch", tmp_path / "out", "--heads", 2)
+        assert f"{tmp_path}/in.torch is" in message and "not a PyTorch checkpoint" in message
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_flipped_bits_give_an_error_or_the_same_numbers(tmp_path, capsys, zipped):
+    state, source = swag_state(depth=1, width=2, mlp=2, patch=1), tmp_path / "in.torch"
+    torch.save(state, source, _use_new_zipfile_serialization=zipped)
+    whole = bytearray(source.read_bytes())
+    assert main([str(source), str(tmp_path / "good"), "--heads", "1"]) == 0
+    config = read_description(tmp_path / "good").config
+    good = flatten(load_parameters(tmp_path / "good", config))
+    random = np.random.default_rng(0)
+    failures = 0
+    for number in range(60):
+        place, bit = int(random.integers(len(whole))), 1 << int(random.integers(8))
+        source.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        capsys.readouterr()
+        out = tmp_path / f"out{number}"
+        status = main([str(source), str(out), "--heads", "1"])
+        err = capsys.readouterr().err
+        if status == 0 and zipped:
+            tree = flatten(load_parameters(out, config))
+            assert all(np.array_equal(tree[name], good[name]) for name in good), place
+        elif status != 0:
+            failures += 1
+            assert status == 2 and err.startswith("hvit convert: ") and err.count("\n") == 1, place
+    assert failures > 20

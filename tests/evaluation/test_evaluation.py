@@ -1,0 +1,215 @@
+"""What an evaluation computes, adds up, prints and writes."""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hvit_jax
+from hvit_jax.checkpoint import Description, read_description
+from hvit_jax.commands.eval import main
+from hvit_jax.data.folder import read_folder
+from hvit_jax.data.loader import Batch
+from hvit_jax.data.preprocess import normalize, resize_and_crop
+from hvit_jax.evaluation.labels import head_labels
+from hvit_jax.evaluation.step import compare, compile_step
+from hvit_jax.evaluation.tally import Tally, Totals
+from tests.evaluation_setup import evaluate, make_checkpoint, make_pictures, results_of
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return make_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def api_logits(checkpoint, pictures, method="dense", **options):
+    source = read_folder(pictures)
+    model = hvit_jax.load(checkpoint, method, **options)
+    shape = model.config.image_shape
+    pixels = [resize_and_crop(source.open(index), shape) for index in range(len(source))]
+    return np.asarray(hvit_jax.jit_model(model)(normalize(np.stack(pixels)))), source
+
+
+def test_compare_by_hand():
+    logits = jnp.array([[2.0, 1, 0, -1, -2, -3, -4], [0, 0, 0, 0, 0, 0, 9], [1, 2, 3, 4, 5, 6, 7]])
+    outputs = compare(logits, jnp.array([4, 0, 1]), {})
+    assert outputs.top1.tolist() == [0, 6, 6]
+    assert outputs.correct.tolist() == [False, False, False]
+    assert outputs.correct_top5.tolist() == [True, True, False]
+    losses = np.log(np.exp(np.asarray(logits)).sum(1)) - np.asarray(logits)[[0, 1, 2], [4, 0, 1]]
+    np.testing.assert_allclose(outputs.loss, losses, rtol=1e-6)
+
+
+def test_compare_with_few_classes_and_broken_logits():
+    outputs = compare(jnp.array([[1.0, 2], [jnp.nan, jnp.nan]]), jnp.array([0, 0]), {})
+    assert outputs.correct.tolist() == [False, False]
+    assert outputs.correct_top5.tolist() == [True, False]
+    assert outputs.finite.tolist() == [True, False]
+
+
+def batch_of(indices, problems, size=4):
+    return Batch(np.zeros((size, 1, 1, 3), np.uint8), indices, problems)
+
+
+def test_tally_ignores_padding_and_unreadable_rows():
+    tally, labels = Tally(keep_logits=True), np.array([0, 1, 1, 0])
+    logits = jnp.array([[3.0, 0], [3, 0], [0, 3], [0, 3]])
+    report = {"over_budget": jnp.array([1.0, 2, 4, 8])}
+    outputs = jax.device_get(compare(logits, jnp.array(labels), report))
+    tally.add(batch_of((0, 1, 2, 3), {1: "picture x: broken"}), labels, outputs, 0.0)
+    tally.add(batch_of((4,), {}), labels, outputs, 0.0)
+    totals = tally.totals
+    assert (totals.images, totals.correct, totals.correct_top5) == (4, 3, 4)
+    assert (totals.unreadable, totals.batches) == (1, 2)
+    assert totals.report == {"over_budget": 14.0}
+    assert totals.loss == pytest.approx(3 * np.log1p(np.exp(-3)) + np.log1p(np.exp(3)), rel=1e-6)
+    assert tally.skipped == ["picture x: broken"]
+    assert [rows.indices.tolist() for rows in tally.rows] == [[0, 2, 3], [4]]
+    assert tally.rows[0].top1.tolist() == [0, 1, 1]
+    assert tally.rows[1].logits.tolist() == [[3, 0]]
+
+
+def test_tally_shows_whole_batches_only():
+    tally = Tally()
+    tally._rows.append(SimpleNamespace(problems=("half added",)))
+    assert tally.rows == [] and tally.skipped == []
+
+
+def test_speed_counts_from_the_first_batch_in_hand():
+    several = Totals(images=100, batches=3, seconds=10.0)
+    assert several.images_per_second == 10.0
+    assert Totals().images_per_second is None
+    assert Totals().percent(0) is None
+
+
+def test_labels_follow_names_where_both_have_the_same():
+    config = hvit_jax.ViTConfig(16, 8, 1, 8, 1, 8, num_classes=3)
+    named = Description(config, {}, ("cat", "dog", "ant"))
+    assert head_labels((0, 1, 2, 0), ("ant", "cat", "dog"), named) == (2, 0, 1, 2)
+    assert head_labels((0, 1, 2, 0), ("x", "y", "z"), named) == (0, 1, 2, 0)
+    assert head_labels((0, 2), ("x", "y", "z"), Description(config)) == (0, 2)
+
+
+def test_nothing_compiles_after_the_step(checkpoint, pictures, caplog):
+    with jax.log_compiles():
+        assert evaluate(pictures, checkpoint, "-b", "3") == 0
+    compiled = [text for text in caplog.messages if "Finished XLA compilation of" in text]
+    assert sum("jit(step)" in text for text in compiled) == 1
+    assert "jit(step)" in compiled[-1]
+
+
+def test_step_takes_no_other_batch(checkpoint):
+    step = compile_step(hvit_jax.load(checkpoint), 2)
+    with pytest.raises(TypeError):
+        step(np.zeros((1, 16, 24, 3), np.uint8), np.zeros(1, np.int32))
+
+
+@pytest.mark.parametrize(
+    ("words", "method", "options"),
+    [
+        ((), "dense", {}),
+        (
+            ("--method", "hourglass", "-l", "1", "-n", "1", "2"),
+            "hourglass",
+            {"num_clusters": (1, 2)},
+        ),
+    ],
+)
+def test_predictions_are_the_logits_of_the_api(
+    checkpoint, pictures, tmp_path, words, method, options
+):
+    results, found = results_of(pictures, checkpoint, tmp_path, "-b", "4", *words)
+    if method == "hourglass":
+        options = {**options, "cluster_location": 1}
+    logits, source = api_logits(checkpoint, pictures, method, **options)
+    assert found["logits"].dtype == np.float32
+    np.testing.assert_allclose(found["logits"], logits, atol=2e-5)
+    assert found["paths"].tolist() == list(source.paths) == sorted(source.paths)
+    assert found["labels"].tolist() == list(source.labels)
+    assert found["top1"].tolist() == logits.argmax(1).tolist()
+    assert results["method"] == method
+    assert results["top1"] == 100 * np.mean(logits.argmax(1) == source.labels)
+    ranks = (logits > logits[np.arange(10), source.labels][:, None]).sum(1)
+    assert results["top5"] == 100 * np.mean(ranks < 5)
+
+
+def test_parity_predictions_of_a_converted_checkpoint(golden_checkpoint, goldens, tmp_path):
+    classes = read_description(golden_checkpoint).config.num_classes
+    if not classes:
+        pytest.skip("this golden checkpoint has no head to evaluate")
+    pictures = make_pictures(tmp_path / "data", classes=classes)
+    logits, _ = api_logits(golden_checkpoint, pictures)
+    _, found = results_of(pictures, golden_checkpoint, tmp_path, "-b", "8")
+    np.testing.assert_allclose(found["logits"], logits, atol=1e-4, rtol=0)
+
+
+def test_results_do_not_depend_on_batches_or_workers(checkpoint, pictures, tmp_path):
+    runs = [
+        results_of(pictures, checkpoint, tmp_path, "-b", size, workers=workers)
+        for size, workers in ((1, 0), (7, 0), (4, 2))
+    ]
+    for results, predictions in runs[1:]:
+        for name in ("top1", "top5", "images"):
+            assert results[name] == runs[0][0][name]
+        assert results["loss"] == pytest.approx(runs[0][0]["loss"], rel=1e-6)
+        np.testing.assert_allclose(predictions["logits"], runs[0][1]["logits"], atol=2e-5)
+        np.testing.assert_array_equal(predictions["paths"], runs[0][1]["paths"])
+
+
+def test_results_file_and_table(checkpoint, pictures, tmp_path, capsys):
+    results, _ = results_of(
+        pictures, checkpoint, tmp_path, "-r", "32", "--dtype", "bfloat16", "--unroll", "-b", "64"
+    )
+    assert results["resolution"] == 32 and results["dtype"] == "bfloat16"
+    assert results["model"] == "custom" and results["args"] == {} and results["published"] is None
+    assert results["images"] == 10 and results["batch_size"] == 10
+    assert results["images_per_second"] > 0 and results["partial"] is False
+    assert results["skipped"] == [] and results["report"] == {}
+    assert results["gflops"] == pytest.approx(
+        hvit_jax.count_flops(hvit_jax.load(checkpoint, resolution=32).config, hvit_jax.Reducer())
+        / 1e9
+    )
+    assert results["checkpoint"] == str(checkpoint) and results["data"] == str(pictures)
+    assert results["device"] == "cpu" and results["versions"]["jax"] == jax.__version__
+    out = capsys.readouterr().out
+    for text in ("top-1 (%)", "images/s", "GFLOPs", "dense, custom at 32x32, bfloat16"):
+        assert text in out
+
+
+def test_demo_runs_without_arguments(checkpoint, pictures, monkeypatch, capsys):
+    monkeypatch.setattr("hvit_jax.demo.checkpoint_dir", lambda: checkpoint)
+    monkeypatch.setattr("hvit_jax.demo.images_dir", lambda: pictures)
+    assert main(["-j", "0"]) == 0
+    captured = capsys.readouterr()
+    assert "10 pictures, 7 classes" in captured.err and "top-1 (%)" in captured.out
+
+
+def test_published_row_is_shown_beside(capsys):
+    from rich.console import Console
+
+    from hvit_jax.evaluation.report import print_report
+
+    row = hvit_jax.published.published_rows()[3]
+    results = dict.fromkeys(("top1", "top5", "loss", "images_per_second", "gflops"), 1.0)
+    results |= {"images": 5, "partial": False, "published": row, "report": {"over_budget": 3.0}}
+    results |= {"method": "m", "model": "x", "resolution": 8, "args": {"a": 1}, "dtype": "f"}
+    results |= {"device": "d", "skipped": [f"picture {n}: bad" for n in range(12)], "not_finite": 2}
+    print_report(Console(width=100, highlight=False, markup=False), results)
+    out = capsys.readouterr().out
+    for text in ("published (V100", "87.2", "29.7", "179.0", "over budget", "picture 9: bad"):
+        assert text in out
+    assert "picture 10: bad" not in out and "and 2 more" in out and "2 pictures gave logits" in out
+
+
+def test_json_is_strict(checkpoint, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(Totals, "images_per_second", None)
+    results_of(pictures, checkpoint, tmp_path)
+    json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)

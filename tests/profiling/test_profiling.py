@@ -1,0 +1,469 @@
+"""`profile.py`: what it measures, writes, goes on with, and refuses."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from hvit_jax import demo
+from hvit_jax.checkpoint import checkpoint_sha256, read_description
+from hvit_jax.commands.profile import main
+from hvit_jax.models.parameters import (
+    abstract_parameters,
+    count_parameters,
+    init_parameters,
+)
+from hvit_jax.profiling import cli, measure, plot, timing, torch_vit
+from hvit_jax.profiling.accuracy import published_top1
+from hvit_jax.published import describe_configuration, published_rows
+from hvit_jax.reducers import make_reducer
+from hvit_jax.system.plotting import pareto_front
+
+ROOT = Path(__file__).parents[2]
+FAST = ["--checkpoint", str(demo.checkpoint_dir()), "-b", "2", "--seconds", "0.01", "--no-cache"]
+
+
+@pytest.fixture(autouse=True)
+def quick_peak(monkeypatch):
+    monkeypatch.setattr(measure, "matmul_peak", lambda dtype, seconds: 1e12)
+
+
+def read(path):
+    return json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+def test_a_row_has_every_figure(tmp_path, capsys):
+    output = tmp_path / "rows.json"
+    assert main([*FAST, "--method", "hourglass", "--output", str(output)]) == 0
+    content = read(output)
+    (row,) = content["rows"]
+    config = read_description(demo.checkpoint_dir()).config
+    assert (row["method"], row["model"], row["resolution"]) == ("hourglass", "custom", 56)
+    assert (row["batch"], row["dtype"], row["error"]) == (2, "float32", None)
+    assert row["args"]["num_clusters"] == [7, 7]
+    assert row["tokens"] == [197, 197, 50, 50, 50, 50]
+    assert row["gflops"] == pytest.approx(0.045, abs=5e-4)
+    assert row["parameters"] == count_parameters(abstract_parameters(config))
+    low, high = row["throughput_range"]
+    assert 0 < low <= row["throughput"] <= high
+    assert 0 < row["latency_ms"] <= row["latency_p95_ms"]
+    operations = 2e9 * row["gflops"] * row["throughput"]
+    assert row["tflops_per_second"] * 1e12 == pytest.approx(operations)
+    assert row["peak_share"] * 1e12 == pytest.approx(operations)
+    assert row["peak_memory_bytes"] > 4 * row["parameters"]
+    assert row["compile_seconds"] > 0
+    # The tests' own cache may have it; that of the command is tried in processes below.
+    assert isinstance(row["compile_from_cache"], bool)
+    assert row["speedup_over_dense"] > 0
+    assert row["speedup_over_torch"] is row["torch"] is row["published"] is None
+    assert content["device"] == jax.devices()[0].device_kind
+    assert content["settings"]["dtype"] == "float32"
+    assert (
+        "| hourglass(cluster_location=2, num_clusters=7 7) | 2 | 0.045 |" in capsys.readouterr().out
+    )
+
+
+def test_gflops_of_all_published_rows(tmp_path, capsys):
+    output = tmp_path / "rows.json"
+    assert main(["--rows", "all", "--gflops-only", "--output", str(output)]) == 0
+    rows = read(output)["rows"]
+    assert len(rows) == len(published_rows())
+    for row, published in zip(rows, published_rows(), strict=True):
+        assert row["published"]["gflops"] == published["published"]["gflops"]
+        assert row["throughput"] is None
+        if "gflops" in published:
+            assert row["gflops"] == pytest.approx(published["gflops"], abs=0.01)
+        else:
+            # Budgets of 15 % more than the published GFLOPs imply.
+            assert 1 < row["gflops"] / published["published"]["gflops"] < 1.06
+    assert capsys.readouterr().out.count("\n") == len(rows) + 2
+
+
+@pytest.mark.parametrize("selection", ["tome", "vit_h14"])
+def test_some_published_rows(tmp_path, selection):
+    output = tmp_path / "rows.json"
+    assert main(["--rows", selection, "--gflops-only", "--output", str(output)]) == 0
+    rows = [row for row in published_rows() if selection in (row["method"], row["model"])]
+    found = [(row["method"], row["model"]) for row in read(output)["rows"]]
+    assert found == [(row["method"], row["model"]) for row in rows]
+
+
+def test_published_speedup_follows_from_throughputs(tmp_path):
+    output = tmp_path / "rows.json"
+    main(["--rows", "all", "--gflops-only", "--output", str(output)])
+    speedups = {
+        (row["model"], row["published"]["throughput"]): row["published"]["speedup"]
+        for row in read(output)["rows"]
+    }
+    assert speedups["vit_l16", 14.7] == 1
+    assert speedups["vit_l16", 29.7] == pytest.approx(29.7 / 14.7)
+
+
+def test_pytorch_is_timed_beside_ours_on_the_same_weights(tmp_path):
+    output = tmp_path / "rows.json"
+    arguments = ["--method", "evit", "--against", "torch"]
+    assert main([*FAST, *arguments, "--output", str(output)]) == 0
+    (row,) = read(output)["rows"]
+    assert row["speedup_over_torch"] > 0
+    assert row["torch"] == "PyTorch float32, eager"
+    assert row["torch_latency_ms"] > 0
+    assert "torch" in read(output)["versions"]
+
+
+def test_pytorch_runs_batch_and_single_image_each_its_fastest_way(monkeypatch):
+    images = jax.random.normal(jax.random.key(0), (2, 56, 56, 3))
+    config = read_description(demo.checkpoint_dir()).config
+    parameters = init_parameters(config, 0)
+    rivals = torch_vit.TorchRivals(config, parameters, images, "float32")
+    ways = [
+        torch_vit.Rival(
+            name, *(timing.Work(lambda s=s: time.sleep(s), lambda _: None) for s in two)
+        )
+        for name, two in (("eager", (0.004, 0.001)), ("compiled", (0.001, 0.004)))
+    ]
+    monkeypatch.setattr(rivals, "_ways", lambda: iter(ways))
+    monkeypatch.setattr(rivals, "_runs", lambda rival, expected: True)
+    logits = jax.numpy.zeros((2, 1))
+    best = rivals.best(logits, seconds=0.01, latency=True)
+    assert (best.name, best.work, best.single) == ("compiled", ways[1].work, ways[0].single)
+    assert rivals.best(logits, seconds=0.01, latency=False) is ways[1]
+
+
+def test_pytorch_with_other_logits_is_refused(monkeypatch, capsys):
+    build = torch_vit._build
+
+    def broken(*arguments):
+        model = build(*arguments)
+        model.ln.eps = 1.0
+        return model
+
+    monkeypatch.setattr(torch_vit, "_build", broken)
+    assert main([*FAST, "--against", "torch", "--no-latency"]) == 1
+    assert "logits of PyTorch float32, eager differ by" in capsys.readouterr().out
+
+
+def test_failed_rows_do_not_stop_the_others_and_are_tried_again(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "rows.json"
+    command = [*FAST, "--no-latency", "--sweep", "batch=1,2,3", "--output", str(output)]
+    whole, measured = measure.Bench.measure, []
+
+    def fails_at_two(self, case):
+        measured.append(case.batch)
+        if case.batch == 2 and len(measured) < 4:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore")
+        return whole(self, case)
+
+    monkeypatch.setattr(measure.Bench, "measure", fails_at_two)
+    assert main(command) == 1
+    errors = [row["error"] for row in read(output)["rows"]]
+    assert errors[::2] == [None, None]
+    assert errors[1] == "out of memory at batch 2; try --batch-size 1"
+    assert errors[1] in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
+    assert measured == [1, 2, 3, 2]
+    assert sorted(row["batch"] for row in read(output)["rows"]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "out of memory at batch 2"),
+        (MemoryError(), "out of memory at batch 2"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_failures_of_pytorch_are_rows_too(monkeypatch, capsys, error, reason):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(torch_vit, "_build", fails)
+    assert main([*FAST, "--against", "torch", "--no-latency"]) == 1
+    assert f"failed: {reason}" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_keeps_finished_rows(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "rows.json"
+    whole = measure.Bench.measure
+
+    def interrupted(self, case):
+        if case.batch == 2:
+            raise KeyboardInterrupt
+        return whole(self, case)
+
+    monkeypatch.setattr(measure.Bench, "measure", interrupted)
+    command = [*FAST, "--no-latency", "--sweep", "batch=1,2", "--output", str(output)]
+    assert main(command) == 130
+    assert [row["batch"] for row in read(output)["rows"]] == [1]
+    assert "| dense | 1 |" in capsys.readouterr().out
+
+
+def test_tables(tmp_path):
+    files = [tmp_path / name for name in ("rows.csv", "rows.md")]
+    flags = [word for file in files for word in ("--output", str(file))]
+    assert main([*FAST, "--no-latency", "--sweep", "batch=1,2", *flags]) == 0
+    rows = list(csv.DictReader(files[0].open()))
+    assert [row["batch"] for row in rows] == ["1", "2"]
+    assert json.loads(rows[0]["tokens"]) == [197] * 6
+    assert files[1].read_text().startswith("| model | method | batch | GFLOPs |")
+    assert len(files[1].read_text().splitlines()) == 4
+
+
+def test_plot_draws_what_has_both_figures(tmp_path):
+    def row(method, throughput, top1):
+        published = {"top1": top1}
+        return {
+            "model": "vit_l16", "method": method, "throughput": throughput, "published": published
+        }  # fmt: skip
+
+    rows = [row("dense", 10.0, 88.1), row("tome", 20.0, 88.0), row("ats", 5.0, 84.0)]
+    path = tmp_path / "plot.png"
+    plot.plot([*rows, row("act", None, 80.0)], path, published_top1, "published")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    points = [(one["throughput"], one["published"]["top1"]) for one in rows]
+    assert pareto_front(points) == [(20.0, 88.0), (10.0, 88.1)]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """Results of the demo's dense model and of EViT, as `eval.py --output` writes them."""
+    folder, checkpoint = tmp_path_factory.mktemp("evaluated"), str(demo.checkpoint_dir())
+    config = read_description(checkpoint).config
+    for method, top1 in (("dense", 90.0), ("evit", 89.0)):
+        results = {
+            **describe_configuration(config, make_reducer(method).resolve(config)),
+            "dtype": "float32", "batch_size": 64, "data": "D", "checkpoint": checkpoint,
+            "top1": top1, "partial": False, "data_sha256": "1",
+            "checkpoint_sha256": checkpoint_sha256(checkpoint),
+        }  # fmt: skip
+        (folder / f"{method}.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_measured_accuracies_are_drawn_and_rows_without_are_named(
+    evaluated, tmp_path, monkeypatch, capsys
+):
+    figures = {"throughput": 8.0, "throughput_range": [8, 8], "compile_seconds": 0.0}
+    monkeypatch.setattr(measure.Bench, "measure", lambda self, case: figures)
+    drawn, whole = [], plot.draw_methods
+
+    def noted(panel, rows, place):
+        drawn.extend((row["method"], place(row)) for row in rows)
+        whole(panel, rows, place)
+
+    monkeypatch.setattr(plot, "draw_methods", noted)
+    path, output = tmp_path / "front.png", tmp_path / "rows.json"
+    assert main([*FAST, "--method", "tome", "--output", str(output)]) == 0
+    more = ["--output", str(output), "--resume"]
+    assert main([*FAST, *more]) == 0
+    files = [str(evaluated / name) for name in ("dense.json", "evit.json")]
+    capsys.readouterr()
+    words = [*FAST, *more, "--method", "evit", "--plot", str(path), "--accuracy", *files]
+    assert main(words) == 0
+    assert drawn == [("dense", (8.0, 90.0)), ("evit", (8.0, 89.0))]
+    assert path.read_bytes().startswith(b"\x89PNG")
+    errors = capsys.readouterr().err
+    assert "not drawn, since no file of --accuracy is of it: custom tome(r=" in errors
+    assert errors.count("not drawn") == 1
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (None, "cannot read"),
+        ("{", "is not JSON"),
+        ("[]", "holds no results"),
+        ({"partial": True}, "did not finish"),
+        ({"model": "vit_b16"}, "no file of --accuracy is of a configuration that is measured here"),
+        ({"args": {"keep_rate": 0.1}}, "no file of --accuracy is of a configuration"),
+        ({"checkpoint_sha256": "0"}, "evit.json is of another checkpoint: "),
+        ({}, "evit.json are of the same configuration"),
+        ({"method": "dense", "data_sha256": "2"}, "were scored on different pictures"),
+    ],
+)
+def test_results_that_cannot_be_drawn_are_refused(evaluated, tmp_path, capsys, entries, message):
+    file, files = tmp_path / "evit.json", [tmp_path / "evit.json"]
+    content = json.loads((evaluated / "evit.json").read_text())
+    if isinstance(entries, dict):
+        file.write_text(json.dumps({**content, **entries}))
+    elif entries is not None:
+        file.write_text(entries)
+    if entries == {} or "data_sha256" in (entries or ""):
+        files.append(evaluated / "evit.json")
+    words = ["--plot", str(tmp_path / "p.png"), "--accuracy", *map(str, files)]
+    assert main([*FAST, "--method", "evit", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_one_device_of_several_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 8)
+    monkeypatch.setattr(cli, "run_cases", lambda *arguments: [])
+    assert main(FAST) == 0
+    assert "measures one of the 8 devices" in capsys.readouterr().err
+
+
+def test_trace(tmp_path):
+    folder = tmp_path / "trace"
+    assert main([*FAST, "--no-latency", "--trace", str(folder)]) == 0
+    assert list(folder.rglob("*.xplane.pb"))
+
+
+def test_method_options_from_calibrate(tmp_path):
+    file, output = tmp_path / "ats.json", tmp_path / "rows.json"
+    file.write_text(json.dumps({"method": "ats", "args": {"max_tokens": 60}, "measured": {}}))
+    arguments = ["--method", "ats", "--method-args", str(file), "--no-latency"]
+    assert main([*FAST, *arguments, "--output", str(output)]) == 0
+    assert read(output)["rows"][0]["tokens"][-1] == 60
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--rows", "some"], "unknown choice of rows 'some'"),
+        (["--rows", "all", "--model", "vit_b16"], "leave out --model"),
+        (["--rows", "all", "--method", "tome"], "leave out --method"),
+        (["--model", "vit_x"], "unknown model 'vit_x'"),
+        (["--model", "vit_b16", "--checkpoint", "x"], "--model NAME or --checkpoint DIR, not both"),
+        (["--method", "hourglass", "-l", "12"], "cluster_location=12"),
+        (["-b", "0"], "--batch-size must be at least 1, got 0"),
+        (["-r", "100"], "--resolution: resolution 100 is not a multiple"),
+        (["--sweep", "batch=1,x"], "--sweep takes batch=N,N"),
+        (["--sweep", "dtype=1"], "--sweep takes batch=N,N"),
+        (["--seconds", "0"], "--seconds must be above 0"),
+        (["--output", "rows.txt"], "--output takes .json, .csv or .md files"),
+        (["--output", "missing/rows.json"], "there is no folder missing"),
+        (["--resume"], "--resume needs --output FILE.json"),
+        (["--plot", "plot.gif"], "--plot takes a name that ends in .png, .jpg, .jpeg, .svg, .pdf"),
+        (["--plot", "missing/plot.png"], "there is no folder missing"),
+        (["--plot", "plot.png", "-r", "64"], "this configuration has none"),
+        (["--accuracy", "r.json"], "--accuracy goes with --plot FILE.png"),
+        (["--trace", "missing/trace"], "there is no folder missing"),
+        (["--gflops-only", "--trace", "t"], "--gflops-only measures nothing; leave out --trace"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "is no report of this command"),
+        ('{"rows": [{}]}', "is no report of this command"),
+    ],
+)
+def test_damaged_reports_are_refused(tmp_path, content, message, capsys):
+    output = tmp_path / "rows.json"
+    output.write_text(content)
+    assert main([*FAST, "--output", str(output), "--resume"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_compiled_programs_are_kept_where_the_user_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "kept"))
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    command = [word for word in FAST if word != "--no-cache"]
+    assert main([*command, "--no-latency"]) == 0
+    assert f"compiled programs are kept in {tmp_path / 'kept'}" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "file" / "kept"))
+    assert main([*command, "--no-latency"]) == 2
+    assert "cannot keep compiled programs in" in capsys.readouterr().err
+
+
+def test_no_cache_wins_over_the_environment(tmp_path):
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "kept")}
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    command = [sys.executable, "profile.py", *FAST, "--no-latency"]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    assert not (tmp_path / "kept").exists()
+
+
+def test_missing_libraries_name_their_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main([*FAST, "--plot", "plot.png"]) == 2
+    assert "pip install 'hvit-jax[plot]'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main([*FAST, "--against", "torch"]) == 2
+    assert "torch" in capsys.readouterr().err
+
+
+def test_other_settings_are_refused(tmp_path, capsys):
+    output = tmp_path / "rows.json"
+    command = [*FAST, "--no-latency", "--output", str(output)]
+    assert main(command) == 0
+    assert main(command) == 2
+    assert "exists already; --resume goes on with it" in capsys.readouterr().err
+    assert main([*command, "--resume", "--attention", "xla"]) == 2
+    named = f"{output} was written with --attention auto, now xla; choose another --output\n"
+    assert capsys.readouterr().err == f"hvit profile: {named}"
+    content = read(output)
+    content["versions"]["jax"] = "0.1"
+    output.write_text(json.dumps(content))
+    assert main([*command, "--resume"]) == 2
+    assert f"written with jax 0.1, now {jax.__version__}; choose" in capsys.readouterr().err
+
+
+def test_another_checkpoint_under_the_same_name_is_refused(tmp_path, capsys):
+    output, checkpoint = tmp_path / "rows.json", tmp_path / "checkpoint"
+    shutil.copytree(demo.checkpoint_dir(), checkpoint)
+    command = ["--gflops-only", "--output", str(output), "--checkpoint"]
+    assert main([*command, str(checkpoint)]) == 0
+    content = read(output)
+    assert content["checkpoint_sha256"] == checkpoint_sha256(checkpoint)
+    assert (content["seed"], content["devices"]) == (0, 1)
+    assert content["versions"].keys() >= {"jax", "jaxlib", "flax", "hvit_jax", "python"}
+    moved = checkpoint.rename(tmp_path / "moved")
+    assert main([*command, str(moved), "--resume"]) == 0
+    moved.rename(checkpoint)
+    description = json.loads((checkpoint / "model.json").read_text())
+    description["source"] = {"file": "another"}
+    (checkpoint / "model.json").write_text(json.dumps(description))
+    capsys.readouterr()
+    assert main([*command, str(checkpoint), "--resume"]) == 2
+    message = f"written with another checkpoint in {checkpoint} than now; choose another --output"
+    assert message in capsys.readouterr().err
+
+
+def test_turns_are_medians_of_one_call():
+    order = []
+    works = [
+        timing.Work(lambda name=name: order.append(name), lambda result: None) for name in "ab"
+    ]
+    times = timing.time_in_turns(works, seconds=1e-9, rounds=3)
+    assert [len(rounds) for rounds in times] == [3, 3]
+    assert "".join(order) == "ab" + "ab" + "ababab"
+    assert timing.median_ratio([2.0, 9.0, 4.0], [1.0, 1.0, 1.0]) == 4
+    assert timing.percentile([float(value) for value in range(101)], 0.95) == 95
+    assert timing.percentile([3.0], 0.95) == 3
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import cProfile, profile; assert profile.Profile; assert cProfile.Profile",
+        "import profile, cProfile; assert profile.__file__.replace('profile', 'cProfile') "
+        "== cProfile.__file__",
+        "import torch._dynamo",
+    ],
+)
+def test_the_standard_module_profile_is_found_from_the_root(code):
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_profile_runs_as_a_script_and_under_the_standard_profiler():
+    for command in (["profile.py"], ["-m", "cProfile", "profile.py"]):
+        done = subprocess.run(
+            [sys.executable, *command, "--gflops-only"], cwd=ROOT, capture_output=True, text=True
+        )
+        assert "| vit_b16 384 | dense | 8 |" in done.stdout, done.stderr

@@ -1,0 +1,247 @@
+"""What every method promises, checked on all of them; a new method adds one entry to CASES."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import hvit_jax
+from hvit_jax.models.reducer import TokenState
+
+
+@dataclass(frozen=True)
+class Case:
+    """Options on a 6 x 8 grid and four blocks, and those under which nothing is reduced.
+
+    A case's name is its method's, and more behind a hyphen where a method has several. `rounding`
+    bounds the mean error in bfloat16, in standard deviations of the logits. `holds` says how many
+    patches a token stands for: "one", "some", or "any" number, even none.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    neutral: dict[str, Any] | None = None
+    rounding: float = 0.02
+    holds: str = "one"
+
+
+CASES = {
+    "dense": Case(neutral={}),
+    "hourglass": Case(
+        {"cluster_location": 1, "num_clusters": (3, 4)},
+        # In a window of one, every patch is its own centroid.
+        neutral={"cluster_location": 1, "num_clusters": (6, 8), "cluster_window": 1},
+        holds="any",
+    ),
+    "hourglass-reconstructed": Case(
+        {"cluster_location": 1, "num_clusters": (3, 4), "reconstruct_location": 2},
+        # A tight softmax leaves every patch its own centroid.
+        neutral={
+            "cluster_location": 1,
+            "num_clusters": (6, 8),
+            "cluster_window": 1,
+            "reconstruct_location": 2,
+            "reconstruct_neighbors": 1,
+        },
+        holds="any",
+    ),
+    # As for ATS below: attention is nearly uniform, so that roundings decide which patches stay.
+    "evit": Case(
+        {"keep_rate": 0.6, "drop_locations": (1, 2)}, neutral={"keep_rate": 1.0}, rounding=0.1
+    ),
+    "tome": Case({"r": 6}, neutral={"r": 0}, holds="some"),
+    # Near the edge of a bin or cluster, roundings decide too.
+    "act": Case({"q_hashes": 8}, neutral={"group_queries": False}, rounding=0.1),
+    # ATS has no neutral setting: an image never keeps the patch that scores lowest. Random weights
+    # give nearly equal scores, so that roundings decide which tokens stay: float32 with weights
+    # rounded to bfloat16 differs as much.
+    "ats": Case({"blocks": (1, 3)}, rounding=0.1),
+    "evo": Case(
+        {"prune_location": 1, "prune_ratio": 0.5}, neutral={"prune_location": 1, "prune_ratio": 1.0}
+    ),
+    "smyrf": Case(
+        {"first_block": 1, "rounds": 4, "q_cluster_size": 10, "k_cluster_size": 10},
+        neutral={"rounds": 2, "q_cluster_size": 49, "k_cluster_size": 49},
+        rounding=0.1,
+    ),
+}
+METHODS = sorted(CASES)
+
+
+def make(config, method, **options):
+    options = {**CASES[method].options, **options}
+    return hvit_jax.create(config, name(method), seed=1, **options)
+
+
+def name(case):
+    return case.split("-")[0]
+
+
+BUDGETED = [case for case in METHODS if hvit_jax.REDUCERS[name(case)].budget_option]
+
+
+@pytest.fixture(scope="module")
+def images(small_config):
+    shape = (3, *small_config.image_shape, 3)
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+
+
+def test_every_method_has_a_case():
+    assert set(map(name, CASES)) == set(hvit_jax.REDUCERS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+class TestContract:
+    def test_shapes_are_those_of_the_schedule(self, method, small_config, images):
+        model = make(small_config, method)
+        features = model.features(images)
+        layers = model.reducer.schedule(small_config)
+        assert len(layers) == len(features.tokens) == len(features.states) == small_config.depth
+        entering = small_config.num_patches + 1
+        for layer, tokens in zip(layers, features.tokens, strict=True):
+            assert layer.tokens_in == entering
+            assert tokens.shape == (len(images), layer.tokens_out, small_config.width)
+            entering = layer.tokens_out
+        assert features.output.shape == (len(images), small_config.num_classes)
+
+    def test_second_batch_does_not_recompile(self, method, small_config, images):
+        forward = hvit_jax.jit_model(make(small_config, method))
+        first, second = forward(images), forward(images[::-1])
+        assert forward.func._cache_size() == 1
+        assert not np.array_equal(first, second)
+
+    def test_an_image_does_not_see_its_batch(self, method, small_config, images):
+        forward = hvit_jax.jit_model(make(small_config, method))
+        alone = np.concatenate([forward(image[None]) for image in images])
+        np.testing.assert_allclose(forward(images), alone, atol=2e-5)
+
+    def test_deterministic(self, method, small_config, images):
+        first, second = (hvit_jax.jit_model(make(small_config, method)) for _ in range(2))
+        expected = first(images)
+        np.testing.assert_array_equal(expected, first(images))
+        np.testing.assert_array_equal(expected, second(images))
+
+    def test_the_forward_pass_scatters_nothing_but_permutations(self, method, small_config, images):
+        model = make(small_config, method)
+        program = str(jax.make_jaxpr(hvit_jax.jit_model(model))(images))
+        assert "scatter-" not in program
+        once = re.findall(r"scatter\[[^]]*?unique_indices=(\w+)", program)
+        assert len(once) == program.count("scatter[") and set(once) <= {"True"}
+
+    def test_scan_equals_unrolled(self, method, small_config, images):
+        scanned = hvit_jax.jit_model(make(small_config, method))(images)
+        unrolled = hvit_jax.jit_model(make(small_config, method, unroll=True))(images)
+        np.testing.assert_allclose(scanned, unrolled, atol=2e-5)
+
+    def test_features_end_in_the_logits(self, method, small_config, images):
+        model = make(small_config, method)
+        np.testing.assert_allclose(
+            model.features(images).output, hvit_jax.jit_model(model)(images), atol=2e-5
+        )
+
+    def test_bfloat16_is_close_to_float32(self, method, small_config, images):
+        exact = np.asarray(hvit_jax.jit_model(make(small_config, method))(images))
+        model = make(small_config, method, dtype="bfloat16")
+        assert model.features(images).tokens[-1].dtype == jnp.bfloat16
+        rough = np.asarray(hvit_jax.jit_model(model)(images))
+        assert rough.dtype == np.float32
+        assert np.abs(rough - exact).mean() < CASES[method].rounding * exact.std()
+
+    def test_gradients_are_finite(self, method, small_config, images):
+        graph, state = nnx.split(make(small_config, method))
+
+        def loss(state, images):
+            return jnp.square(nnx.merge(graph, state)(images)).mean()
+
+        by_weights, by_images = jax.jit(jax.grad(loss, argnums=(0, 1)))(state, images)
+        leaves = jax.tree.leaves((by_weights, by_images))
+        assert all(np.isfinite(leaf).all() for leaf in leaves)
+        assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(by_weights["head"]))
+        assert np.abs(by_images).max() > 0
+
+    def test_trace_accounts_for_every_patch(self, method, small_config, images):
+        model = make(small_config, method)
+        features = model.features(images)
+        for tokens, state in zip(features.tokens, features.states, strict=True):
+            assert isinstance(state, TokenState)
+            source = np.asarray(state.source)
+            assert source.shape == (len(images), small_config.num_patches)
+            assert source.min() >= -1 and source.max() < tokens.shape[1]
+            assert not (source == 0).any(), "a patch is held by CLS"
+
+    def test_tokens_hold_the_patches_that_are_left(self, method, small_config, images):
+        """Row 0 is CLS and holds none; no patch is lost but those that were dropped for good."""
+        features = make(small_config, method).features(images)
+        gone = np.zeros((len(images), small_config.num_patches), bool)
+        for tokens, state in zip(features.tokens, features.states, strict=True):
+            rows = np.arange(tokens.shape[1])
+            held = (np.asarray(state.source)[..., None] == rows).sum(1)
+            lengths = getattr(state, "lengths", np.full(len(images), len(rows)))
+            exists = rows[1:] < lengths[:, None]
+            assert (held[:, 1:][~exists] == 0).all()
+            if CASES[method].holds != "any":
+                assert (held[:, 1:][exists] >= 1).all(), "a token holds no patch"
+            if CASES[method].holds == "one":
+                assert held.max() == 1, "a patch was kept twice, or two tokens merged"
+            if hasattr(state, "sizes"):
+                np.testing.assert_array_equal(state.sizes[:, 1:], held[:, 1:])
+                np.testing.assert_array_equal(state.sizes.sum(1), small_config.num_patches + 1)
+            assert (held.sum(1) + (state.source < 0).sum(1) == small_config.num_patches).all()
+            assert not (gone & np.asarray(state.source >= 0)).any(), "a dropped patch came back"
+            gone = np.asarray(state.source < 0)
+            assert (np.abs(state.dropped).max(-1) > 0).tolist() == gone.tolist()
+
+    def test_restore_fills_the_grid(self, method, small_config, images):
+        model = make(small_config, method)
+        features = model.features(images)
+        for tokens, state in zip(features.tokens, features.states, strict=True):
+            restored = np.asarray(model.reducer.restore(tokens, state))
+            assert restored.shape == (len(images), small_config.num_patches, small_config.width)
+            assert np.isfinite(restored).all()
+            assert (np.abs(restored).max(-1) > 0).all(), "a patch was left empty"
+
+    def test_dense_features_are_the_restored_tokens(self, method, small_config, images):
+        model = make(small_config, method)
+        features, grid = model.features(images), model.dense_features(images)
+        assert grid.shape == (len(images), *small_config.grid, small_config.width)
+        restored = model.ln(model.reducer.restore(features.tokens[-1], features.states[-1]))
+        np.testing.assert_allclose(grid, restored.reshape(grid.shape), atol=2e-5)
+
+
+@pytest.mark.parametrize("method", [case for case in METHODS if CASES[case].neutral is not None])
+def test_neutral_options_equal_dense(method, small_config, images):
+    dense = hvit_jax.jit_model(make(small_config, "dense"))(images)
+    neutral = hvit_jax.create(small_config, name(method), seed=1, **CASES[method].neutral)
+    np.testing.assert_allclose(hvit_jax.jit_model(neutral)(images), dense, atol=2e-5)
+
+
+@pytest.mark.parametrize("method", BUDGETED)
+class TestBudgets:
+    def test_as_many_as_tokens_change_nothing(self, method, small_config, images):
+        option, total = str(hvit_jax.REDUCERS[method].budget_option), small_config.num_patches + 1
+        free, whole = make(small_config, method), make(small_config, method, **{option: total})
+        expected = hvit_jax.jit_model(free)(images)
+        np.testing.assert_array_equal(hvit_jax.jit_model(whole)(images), expected)
+
+    def test_what_was_counted_is_just_enough(self, method, small_config, images):
+        """Each block's largest count changes nothing; one less is reported where it was used."""
+        free = make(small_config, method)
+        reducer, features = free.reducer, free.features(images)
+        blocks = reducer.budget_blocks(small_config)
+        needed = [reducer.counts(features.states[block]) for block in blocks]
+        needed = [max(int(count.max()) for count in counts.values()) for counts in needed]
+        assert all(2 < count < small_config.num_patches + 1 for count in needed)
+
+        def classify(*budgets):
+            model = make(small_config, method, **{str(reducer.budget_option): budgets})
+            return model.classify(images)
+
+        logits, report = classify(*needed)
+        np.testing.assert_allclose(logits, features.output, atol=2e-5)
+        assert not any(column.any() for column in report.values())
+        _, report = classify(needed[0] - 1, *needed[1:])
+        assert all(column.any() for column in report.values())

@@ -1,0 +1,105 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hvit_jax
+from hvit_jax import InputError
+from hvit_jax.ops import flops
+from hvit_jax.ops.clustering import reconstruct_tokens
+from hvit_jax.reducers import Hourglass
+
+CLUSTERED = {"cluster_location": 1, "num_clusters": (3, 4)}
+BACK = {**CLUSTERED, "reconstruct_location": 2}
+
+
+@pytest.fixture(scope="module")
+def images(small_config):
+    shape = (2, *small_config.image_shape, 3)
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        ({}, {}),
+        (
+            {
+                "reconstruct_neighbors": -1,
+                "reconstruct_temperature": 2.0,
+                "reconstruct_normalize": "sum",
+            },
+            {"k": -1, "temperature": 2.0, "normalize": "sum"},
+        ),
+    ],
+)
+def test_reconstructs_inside_the_model(small_config, images, options, arguments):
+    """Compare with clustering alone, reconstruction by hand, and the last block on all patches."""
+    clustered = hvit_jax.create(small_config, "hourglass", seed=1, **CLUSTERED)
+    features = clustered.features(images)
+    before = features.tokens[0][:, 1:]
+    centroids = features.states[2].centroids
+    tokens = features.tokens[2]
+    grid = reconstruct_tokens(before, centroids, tokens[:, 1:], **arguments)
+    expected = clustered.block_at(3)[0](jnp.concatenate([tokens[:, :1], grid], axis=1))
+    model = hvit_jax.create(small_config, "hourglass", seed=1, **BACK, **options)
+    found = model.features(images)
+    np.testing.assert_allclose(found.tokens[2][:, 1:], grid, atol=1e-5)
+    np.testing.assert_allclose(found.tokens[3], expected, atol=1e-5)
+    np.testing.assert_allclose(hvit_jax.jit_model(model)(images), found.output, atol=1e-5)
+
+
+def test_every_patch_is_its_own_token_again(small_config, images):
+    model = hvit_jax.create(small_config, "hourglass", seed=1, **BACK)
+    states = model.features(images).states
+    identity = np.arange(1, 49)
+    assert (np.asarray(states[1].source) <= 12).all()
+    np.testing.assert_array_equal(states[2].source, np.broadcast_to(identity, (2, 48)))
+    assert states[3].before is None and states[3].centroids is None
+
+
+def test_schedule(small_config):
+    layers = Hourglass(**BACK).resolve(small_config).schedule(small_config)
+    assert [(layer.tokens_in, layer.tokens_out) for layer in layers] == [
+        (49, 49),
+        (49, 13),
+        (13, 49),
+        (49, 49),
+    ]
+
+
+def test_counts_the_reconstruction(small_config):
+    whole, part = (
+        hvit_jax.count_flops(small_config, Hourglass(**CLUSTERED, **options))
+        for options in ({"reconstruct_location": 3}, {})
+    )
+    # Distances as in an iteration of clustering; temperature, squares and division; the sum.
+    distances = (48 + 12 + 48 * 12) * 32 + 3 * 48 * 12
+    reconstruction = distances + 3 * 48 * 12 + 48 * 12 * 32
+    final_norm = 4 * (49 - 13) * 32
+    assert whole - part == reconstruction + final_norm
+
+
+def test_blocks_behind_run_on_all_patches(small_config):
+    early, late = (
+        hvit_jax.count_flops(small_config, Hourglass(**CLUSTERED, reconstruct_location=location))
+        for location in (2, 3)
+    )
+    dropout = (49 - 13) * 32
+    blocks = flops.block(small_config, 49, 49) - flops.block(small_config, 13, 13)
+    assert early - late == blocks + dropout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reconstruct_location": 1}, "a block from 2, behind cluster_location, to 3"),
+        ({"reconstruct_location": 4}, "to 3"),
+        ({"cluster_location": 3, "reconstruct_location": 3}, "no block is left behind"),
+        ({"reconstruct_neighbors": 0}, "at least 1, or negative for all"),
+        ({"reconstruct_temperature": 0.0}, "above 0"),
+        ({"reconstruct_normalize": "max"}, "one of l2, sum"),
+    ],
+)
+def test_refuses_impossible_options(small_config, options, message):
+    with pytest.raises(InputError, match=message):
+        hvit_jax.make_reducer("hourglass", **{**CLUSTERED, **options}).resolve(small_config)

@@ -1,0 +1,365 @@
+"""`hvit sweep`: what it tries, chooses, keeps and refuses."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from hvit_jax.commands.method_options import command_words, parse_with_method
+
+import hvit_jax
+from hvit_jax import demo, sweep
+from hvit_jax.checkpoint import Description, read_description, save_checkpoint
+from hvit_jax.commands.eval import main as evaluate
+from hvit_jax.commands.sweep import main
+from hvit_jax.data.subset import spread
+from hvit_jax.evaluation.inputs import open_inputs
+from hvit_jax.models.parameters import init_parameters
+from hvit_jax.sweeping import bench, grid, sample
+from hvit_jax.sweeping.bench import Bench, paired_difference
+from hvit_jax.sweeping.choice import Goal, choose, front
+from hvit_jax.sweeping.grid import candidates
+from hvit_jax.sweeping.options import parse_options
+from hvit_jax.sweeping.report import summary
+from hvit_jax.system.run import ArgumentParser
+from hvit_jax.system.signals import Stopped
+from tests.evaluation_setup import CONFIG, make_checkpoint, make_pictures
+from tests.scale_setup import EIGHT, run_python, slurm_task
+
+# With one setting of ATS, as the test that compares it has in its own process.
+SWEEP_ATS = """
+import sys
+from hvit_jax import sweep
+from hvit_jax.sweeping import grid
+grid._PERCENTILES, grid._GRIDS["ats"] = (25.0,), lambda config: [{"blocks": (1, 2)}]
+sys.exit(sweep.main())
+"""
+METHODS = [name for name in hvit_jax.REDUCERS if name != "dense"]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    checkpoint = make_checkpoint(folder / "checkpoint")
+    return [str(make_pictures(folder / "pictures")), "--checkpoint", str(checkpoint)]
+
+
+@pytest.fixture
+def fast(inputs):
+    """Three candidates: dense, and ToMe with r = 1 and 2."""
+    quick = ["--methods", "tome", "-j", "0", "-b", "4", "--seconds", "0.001", "--no-cache"]
+    return [*inputs, *quick]
+
+
+def read(path):
+    return json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+def row(name, speedup, top1, drop=0.0, error=None):
+    return {"name": name, "speedup": speedup, "top1": top1, "drop": drop, "error": error}
+
+
+class TestGrid:
+    @pytest.mark.parametrize(
+        "config",
+        [
+            hvit_jax.ViTConfig.vit_b16(),
+            hvit_jax.ViTConfig.vit_h14(),
+            read_description(demo.checkpoint_dir()).config,
+            CONFIG,
+            hvit_jax.ViTConfig(8, 8, depth=1, width=8, heads=1, mlp_width=8),
+        ],
+        ids=["b16", "h14", "demo", "tiny", "one block"],
+    )
+    def test_every_setting_fits_the_model_and_is_written_as_options(self, config):
+        methods = METHODS if config.num_patches > 1 else ["evit", "tome", "smyrf"]
+        found = candidates(config, methods)
+        assert found[0].reducer.name == "dense" and len(set(found)) == len(found)
+        names = {each.reducer.name for each in found}
+        assert names == {"dense", *methods}
+        for each in found:
+            assert each.reducer.resolve(config) == each.reducer
+            words = command_words(each.reducer)
+            assert parse_with_method(ArgumentParser(), words)[1].resolve(config) == each.reducer
+
+    def test_methods_with_budgets_are_tried_with_several(self):
+        found = candidates(CONFIG, ["ats", "evit"])
+        assert {each.percentile for each in found if each.reducer.name == "ats"} == {99, 75, 25}
+        assert {each.percentile for each in found if each.reducer.name != "ats"} == {None}
+
+
+class TestChoice:
+    rows = (
+        row("dense", 1.0, 90.0),
+        row("slow", 0.8, 95.0, -5.0),
+        row("mild", 1.5, 89.5, 0.5),
+        row("beaten", 1.4, 89.5, 0.5),
+        row("strong", 2.0, 80.0, 10.0),
+        row("broken", None, None, None, "out of memory"),
+    )
+
+    def test_front(self):
+        assert [each["name"] for each in front(self.rows)] == ["strong", "mild", "dense", "slow"]
+
+    @pytest.mark.parametrize(
+        ("goal", "name", "reached"),
+        [
+            (Goal(speedup=1.4), "mild", True),
+            (Goal(speedup=1.6), "strong", True),
+            (Goal(speedup=2.1), "strong", False),
+            (Goal(drop=0.5), "mild", True),
+            (Goal(drop=20.0), "strong", True),
+            (Goal(drop=0.1), "mild", False),
+        ],
+    )
+    def test_goals(self, goal, name, reached):
+        chosen, found = choose(self.rows, goal)
+        assert (chosen and chosen["name"], found) == (name, reached)
+
+    @pytest.mark.parametrize("goal", [Goal(speedup=1.5), Goal(drop=50.0)])
+    def test_nothing_faster_than_dense(self, goal):
+        assert choose(self.rows[:2], goal) == (None, False)
+
+    def test_what_is_hopeless(self):
+        assert Goal(drop=1.0).hopeless(90, 90) == "as many GFLOPs as dense, or more"
+        assert Goal(drop=1.0).hopeless(89, 90) is None
+        assert "promise less than 1.50 x" in str(Goal(speedup=2.0).hopeless(70, 90))
+        assert Goal(speedup=2.0).hopeless(60, 90) is None
+
+    def test_paired_difference(self):
+        before, after = np.array([1, 1, 1, 0], bool), np.array([1, 0, 1, 0], bool)
+        # One of four lost: the mean of (0, 100, 0, 0), and its standard error 50 / sqrt(4).
+        assert paired_difference(before, after) == (25.0, 25.0)
+        assert paired_difference(before, before) == (0.0, 0.0)
+
+
+def test_the_named_command_gives_what_the_sweep_measured(fast, tmp_path, monkeypatch, capsys):
+    seconds = [[1.0] * 5, [2.0] * 5]  # of a method, and of the dense model beside it
+    monkeypatch.setattr(bench, "time_in_turns", lambda works, **_: seconds[: len(works)])
+    output, plot = tmp_path / "s.json", tmp_path / "s.png"
+    files = ["--output", str(output), "--plot", str(plot)]
+    assert main([*fast, *files, "--max-drop", "100", "--dtype", "bfloat16"]) == 0
+    printed = capsys.readouterr().out
+    content = read(output)
+    rows = content["rows"]
+    assert [each["method"] for each in rows] == ["dense", "tome", "tome"]
+    assert [each["args"].get("r") for each in rows] == [None, 1, 2]
+    assert content["settings"]["pictures"] == 10 and len(rows[1]["correct"]) == 10
+    assert [each["speedup"] for each in rows] == [1.0, 2.0, 2.0] and rows[1]["throughput"] == 4.0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "| 2.00 | 2.00 to 2.00 |" in printed
+    (command,) = [line for line in printed.splitlines() if line.startswith("python eval.py")]
+    result = tmp_path / "r.json"
+    assert evaluate([*shlex.split(command)[2:], "-j", "0", "--output", str(result)]) == 0
+    found = read(result)
+    (mine,) = [each for each in rows if each["args"] == found["args"]]
+    assert found["top1"] == mine["top1"] and found["dtype"] == "bfloat16"
+    (python,) = [line for line in printed.splitlines() if line.startswith("hvit_jax.load(")]
+    model = eval(python, {"hvit_jax": hvit_jax})
+    assert model.reducer.options() == mine["args"] and model.dtype == "bfloat16"
+
+
+def count_measured(monkeypatch, fail=lambda reducer: None):
+    """Note which methods are measured, and let some of them fail."""
+    whole, measured = Bench.measure, []
+
+    def measure(self, reducer):
+        measured.append(reducer.options().get("r"))
+        error = fail(reducer)
+        if error is not None:
+            raise error
+        return whole(self, reducer)
+
+    monkeypatch.setattr(Bench, "measure", measure)
+    return measured
+
+
+def test_a_candidate_that_fails_does_not_stop_the_others(fast, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "s.json"
+    errors = [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore")]
+    measured = count_measured(
+        monkeypatch, lambda reducer: errors.pop() if errors and reducer.name == "tome" else None
+    )
+    assert main([*fast, "--output", str(output)]) == 0
+    reasons = [each["error"] for each in read(output)["rows"]]
+    assert reasons == [None, "out of memory at batch 4; try --batch-size 2", None]
+    printed = capsys.readouterr()
+    assert "failed: tome" in printed.out and "failed: out of memory" in printed.err
+    assert main([*fast, "--output", str(output), "--resume"]) == 0
+    assert measured == [None, 1, 2, 1]  # what failed is tried again
+
+
+@pytest.mark.parametrize(("stop", "status"), [(KeyboardInterrupt(), 130), (Stopped(), 143)])
+def test_an_interrupt_keeps_what_is_finished(fast, tmp_path, monkeypatch, capsys, stop, status):
+    output = tmp_path / "s.json"
+    count_measured(monkeypatch, lambda reducer: stop if reducer.options().get("r") == 2 else None)
+    assert main([*fast, "--output", str(output)]) == status
+    assert [each["args"].get("r") for each in read(output)["rows"]] == [None, 1]
+    assert "2 finished candidates are kept; --resume goes on" in capsys.readouterr().err
+
+
+def test_resume_after_kill(fast, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "s.json"
+    words = [*fast, "--output", str(output)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hvit_jax.commands.sweep", *words],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DEFAULT_MATMUL_PRECISION": "highest"},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not output.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    finished = [json.dumps(each["tried"]) for each in read(output)["rows"]]
+    measured = count_measured(monkeypatch)
+    assert main([*words, "--resume"]) == 0
+    rows = read(output)["rows"]
+    assert 1 <= len(finished) < len(rows) == len(finished) + len(measured)
+    assert [json.dumps(each["tried"]) for each in rows][: len(finished)] == finished
+    capsys.readouterr()
+    assert main([*words, "--resume", "-b", "5"]) == 2
+    errors = capsys.readouterr().err
+    written = f"{output} was written with --batch-size 4, now 5; choose another --output\n"
+    assert errors.endswith(written) and errors.count("\n") == 1
+
+
+def test_other_content_is_noticed(fast, inputs, tmp_path, capsys):
+    folder, output = tmp_path / "pictures", tmp_path / "s.json"
+    shutil.copytree(inputs[0], folder)
+    words = [str(folder), *fast[1:]]
+    found = open_inputs(str(folder), inputs[2])
+    about = sweep._about(parse_options(words), found, spread(found.source, 1000), 1)
+    assert about["settings"]["sampling"] == "at even distances"
+    content = json.dumps({**about, "rows": []})
+    output.write_text(content)
+    one = next(folder.rglob("*.png"))
+    one.write_bytes(one.read_bytes() + b"\0")
+    assert main([*words, "--output", str(output), "--resume"]) == 2
+    errors = capsys.readouterr().err
+    assert f"s.json was written with other pictures in {folder} than now; choose" in errors
+    assert errors.count("\n") == 1 and output.read_text() == content
+
+
+def test_budgets_are_measured_and_eight_devices_give_what_one_does(
+    inputs, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(grid, "_PERCENTILES", (25.0,))
+    monkeypatch.setitem(grid._GRIDS, "ats", lambda config: [{"blocks": (1, 2)}])
+    files = [tmp_path / "one.json", tmp_path / "eight.json"]
+    words = [*inputs, "--methods", "ats", "-j", "0", "--seconds", "0.001", "--no-cache"]
+    assert main([*words, "-b", "8", "--output", str(files[0])]) == 0
+    printed = capsys.readouterr().out
+    assert "images/s |" in printed and "--target-speedup X or --max-drop POINTS names" in printed
+    # 9 is no multiple of 8, nor are 10 pictures.
+    done = run_python(SWEEP_ATS, *words, "-b", "9", "--output", files[1], **EIGHT)
+    assert done.returncode == 0, done.stderr
+    assert "images/s on 8 devices |" in done.stdout and "8 x cpu (" in done.stderr
+    one, eight = map(read, files)
+    assert (one["devices"], eight["devices"]) == (1, 8)
+    assert eight["data_sha256"] == one["data_sha256"]
+    assert [each["method"] for each in eight["rows"]] == ["dense", "ats"]
+    for mine, other in zip(one["rows"], eight["rows"], strict=True):
+        assert (mine["devices"], other["devices"], other["batch"]) == (1, 8, 16)
+        assert other["error"] is None and other["throughput"] > 0
+        for name in ("args", "correct", "top1", "drop", "report"):
+            assert other[name] == mine[name]
+    assert len(one["rows"][1]["args"]["max_tokens"]) == 2
+    assert "ats_images_over_budget" in one["rows"][1]["report"]
+    assert summary(eight["rows"][1]).endswith("x dense on 8 devices")
+    assert main([*words, "-b", "9", "--output", str(files[1]), "--resume"]) == 2
+    assert "with devices 8, now 1; " in capsys.readouterr().err
+
+
+def test_nothing_reaches_the_target(fast, tmp_path, monkeypatch, capsys):
+    """The nearest is measured and named, though GFLOPs tell beforehand that it is too slow."""
+    measured, output = count_measured(monkeypatch), tmp_path / "s.json"
+    seconds = [[1.0] * 5, [2.0] * 5]
+    monkeypatch.setattr(bench, "time_in_turns", lambda works, **_: seconds[: len(works)])
+    for resume in ([], ["--resume"]):
+        assert main([*fast, "--target-speedup", "900", "--output", str(output), *resume]) == 1
+        printed = capsys.readouterr().out
+        assert "skipped 1: GFLOPs promise less than 675.00 x dense, 0.75 of the target" in printed
+        assert "nothing reaches 900 x dense; nearest: " in printed
+        assert "--method tome --r 2" in printed
+    assert measured == [None, 2]
+    assert main([*fast, "--target-speedup", "900", "--all"]) == 1
+    printed = capsys.readouterr().out
+    assert "nothing reaches 900 x dense" in printed and "skipped" not in printed
+
+
+def test_logits_that_are_not_finite(tmp_path, inputs, fast, capsys):
+    parameters = init_parameters(CONFIG, 0)
+    for part, name in (("ln", "scale"), ("head", "kernel")):  # Finite, but not their product.
+        parameters[part][name] = np.full_like(parameters[part][name], 1e30)
+    save_checkpoint(tmp_path / "nan", parameters, Description(CONFIG))
+    words = [str(tmp_path / "nan") if word == inputs[2] else word for word in fast]
+    assert main(words) == 2
+    assert "the logits of 10 pictures are not finite numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target-speedup", "2", "--max-drop", "1"], "not allowed with argument"),
+        (["--target-speedup", "1"], "--target-speedup must be above 1, got 1"),
+        (["--target-speedup", "nan"], "--target-speedup must be above 1, got nan"),
+        (["--max-drop", "-1"], "--max-drop must be from 0 to 100, got -1"),
+        (["--methods", "tome,tom"], "unknown method 'tom', did you mean 'tome'?"),
+        (["--methods", "nope"], "(known: hourglass"),
+        (["--methods", "dense"], "beside dense, which is always tried"),
+        (["--processes", "2"], "sweep runs in one process, with all devices that it sees; leave"),
+        (["--methods", ","], "--methods names no method"),
+        (["--pictures", "1"], "--pictures must be at least 2, got 1"),
+        (["-b", "0"], "--batch-size must be at least 1"),
+        (["--seconds", "0"], "--seconds must be above 0"),
+        (["--resume"], "--resume needs --output FILE.json"),
+        (["--output", "s.csv"], "--output takes a .json file, got s.csv"),
+        (["--plot", "s.txt"], "--plot takes a name that ends in .png"),
+        (["-r", "17", "24"], "not a multiple of the patch size"),
+        (["--depth", "3"], "unrecognized arguments: --depth"),
+    ],
+)
+def test_mistakes_are_one_line(fast, capsys, arguments, message):
+    assert main([*fast, *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1 and message in errors
+
+
+def test_a_launcher_of_several_is_told_that_one_process_is_enough(fast, monkeypatch, capsys):
+    for name, value in slurm_task(0, 2, 1).items():
+        monkeypatch.setenv(name, value)
+    assert main(fast) == 2
+    errors = capsys.readouterr().err
+    assert "start it once, without srun or mpirun" in errors and errors.count("\n") == 1
+
+
+def test_files_and_pictures_are_checked_before_the_work(
+    fast, inputs, tmp_path, monkeypatch, capsys
+):
+    taken = tmp_path / "s.json"
+    taken.write_text("mine")
+    for words, message in [
+        ([*fast, "--output", str(taken)], "exists already; --resume goes on with it"),
+        ([*fast, "--output", str(taken), "--resume"], "is no report of this command"),
+        (["--checkpoint", inputs[2]], "give both DATA and --checkpoint DIR, or neither"),
+    ]:
+        assert main(words) == 2
+        assert message in capsys.readouterr().err
+    assert taken.read_text() == "mine"
+    monkeypatch.setattr(sample, "MOST_BYTES", 9000)
+    assert main(fast) == 2
+    assert "more than 9e-06; use --pictures 4" in capsys.readouterr().err
+    (tmp_path / "data" / "c0").mkdir(parents=True)
+    for index in range(1, 7):
+        (tmp_path / "data" / f"c{index}").mkdir()
+    (tmp_path / "data" / "c0" / "broken.png").write_bytes(b"no picture")
+    assert main([str(tmp_path / "data"), *fast[1:]]) == 2
+    assert "picture c0/broken.png" in capsys.readouterr().err

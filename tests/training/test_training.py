@@ -1,0 +1,192 @@
+"""The training command on a handful of pictures: it learns, resumes exactly, refuses nonsense."""
+
+import json
+import os
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from hvit_jax.checkpoint import read_description
+from hvit_jax.commands.train import main
+from hvit_jax.data.fingerprint import data_sha256
+from hvit_jax.training import run as run_module
+from hvit_jax.training.data import Augmentation, training_batches
+from tests.training_setup import RECIPE, SIZES, make_data, parameters, rows
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, monkeypatch, capsys):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert main([str(data), "--output", str(straight), *SIZES, *RECIPE]) == 0
+    losses = [float(row["loss"]) for row in rows(straight)]
+    assert len(losses) == 9 and losses[-1] < 0.5 * losses[0]
+    description = read_description(straight / "checkpoint")
+    assert description.classes == ("dark", "light") and description.config.num_classes == 2
+    settings = json.loads((straight / "settings.json").read_text())
+    assert description.source == {
+        "format": "hvit_jax.train",
+        **{name: value for name, value in settings.items() if name != "config"},
+    }
+    assert (settings["method"], settings["options"]["seed"]) == ("dense", 3)
+    assert settings["devices"] == 1 and settings["versions"]["jax"] == jax.__version__
+    assert settings["data_sha256"] == data_sha256(run_module.read_folder(data, splits=("train",)))
+
+    batches = run_module.training_batches
+
+    def interrupted(*arguments, **options):
+        for index, batch in enumerate(batches(*arguments, **options)):
+            if index == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    monkeypatch.setattr(run_module, "training_batches", interrupted)
+    assert main([str(data), "--output", str(broken), *SIZES, *RECIPE]) == 130
+    assert "interrupted after step 8; --resume goes on from there" in capsys.readouterr().err
+    monkeypatch.setattr(run_module, "training_batches", batches)
+    assert not (broken / "checkpoint").exists()
+    capsys.readouterr()
+    changed = [*RECIPE, "--learning-rate", "0.5"]
+    assert main([str(data), "--output", str(broken), "--resume", *SIZES, *changed]) == 2
+    message = f"{broken} was begun with --learning-rate 0.001, now 0.5; repeat the first command"
+    assert message in capsys.readouterr().err
+    assert main([str(data), "--output", str(broken), "--resume", *SIZES, *RECIPE]) == 0
+    assert "from step 8" in capsys.readouterr().out
+    assert [row["loss"] for row in rows(broken)] == [row["loss"] for row in rows(straight)]
+    jax.tree.map(np.testing.assert_array_equal, parameters(broken), parameters(straight))
+
+    tuned = tmp_path / "tuned"
+    start = ["--checkpoint", str(straight / "checkpoint"), "-r", "24"]
+    short = "--epochs 1 -b 8 --warmup-epochs 0 --dtype bfloat16 --method hourglass -l 1".split()
+    assert main([str(data), "--output", str(tuned), *start, *short]) == 0
+    assert parameters(tuned)["pos_embedding"].shape == (1 + 36, 16)
+    assert main([str(data), "--output", str(tuned), "--resume", *start, *short]) == 2
+    assert "is finished" in capsys.readouterr().err
+
+    probed = tmp_path / "probed"
+    head = ["--checkpoint", str(straight / "checkpoint"), "--train", "head", "--epochs", "1"]
+    assert main([str(data), "--output", str(probed), *head, "-b", "8"]) == 0
+    before, after = parameters(straight), parameters(probed)
+    assert np.any(before.pop("head")["kernel"] != after.pop("head")["kernel"])
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_batches_do_not_depend_on_where_they_start(data):
+    folder = run_module.read_folder(data, splits=("train",))
+    options = dict(batch_size=5, seed=1, workers=0)
+    augmentation = Augmentation((8, 12), crop_scale=0.5, flip=True)
+    whole, late = (
+        training_batches(folder, augmentation, first_step=step, **options) for step in (0, 6)
+    )
+    expected = [next(whole) for _ in range(8)][6:]
+    for batch in expected:
+        again = next(late)
+        assert batch["pixels"].shape == (5, 8, 12, 3)
+        np.testing.assert_array_equal(batch["pixels"], again["pixels"])
+        np.testing.assert_array_equal(batch["label"], again["label"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give one of --checkpoint, --model, or the sizes"),
+        (["--model", "vit_b16", "--depth", "2"], "give one of --checkpoint"),
+        (["--depth", "2", "-r", "16"], "also needs --patch-size, --width, --heads, --mlp-width"),
+        (["--model", "vit_x"], "unknown model 'vit_x'"),
+        ([*SIZES, "-r", "17"], "resolution 17 is not a multiple of the patch size 4"),
+        ([*SIZES, "--epochs", "0"], "--epochs 0.0 must be at least"),
+        ([*SIZES, "--epochs", "inf"], "--epochs inf must be at least 1e-09, and finite"),
+        ([*SIZES, "--seed", "-1"], "--seed -1 must be at least 0 and at most 4294967295"),
+        ([*SIZES, "--crop-scale", "2"], "--crop-scale 2.0 must be at least 0.001 and at most 1"),
+        ([*SIZES, "--layer-decay", "1.5"], "--layer-decay 1.5 must be at least 0.001 and at most"),
+        ([*SIZES, "--ema", "1"], "--ema 1.0 must be at least 0 and at most 0.999999"),
+        ([*SIZES, "--accumulate", "0"], "--accumulate 0 must be at least 1"),
+        ([*SIZES, "--val-every", "0"], "--val-every 0.0 must be at least"),
+        ([*SIZES, "--train", "neck"], "argument --train: invalid choice: 'neck'"),
+        ([*SIZES, "--train", "head", "--layer-decay", "0.5"], "--layer-decay is about layers"),
+        ([*SIZES, "--train", "head", "--remat"], "--remat saves nothing with --train head"),
+        (
+            [*SIZES, "-b", "9", "--accumulate", "2"],
+            "--batch-size 9 does not divide by 2 (--accumulate 2); the nearest that does: 8",
+        ),
+        ([*SIZES, "--keep-rate", "0.5"], "dense has no option --keep-rate"),
+        (["--checkpoint", "missing"], "checkpoint missing does not exist"),
+    ],
+)
+def test_bad_input_is_one_line(data, tmp_path, capsys, arguments, message):
+    output = tmp_path / "run"
+    assert main([str(data), "--output", str(output), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not output.exists()
+
+
+def test_an_existing_or_foreign_output_is_refused(data, tmp_path, capsys):
+    assert main([str(data), "--output", str(tmp_path), *SIZES]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main([str(data), "--output", str(tmp_path), "--resume", *SIZES]) == 2
+    assert "holds no run to resume" in capsys.readouterr().err
+
+
+def test_resume_begins_where_there_is_no_output(data, tmp_path, capsys):
+    output = tmp_path / "run"
+    command = [str(data), "--output", str(output), "--resume", *SIZES, *RECIPE, "--epochs", "1"]
+    assert main(command) == 0
+    assert capsys.readouterr().err == "nothing to go on with: this is the beginning\n"
+    assert (output / "checkpoint").is_dir()
+    assert main(command) == 2
+    assert "is finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_damaged_picture_is_named_and_leaves_the_output_free(tmp_path, capsys, workers):
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    (tmp_path / "data" / "a" / "bad.png").write_bytes(b"no picture")
+    output = tmp_path / "run"
+    command = [str(tmp_path / "data"), "--output", str(output), *SIZES, "-j", workers, "-b", "1"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "a/bad.png" in error and error.count("\n") == 1
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("save_every", "message"),
+    [("3", "--resume goes on from the newest saved state"), ("99", "nothing was saved")],
+)
+def test_a_second_signal_says_what_is_kept(
+    data, tmp_path, monkeypatch, capsys, save_every, message
+):
+    batches = run_module.training_batches
+
+    def interrupted(*arguments, **options):
+        for index, batch in enumerate(batches(*arguments, **options)):
+            if index == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    monkeypatch.setattr(run_module, "training_batches", interrupted)
+    output = tmp_path / "run"
+    words = [str(data), "--output", str(output), *SIZES, *RECIPE, "--save-every", save_every]
+    assert main(words) == 130
+    assert f"interrupted; {message}" in capsys.readouterr().err
+    assert output.exists() == (save_every == "3")
+
+
+def test_pictures_that_went_are_missed(tmp_path, capsys):
+    """Another number of pictures means other steps, in another order."""
+    data, output = make_data(tmp_path / "data"), tmp_path / "run"
+    words = [str(data), "--output", str(output), *SIZES, *RECIPE]
+    assert main([*words, "--save-every", "3"]) == 0
+    shutil.rmtree(output / "checkpoint")
+    (data / "train" / "dark" / "3.png").unlink()
+    assert main([*words, "--resume", "--save-every", "3"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1 and "with pictures 24 with" in errors and "now 23" in errors

@@ -30,9 +30,10 @@ def slow(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def lint(session: nox.Session) -> None:
-    """Check style, format and types, and build the documentation."""
+    """Check style, format, types and layers, and build the documentation."""
     session.install("-e", ".[dev]")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("pyright")
+    session.run("lint-imports")
     session.run("mkdocs", "build", "--strict", "--site-dir", session.create_tmp())

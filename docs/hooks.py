@@ -1,7 +1,7 @@
 """Tables of the documentation that are made from the code and from measured results.
 
-A line `<!-- options: NAME -->` becomes the table of a method's options, and
-`<!-- results: NAME -->` what was published and measured of it.
+A line `<!-- options: NAME -->` becomes the table of a method's options, `<!-- results: NAME -->` what
+was published and measured of it, and `<!-- command: NAME -->` the tables of a command's options.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hvit_jax import REDUCERS, make_reducer
 from hvit_jax.published import published_rows
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
-_MARK = re.compile(r"^<!-- (options|results): (\w+) -->$", re.MULTILINE)
+_MARK = re.compile(r"^<!-- (options|results|command): (\w+) -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -26,7 +26,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     Raises:
         KeyError: for a method that does not exist.
     """
-    tables = {"options": options_table, "results": results_tables}
+    tables = {"options": options_table, "results": results_tables, "command": command_tables}
     return _MARK.sub(lambda found: tables[found[1]](found[2]), markdown)
 
 
@@ -39,6 +39,28 @@ def options_table(method: str) -> str:
         default = "" if field.default is None else f"`{field.default}`"
         rows.append((f"`{field.name}`", shown, default, field.metadata["help"]))
     return _table(("option", "flag", "default", "meaning"), rows)
+
+
+def command_tables(name: str) -> str:
+    """List a command's options by group, those of its reduction method left out."""
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for field, _, _ in options_of(RECORDS[name]):
+        if field.metadata.get("help") is None:
+            continue
+        title = field.metadata["group"] or "options"
+        groups.setdefault(title, []).append(_option_row(field))
+    head = ("field", "flag", "default", "meaning")
+    return "\n\n".join(f"**{title}**\n\n{_table(head, rows)}" for title, rows in groups.items())
+
+
+def _option_row(field: dataclasses.Field) -> tuple[str, ...]:
+    if field.metadata["positional"]:
+        flags = field.name.upper()
+    else:
+        flags = ", ".join(filter(None, (field.metadata["short"], flag(field.name))))
+    default = field.default
+    shown = "required" if default is dataclasses.MISSING else "" if default is None else show(default)
+    return f"`{field.name}`", f"`{flags}`", shown and f"`{shown}`", field.metadata["help"]
 
 
 def results_tables(method: str) -> str:

@@ -22,7 +22,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree, abstract_parameters, count_parameters, flatten
 from hvit_jax.models.positions import resize_positions
 from hvit_jax.system.files import checksums, damages, new_folder, require_space
-from hvit_jax.system.orbax_errors import reason
+from hvit_jax.system.library_messages import why_failed
 from hvit_jax.system.signals import uninterrupted
 
 FORMAT_VERSION = 1
@@ -71,7 +71,7 @@ def save_checkpoint(directory: str | Path, parameters: Tree, description: Descri
             ):
                 checkpointer.save(temporary / WEIGHTS, parameters)
         except Exception as error:  # Orbax and TensorStore have no common base class.
-            raise InputError(f"cannot write {directory}: {reason(error)}") from error
+            raise InputError(f"cannot write {directory}: {why_failed(error)}") from error
         text = {
             "format_version": FORMAT_VERSION,
             "config": dataclasses.asdict(description.config),
@@ -152,7 +152,7 @@ def load_parameters(directory: str | Path, config: ViTConfig) -> Tree:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"checkpoint {directory} is damaged: {reason(error)}") from error
+        raise InputError(f"checkpoint {directory} is damaged: {why_failed(error)}") from error
     broken = [_where(name, leaf) for name, leaf in flatten(parameters).items() if _broken(leaf)]
     if broken:
         more = f" and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""

@@ -1,12 +1,15 @@
-"""The page of the browser demo."""
+"""The page of the browser demo, and how it is served."""
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hvit_jax import demo
+from hvit_jax.browser.config import DemoConfig
 from hvit_jax.browser.session import Session
 from hvit_jax.errors import InputError
 from hvit_jax.reducers import REDUCERS, Reducer
@@ -15,6 +18,55 @@ TITLE = "hvit_jax: token reduction"
 _ABOUT = """# Token reduction in vision transformers
 Drop in a picture, choose a method and how much of the dense model's work it may do. The first time
 a setting is used it is compiled, which takes some seconds."""
+
+
+def serve(config: DemoConfig) -> None:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        config: which model, and where to serve.
+
+    Raises:
+        InputError: if gradio is missing, the checkpoint cannot be read, or the address is taken.
+    """
+    # Before gradio is imported: it asks the network for news otherwise.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        from gradio.themes import Default
+    except ImportError as error:
+        raise InputError("this needs gradio: pip install 'hvit-jax[demo]'") from error
+    session = Session(config.checkpoint or demo.checkpoint_dir(), config.resolution)
+    _check_address(config.host, config.port)
+    page = make_page(session)
+    page.launch(
+        server_name=config.host,
+        server_port=config.port,
+        # Fonts of the system, where gradio's own would be fetched.
+        theme=Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        share=False,
+        ssr_mode=False,
+        footer_links=[],
+        prevent_thread_lock=True,
+        quiet=True,
+    )
+    print(f"open http://{config.host}:{config.port} (Ctrl-C ends it)", flush=True)
+    try:
+        page.block_thread()
+    finally:
+        page.close(verbose=False)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Refuse an address that cannot be served, before gradio looks for others."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise InputError(
+            f"cannot serve on {host}:{port}: {error.strerror or error}; choose another --port or "
+            "--host"
+        ) from error
 
 
 def make_page(session: Session) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -48,7 +49,7 @@ class Answer:
 class Session:
     """A checkpoint, and its compiled models: a few are kept, the others made again."""
 
-    def __init__(self, checkpoint: str, resolution: int | tuple[int, int] | None = None):
+    def __init__(self, checkpoint: str | Path, resolution: int | tuple[int, int] | None = None):
         """Read what the checkpoint says of itself.
 
         Args:

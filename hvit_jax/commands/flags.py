@@ -270,8 +270,9 @@ def _declaration(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
     elif choices:
         common["metavar"] = "{" + ",".join(map(str, choices)) + "}"
     elif int in kinds or float in kinds or _is_list(hint):
-        several = "N[,N...]" if _is_list(hint) else "N"
-        common["metavar"] = "X" if float in kinds and not _is_list(hint) else several
+        several = "N[,N...]" if _of_any_length(hint) else "N[,N]"
+        alone = "X" if float in kinds else "N"
+        common["metavar"] = several if _is_list(hint) else alone
     if _is_list(hint):
         return {**common, "type": lambda text: _several(text, hint)}
     words = kinds & {str, Path}
@@ -291,6 +292,11 @@ def _kinds(hint: Any) -> set[Any]:
 def _is_list(hint: Any) -> bool:
     parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return any(typing.get_origin(part) is tuple for part in parts)
+
+
+def _of_any_length(hint: Any) -> bool:
+    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return any(Ellipsis in typing.get_args(part) for part in parts)
 
 
 def _several(text: str, hint: Any) -> Any:

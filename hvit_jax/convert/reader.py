@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from jaxtyping import Float32
 from rich.progress import Progress
 
 from hvit_jax.errors import InputError
+from hvit_jax.system.library_messages import refused_class
 
 WRAPPERS = ("model", "state_dict")
 _ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"
@@ -136,10 +136,10 @@ def _load(torch: ModuleType, path: Path, progress: Progress) -> Any:
 
 
 def _why_unreadable(path: Path, start: bytes, error: Exception) -> str:
-    code = re.search(r"GLOBAL ([\w.]+)", str(error))
+    refused = refused_class(error)
     pickled = isinstance(error, pickle.UnpicklingError) and start[:1] == _PICKLE_START
-    if code or pickled:
-        held = code[1] if code else "pickled Python objects"
+    if refused or pickled:
+        held = refused or "pickled Python objects"
         return (
             f"{path} is refused: it holds {held}, and loading anything but tensors could run code; "
             "save the state dict alone: torch.save(model.state_dict(), PATH)"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 from hvit_jax.errors import InputError, first_line
+from hvit_jax.system.library_messages import is_dead_worker
 
 Item = TypeVar("Item")
 
@@ -49,7 +50,7 @@ def explained(batches: Iterator[Item]) -> Iterator[Item]:
     try:
         yield from batches
     except RuntimeError as error:
-        if "Worker process was terminated" not in str(error):
+        if not is_dead_worker(error):
             raise
         raise WorkerLost(
             "a process that decodes pictures has died, perhaps for want of memory "

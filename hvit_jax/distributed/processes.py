@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hvit_jax.errors import InputError
+from hvit_jax.fields import Options, option
 
-OPTIONS = ("coordinator", "processes", "process_id", "process_timeout")
+GROUP = "several processes (SLURM, Open MPI and Kubernetes tell all but the last)"
 # What tells a launcher, and where it counts its processes; JAX reads the rest itself.
 _LAUNCHERS = (
     ("SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS"),
@@ -19,90 +19,76 @@ _LAUNCHERS = (
 
 
 @dataclass(frozen=True)
-class Processes:
-    """The processes of a run.
-
-    Attributes:
-        coordinator: host and port of process 0; None where the launcher tells.
-        count: how many there are; None where the launcher tells.
-        index: which one this is; None where the launcher tells.
-        seconds: without a sign of life after which a process counts as dead.
-    """
-
-    coordinator: str | None
-    count: int | None
-    index: int | None
-    seconds: float
-
-
-def add_process_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `find_processes` reads."""
-    group = parser.add_argument_group(
-        "several processes", "under SLURM, Open MPI and Kubernetes they find each other"
-    )
-    add = group.add_argument
-    add("--coordinator", metavar="HOST:PORT", help="where process 0 listens, a free port of its")
-    add("--processes", type=int, metavar="N", help="processes in all, each started by you")
-    add("--process-id", type=int, metavar="I", help="which of them this is, from 0")
-    silent = "without a sign of life after which a process counts as dead (default: 30)"
-    add("--process-timeout", type=float, default=30.0, metavar="SECONDS", help=silent)
-
-
-def find_processes(
-    options: argparse.Namespace, environment: Mapping[str, str] = os.environ
-) -> Processes | None:
-    """Find out whether this process is one of several.
-
-    Args:
-        options: of `add_process_options`.
-        environment: where a launcher describes itself.
-
-    Returns:
-        The processes, or None for a run of this process alone.
+class Processes(Options):
+    """The processes of a run; without any of these options a launcher tells, or there is one.
 
     Raises:
         InputError: if only some of the options are given, or they contradict each other.
     """
-    given = (options.coordinator, options.processes, options.process_id)
-    seconds = options.process_timeout
-    if not 1 <= seconds <= 86400:
-        raise InputError(f"--process-timeout must be 1 to 86400 seconds, got {seconds:g}")
-    if given == (None, None, None):
-        return Processes(None, None, None, seconds) if _launched(environment) else None
-    if None in given:
-        raise InputError("--coordinator, --processes and --process-id go together")
-    address, count, index = given
-    port = address.rpartition(":")[2]
-    if not port.isdecimal() or ":" not in address:
-        raise InputError(f"--coordinator takes HOST:PORT, such as node1:1234, got {address!r}")
-    if not 0 <= index < count:
-        raise InputError(
-            f"--process-id must be 0 to {count - 1} (--processes {count}), got {index}"
-        )
-    return Processes(*given, seconds) if count > 1 else None
+
+    coordinator: str | None = option(
+        None, "where process 0 listens, a free port of its", metavar="HOST:PORT", group=GROUP
+    )
+    processes: int | None = option(
+        None, "processes in all, each started by you", least=1, group=GROUP
+    )
+    process_id: int | None = option(
+        None, "which of them this is, from 0", metavar="I", least=0, group=GROUP
+    )
+    process_timeout: float = option(
+        30.0,
+        "without a sign of life after which a process counts as dead",
+        metavar="SECONDS",
+        least=1,
+        most=86400,
+        group=GROUP,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        address, count, index = self.coordinator, self.processes, self.process_id
+        if address is None and count is None and index is None:
+            return
+        if address is None or count is None or index is None:
+            raise InputError("--coordinator, --processes and --process-id go together")
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal():
+            raise InputError(f"--coordinator takes HOST:PORT, such as node1:1234, got {address!r}")
+        if index >= count:
+            raise InputError(
+                f"--process-id must be 0 to {count - 1} (--processes {count}), got {index}"
+            )
+
+    def several(self, environment: Mapping[str, str] = os.environ) -> bool:
+        """Tell whether this process is one of several.
+
+        Args:
+            environment: where a launcher describes itself.
+        """
+        if self.processes is None:
+            return launched(environment)
+        return self.processes > 1
 
 
-def refuse_several(
-    arguments: Sequence[str], command: str, environment: Mapping[str, str] = os.environ
-) -> None:
-    """Refuse several processes for a command that runs in one.
+def refuse_several(program: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse a launcher's processes for a command that runs in one.
 
     Args:
-        arguments: the command line, without the program's name.
-        command: what it is called.
+        program: the command, such as "hvit sweep".
         environment: where a launcher describes itself.
 
     Raises:
-        InputError: if a launcher started several, or an option asks for them.
+        InputError: if a launcher started several.
     """
-    flags = {"--" + name.replace("_", "-") for name in OPTIONS}
-    asked = [word for word in arguments if word.partition("=")[0] in flags]
-    if asked or _launched(environment):
-        how = f"leave out {asked[0]}" if asked else "start it once, without srun or mpirun"
-        raise InputError(f"{command} runs in one process, with all devices that it sees; {how}")
+    if launched(environment):
+        raise InputError(
+            f"{program} runs in one process, with all devices that it sees; start it once, without "
+            "srun or mpirun"
+        )
 
 
-def _launched(environment: Mapping[str, str]) -> bool:
+def launched(environment: Mapping[str, str]) -> bool:
+    """Tell whether a launcher started several processes, of which this is one."""
     for sign, count in _LAUNCHERS:
         number = environment.get(count, "")
         if sign in environment and number.isdecimal() and int(number) > 1:

@@ -12,12 +12,11 @@ from jaxtyping import Array, Float, UInt8
 
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.errors import InputError, first_line
+from hvit_jax.exporting.config import PLATFORMS
 from hvit_jax.models.parameters import flatten
 from hvit_jax.models.vit import ViT
 from hvit_jax.ops.platform import compiled_for
 
-# JAX's names of platforms, and what `jax.default_backend` calls them.
-PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
 MOST_BYTES = 2**31  # of a FlatBuffer
 Weights = dict[str, np.ndarray]
 

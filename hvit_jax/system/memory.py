@@ -6,15 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from hvit_jax.errors import InputError
-
-_WORDS = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "can't allocate memory")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error of JAX, PyTorch or Python says that memory ran out."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
-    )
+from hvit_jax.system.library_messages import is_out_of_memory
 
 
 def smaller_batch(batch: int, multiple: int = 1) -> str:

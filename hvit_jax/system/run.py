@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from hvit_jax.errors import InputError, first_line
-from hvit_jax.system.memory import is_out_of_memory
+from hvit_jax.system.library_messages import is_out_of_memory, without_tracebacks_of_orbax
 from hvit_jax.system.signals import exit_status, insistent
 
 USAGE_ERROR = 2
@@ -31,7 +31,7 @@ def run(main: Callable[[], int | None], program: str) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        with insistent():
+        with insistent(), without_tracebacks_of_orbax():
             status = main()
         sys.stdout.flush()
         return status or 0

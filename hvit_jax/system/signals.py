@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from hvit_jax.system.library_messages import is_late_event
+
 
 class Stopped(KeyboardInterrupt):
     """SIGTERM, as an exception like the one that Ctrl-C raises."""
@@ -83,7 +85,7 @@ def insistent() -> Iterator[None]:
             again = handled and issubclass(unraisable.exc_type, Stopped)
             number = signal.SIGTERM if again else signal.SIGINT
             threading.Timer(0.05, signal.pthread_kill, [main, number]).start()
-        elif str(unraisable.exc_value) != "Event loop is closed":
+        elif not is_late_event(unraisable.exc_value):
             previous(unraisable)
 
     sys.unraisablehook = hook

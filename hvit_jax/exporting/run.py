@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hvit_jax import demo
+from hvit_jax.api import load, with_resolution
 from hvit_jax.checkpoint import describe_checkpoint, read_description
 from hvit_jax.data.preprocess import MEAN, STD, resize_and_crop
+from hvit_jax.exporting.config import ExportConfig
 from hvit_jax.exporting.program import Weights, export_program, weights_of
 from hvit_jax.models.vit import ViT
-from hvit_jax.system.files import checksums, new_folder, require_space
+from hvit_jax.system.files import checksums, new_folder, refuse_existing, require_space, write_json
 from hvit_jax.system.provenance import describe_runtime
 
 FORMAT_VERSION = 1
@@ -24,56 +25,54 @@ _TEMPLATE = Path(__file__).with_name("loader.py")
 _IMPORT = "from hvit_jax.data.preprocess import resize_and_crop\n"
 
 
-@dataclass(frozen=True)
-class Target:
-    """What to export for.
-
-    Attributes:
-        platforms: names of `PLATFORMS`; each gets a program of its own, since what is fast on one
-            is slow on another.
-        batch: pictures at once; None for any number.
-        inside: whether the programs hold the weights, instead of a file beside them.
-    """
-
-    platforms: tuple[str, ...]
-    batch: int | None
-    inside: bool
-
-
-def write_export(directory: str | Path, model: ViT, checkpoint: str | Path, target: Target) -> None:
-    """Export a model into a new folder, which appears whole or not at all.
+def export(config: ExportConfig) -> dict[str, Any]:
+    """Export a checkpoint under a method into a new folder, which appears whole or not at all.
 
     Args:
-        directory: must not exist.
-        model: the model; its attention is "xla".
-        checkpoint: what its weights were read from.
-        target: what to export for.
+        config: what to export, for what, and where to.
+
+    Returns:
+        What the folder's export.json says.
 
     Raises:
-        InputError: if the folder exists or cannot be written, or the model cannot be exported so.
+        InputError: if the folder exists or cannot be written, the checkpoint cannot be read, or the
+            model cannot be exported so.
     """
-    weights = weights_of(model)
-    with new_folder(directory) as folder:
-        copies = len(target.platforms) if target.inside else 1
+    refuse_existing(config.output)
+    checkpoint = config.checkpoint or demo.checkpoint_dir()
+    config.reducer.resolve(with_resolution(read_description(checkpoint).config, config.resolution))
+    # JAX gives no guarantee for programs that call cuDNN, and makes them on NVIDIA GPUs only.
+    model = load(
+        checkpoint,
+        config.reducer,
+        resolution=config.resolution,
+        dtype=config.dtype,
+        attention="xla",
+    )
+    weights, inside = weights_of(model), config.weights == "inside"
+    with new_folder(config.output) as folder:
+        platforms = tuple(dict.fromkeys(config.platforms))
+        copies = len(platforms) if inside else 1
         size = sum(array.nbytes for array in weights.values())
-        require_space(directory, folder, copies * size + 2**20)
+        require_space(config.output, folder, copies * size + 2**20)
         programs, convention = {}, None
-        for platform in target.platforms:
+        for platform in platforms:
             program, convention = export_program(
-                model, weights, platform=platform, batch=target.batch, inside=target.inside
+                model, weights, platform=platform, batch=config.rows, inside=inside
             )
             programs[platform] = f"model.{platform}.jaxexport"
             (folder / programs[platform]).write_bytes(program)
-        beside = None if target.inside else _write_weights(folder / WEIGHTS, weights)
+        beside = None if inside else _write_weights(folder / WEIGHTS, weights)
         (folder / LOADER).write_text(loader_source(), encoding="utf-8")
         about = {
-            **_describe(model, checkpoint, target),
+            **_describe(model, checkpoint, config.rows),
             "programs": programs,
             "calling_convention_version": convention,
             "weights": beside,
             "files": checksums(folder),
         }
-        (folder / DESCRIPTION).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / DESCRIPTION, about)
+    return about
 
 
 def loader_source() -> str:
@@ -82,7 +81,7 @@ def loader_source() -> str:
     return template.replace(_IMPORT, f"\n{inspect.getsource(resize_and_crop)}\n", 1)
 
 
-def _describe(model: ViT, checkpoint: str | Path, target: Target) -> dict[str, Any]:
+def _describe(model: ViT, checkpoint: Path, batch: int | None) -> dict[str, Any]:
     description = read_description(checkpoint)
     names = description.classes or map(str, range(model.config.num_classes))
     return {
@@ -96,7 +95,7 @@ def _describe(model: ViT, checkpoint: str | Path, target: Target) -> dict[str, A
         "args": model.reducer.options(),
         "dtype": model.dtype.name,
         "attention": "xla",
-        "batch": target.batch,
+        "batch": batch,
         "input": {
             "dtype": "uint8",
             "resolution": list(model.config.image_shape),

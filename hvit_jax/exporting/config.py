@@ -1,0 +1,61 @@
+"""What `hvit export` is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvit_jax.config import DTYPES
+from hvit_jax.errors import InputError
+from hvit_jax.fields import Options, option
+from hvit_jax.models.reducer import Reducer
+
+# JAX's names of platforms, and what `jax.default_backend` calls them.
+PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
+SYMBOLIC = "symbolic"
+
+
+@dataclass(frozen=True)
+class ExportConfig(Options):
+    """What to export, for what, and where to.
+
+    Each platform gets a program of its own, since what is fast on one is slow on another.
+    """
+
+    output: Path = option(help="a new folder", metavar="DIR")
+    checkpoint: Path | None = option(
+        None,
+        "a folder written by hvit convert or by training (default: the bundled demo)",
+        metavar="DIR",
+    )
+    reducer: Reducer = Reducer()
+    resolution: int | tuple[int, int] | None = option(
+        None, "picture size, one number or height,width (default: the checkpoint's)", short="-r"
+    )
+    dtype: str = option("float32", "what blocks are computed in", choices=DTYPES[:2])
+    platforms: tuple[str, ...] = option(
+        ("cpu", "cuda"),
+        f"{', '.join(PLATFORMS)}; this machine needs not have them",
+        choices=tuple(PLATFORMS),
+        metavar="NAME[,NAME...]",
+    )
+    batch: int | str = option(
+        SYMBOLIC, f"pictures at once, or {SYMBOLIC} for any number", metavar=f"{SYMBOLIC}|N"
+    )
+    weights: str = option(
+        "beside",
+        "inside the programs, or once in a file beside them",
+        choices=("beside", "inside"),
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.batch != SYMBOLIC and not (isinstance(self.batch, int) and self.batch > 0):
+            raise InputError(
+                f"--batch must be {SYMBOLIC} or a number of at least 1, got {self.batch!r}"
+            )
+
+    @property
+    def rows(self) -> int | None:
+        """Pictures at once; None for any number."""
+        return self.batch if isinstance(self.batch, int) else None

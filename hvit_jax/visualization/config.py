@@ -1,0 +1,56 @@
+"""What `hvit visualize` is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvit_jax.errors import InputError
+from hvit_jax.fields import Options, option
+from hvit_jax.models.reducer import Reducer
+from hvit_jax.reducers import Hourglass
+
+SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class VisualizeConfig(Options):
+    """Which pictures to draw, under which method, behind which blocks, and where to."""
+
+    images: tuple[str, ...] = option(help="pictures, a row each", metavar="IMAGE", positional=True)
+    output: Path = option(
+        help="a file that ends in .png, .jpg, .svg or .pdf; replaced if it exists",
+        short="-o",
+        metavar="FILE",
+    )
+    checkpoint: Path | None = option(
+        None,
+        "a folder written by hvit convert or by training (default: the bundled demo)",
+        metavar="DIR",
+    )
+    reducer: Reducer = Hourglass()
+    resolution: int | tuple[int, int] | None = option(
+        None, "picture size, one number or height,width (default: the checkpoint's)", short="-r"
+    )
+    after: tuple[int, ...] | None = option(
+        None,
+        "look behind these blocks, counted from 0 (default: a third, two thirds, the last)",
+    )
+    compare: bool = option(
+        False, "draw all methods behind one block, each at the strength nearest to --share"
+    )
+    share: float | None = option(
+        None, f"with --compare: share of the dense model's GFLOPs (default: {SHARE:g})"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.compare and self.share is not None:
+            raise InputError("--share is for --compare; leave it out, or give the method's options")
+        if self.compare and self.reducer != Hourglass():
+            raise InputError(
+                f"--compare draws all methods at --share; leave {self.reducer.words()[0]} and the "
+                "method's options out"
+            )
+        if self.compare and self.after is not None and len(self.after) != 1:
+            raise InputError(f"--compare looks behind one block; --after names {len(self.after)}")

@@ -1,0 +1,168 @@
+"""A figure of what methods do with pictures: a row for every picture, a column for every view."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from rich.console import Console
+from rich.progress import track
+
+from hvit_jax import demo
+from hvit_jax.api import load, with_resolution
+from hvit_jax.checkpoint import read_description
+from hvit_jax.config import ViTConfig
+from hvit_jax.costs import at_cost, cost_share
+from hvit_jax.data.folder import open_picture
+from hvit_jax.data.preprocess import resize_and_crop
+from hvit_jax.errors import InputError
+from hvit_jax.models.reducer import Reducer
+from hvit_jax.reducers import REDUCERS
+from hvit_jax.system.plotting import check_plot, pyplot, save_figure
+from hvit_jax.visualization.config import SHARE, VisualizeConfig
+from hvit_jax.visualization.draw import draw_groups, enlarged, heat_map, lay_over
+from hvit_jax.visualization.view import compile_views
+
+INCHES = 2.4
+TITLE_INCHES = 0.6
+LINE_INCHES = 0.18
+Picture = UInt8[np.ndarray, "H W 3"]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing in a figure.
+
+    Attributes:
+        title: lines above it, shown in the first row only.
+        drawing: pixels.
+    """
+
+    title: str
+    drawing: Picture
+
+
+def visualize(config: VisualizeConfig, console: Console | None = None) -> list[list[Panel]]:
+    """Draw pictures as a method, or each of all methods, sees them, into a file.
+
+    Args:
+        config: which pictures, which method, and where to.
+        console: shows how far it is; None: stderr.
+
+    Returns:
+        The figure's rows, one for each picture: the picture itself, then its views.
+
+    Raises:
+        InputError: if a picture or the checkpoint cannot be read, the model has no such block, the
+            method does not fit it, or the file cannot be written.
+    """
+    check_plot(config.output, "--output")
+    checkpoint = config.checkpoint or demo.checkpoint_dir()
+    sizes = with_resolution(read_description(checkpoint).config, config.resolution)
+    blocks, reducers = _blocks(config, sizes), _reducers(config, sizes)
+    pictures = [open_picture(Path(name), name) for name in config.images]
+    large = enlarged(sizes.image_shape)
+    shown = [resize_and_crop(picture, large) for picture in pictures]
+    seen = [resize_and_crop(picture, sizes.image_shape) for picture in pictures]
+    columns = [[Panel("picture", picture) for picture in shown]]
+    console = console or Console(stderr=True)
+    for reducer in track(reducers, "methods", console=console, disable=len(reducers) == 1):
+        columns += _columns(checkpoint, config, sizes, reducer, blocks, shown, seen)
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    draw_figure(rows, config.output, title=_title(config, sizes, reducers))
+    return rows
+
+
+def _reducers(config: VisualizeConfig, sizes: ViTConfig) -> list[Reducer]:
+    """Choose what to draw: the method asked for, or all of them."""
+    if not config.compare:
+        return [config.reducer.resolve(sizes)]
+    share = SHARE if config.share is None else config.share
+    return [at_cost(name, sizes, share) for name in REDUCERS if name != Reducer.name]
+
+
+def _blocks(config: VisualizeConfig, sizes: ViTConfig) -> tuple[int, ...]:
+    """Choose the blocks to look behind: those asked for, or the ends of three thirds."""
+    last = sizes.depth - 1
+    if config.after is None:
+        thirds = sorted({max(0, sizes.depth * part // 3 - 1) for part in (1, 2, 3)})
+        return (last,) if config.compare else tuple(thirds)
+    if not all(0 <= block <= last for block in config.after):
+        shown = ",".join(map(str, config.after))
+        raise InputError(f"--after {shown}: the model's blocks are 0 to {last}")
+    return config.after
+
+
+def _columns(
+    checkpoint: Path,
+    config: VisualizeConfig,
+    sizes: ViTConfig,
+    reducer: Reducer,
+    blocks: Sequence[int],
+    shown: Sequence[UInt8[np.ndarray, "H W 3"]],
+    seen: Sequence[UInt8[np.ndarray, "h w 3"]],
+) -> Iterator[list[Panel]]:
+    """Draw a method's columns: a panel for every picture, shown larger than the model sees it."""
+    model = load(checkpoint, reducer, resolution=sizes.image_shape)
+    compiled = compile_views(model, blocks)
+    views = [jax.device_get(compiled(picture[None])[0]) for picture in seen]
+    for place, block in enumerate(blocks):
+        title = f"block {block}, {_span([int(view[place].tokens[0]) for view in views])} tokens"
+        if config.compare:
+            title = f"{reducer.name}\n{cost_share(sizes, reducer):.2f} x GFLOPs\n{title}"
+        yield [
+            Panel(title, draw_groups(picture, view[place].groups[0], sizes.grid))
+            for picture, view in zip(shown, views, strict=True)
+        ]
+    if not config.compare:
+        title = f"attention of CLS, block {blocks[-1]}"
+        heats = [heat_map(view[-1].attention[0], sizes.grid, shown[0].shape[:2]) for view in views]
+        yield [Panel(title, lay_over(*pair)) for pair in zip(shown, heats, strict=True)]
+
+
+def _span(counts: Sequence[int]) -> str:
+    """Write counts of several pictures, which may differ."""
+    least, most = min(counts), max(counts)
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def _title(config: VisualizeConfig, sizes: ViTConfig, reducers: Sequence[Reducer]) -> str:
+    patches = "{} x {} patches".format(*sizes.grid)
+    if config.compare:
+        share = SHARE if config.share is None else config.share
+        return f"All methods near {share:g} x the GFLOPs of dense, {patches}"
+    share = cost_share(sizes, reducers[0])
+    return f"{reducers[0].name}, {share:.2f} x the GFLOPs of dense, {patches}"
+
+
+def draw_figure(rows: Sequence[Sequence[Panel]], path: Path, *, title: str) -> None:
+    """Draw panels to a file.
+
+    Args:
+        rows: equally long rows of panels.
+        path: the file, replaced if it exists.
+        title: above everything.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    height, width = rows[0][0].drawing.shape[:2]
+    lines = max(panel.title.count("\n") + 1 for panel in rows[0])
+    across, down = INCHES * len(rows[0]), INCHES * height / width * len(rows)
+    size = across, down + TITLE_INCHES + LINE_INCHES * lines
+    figure, axes = pyplot().subplots(
+        len(rows), len(rows[0]), figsize=size, squeeze=False, layout="constrained"
+    )
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
+    figure.suptitle(title, fontsize=11)
+    for index, (places, panels) in enumerate(zip(axes, rows, strict=True)):
+        for place, panel in zip(places, panels, strict=True):
+            place.axis("off")
+            place.imshow(panel.drawing, interpolation="antialiased")
+            if index == 0:
+                place.set_title(panel.title, fontsize=9)
+    save_figure(figure, path, dpi=130)

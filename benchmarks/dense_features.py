@@ -30,7 +30,7 @@ from hvit_jax.data.preprocess import normalize
 from hvit_jax.data.source import open_source
 from hvit_jax.data.subset import spread
 from hvit_jax.system.files import check_destination, write_atomically
-from hvit_jax.system.plotting import check_plot, pyplot, save_figure
+from hvit_jax.system.figures import check_plot, pyplot, save_figure
 from hvit_jax.system.run import ArgumentParser, run
 
 ROOT = Path(__file__).parent.parent

@@ -26,8 +26,7 @@ from hvit_jax.ops.hashing import draw_hashes, draw_projections, project_asymmetr
 from hvit_jax.ops.merging import match_tokens, merge_tokens
 from hvit_jax.ops.selection import descending_order, keep_best
 from hvit_jax.ops.sorting import ranks
-from hvit_jax.profiling.device import describe_device
-from hvit_jax.profiling.timing import device_work, time_in_turns
+from hvit_jax.profiling.device import describe_device, device_work, time_in_turns
 
 Operation = tuple[str, str, Callable[..., Any], tuple[Any, ...]]
 

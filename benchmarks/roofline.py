@@ -13,6 +13,7 @@ and about a minute for a row of ToMe.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import json
 import os
 import sys
@@ -38,7 +39,7 @@ from hvit_jax.models.vit import ViT
 from hvit_jax.ops import fused_attention
 from hvit_jax.ops.platform import compiled_for
 from hvit_jax.profiling.cases import Case, published_cases
-from hvit_jax.profiling.report import method_name
+from hvit_jax.profiling.rows import method_name
 
 BATCH = 32
 RESULT = Path(__file__).parent / "results" / "roofline-h100.json"
@@ -88,14 +89,19 @@ def estimate(case: Case) -> dict[str, Any]:
         by_kind[kernel.kind] += 1e3 * kernel.times * kernel.seconds
     products = sum(kernel.times * kernel.flops for kernel in listed) / 2e9 / case.batch
     return {
-        **case.describe(),
-        "gflops": case.gflops,
+        **_named(case),
         "multiply_adds_of_products": round(products, 1),
         "ms": round(1e3 * total(listed), 2),
         "ms_by_kind": {kind: round(by_kind[kind], 2) for kind in KINDS},
         "temporary_mib": compiled.memory_analysis().temp_size_in_bytes // 2**20,
         "compile_seconds_here": round(seconds, 1),
     }
+
+
+def _named(case: Case) -> dict[str, Any]:
+    row = dataclasses.asdict(case.row())
+    names = ("method", "model", "args", "resolution", "batch", "gflops", "tokens", "published")
+    return {name: row[name] for name in names}
 
 
 def compare(rows: list[dict[str, Any]], dense: dict[str, Any]) -> None:
@@ -117,7 +123,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         parts = row["ms_by_kind"]
         rest = parts["other"] + parts["sort"]
         lines.append(
-            f"| {row['model']} | {method_name(row)} | {row['gflops']:.1f} | {row['ms']:.1f} "
+            f"| {row['model']} | {method_name(row['method'], row['args'])} | {row['gflops']:.1f} | {row['ms']:.1f} "
             f"| {parts['product']:.1f} | {parts['attention']:.1f} | {rest:.1f} "
             f"| {1e3 * BATCH / row['ms']:.0f} | {row['speedup_over_dense']:.2f} "
             f"| {row['share']:.2f} |"
@@ -162,7 +168,7 @@ def main(arguments: list[str]) -> None:
         found = []
         for case in (dense, *chosen):
             found.append(estimate(case))
-            print(model, method_name(found[-1]), found[-1]["ms"], "ms", file=sys.stderr, flush=True)
+            print(model, case.row().name, found[-1]["ms"], "ms", file=sys.stderr, flush=True)
         compare(found, found[0])
         rows += found
     print(table(rows))

@@ -17,13 +17,13 @@ import jax
 from rich.console import Console
 
 from hvit_jax.api import with_resolution
-from hvit_jax.config import named_config
+from hvit_jax.config import Compute, named_config
+from hvit_jax.profiling import ProfileConfig
+from hvit_jax.profiling.bench import Profiler
 from hvit_jax.profiling.cases import Case, make_case, published_cases
-from hvit_jax.profiling.device import describe_device, use_compilation_cache
-from hvit_jax.profiling.measure import Settings
-from hvit_jax.profiling.record import Record
-from hvit_jax.profiling.report import markdown_table
-from hvit_jax.profiling.run import run_cases
+from hvit_jax.profiling.device import use_compilation_cache
+from hvit_jax.profiling.rows import Measurement, markdown_table
+from hvit_jax.profiling.run import open_results, run_cases
 from hvit_jax.reducers import make_reducer
 
 RESULTS = Path(__file__).parent / "results"
@@ -59,33 +59,29 @@ def main(selection: str = "all") -> int:
     """Measure, write the results and print the table."""
     gpu = jax.default_backend() == "gpu"
     cases = published_cases(selection, batch=32) if gpu else cpu_cases()
-    settings = Settings(
-        dtype="bfloat16" if gpu else "float32",
-        attention="auto",
-        unroll=False,
-        checkpoint=None,
+    config = ProfileConfig(
+        compute=Compute(dtype="bfloat16" if gpu else "float32"),
         seconds=0.3 if gpu else 1.5,
         latency=not gpu,
-        dense=True,
-        torch=True,
-        trace=None,
+        against="torch",
+        resume=True,
     )
     use_compilation_cache()
-    rows = measure(cases, settings, "")
+    rows = measure(cases, config, "")
     if gpu and single_cases(selection):
         # A scan copies each block's weights, which counts where a block takes little longer.
-        unrolled = dataclasses.replace(settings, unroll=True)
+        unrolled = dataclasses.replace(config, compute=Compute(dtype="bfloat16", unroll=True))
         rows += measure(single_cases(selection), unrolled, "-batch-1")
-    return int(any(row["error"] for row in rows))
+    return int(any(row.error is not None for row in rows))
 
 
-def measure(cases: list[Case], settings: Settings, suffix: str) -> list[dict[str, Any]]:
+def measure(cases: list[Case], config: ProfileConfig, suffix: str) -> list[Measurement]:
     """Measure cases that are not in the file yet, and print its table."""
-    about = {**describe_device(torch=True), "settings": dataclasses.asdict(settings)}
-    device = about["device"].lower().replace(" ", "-")
-    record = Record([RESULTS / f"{device}{suffix}.json"], about, resume=True)
+    device = jax.devices()[0].device_kind.lower().replace(" ", "-")
+    path = RESULTS / f"{device}{suffix}.json"
+    results = open_results(dataclasses.replace(config, output=(path,)))
     messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    rows = run_cases(cases, settings, record, messages)
+    rows = run_cases(cases, Profiler(config), results, messages)
     print(markdown_table(rows))
     return rows
 

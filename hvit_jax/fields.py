@@ -221,6 +221,8 @@ def checked_value(field: dataclasses.Field, hint: Any, value: Any, label: str) -
     value = tuple(value) if isinstance(value, list) else value
     if isinstance(value, str) and not _accepts(hint, str) and _accepts(hint, Path):
         value = Path(value)
+    if isinstance(value, tuple) and hint == tuple[Path, ...]:
+        value = tuple(Path(item) if isinstance(item, str) else item for item in value)
     choices = field.metadata.get("choices")
     for item in value if isinstance(value, tuple) else (value,):
         if choices and item is not None and item not in choices:

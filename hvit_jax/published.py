@@ -17,7 +17,7 @@ def published_rows() -> tuple[dict[str, Any], ...]:
     """Read the published results.
 
     Liang et al. 2022, arXiv 2210.01035: ImageNet-1k, NVIDIA V100, float32. A row has `method`,
-    `model`, `resolution`, `args`, and under `published` the `gflops` of one image, `fps` at batch
+    `model`, `resolution` as [height, width], `args`, and under `published` the `gflops` of one image, `fps` at batch
     1, `throughput` in images per second, and `top1` in per cent.
     """
     text = importlib.resources.files("hvit_jax").joinpath("published.json").read_text("utf-8")
@@ -40,14 +40,13 @@ def describe_configuration(config: ViTConfig, reducer: Reducer) -> dict[str, Any
         reducer: the method, resolved for them.
 
     Returns:
-        Method, model, arguments, and the resolution: one number for a square.
+        Method, model, arguments, and the resolution as [height, width].
     """
-    height, width = config.image_shape
     return {
         "method": reducer.name,
         "model": model_name(config),
         "args": reducer.options(),
-        "resolution": height if height == width else [height, width],
+        "resolution": list(config.image_shape),
     }
 
 
@@ -66,7 +65,7 @@ def find_published(config: ViTConfig, reducer: Reducer) -> dict[str, Any] | None
         return None
     options = reducer.resolve(config).options()
     for row in published_rows():
-        here = (row["method"], row["model"], (row["resolution"],) * 2)
+        here = (row["method"], row["model"], tuple(row["resolution"]))
         if here != (reducer.name, model_name(config), config.image_shape):
             continue
         if make_reducer(row["method"], **row_arguments(row)).resolve(config).options() == options:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hvit_jax.api import with_resolution
+from hvit_jax.checkpoint import read_description
 from hvit_jax.config import MODELS, ViTConfig, named_config
 from hvit_jax.costs import count_flops
 from hvit_jax.errors import InputError, unknown
+from hvit_jax.models.reducer import Reducer
+from hvit_jax.profiling.config import DEFAULT_MODEL, ProfileConfig
+from hvit_jax.profiling.rows import Measurement
 from hvit_jax.published import (
     describe_configuration,
     find_published,
     published_rows,
     row_arguments,
 )
-from hvit_jax.reducers import REDUCERS, Reducer, make_reducer
+from hvit_jax.reducers import REDUCERS, make_reducer
 
 
 @dataclass(frozen=True)
@@ -37,24 +42,50 @@ class Case:
     batch: int
     published: dict[str, Any] | None
 
-    def dense(self) -> Case:
-        """Give the case without reduction that this one is compared with."""
-        return make_case(self.config, make_reducer("dense"), self.batch)
-
     @property
     def gflops(self) -> float:
         """Multiply-adds of one image in the tables' convention, in billions."""
         return count_flops(self.config, self.reducer) / 1e9
 
-    def describe(self) -> dict[str, Any]:
-        """Name the case, in the form that reports have, with what needs no measuring."""
-        return {
+    def row(self, dtype: str | None = None) -> Measurement:
+        """Give the case's row with what needs no measuring.
+
+        Args:
+            dtype: what it will be measured in; None if it is not.
+        """
+        return Measurement(
             **describe_configuration(self.config, self.reducer),
-            "batch": self.batch,
-            "gflops": self.gflops,
-            "tokens": [layer.tokens_out for layer in self.reducer.schedule(self.config)],
-            "published": self.published,
-        }
+            batch=self.batch,
+            dtype=dtype,
+            gflops=self.gflops,
+            tokens=[layer.tokens_out for layer in self.reducer.schedule(self.config)],
+            published=self.published,
+        )
+
+
+def cases_of(config: ProfileConfig) -> list[Case]:
+    """List what a configuration names, without the dense models beside it.
+
+    Raises:
+        InputError: for an unknown selection or model, a method that does not fit the model, or a
+            checkpoint that cannot be read.
+    """
+    if config.rows is not None:
+        cases = published_cases(config.rows, batch=config.batch_size)
+    else:
+        cases = [make_case(_model(config), config.reducer, config.batch_size)]
+    return cases if config.sweep is None else _for_batches(cases, config.sweep)
+
+
+def _model(config: ProfileConfig) -> ViTConfig:
+    if config.checkpoint is not None:
+        model = read_description(config.checkpoint).config
+    else:
+        model = named_config(config.model or DEFAULT_MODEL)
+    try:
+        return with_resolution(model, config.resolution)
+    except InputError as error:
+        raise InputError(f"--resolution: {error}") from error
 
 
 def make_case(config: ViTConfig, reducer: Reducer, batch: int) -> Case:
@@ -85,7 +116,7 @@ def published_cases(selection: str, *, batch: int) -> list[Case]:
     cases = []
     for row in published_rows():
         if selection in ("all", row["method"], row["model"]):
-            config = with_resolution(named_config(row["model"]), row["resolution"])
+            config = with_resolution(named_config(row["model"]), tuple(row["resolution"]))
             reducer = make_reducer(row["method"], **row_arguments(row))
             reducer = _with_implied_budget(row, reducer)
             cases.append(Case(config, reducer.resolve(config), batch, _results(row)))
@@ -110,15 +141,12 @@ def _with_implied_budget(row: dict[str, Any], reducer: Reducer) -> Reducer:
     return dataclasses.replace(reducer, **{reducer.budget_option: round(1.15 * implied)})
 
 
-def sweep(cases: list[Case], text: str) -> list[Case]:
+def _for_batches(cases: Sequence[Case], text: str) -> list[Case]:
     """Repeat cases for several batch sizes.
 
     Args:
         cases: what to repeat.
         text: such as "batch=1,8,32".
-
-    Raises:
-        InputError: if it is not of that form.
     """
     name, _, values = text.partition("=")
     words = values.split(",")
@@ -126,3 +154,15 @@ def sweep(cases: list[Case], text: str) -> list[Case]:
         raise InputError(f"--sweep takes batch=N,N,... such as batch=1,8,32, got {text!r}")
     pairs = itertools.product(cases, map(int, words))
     return [dataclasses.replace(case, batch=batch) for case, batch in pairs]
+
+
+def with_dense(cases: Sequence[Case]) -> list[Case]:
+    """Put the dense model before the first case of its size and batch, unless it is listed."""
+    listed = {(case.config, case.batch) for case in cases if case.reducer.name == "dense"}
+    found = []
+    for case in cases:
+        if (case.config, case.batch) not in listed:
+            listed.add((case.config, case.batch))
+            found.append(make_case(case.config, Reducer(), case.batch))
+        found.append(case)
+    return found

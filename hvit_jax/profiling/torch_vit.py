@@ -18,7 +18,7 @@ from hvit_jax.convert.reader import import_torch
 from hvit_jax.convert.state import to_state
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.models.parameters import Tree
-from hvit_jax.profiling.timing import Work, time_in_turns
+from hvit_jax.profiling.device import Work, time_in_turns
 
 # Logits of the two may differ by this share of their standard deviation, in the root mean square.
 _TOLERANCES = {"float32": 1e-3, "tf32": 2e-2, "bfloat16": 0.1}

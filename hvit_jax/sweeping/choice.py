@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hvit_jax.system.plotting import pareto_front
+from hvit_jax.system.figures import pareto_front
 
 Row = dict[str, Any]
 # Speed-ups are rarely above what GFLOPs promise; below this part of the target nothing is missed.

@@ -18,7 +18,7 @@ from hvit_jax.ops.fused_attention import IMPLEMENTATIONS
 from hvit_jax.reducers import REDUCERS
 from hvit_jax.sweeping.choice import Goal
 from hvit_jax.sweeping.grid import DENSE
-from hvit_jax.system.plotting import check_plot
+from hvit_jax.system.figures import check_plot
 from hvit_jax.system.run import ArgumentParser
 
 PROGRAM = "hvit sweep"

@@ -8,7 +8,7 @@ from typing import Any
 
 from hvit_jax.profiling.report import method_name
 from hvit_jax.sweeping.choice import Goal, front, place
-from hvit_jax.system.plotting import draw_methods, new_figure, save_figure
+from hvit_jax.system.figures import draw_methods, new_figure, save_figure
 
 Row = dict[str, Any]
 

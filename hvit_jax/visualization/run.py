@@ -22,7 +22,7 @@ from hvit_jax.data.preprocess import resize_and_crop
 from hvit_jax.errors import InputError
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.reducers import REDUCERS
-from hvit_jax.system.plotting import check_plot, pyplot, save_figure
+from hvit_jax.system.figures import check_plot, pyplot, save_figure
 from hvit_jax.visualization.config import SHARE, VisualizeConfig
 from hvit_jax.visualization.draw import draw_groups, enlarged, heat_map, lay_over
 from hvit_jax.visualization.view import compile_views

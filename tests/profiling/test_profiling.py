@@ -24,7 +24,7 @@ from hvit_jax.profiling import cli, measure, plot, timing, torch_vit
 from hvit_jax.profiling.accuracy import published_top1
 from hvit_jax.published import describe_configuration, published_rows
 from hvit_jax.reducers import make_reducer
-from hvit_jax.system.plotting import pareto_front
+from hvit_jax.system.figures import pareto_front
 
 ROOT = Path(__file__).parents[2]
 FAST = ["--checkpoint", str(demo.checkpoint_dir()), "-b", "2", "--seconds", "0.01", "--no-cache"]

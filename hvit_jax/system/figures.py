@@ -1,8 +1,7 @@
-"""What plots share: matplotlib where it is installed, whole files, the Pareto front of methods."""
+"""Figures: matplotlib where it is installed, and files that appear whole."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,32 +61,3 @@ def save_figure(figure: Any, path: Path, *, dpi: int = 150) -> None:
     options = {"format": path.suffix[1:].lower(), "dpi": dpi, "bbox_inches": "tight"}
     write_atomically(path, lambda file: figure.savefig(file, **options))
     pyplot().close(figure)
-
-
-def draw_methods(
-    panel: Any,
-    rows: Sequence[dict[str, Any]],
-    place: Callable[[dict[str, Any]], tuple[float, float]],
-) -> None:
-    """Draw rows as points, a colour for each method, and their Pareto front as a line.
-
-    Args:
-        panel: matplotlib axes.
-        rows: what to draw.
-        place: tells a row's place, both of whose coordinates are the better the larger.
-    """
-    for method in dict.fromkeys(row["method"] for row in rows):
-        xs, ys = zip(*[place(row) for row in rows if row["method"] == method], strict=True)
-        panel.plot(xs, ys, "o", label=method)
-    front = pareto_front([place(row) for row in rows])
-    panel.plot(*zip(*front, strict=True), "-", color="0.6", zorder=0, label="Pareto front")
-    panel.grid(alpha=0.3)
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Find the points that no other beats in both coordinates, from the fastest on."""
-    front: list[tuple[float, float]] = []
-    for point in sorted(points, reverse=True):
-        if not front or point[1] > front[-1][1]:
-            front.append(point)
-    return front

@@ -1,0 +1,87 @@
+"""What `hvit profile` is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvit_jax.config import MODELS, Compute
+from hvit_jax.errors import InputError
+from hvit_jax.fields import Options, flag, nested, option
+from hvit_jax.models.reducer import Reducer
+
+DEFAULT_MODEL = "vit_b16"
+
+
+@dataclass(frozen=True)
+class ProfileConfig(Options):
+    """What to profile, and how; `hvit profile --help` explains every field."""
+
+    reducer: Reducer = option(Reducer())
+    model: str | None = option(
+        None, f"{', '.join(MODELS)} (default: {DEFAULT_MODEL})", metavar="NAME"
+    )
+    checkpoint: Path | None = option(
+        None, "a folder written by hvit convert or by training", metavar="DIR"
+    )
+    resolution: int | tuple[int, int] | None = option(
+        None,
+        "picture size in pixels, one number or height,width (default: the model's)",
+        short="-r",
+        metavar="N[,N]",
+    )
+    batch_size: int = option(8, "pictures at once", short="-b", least=1)
+    rows: str | None = option(
+        None,
+        "the published rows: all, or those of a method or model; ats, act with implied budgets",
+        metavar="all|METHOD|MODEL",
+    )
+    sweep: str | None = option(None, "measure several batch sizes", metavar="batch=N,N")
+    compute: Compute = nested(Compute, leave=("param_dtype", "remat"))
+    gflops_only: bool = option(False, "print GFLOPs and tokens, without running a model")
+    against: str | None = option(
+        None, "time PyTorch's dense model in the same run too", choices=("torch",)
+    )
+    dense: bool = option(True, "time the dense model beside the method")
+    latency: bool = option(True, "time single pictures")
+    seconds: float = option(
+        1.0, "how long one of five rounds of timing takes, about", above=0, most=3600, metavar="S"
+    )
+    cache: bool = option(True, "keep compiled programs on disk, in ~/.cache/hvit_jax/xla")
+    output: tuple[Path, ...] = option(
+        (),
+        "write the results after every row: .json, .csv or .md; may be repeated",
+        metavar="FILE",
+    )
+    resume: bool = option(False, "go on with the rows of --output FILE.json")
+    plot: Path | None = option(None, "draw top-1 against throughput", metavar="FILE.png")
+    accuracy: tuple[Path, ...] = option(
+        (),
+        "draw the top-1 of results that eval.py --output wrote (default: the published)",
+        metavar="RESULTS.json[,...]",
+    )
+    trace: Path | None = option(
+        None, "write a profiler trace of three forward passes", metavar="DIR"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.compute.dtype == "float64":
+            raise InputError("--dtype must be one of float32, bfloat16: 'float64'")
+        if self.checkpoint is not None and self.model is not None:
+            raise InputError("give --model NAME or --checkpoint DIR, not both")
+        if self.accuracy and self.plot is None:
+            raise InputError("--accuracy goes with --plot FILE.png")
+        if self.rows is not None:
+            names = ("model", "checkpoint", "resolution", "trace")
+            self._refuse("--rows brings its own configurations", names)
+            if self.reducer.name != "dense":
+                raise InputError("--rows brings its own configurations; leave out --method")
+        if self.gflops_only:
+            names = ("trace", "plot", "against", "sweep")
+            self._refuse("--gflops-only measures nothing", names)
+
+    def _refuse(self, reason: str, names: tuple[str, ...]) -> None:
+        for name in names:
+            if getattr(self, name) is not None:
+                raise InputError(f"{reason}; leave out {flag(name)}")

@@ -1,0 +1,112 @@
+"""The results on disk: rewritten after every row, and read again to go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from hvit_jax.errors import InputError
+from hvit_jax.fields import Options, as_json
+from hvit_jax.profiling.rows import Row, csv_table
+from hvit_jax.system.files import check_destination, read_json, write_atomically, write_json
+from hvit_jax.system.provenance import changes
+
+Kind = TypeVar("Kind", bound=Row)
+
+
+class Results(Generic[Kind]):
+    """Finished rows, written to files as they come.
+
+    Attributes:
+        rows: finished rows; those of an earlier run first.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        kind: type[Kind],
+        config: Options,
+        about: dict[str, Any],
+        *,
+        settings: Sequence[str],
+        resume: bool,
+        table: Callable[[Sequence[Kind]], str] = csv_table,
+    ):
+        """Check that the files can be written, and read finished rows where a run goes on.
+
+        Args:
+            paths: files to write: .json holds everything, .csv and .md the table.
+            kind: the class of the rows.
+            config: what the command was asked for.
+            about: device, versions and content; a run that goes on must have the same.
+            settings: names of options that numbers depend on, which must be the same too.
+            resume: go on with the rows of the .json file, and replace the files.
+            table: writes rows as Markdown.
+
+        Raises:
+            InputError: if a file exists without `resume`, cannot be written, is damaged, or comes
+                from another device or other settings.
+        """
+        self._writers = {".csv": csv_table, ".md": table}
+        self._paths, self._kind, self._about = paths, kind, about
+        self._config, self._settings = as_json(config), settings
+        for path in paths:
+            if path.suffix not in (".json", *self._writers):
+                raise InputError(f"--output takes .json, .csv or .md files, got {path}")
+            if not resume and path.exists():
+                raise InputError(f"{path} exists already; --resume goes on with it")
+            check_destination(path, overwrite=True)
+        self.rows: list[Kind] = []
+        files = [path for path in paths if path.suffix == ".json"]
+        if resume and not files:
+            raise InputError("--resume needs --output FILE.json, whose rows it goes on with")
+        if resume and files[0].exists():
+            self.rows = self._read(files[0])
+
+    def _read(self, path: Path) -> list[Kind]:
+        """Read the finished rows of an earlier run; those that failed are tried again."""
+        content, now = read_json(path), self._compared(self._about, self._config)
+        try:
+            about = {name: content[name] for name in self._about}
+            before = self._compared(about, content["config"])
+            rows = [self._kind(**row) for row in content["rows"] if row["error"] is None]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path} is no report of this command, or of another release of it"
+            ) from error
+        changed = changes(before, now)
+        if changed:
+            raise InputError(f"{path} was written {'; '.join(changed)}; choose another --output")
+        return rows
+
+    def _compared(self, about: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+        options = {**config, **config["compute"]}
+        settings = {name: options[name] for name in self._settings}
+        return {**json.loads(json.dumps(about)), "settings": settings}
+
+    def find(self, row: Row) -> Kind | None:
+        """Find the finished row of the same case."""
+        return next((each for each in self.rows if each.key == row.key), None)
+
+    def add(self, row: Kind) -> None:
+        """Add a row and write the files.
+
+        Raises:
+            InputError: if they cannot be written.
+        """
+        self.rows.append(row)
+        for path in self._paths:
+            if path.suffix == ".json":
+                write_json(path, self._content())
+            else:
+                text = self._writers[path.suffix](self.rows)
+                write_atomically(path, lambda file, text=text: file.write(text.encode()))
+
+    def _content(self) -> dict[str, Any]:
+        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        return {"date": date, **self._about, "config": self._config, "rows": rows}

@@ -1,0 +1,199 @@
+"""Rows of result files, and rows as tables."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hvit_jax.reducers import REDUCERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A configuration and what came of it; what the rows of all result files have.
+
+    Attributes:
+        method: the method's name.
+        model: the name of the model's size, or "custom".
+        args: the method's options.
+        resolution: height and width in pixels.
+        batch: images at once.
+        dtype: what blocks are computed in; None if nothing ran.
+        gflops: multiply-adds of one image in the tables' convention, in billions.
+        throughput: images per second.
+        error: why it failed; None if it did not.
+    """
+
+    method: str
+    model: str
+    args: dict[str, Any]
+    resolution: list[int]
+    batch: int
+    dtype: str | None
+    gflops: float
+    throughput: float | None = None
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The method with its main options."""
+        return method_name(self.method, self.args)
+
+    @property
+    def size(self) -> str:
+        """The resolution, one number for a square."""
+        return "x".join(map(str, dict.fromkeys(self.resolution)))
+
+    @property
+    def configuration(self) -> str:
+        """Method, model, options and resolution in one word, to compare rows by."""
+        return configuration_key(self.method, self.model, self.args, self.resolution)
+
+    @property
+    def key(self) -> tuple:
+        """What tells one row of a file from another."""
+        return self.configuration, self.batch, self.dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement(Row):
+    """A row of `hvit profile`; figures that were not measured are None.
+
+    Attributes:
+        tokens: tokens that leave each block, CLS included.
+        published: the published results of this configuration.
+        parameters: how many numbers the model has.
+        compiler_gflops: billions of operations a batch by the compiler's own count, in which a
+            loop's body counts once and a library's call not at all.
+        compile_seconds: what tracing and compiling took.
+        compile_from_cache: whether the compiled program came from the disk instead.
+        latency_ms: median of a single image, waited for.
+        latency_p95_ms: what 95 % of single images do not exceed.
+        throughput_range: the slowest and the fastest round's images per second.
+        peak_memory_bytes: device memory that the program needs at its peak.
+        tflops_per_second: trillions of operations a second, two for a multiply-add.
+        peak_share: the same as a share of the device's fastest matrix product.
+        speedup_over_dense: images per second over those of the dense model in the same run.
+        speedup_over_torch: the same over PyTorch's dense model.
+        torch: how PyTorch ran that.
+        torch_latency_ms: PyTorch's median of a single image.
+    """
+
+    tokens: list[int]
+    published: dict[str, Any] | None = None
+    parameters: int | None = None
+    compiler_gflops: float | None = None
+    compile_seconds: float | None = None
+    compile_from_cache: bool | None = None
+    latency_ms: float | None = None
+    latency_p95_ms: float | None = None
+    throughput_range: list[float] | None = None
+    peak_memory_bytes: int | None = None
+    tflops_per_second: float | None = None
+    peak_share: float | None = None
+    speedup_over_dense: float | None = None
+    speedup_over_torch: float | None = None
+    torch: str | None = None
+    torch_latency_ms: float | None = None
+
+    @property
+    def published_top1(self) -> float | None:
+        """The published top-1 of the configuration, in per cent."""
+        return (self.published or {}).get("top1")
+
+
+def configuration_key(*names: Any) -> str:
+    """Write method, model, options and resolution as one word; see `Row.configuration`."""
+    return json.dumps(names, sort_keys=True)
+
+
+def method_name(method: str, args: dict[str, Any]) -> str:
+    """Name a method with its first two options and all that are not at defaults."""
+    given = []
+    for place, field in enumerate(dataclasses.fields(REDUCERS[method])):
+        value = args[field.name]
+        principal = place < 2 and not isinstance(value, bool)
+        if value is not None and (principal or value != field.default):
+            given.append(f"{field.name}={_value(value)}")
+    return f"{method}({', '.join(given)})" if given else method
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        words = list(map(str, value))
+        same = len(words) > 2 and len(set(words)) == 1
+        return f"{words[0]} x {len(words)}" if same else " ".join(words)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _scaled(name: str, factor: float) -> Callable[[Measurement], float | None]:
+    def read(row: Measurement) -> float | None:
+        value = getattr(row, name)
+        return value and factor * value
+
+    return read
+
+
+def _published(name: str) -> Callable[[Measurement], Any]:
+    return lambda row: (row.published or {}).get(name)
+
+
+_COLUMNS: tuple[tuple[str, Callable[[Measurement], Any], str], ...] = (
+    ("GFLOPs", lambda row: row.gflops, "{:.3f}"),
+    ("published", _published("gflops"), "{:.1f}"),
+    ("top-1 published", _published("top1"), "{:.1f}"),
+    ("images/s", lambda row: row.throughput, "{:.1f}"),
+    ("x dense", lambda row: row.speedup_over_dense, "{:.2f}"),
+    ("published x dense", _published("speedup"), "{:.2f}"),
+    ("x PyTorch", lambda row: row.speedup_over_torch, "{:.2f}"),
+    ("latency (ms)", lambda row: row.latency_ms, "{:.2f}"),
+    ("p95 (ms)", lambda row: row.latency_p95_ms, "{:.2f}"),
+    ("PyTorch (ms)", lambda row: row.torch_latency_ms, "{:.2f}"),
+    ("memory (GB)", _scaled("peak_memory_bytes", 1e-9), "{:.2f}"),
+    ("TFLOP/s", lambda row: row.tflops_per_second, "{:.2f}"),
+    ("of peak (%)", _scaled("peak_share", 100), "{:.0f}"),
+    ("compile (s)", lambda row: row.compile_seconds, "{:.1f}"),
+)
+
+
+def markdown_table(rows: Sequence[Measurement]) -> str:
+    """Write rows as a Markdown table; columns without any figure are left out."""
+    shown = [column for column in _COLUMNS if any(column[1](row) is not None for row in rows)]
+    names = ["model", "method", "batch", *[name for name, _, _ in shown]]
+    rule = ["---", "---", *["---:"] * (len(names) - 2)]
+    lines = [
+        [f"{row.model} {row.size}", row.name, str(row.batch)]
+        + [_cell(read(row), form) for _, read, form in shown]
+        for row in rows
+    ]
+    if any(row.error for row in rows):
+        names, rule = [*names, "error"], [*rule, "---:"]
+        errors = [(row.error or "").replace("|", "\\|") for row in rows]
+        lines = [[*line, error] for line, error in zip(lines, errors, strict=True)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in (names, rule, *lines))
+
+
+def _cell(value: Any, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def csv_table(rows: Sequence[Row]) -> str:
+    """Write rows with all their fields as CSV; lists and options are JSON inside a cell."""
+    text = io.StringIO()
+    fields = [field.name for field in dataclasses.fields(rows[0])] if rows else []
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        cells = {name: getattr(row, name) for name in fields}
+        writer.writerow(
+            {
+                name: json.dumps(cell) if isinstance(cell, (dict, list)) else cell
+                for name, cell in cells.items()
+            }
+        )
+    return text.getvalue()

@@ -120,10 +120,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---|" + "---:|" * 8,
     ]
     for row in rows:
-        parts = row["ms_by_kind"]
+        parts, name = row["ms_by_kind"], method_name(row["method"], row["args"])
         rest = parts["other"] + parts["sort"]
         lines.append(
-            f"| {row['model']} | {method_name(row['method'], row['args'])} | {row['gflops']:.1f} | {row['ms']:.1f} "
+            f"| {row['model']} | {name} | {row['gflops']:.1f} | {row['ms']:.1f} "
             f"| {parts['product']:.1f} | {parts['attention']:.1f} | {rest:.1f} "
             f"| {1e3 * BATCH / row['ms']:.0f} | {row['speedup_over_dense']:.2f} "
             f"| {row['share']:.2f} |"

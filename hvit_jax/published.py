@@ -17,8 +17,8 @@ def published_rows() -> tuple[dict[str, Any], ...]:
     """Read the published results.
 
     Liang et al. 2022, arXiv 2210.01035: ImageNet-1k, NVIDIA V100, float32. A row has `method`,
-    `model`, `resolution` as [height, width], `args`, and under `published` the `gflops` of one image, `fps` at batch
-    1, `throughput` in images per second, and `top1` in per cent.
+    `model`, `args`, `resolution` as [height, width], and under `published` the `gflops` of one
+    image, `fps` at batch 1, `throughput` in images per second, and `top1` in per cent.
     """
     text = importlib.resources.files("hvit_jax").joinpath("published.json").read_text("utf-8")
     return tuple(json.loads(text)["rows"])

@@ -274,9 +274,9 @@ def _declaration(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
         alone = "X" if float in kinds else "N"
         common["metavar"] = several if _is_list(hint) else alone
     if _is_list(hint):
-        several = {**common, "type": lambda text: _several(text, hint)}
+        parsed = {**common, "type": lambda text: _several(text, hint)}
         # Files may also be named one flag each.
-        return {**several, "action": "extend"} if Path in kinds else several
+        return {**parsed, "action": "extend"} if Path in kinds else parsed
     words = kinds & {str, Path}
     return common if words and not kinds & {int, float} else {**common, "type": _number}
 

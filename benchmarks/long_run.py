@@ -20,7 +20,7 @@ import hvit_jax
 from hvit_jax import demo
 from hvit_jax.data.loader import load_batches
 from hvit_jax.data.source import open_source
-from hvit_jax.evaluation.score import score
+from hvit_jax.evaluation.loop import score
 from hvit_jax.evaluation.step import compile_step
 from hvit_jax.evaluation.tally import Tally
 

@@ -1,21 +1,23 @@
-"""`python eval.py` and `hvit eval`: accuracy and speed of a checkpoint on labelled pictures."""
+"""`hvit eval`, also `python eval.py`: accuracy and speed of a checkpoint on labelled pictures."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
+import jax
 from rich.console import Console
 
-from hvit_jax.api import load, with_resolution
-from hvit_jax.checkpoint import read_description
-from hvit_jax.distributed.peers import NoPeers, Peers
-from hvit_jax.distributed.together import run_together
-from hvit_jax.evaluation.inputs import data_or_demo, open_inputs
-from hvit_jax.evaluation.keeping import check_files
-from hvit_jax.evaluation.options import PROGRAM, Options, parse_options
-from hvit_jax.evaluation.run import evaluate
+from hvit_jax.commands.flags import build, make_parser, method_of, parse_given
+from hvit_jax.errors import InputError
+from hvit_jax.evaluation import EvalConfig, evaluate
+from hvit_jax.evaluation.verify import print_verification, read_results, repeated
 from hvit_jax.system.run import run
+
+PROGRAM = "hvit eval"
+_DESCRIPTION = """Measure accuracy and speed of a checkpoint on labelled pictures, dense or under a
+token reduction method. With neither DATA nor --checkpoint the bundled demo runs."""
+DIFFERS = 1  # Exit status.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,34 +27,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; default: the process's own.
 
     Returns:
-        0; 2 after a user's mistake; 130 or 143 where Ctrl-C or SIGTERM ended it early. One of
-        several processes that fails does not return but ends; with 1 where another one was lost.
+        0; 1 if --verify finds differences; 2 after a user's mistake; 130 or 143 where Ctrl-C or
+        SIGTERM ended it early.
     """
-    return run(lambda: _main(sys.argv[1:] if arguments is None else arguments), PROGRAM)
+    words = sys.argv[1:] if arguments is None else arguments
+    return run(lambda: _evaluate(read(words)), PROGRAM)
 
 
-def _main(arguments: Sequence[str]) -> int | None:
-    options = parse_options(arguments)
-    return run_together(lambda peers: _prepare(options, peers), options.processes, PROGRAM)
+def read(arguments: Sequence[str]) -> EvalConfig:
+    """Read a command line, without the program's name.
 
+    With --verify the file's evaluation is repeated; what is given besides wins.
 
-def _prepare(options: Options, peers: Peers | NoPeers) -> int:
-    if peers.index == 0:
-        check_files(options)
-    data, checkpoint = data_or_demo(options.data, options.checkpoint)
-    config = read_description(checkpoint).config
-    options.reducer.resolve(with_resolution(config, options.resolution))
-    inputs = open_inputs(data, checkpoint)
-    quiet = peers.index != 0
-    messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=quiet)
-    if inputs.note is not None:
-        messages.print(inputs.note)
-    model = load(
-        inputs.checkpoint,
-        options.reducer,
-        resolution=options.resolution,
-        dtype=options.dtype,
-        attention=options.attention,
-        unroll=options.unroll,
+    Raises:
+        InputError: for anything in it that is wrong.
+    """
+    parser = make_parser(
+        EvalConfig, program=PROGRAM, description=_DESCRIPTION, method=method_of(arguments)
     )
-    return evaluate(options, inputs, model, messages, peers)
+    given = parse_given(parser, EvalConfig, arguments)
+    path = given.get("verify")
+    if path is None:
+        return build(EvalConfig, given)
+    if "reducer" in given:
+        raise InputError("--verify repeats what its file names; leave --method out")
+    return build(EvalConfig, given, base=repeated(path, read_results(path)))
+
+
+def _evaluate(config: EvalConfig) -> int:
+    # Read first: --output may replace the file.
+    recorded = None if config.verify is None else read_results(config.verify)
+    results = evaluate(config)
+    if recorded is None or jax.process_index():
+        return 0
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    return 0 if print_verification(console, recorded, results) else DIFFERS

@@ -162,8 +162,14 @@ def parse_given(
     return values
 
 
-def build(record: type[Record], values: dict[str, Any]) -> Record:
-    """Make a record from values by the name of their field, those of nested records too."""
+def build(record: type[Record], values: dict[str, Any], *, base: Record | None = None) -> Record:
+    """Make a record from values by the name of their field, those of nested records too.
+
+    Args:
+        record: its class.
+        values: from `parse_given`.
+        base: what the record has where `values` has nothing; default: the defaults.
+    """
     own: dict[str, Any] = {}
     nests: dict[str, dict[str, Any]] = {}
     for field, _, way in options_of(record):
@@ -174,7 +180,9 @@ def build(record: type[Record], values: dict[str, Any]) -> Record:
         else:
             nests.setdefault(way[0], {})[field.name] = values[field.name]
     kinds = hints(record)
-    return record(**own, **{name: build(kinds[name], inner) for name, inner in nests.items()})
+    for name, inner in nests.items():
+        own[name] = build(kinds[name], inner, base=None if base is None else getattr(base, name))
+    return record(**own) if base is None else dataclasses.replace(base, **own)
 
 
 def read_method_args(path: str | Path, method: str) -> dict[str, Any]:

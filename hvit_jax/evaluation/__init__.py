@@ -1,7 +1,6 @@
 """Accuracy and speed of a model on labelled pictures."""
 
-from hvit_jax.evaluation.score import score
-from hvit_jax.evaluation.step import compile_step
-from hvit_jax.evaluation.tally import Tally
+from hvit_jax.evaluation.config import EvalConfig
+from hvit_jax.evaluation.run import evaluate
 
-__all__ = ["Tally", "compile_step", "score"]
+__all__ = ["EvalConfig", "evaluate"]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hvit_jax import demo
 from hvit_jax.checkpoint import Description, read_description
-from hvit_jax.commands.method_options import numbers_hint
 from hvit_jax.data.source import Source, open_source
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.labels import head_labels
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Inputs:
 
     data: str
     source: Source
-    checkpoint: str
+    checkpoint: Path
     description: Description
     labels: tuple[int, ...]
 
@@ -40,39 +39,70 @@ class Inputs:
         return "the data's class names are not the checkpoint's; classes go by their order"
 
 
-def data_or_demo(data: str | None, checkpoint: str | None) -> tuple[str, str]:
-    """Take the demo's pictures and checkpoint where not both are given."""
+def check_both_or_neither(data: str | None, checkpoint: Path | None) -> None:
+    """Check that data and checkpoint are both named, or neither, which stands for the demo.
+
+    Raises:
+        InputError: if only one is.
+    """
+    if (data is None) != (checkpoint is None):
+        given = "--checkpoint DIR is given without DATA"
+        if data is not None:
+            given = f"DATA is given without --checkpoint DIR, as {data!r}"
+        raise InputError(f"{given}; give both DATA and --checkpoint DIR, or neither for the demo")
+
+
+def or_demo(data: str | None, checkpoint: Path | None) -> tuple[str, Path]:
+    """Take the demo's pictures and checkpoint where neither is named."""
     if data is None or checkpoint is None:
-        return str(demo.images_dir()), str(demo.checkpoint_dir())
+        return str(demo.images_dir()), demo.checkpoint_dir()
     return data, checkpoint
 
 
-def data_and_checkpoint(
-    data: str | None, checkpoint: str | None, arguments: Sequence[str]
-) -> tuple[str, str]:
-    """Check that a command line names both or neither, which stands for the demo.
+def open_inputs(data: str | None, checkpoint: Path | None) -> Inputs:
+    """Check everything that can be checked before weights and pictures are read.
 
     Args:
-        data: what it calls DATA.
-        checkpoint: what it calls --checkpoint.
-        arguments: all of it, without the program's name.
-
-    Raises:
-        InputError: if only one is given.
-    """
-    if (data is None) != (checkpoint is None):
-        hint = "" if data is None else numbers_hint(arguments, data)
-        raise InputError(f"give both DATA and --checkpoint DIR, or neither for the demo{hint}")
-    return data_or_demo(data, checkpoint)
-
-
-def open_inputs(data: str, checkpoint: str) -> Inputs:
-    """Check everything that can be checked before weights and pictures are read.
+        data: a folder or `tfds:NAME[:SPLIT]`; None for the demo's pictures.
+        checkpoint: its folder; None for the demo's.
 
     Raises:
         InputError: if either cannot be opened, or they do not fit each other.
     """
+    data, checkpoint = or_demo(data, checkpoint)
     description = read_description(checkpoint)
     source = open_source(data)
     labels = head_labels(source.labels, source.classes, description)
     return Inputs(data, source, checkpoint, description, labels)
+
+
+def head_labels(
+    labels: Sequence[int], classes: Sequence[str], description: Description
+) -> tuple[int, ...]:
+    """Translate labels to the numbers of the head's outputs.
+
+    Where data and checkpoint name the same classes, names decide; else the places in the order of
+    both, as for ImageNet, whose folders and head are in the order of the WordNet numbers.
+
+    Args:
+        labels: indices into `classes`.
+        classes: names of the data's classes.
+        description: the checkpoint's.
+
+    Raises:
+        InputError: if the checkpoint has no head, or one for another number of classes.
+    """
+    outputs = description.config.num_classes
+    if not outputs:
+        raise InputError(
+            "the checkpoint has no classification head; evaluate a fine-tuned one, such as SWAG's "
+            "*_in1k files"
+        )
+    if len(classes) != outputs:
+        raise InputError(
+            f"the data has {len(classes)} classes, the checkpoint's head has {outputs}"
+        )
+    if set(classes) != set(description.classes):
+        return tuple(labels)
+    places = [description.classes.index(name) for name in classes]
+    return tuple(places[label] for label in labels)

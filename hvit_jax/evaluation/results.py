@@ -1,27 +1,56 @@
-"""What an evaluation writes: `results.json` and the predictions."""
+"""What an evaluation shows while it runs, prints at its end, and writes."""
 
 from __future__ import annotations
 
-import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
 
+from hvit_jax.config import as_pair
 from hvit_jax.costs import count_flops
+from hvit_jax.errors import InputError
+from hvit_jax.evaluation.config import EvalConfig
 from hvit_jax.evaluation.inputs import Inputs
 from hvit_jax.evaluation.tally import Rows, Tally, join_rows
 from hvit_jax.models.vit import ViT
 from hvit_jax.published import describe_configuration, find_published
-from hvit_jax.system.files import write_atomically
+from hvit_jax.system.files import write_atomically, write_json
 from hvit_jax.system.provenance import describe_runtime
 
+_SECONDS_BETWEEN_LINES = 30.0
+_TABLE = (
+    ("top-1 (%)", "top1", "{:.2f}"),
+    ("top-5 (%)", "top5", "{:.2f}"),
+    ("loss", "loss", "{:.4f}"),
+    ("images", "images", "{:d}"),
+    ("images/s", "images_per_second", "{:.1f}"),
+    ("waiting for pictures", "input_wait", "{:.1%}"),
+    ("GFLOPs (tables' convention)", "gflops", "{:.3f}"),
+)
+_PUBLISHED_NAMES = {"images_per_second": "throughput"}
+_SKIPPED_SHOWN = 10
 
-def describe_model(model: ViT) -> dict[str, Any]:
+
+def describe_model(model: ViT, devices: int = 1) -> dict[str, Any]:
     """Describe what runs, and on what, in the form that `results.json` has.
 
     Args:
         model: the model.
+        devices: how many run it.
 
     Returns:
         Method, resolved arguments, model, resolution, dtype, GFLOPs in the tables' convention, the
@@ -32,8 +61,22 @@ def describe_model(model: ViT) -> dict[str, Any]:
         "dtype": model.dtype.name,
         "gflops": count_flops(model.config, model.reducer) / 1e9,
         "published": find_published(model.config, model.reducer),
-        **describe_runtime(),
+        **describe_runtime(devices),
     }
+
+
+def describe(results: dict[str, Any]) -> str:
+    """Name a configuration in a few words.
+
+    Args:
+        results: from `describe_model`.
+    """
+    arguments = ", ".join(f"{name}={value}" for name, value in results["args"].items())
+    shape = "x".join(map(str, as_pair(results["resolution"])))
+    method = f"{results['method']}({arguments})" if arguments else results["method"]
+    count = results.get("devices", 1)
+    devices = f"{count} x {results['device']}" if count > 1 else results["device"]
+    return f"{method}, {results['model']} at {shape}, {results['dtype']}, {devices}"
 
 
 def scores(tally: Tally) -> dict[str, Any]:
@@ -60,17 +103,35 @@ def scores(tally: Tally) -> dict[str, Any]:
     }
 
 
-def save_results(path: Path, results: dict[str, Any]) -> None:
-    """Write `results.json` atomically.
+def write_files(
+    config: EvalConfig, inputs: Inputs, tally: Tally, results: dict[str, Any]
+) -> tuple[list[Path], list[str]]:
+    """Write --predictions and --output, in this order: the results are the sign that all is done.
 
-    Raises:
-        InputError: if it cannot be written.
+    Args:
+        config: names the files.
+        inputs: data and checkpoint.
+        tally: what has been scored.
+        results: what --output is to hold.
+
+    Returns:
+        The files that were written, and what is wrong with the others.
     """
-    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    written, problems = [], []
+    for path, write in (
+        (config.predictions, lambda path: write_predictions(path, tally, inputs)),
+        (config.output, lambda path: write_json(path, results)),
+    ):
+        if path is not None:
+            try:
+                write(path)
+                written.append(path)
+            except InputError as error:
+                problems.append(str(error))
+    return written, problems
 
 
-def save_predictions(path: Path, tally: Tally, inputs: Inputs) -> None:
+def write_predictions(path: Path, tally: Tally, inputs: Inputs) -> None:
     """Write the scored pictures' `paths`, `labels`, `logits` and `top1`, in the source's order.
 
     Args:
@@ -82,7 +143,7 @@ def save_predictions(path: Path, tally: Tally, inputs: Inputs) -> None:
         InputError: if it cannot be written.
     """
     paths, classes = inputs.source.paths, inputs.description.config.num_classes
-    # An empty part keeps shapes and types where nothing was scored.
+    # Rows without pictures give shapes and types where nothing was scored.
     none = np.zeros(0, np.int32)
     rows = join_rows([Rows(none, none, none, np.zeros((0, classes), np.float32), ()), *tally.rows])
     arrays = {
@@ -90,3 +151,93 @@ def save_predictions(path: Path, tally: Tally, inputs: Inputs) -> None:
         **{name: getattr(rows, name) for name in ("labels", "top1", "logits")},
     }
     write_atomically(path, lambda file: np.savez(file, **arrays))
+
+
+def print_results(console: Console, results: dict[str, Any]) -> None:
+    """Print the final table, beside the published row if the configuration is one.
+
+    Args:
+        console: where to.
+        results: as `results.json` has them.
+    """
+    published = (results["published"] or {}).get("published", {})
+    table = Table()
+    table.add_column("")
+    table.add_column("partial" if results["partial"] else "measured", justify="right")
+    if published:
+        table.add_column("published (V100, float32)", justify="right")
+    for label, name, form in _TABLE:
+        row = [label, _show(results.get(name), form)]
+        if published:
+            row.append(_show(published.get(_PUBLISHED_NAMES.get(name, name)), "{}"))
+        table.add_row(*row)
+    for name, total in results["report"].items():
+        table.add_row(name.replace("_", " "), f"{total:g}")
+    console.print(describe(results), soft_wrap=True)
+    console.print(table)
+    _print_warnings(console, results)
+
+
+def _show(value: Any, form: str) -> str:
+    if value is None:
+        return ""
+    text = form.format(value)
+    return text if value == 0 or "%" in text or float(text) else f"{value:.2g}"
+
+
+def _print_warnings(console: Console, results: dict[str, Any]) -> None:
+    skipped, broken = results["skipped"], results["not_finite"]
+    if skipped:
+        console.print(f"left out {len(skipped)} that cannot be read:")
+        for problem in skipped[:_SKIPPED_SHOWN]:
+            console.print(f"  {problem}", soft_wrap=True)
+        if len(skipped) > _SKIPPED_SHOWN:
+            console.print(f"  and {len(skipped) - _SKIPPED_SHOWN} more; --output lists all")
+    if broken:
+        console.print(
+            f"{broken} pictures gave logits that are not finite numbers; they count as wrong",
+            soft_wrap=True,
+        )
+
+
+@contextmanager
+def show_progress(
+    console: Console, total: int, first: int = 0
+) -> Iterator[Callable[[Tally], None]]:
+    """Show running accuracy, speed and the time that is left: a bar on a terminal, else lines.
+
+    Args:
+        console: where to.
+        total: pictures to score.
+        first: how many an earlier run has scored.
+
+    Yields:
+        A function to call after each batch.
+    """
+    columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[scores]}"))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    start = last = time.monotonic()
+
+    def update(tally: Tally) -> None:
+        nonlocal last
+        now, seen = time.monotonic(), tally.totals.pictures
+        bar.update(task, completed=seen, scores=_summary(tally))
+        if not console.is_terminal and now - last >= _SECONDS_BETWEEN_LINES:
+            last = now
+            left = (now - start) * (total - seen) / max(1, seen - first)
+            console.print(f"{seen}/{total} pictures, {_summary(tally)}, {left:.0f} s left")
+
+    hidden = not console.is_terminal
+    with Progress(*columns, *times, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("", total=total, completed=first, scores="")
+        yield update
+
+
+def _summary(tally: Tally) -> str:
+    """Put the running results in a few words."""
+    totals = tally.totals
+    top1, top5 = totals.percent(totals.correct), totals.percent(totals.correct_top5)
+    speed = totals.images_per_second
+    if top1 is None or top5 is None or speed is None:
+        return "nothing scored yet"
+    return f"top-1 {top1:.2f} top-5 {top5:.2f} {speed:.1f} images/s"

@@ -4,225 +4,306 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 from rich.console import Console
 
+from hvit_jax.api import load, with_resolution
+from hvit_jax.checkpoint import read_description
 from hvit_jax.data.fingerprint import fingerprints
 from hvit_jax.data.folder import PictureError
-from hvit_jax.data.loader import Batch, load_batches
+from hvit_jax.data.loader import Batch
 from hvit_jax.data.subset import Subset
-from hvit_jax.distributed.peers import NoPeers, Peers
 from hvit_jax.distributed.placement import Placement, place
-from hvit_jax.distributed.together import check_agreement
+from hvit_jax.distributed.together import check_agreement, gather
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.inputs import Inputs
-from hvit_jax.evaluation.keeping import Keeper
-from hvit_jax.evaluation.options import Options
-from hvit_jax.evaluation.outcome import report, write_files
-from hvit_jax.evaluation.progress import show_progress
-from hvit_jax.evaluation.report import describe
-from hvit_jax.evaluation.results import describe_model, scores
-from hvit_jax.evaluation.score import score
-from hvit_jax.evaluation.shares import Shares, share_out
-from hvit_jax.evaluation.step import compile_step
+from hvit_jax.evaluation.config import EvalConfig
+from hvit_jax.evaluation.inputs import Inputs, open_inputs, or_demo
+from hvit_jax.evaluation.loop import BatchSharding, score
+from hvit_jax.evaluation.results import (
+    describe,
+    describe_model,
+    print_results,
+    scores,
+    show_progress,
+    write_files,
+)
+from hvit_jax.evaluation.resume import INTERVAL, ProgressFolder
+from hvit_jax.evaluation.step import Step, compile_step
 from hvit_jax.evaluation.tally import Tally
-from hvit_jax.evaluation.verify import report_verification
+from hvit_jax.fields import as_json
 from hvit_jax.models.vit import ViT
 from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
-from hvit_jax.system.signals import exit_status, sigterm_raises
+from hvit_jax.system.signals import sigterm_raises
 
-Stop = KeyboardInterrupt | InputError
+# What scored pictures depend on, so that --resume needs the same; batch and devices may change.
+_RESULTS_DEPEND_ON = ("method", "args", "model", "device", "matmul_precision", "versions")
+_RESULTS_DEPEND_ON += ("data_sha256", "checkpoint_sha256")
 # Results of processes are added up, so these must be the same in all of them.
-_SAME_EVERYWHERE = ("data_sha256", "checkpoint_sha256", "versions", "matmul_precision")
-_SAME_EVERYWHERE += ("args", "attention", "unroll", "on_error")
+_SAME_EVERYWHERE = ("args", "versions", "matmul_precision", "data_sha256", "checkpoint_sha256")
 
 
 @dataclass(frozen=True)
-class Run:
-    """What an evaluation consists of.
+class Seams:
+    """What stands between an evaluation and the world; tests replace it.
 
     Attributes:
-        options: the command line.
-        inputs: data and checkpoint.
-        model: the model.
-        messages: where progress goes.
-        peers: the other processes; the one with index 0 prints and writes.
-        placement: the devices.
-        shares: how processes share the pictures that are left to score.
-        tally: what has been scored, by an earlier run too.
-        keeper: keeps that on disk.
-        about: what the results say besides the scores.
+        compile: makes the step of a model.
+        on_stage: called with "opened", "begun", "compiled", "batch" (after each one), "scored" and
+            "written"; what it raises stops the evaluation.
+        interval: seconds between two savings.
     """
 
-    options: Options
-    inputs: Inputs
-    model: ViT
-    messages: Console
-    peers: Peers | NoPeers
-    placement: Placement
-    shares: Shares
-    tally: Tally
-    keeper: Keeper
-    about: dict[str, Any]
+    compile: Callable[[ViT, int, Placement], Step] = compile_step
+    on_stage: Callable[[str], None] = lambda stage: None
+    interval: float = INTERVAL
 
 
 def evaluate(
-    options: Options, inputs: Inputs, model: ViT, messages: Console, peers: Peers | NoPeers
-) -> int:
-    """Score a source's pictures, print the results and write what the command line asks for.
+    config: EvalConfig,
+    *,
+    console: Console | None = None,
+    messages: Console | None = None,
+    seams: Seams = Seams(),
+) -> dict[str, Any]:
+    """Score pictures, print the results and write what the record asks for.
+
+    In a program of several processes (`jax.distributed`), all of them call this; the first one
+    prints and writes.
 
     Args:
-        options: the command line.
-        inputs: data and checkpoint.
-        model: the model.
-        messages: where progress goes.
-        peers: the other processes; the one with index 0 prints and writes.
+        config: what to evaluate, and how.
+        console: where the results are printed; default: stdout.
+        messages: where progress goes; default: stderr.
+        seams: for tests.
 
     Returns:
-        The exit status: 0, or what shells expect after a signal.
+        The results, as --output writes them: scores, configuration, device, versions, and
+        fingerprints of data and checkpoint.
 
     Raises:
-        InputError: if a picture cannot be read, a result not be written, memory runs out, processes
-            disagree, or there is an evaluation to go on with, but of something else.
+        InputError: if an option, data or checkpoint is wrong, a picture cannot be read, a result
+            not be written, or memory runs out; what was scored before is written all the same.
+        KeyboardInterrupt: after Ctrl-C, and `Stopped` after SIGTERM; what was scored before is
+            written.
     """
-    run = _begin(options, inputs, model, messages, peers)
-    # The workers start to decode while the model compiles.
-    with sigterm_raises() as check_stop, _load(run) as batches:
-        stop = _score(run, batches, check_stop)
-        with peers.ending:
-            peers.done()
-            _finish(run, stop)
-    if isinstance(stop, InputError):
-        raise stop
+    first = jax.process_index() == 0
+    console = console or Console(highlight=False, markup=False, quiet=not first)
+    messages = messages or Console(
+        stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not first
+    )
+    folder = ProgressFolder(config, messages, active=first, interval=seams.interval)
+    with sigterm_raises() as check_stop, folder as progress:
+        evaluation = _begin(config, console, messages, progress, seams)
+        # The workers start to decode while the model compiles.
+        with evaluation.load() as batches:
+            stop = evaluation.score(batches, check_stop)
+            results = evaluation.finish(stop)
     if stop is not None:
-        return exit_status(stop)
-    if options.recorded is None or peers.index:
-        return 0
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    return report_verification(console, options.recorded, {**run.about, **scores(run.tally)})
+        raise stop
+    return results
 
 
 def _begin(
-    options: Options, inputs: Inputs, model: ViT, messages: Console, peers: Peers | NoPeers
-) -> Run:
-    """Find out what is left to do, and let all processes agree on it."""
-    placement, tally = place(), Tally(keep_logits=options.predictions is not None)
+    config: EvalConfig,
+    console: Console,
+    messages: Console,
+    progress: ProgressFolder,
+    seams: Seams,
+) -> Evaluation:
+    """Open everything, find out what is left to do, and let all processes agree on it."""
+    _, checkpoint = or_demo(config.data, config.checkpoint)
+    # Wrong options are found before thousands of pictures are listed.
+    config.reducer.resolve(with_resolution(read_description(checkpoint).config, config.resolution))
+    inputs = open_inputs(config.data, config.checkpoint)
+    if inputs.note is not None:
+        messages.print(inputs.note)
+    model = load(
+        inputs.checkpoint,
+        config.reducer,
+        resolution=config.resolution,
+        dtype=config.compute.dtype,
+        param_dtype=config.compute.param_dtype,
+        attention=config.compute.attention,
+        unroll=config.compute.unroll,
+    )
+    seams.on_stage("opened")
+    placement, tally = place(), Tally(keep_logits=config.predictions is not None)
     count = len(inputs.source)
-    size = placement.round_up(min(options.batch_size, count))
-    about = _describe(options, inputs, model, placement, size)
-    keeper = Keeper(options, about, peers, messages)
-    keeper.begin(tally, count)
-    shares = share_out(count - tally.first, size)
-    return Run(options, inputs, model, messages, peers, placement, shares, tally, keeper, about)
+    size = placement.round_up(min(config.batch_size, count))
+    about = _describe(config, inputs, model, placement, size)
+    progress.begin(_settings(config, model, about), tally, count)
+    tally.first = gather(tally.first)[0]
+    seams.on_stage("begun")
+    return Evaluation(
+        config=config,
+        inputs=inputs,
+        model=model,
+        placement=placement,
+        sharding=BatchSharding(count - tally.first, size),
+        tally=tally,
+        progress=progress,
+        about=about,
+        console=console,
+        messages=messages,
+        seams=seams,
+    )
 
 
 def _describe(
-    options: Options, inputs: Inputs, model: ViT, placement: Placement, size: int
+    config: EvalConfig, inputs: Inputs, model: ViT, placement: Placement, size: int
 ) -> dict[str, Any]:
-    """Describe the run, and check that all processes mean the same one.
+    """Describe the evaluation, and check that all processes mean the same one.
 
     Raises:
         InputError: if they do not, since their programs would wait for each other.
     """
     about = {
-        **describe_model(model),
-        **{name: getattr(options, name) for name in ("attention", "unroll", "on_error")},
-        "devices": placement.devices,
+        **describe_model(model, placement.devices),
         "processes": placement.processes,
         "batch_size": size,
         "data": inputs.data,
-        "checkpoint": inputs.checkpoint,
+        "checkpoint": str(inputs.checkpoint),
         "checkpoint_source": inputs.description.source,
         **fingerprints(inputs.source, inputs.checkpoint),
         "compile_seconds": None,
+        "config": as_json(config),
     }
     same = {name: about[name] for name in _SAME_EVERYWHERE}
+    same |= {name: about["config"][name] for name in ("compute", "on_error")}
     check_agreement(f"{_counts(inputs)}batches of {size}; {describe(about)}", **same)
     return about
+
+
+def _settings(config: EvalConfig, model: ViT, about: dict[str, Any]) -> dict[str, Any]:
+    """List what scored pictures depend on; DATA and --checkpoint say where it lies."""
+    options = {
+        "resolution": list(model.config.image_shape),
+        **as_json(config.compute),
+        "predictions": config.predictions and str(config.predictions),
+        **{name: about[name] for name in ("data", "checkpoint")},
+    }
+    return {**{name: about[name] for name in _RESULTS_DEPEND_ON}, "options": options}
 
 
 def _counts(inputs: Inputs) -> str:
     return f"{len(inputs.source)} pictures, {len(inputs.source.classes)} classes; "
 
 
-def _load(run: Run) -> AbstractContextManager[Iterator[Batch]]:
-    source, first = run.inputs.source, run.tally.first
-    left = Subset(source, tuple(range(first, len(source)))) if first else source
-    return load_batches(
-        run.shares.take(left),
-        run.model.config.image_shape,
-        batch_size=run.shares.rows,
-        workers=run.options.workers,
-        batches=run.shares.batches,
-    )
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation that has begun.
 
+    Attributes:
+        config: what to evaluate, and how.
+        inputs: data and checkpoint.
+        model: the model.
+        placement: the devices.
+        sharding: how the processes divide the pictures that are left to score.
+        tally: what has been scored, by an earlier run too.
+        progress: saves that on disk.
+        about: what the results say besides the scores.
+        console: where the results are printed.
+        messages: where progress goes.
+        seams: for tests.
+    """
 
-def _score(run: Run, batches: Iterator[Batch], check_stop: Callable[[], None]) -> Stop | None:
-    """Score what is left; returns what stopped it before the end, if anything did."""
-    size = run.shares.batch_size
-    try:
-        run.peers.saves(lambda: _leave(run, partial=True))
-        run.messages.print(_counts(run.inputs) + describe(run.about))
-        with explain_out_of_memory(size, smaller_batch(size, run.placement.devices)):
-            _compile_and_score(run, batches, check_stop)
-    except PictureError as error:
-        return PictureError(f"{error}; --on-error skip leaves such pictures out")
-    except (KeyboardInterrupt, InputError) as error:
-        return error
-    return None
+    config: EvalConfig
+    inputs: Inputs
+    model: ViT
+    placement: Placement
+    sharding: BatchSharding
+    tally: Tally
+    progress: ProgressFolder
+    about: dict[str, Any]
+    console: Console
+    messages: Console
+    seams: Seams
 
+    def load(self):
+        """Start to decode the pictures that are left."""
+        source, first = self.inputs.source, self.tally.first
+        left = Subset(source, tuple(range(first, len(source)))) if first else source
+        return self.sharding.load(left, self.model.config.image_shape, self.config.workers)
 
-def _compile_and_score(run: Run, batches: Iterator[Batch], check_stop: Callable[[], None]) -> None:
-    shares, first = run.shares, run.tally.first
-    started = time.perf_counter()
-    step = compile_step(run.model, shares.batch_size, run.placement)
-    run.about["compile_seconds"] = time.perf_counter() - started
-    run.messages.print(f"compiled in {run.about['compile_seconds']:.1f} s")
-    with show_progress(run.messages, len(run.inputs.source), first) as show:
+    def score(
+        self, batches: Iterator[Batch], check_stop: Callable[[], None]
+    ) -> KeyboardInterrupt | InputError | None:
+        """Score what is left; returns what stopped it before the end, if anything did."""
+        size = self.sharding.batch_size
+        try:
+            self.messages.print(_counts(self.inputs) + describe(self.about))
+            with explain_out_of_memory(size, smaller_batch(size, self.placement.devices)):
+                self._compile_and_score(batches, check_stop)
+            self.seams.on_stage("scored")
+        except PictureError as error:
+            return PictureError(f"{error}; --on-error skip leaves such pictures out")
+        except (KeyboardInterrupt, InputError) as error:
+            return error
+        return None
 
-        def on_batch(tally: Tally) -> None:
-            show(tally)
-            with run.peers.ending:
-                run.keeper.keep(tally)
-            check_stop()
+    def _compile_and_score(self, batches: Iterator[Batch], check_stop: Callable[[], None]) -> None:
+        started = time.perf_counter()
+        step = self.seams.compile(self.model, self.sharding.batch_size, self.placement)
+        self.about["compile_seconds"] = time.perf_counter() - started
+        self.messages.print(f"compiled in {self.about['compile_seconds']:.1f} s")
+        self.seams.on_stage("compiled")
+        first, count = self.tally.first, len(self.inputs.source)
+        with show_progress(self.messages, count, first) as show:
 
-        score(
-            step,
-            batches,
-            [run.inputs.labels[first + index] for index in shares.indices],
-            run.tally,
-            put=run.placement.divide,
-            shares=shares if shares.processes > 1 else None,
-            skip_unreadable=run.options.on_error == "skip",
-            on_batch=on_batch,
-        )
+            def on_batch(tally: Tally) -> None:
+                show(tally)
+                self.progress.save_if_due(tally)
+                self.seams.on_stage("batch")
+                check_stop()
 
+            score(
+                step,
+                batches,
+                self.inputs.labels[first:],
+                self.tally,
+                put=self.placement.divide,
+                sharding=self.sharding,
+                skip_unreadable=self.config.on_error == "skip",
+                on_batch=on_batch,
+            )
 
-def _finish(run: Run, stop: Stop | None) -> None:
-    # Whatever stopped it loses nothing of what was scored before either.
-    if run.tally.totals.images or not isinstance(stop, InputError):
-        _leave(run, partial=stop is not None)
-    else:
-        run.keeper.leave_nothing()
+    def finish(self, stop: KeyboardInterrupt | InputError | None) -> dict[str, Any]:
+        """Print and write what there is, if the first process does that for all.
 
+        Args:
+            stop: what stopped the evaluation before its end; nothing that was scored is lost.
 
-def _leave(run: Run, *, partial: bool) -> None:
-    """Print and write what there is, if this process does that for all."""
-    if run.peers.index:
-        return
-    results = {**run.about, "partial": partial, **scores(run.tally)}
-    written, problems = write_files(run.options, run.inputs, run.tally, results)
-    if partial or problems:
-        run.keeper.save(run.tally)
-        run.keeper.leave_nothing()
-    else:
-        run.keeper.finish()
-    # Only now: where printing fails, for want of a reader or of space, all else is done.
-    report(run.options, results, len(run.inputs.source), written)
-    if problems:
-        raise InputError("; ".join(problems))
-    if not partial and not run.tally.totals.images:
-        raise InputError(f"none of the {len(run.inputs.source)} pictures could be read")
+        Raises:
+            InputError: if results cannot be written, or no picture could be read.
+        """
+        partial = stop is not None
+        results = {**self.about, "partial": partial, **scores(self.tally)}
+        if jax.process_index() or (isinstance(stop, InputError) and not results["images"]):
+            return results
+        written, problems = write_files(self.config, self.inputs, self.tally, results)
+        self.seams.on_stage("written")
+        if partial or problems:
+            self.progress.save(self.tally)
+            if written:
+                self.progress.keep()
+        else:
+            self.progress.remove()
+        # Only now: where printing fails, for want of a reader or of space, all else is done.
+        self._print(results, written)
+        if problems:
+            raise InputError("; ".join(problems))
+        if not partial and not results["images"]:
+            raise InputError(f"none of the {len(self.inputs.source)} pictures could be read")
+        return results
+
+    def _print(self, results: dict[str, Any], written: list) -> None:
+        print_results(self.console, results)
+        if results["partial"]:
+            more = "; --resume goes on" if self.config.output else ""
+            done, count = results["images"], len(self.inputs.source)
+            self.console.print(f"interrupted: {done} of {count} pictures were scored{more}")
+        for path in written:
+            self.console.print(f"written: {path}", soft_wrap=True)

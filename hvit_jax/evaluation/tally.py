@@ -125,14 +125,15 @@ class Tally:
         return [problem for rows in self.rows for problem in rows.problems]
 
     def restore(self, parts: Sequence[tuple[Rows, Totals, float]]) -> None:
-        """Go on from what an earlier run has scored.
+        """Take over what an earlier run has scored.
 
         Args:
             parts: rows in order, with the sums and the seconds waited until the end of each.
         """
         self._rows = [rows for rows, _, _ in parts]
         _, totals, self.waited = parts[-1]
-        self.totals, self.first = replace(totals, batches=len(parts)), totals.pictures
+        self.totals = replace(totals, batches=len(parts), finished=None)
+        self.first = totals.pictures
 
     def add(
         self, batch: Batch, labels: Int[np.ndarray, " B"], outputs: Outputs, started: float

@@ -1,23 +1,28 @@
-"""Comparing an evaluation with an earlier one: `hvit eval --verify results.json`."""
+"""Repeating an evaluation and comparing: `hvit eval --verify results.json`."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from hvit_jax.errors import InputError
+from hvit_jax.evaluation.config import EvalConfig
+from hvit_jax.fields import from_json, matches
+from hvit_jax.reducers import make_reducer
+from hvit_jax.system.files import read_json
+from hvit_jax.system.provenance import changes
 
 # Other devices and versions round otherwise, and pictures between two classes change sides.
 POINTS, LOSS = 0.1, 1e-3
-_NEEDED = ("method", "args", "resolution", "dtype", "batch_size", "data", "checkpoint", "top1")
+# What results hold, as far as it is read here.
+_KINDS = {"method": str, "args": dict, "config": dict}
+_KINDS |= {"top1": float | None, "top5": float | None, "loss": float | None}
 _SAME = ("data_sha256", "checkpoint_sha256", "images", "not_finite", "skipped")
-_WORDS = ("method", "dtype", "data", "checkpoint", "attention", "on_error")
-_NUMBERS = ("top1", "top5", "loss")
-_LARGEST = 1e300
 _FREE = ("device", "devices", "matmul_precision", "versions")
+# What does not come from the file: where the new evaluation writes.
+_NOT_REPEATED = ("workers", "output", "predictions", "verify", "overwrite", "resume")
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -26,71 +31,37 @@ def read_results(path: Path) -> dict[str, Any]:
     Raises:
         InputError: if it cannot be read, or is not the result of a whole evaluation.
     """
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(recorded, dict) or not all(name in recorded for name in _NEEDED):
+    recorded = read_json(path)
+    if not _KINDS.keys() <= recorded.keys():
         raise InputError(f"{path} holds no results, as hvit eval --output writes them")
-    if recorded.get("partial") or not isinstance(recorded["top1"], (int, float)):
+    wrong = [name for name, kind in _KINDS.items() if not matches(recorded[name], kind)]
+    if wrong:
+        raise InputError(f"{path} has a {wrong[0]} that hvit eval --output does not write")
+    if recorded.get("partial") or recorded["top1"] is None:
         raise InputError(f"{path} is of an evaluation that did not finish")
-    _check(path, recorded)
     return recorded
 
 
-def _check(path: Path, recorded: dict[str, Any]) -> None:
-    """Refuse what no evaluation writes, before it becomes words of a command line.
-
-    Raises:
-        InputError: for a value of the wrong kind.
-    """
-    size = recorded["resolution"]
-    counts = [recorded["batch_size"], *(size if isinstance(size, list) else [size])]
-    given = {
-        name: recorded[name] for name in (*_WORDS, *_NUMBERS) if recorded.get(name) is not None
-    }
-    wrong = [
-        *(name for name in _NEEDED if recorded[name] is None),
-        *(name for name in given if name in _WORDS and not _is_word(given[name])),
-        *(name for name in given if name in _NUMBERS and not _is_number(given[name])),
-        *(["resolution or batch_size"] if any(type(count) is not int for count in counts) else []),
-        *(["unroll"] if not isinstance(recorded.get("unroll", False), bool) else []),
-    ]
-    if wrong:
-        raise InputError(f"{path} has a {wrong[0]} that hvit eval --output does not write")
-
-
-def _is_word(value: Any) -> bool:
-    return isinstance(value, str) and not value.startswith("-")
-
-
-def _is_number(value: Any) -> bool:
-    whole = isinstance(value, int | float) and not isinstance(value, bool)
-    return whole and -_LARGEST < value < _LARGEST
-
-
-def words_of(path: Path, recorded: dict[str, Any], *, data: str | None) -> list[str]:
-    """Write an evaluation as the command line that repeats it.
+def repeated(path: Path, recorded: dict[str, Any]) -> EvalConfig:
+    """Make the record of an evaluation from its results.
 
     Args:
         path: the file that `recorded` was read from.
-        recorded: its content.
-        data: pictures to use instead of the recorded ones, if any.
+        recorded: its content, from `read_results`.
+
+    Raises:
+        InputError: if it holds options that no evaluation has.
     """
-    size = recorded["resolution"]
-    size = size if isinstance(size, list) else [size]
-    return [
-        *([] if data is not None else [recorded["data"]]),
-        *("--checkpoint", recorded["checkpoint"]),
-        *("--method", recorded["method"], "--method-args", str(path)),
-        *("-r", *map(str, size), "--dtype", recorded["dtype"]),
-        *("-b", str(recorded["batch_size"])),
-        *("--attention", recorded.get("attention", "auto")),
-        *(["--unroll"] if recorded.get("unroll") else []),
-        *("--on-error", recorded.get("on_error", "skip" if recorded.get("skipped") else "stop")),
-    ]
+    content = {
+        name: value for name, value in recorded["config"].items() if name not in _NOT_REPEATED
+    }
+    try:
+        reducer = make_reducer(recorded["method"], **recorded["args"])
+        return from_json(EvalConfig, content, reducer=reducer, verify=path)
+    except InputError as error:
+        raise InputError(
+            f"{path} has options that hvit eval --output does not write: {error}"
+        ) from error
 
 
 def differences(recorded: dict[str, Any], results: dict[str, Any]) -> list[str]:
@@ -108,19 +79,18 @@ def differences(recorded: dict[str, Any], results: dict[str, Any]) -> list[str]:
         for name in _SAME
         if recorded.get(name) is not None and recorded[name] != results[name]
     ]
-    for name in _NUMBERS:
-        before, now = recorded.get(name), results[name]
+    for name, digits in (("top1", 2), ("top5", 2), ("loss", 6)):
+        before, now = recorded[name], results[name]
         if before is None:
             continue
         limit = LOSS * abs(before) if name == "loss" else POINTS + 1e-9
         if now is None or not abs(now - before) <= limit:
-            digits = 6 if name == "loss" else 2
             shown = "none" if now is None else f"{now:.{digits}f}"
             found.append(f"{name} was {before:.{digits}f} and is {shown}")
     return found
 
 
-def report_verification(console: Console, recorded: dict[str, Any], results: dict[str, Any]) -> int:
+def print_verification(console: Console, recorded: dict[str, Any], results: dict[str, Any]) -> bool:
     """Say whether a result holds.
 
     Args:
@@ -129,15 +99,15 @@ def report_verification(console: Console, recorded: dict[str, Any], results: dic
         results: the one of now.
 
     Returns:
-        The exit status: 0, or 1 if it does not hold.
+        Whether it does.
     """
-    for name in _FREE:
-        if recorded.get(name) is not None and recorded[name] != results[name]:
-            console.print(f"recorded with {name} {recorded[name]}; here {results[name]}")
+    before, now = ({name: about.get(name) for name in _FREE} for about in (recorded, results))
+    for change in changes(before, now):
+        console.print(f"recorded {change}")
     found = differences(recorded, results)
     for line in found:
         console.print(f"differs: {line}")
     if not found:
         moved = abs(results["top1"] - recorded["top1"])
         console.print(f"verified: top-1 within {moved:.2f} points on {results['images']} images")
-    return int(bool(found))
+    return not found

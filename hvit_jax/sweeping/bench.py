@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from hvit_jax.calibration.budgets import BlockCounts, measure, propose
 from hvit_jax.config import ViTConfig
 from hvit_jax.distributed.placement import Placement
-from hvit_jax.evaluation.score import score
+from hvit_jax.evaluation.loop import score
 from hvit_jax.evaluation.step import Step, compile_step
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.models.parameters import Tree, build_model

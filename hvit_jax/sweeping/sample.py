@@ -9,7 +9,7 @@ from hvit_jax.checkpoint import Description
 from hvit_jax.data.loader import Batch, load_batches
 from hvit_jax.data.subset import Subset
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.labels import head_labels
+from hvit_jax.evaluation.inputs import head_labels
 
 MOST_BYTES = 4 * 10**9
 

@@ -12,13 +12,11 @@ import numpy as np
 from jaxtyping import Array, Int, UInt8
 
 from hvit_jax.data.folder import SPLITS, ImageFolder, read_folder
-from hvit_jax.data.loader import load_batches
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.data.source import Source, open_source
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.score import score
-from hvit_jax.evaluation.shares import share_out
+from hvit_jax.evaluation.loop import BatchSharding, score
 from hvit_jax.evaluation.step import Outputs, compare
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.models.parameters import Tree
@@ -101,21 +99,15 @@ class Validation:
         tally, shape = Tally(), self.trainer.config.image_shape
         places = [self.classes.index(name) for name in self.source.classes]
         labels = [places[label] for label in self.source.labels]
-        shares = share_out(len(self.source), self.batch_size)
-        with load_batches(
-            shares.take(self.source),
-            shape,
-            batch_size=shares.rows,
-            workers=self.workers,
-            batches=shares.batches,
-        ) as batches:
+        sharding = BatchSharding(len(self.source), self.batch_size)
+        with sharding.load(self.source, shape, self.workers) as batches:
             score(
                 functools.partial(self._compiled, parameters),
                 batches,
-                [labels[index] for index in shares.indices],
+                labels,
                 tally,
                 put=self.placement.divide,
-                shares=shares if shares.processes > 1 else None,
+                sharding=sharding,
                 on_batch=on_batch,
             )
         totals = tally.totals

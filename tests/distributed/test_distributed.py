@@ -16,7 +16,7 @@ from hvit_jax import distributed
 from hvit_jax.distributed.processes import add_process_options, find_processes
 from hvit_jax.distributed.runtime_log import _FATAL, relay
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.shares import Shares
+from hvit_jax.evaluation.loop import BatchSharding
 from tests.evaluation_setup import make_checkpoint, make_pictures, results_of
 from tests.scale_setup import EVALUATE, TRAIN, finish, run_processes, started
 from tests.training_setup import RECIPE, SIZES, column, make_data, parameters, train
@@ -117,10 +117,10 @@ def test_processes_have_to_agree(monkeypatch, other, message):
 
 def test_shares_hold_each_picture_once():
     for pictures, size, processes in ((13, 6, 3), (1, 4, 4), (8, 8, 2), (5, 2, 1)):
-        parts = [Shares(pictures, size, process, processes) for process in range(processes)]
+        parts = [BatchSharding(pictures, size, process, processes) for process in range(processes)]
         assert sorted(index for part in parts for index in part.indices) == list(range(pictures))
         assert all(len(part.indices) <= part.batches * part.rows for part in parts)
-    assert Shares(13, 6, 1, 3).indices == (2, 3, 8, 9)
+    assert BatchSharding(13, 6, 1, 3).indices == (2, 3, 8, 9)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""What an evaluation is told: the options of `hvit eval`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvit_jax.config import Compute
+from hvit_jax.errors import InputError
+from hvit_jax.evaluation.inputs import check_both_or_neither
+from hvit_jax.fields import Options, nested, option
+from hvit_jax.models.reducer import Reducer
+
+
+@dataclass(frozen=True)
+class EvalConfig(Options):
+    """What to evaluate, and how; every field is a flag of `hvit eval`.
+
+    Raises:
+        InputError: for values that are wrong or do not go together.
+    """
+
+    data: str | None = option(
+        None,
+        "class folders of pictures, a folder whose img_val/ or val/ holds them, or "
+        "tfds:NAME[:SPLIT]",
+        positional=True,
+    )
+    checkpoint: Path | None = option(
+        None, "a folder written by hvit convert or by training", metavar="DIR"
+    )
+    reducer: Reducer = Reducer()
+    resolution: int | tuple[int, int] | None = option(
+        None,
+        "picture size in pixels, one number or height and width (default: the checkpoint's)",
+        short="-r",
+    )
+    compute: Compute = nested(Compute, leave=("param_dtype", "remat"))
+    batch_size: int = option(64, "pictures on the devices at once", short="-b", least=1)
+    workers: int = option(
+        min(8, os.cpu_count() or 1),
+        "processes that decode; 0: threads of this one",
+        short="-j",
+        least=0,
+    )
+    on_error: str = option(
+        "stop",
+        "what to do about a picture that cannot be read; skip lists it",
+        choices=("stop", "skip"),
+    )
+    output: Path | None = option(None, "write the results", metavar="FILE.json")
+    predictions: Path | None = option(
+        None, "write paths, labels, logits and top1 of every picture", metavar="FILE.npz"
+    )
+    verify: Path | None = option(
+        None,
+        "repeat the evaluation that wrote this file, and compare; exit status 1 if it differs",
+        metavar="FILE.json",
+    )
+    overwrite: bool = option(False, "let the two replace files that exist")
+    resume: bool = option(
+        False, "go on with an evaluation that was stopped or killed, by the command that began it"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_both_or_neither(self.data, self.checkpoint)
+        if self.resume and self.output is None:
+            raise InputError(
+                "--resume needs --output FILE.json, beside which scored pictures are saved"
+            )
+        if self.output and self.predictions:
+            if self.output.absolute() == self.predictions.absolute():
+                raise InputError(f"--output and --predictions both name {self.output}")

@@ -1,0 +1,242 @@
+"""Scored pictures on disk: what an evaluation that was stopped or killed goes on from.
+
+FILE.progress/lock             locked while an evaluation runs
+FILE.progress/settings.json    what its results depend on
+FILE.progress/000000512.npz    results of the pictures from number 512 on, the sums up to the last
+
+FILE is that of the results. Each file of the folder appears whole or not at all, and those of
+pictures never change, so that the folder can be resumed at any moment. It goes once the results
+are written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from hvit_jax.data.folder import PictureError
+from hvit_jax.errors import InputError
+from hvit_jax.evaluation.config import EvalConfig
+from hvit_jax.evaluation.tally import Rows, Tally, Totals, join_rows
+from hvit_jax.system.files import (
+    check_destination,
+    read_json,
+    remove_folder,
+    write_atomically,
+    write_json,
+    writing,
+)
+from hvit_jax.system.provenance import changes
+
+INTERVAL = 30.0  # Seconds between two savings.
+_SETTINGS, _LOCK = "settings.json", "lock"
+# What reading a file of pictures raises that is not whole.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
+
+
+class ProgressFolder:
+    """The folder of one evaluation, locked within a `with` statement.
+
+    Without --output, and in all processes but the first, nothing is checked, read or saved.
+    """
+
+    def __init__(
+        self,
+        config: EvalConfig,
+        messages: Console,
+        *,
+        active: bool = True,
+        interval: float = INTERVAL,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Name the folder; nothing is read or written yet.
+
+        Args:
+            config: of the evaluation.
+            messages: where to say what becomes of scored pictures.
+            active: whether this process saves for all of them.
+            interval: seconds between two savings.
+            clock: tells the time in seconds.
+        """
+        self._config, self._messages, self._active = config, messages, active
+        self._interval, self._clock, self._saved_at = interval, clock, clock()
+        self._batches, self._pictures, self._lock, self._keep = 0, 0, None, True
+        output = config.output if active else None
+        self._folder = None if output is None else output.with_name(f"{output.name}.progress")
+
+    def __enter__(self) -> ProgressFolder:
+        """Lock the folder, after checking that results can be written and that none are lost.
+
+        Raises:
+            InputError: if they cannot, another evaluation is at work, or an earlier one left some,
+                and it is not said what to do.
+        """
+        config, folder = self._config, self._folder
+        resumes = config.resume and folder is not None and folder.is_dir()
+        for path in (config.output, config.predictions):
+            if path is not None and self._active:
+                check_destination(path, overwrite=config.overwrite or resumes)
+        if folder is not None:
+            self._keep = folder.is_dir()
+            self._lock = _lock(folder)
+            if self._saved() and not config.resume and not config.overwrite:
+                os.close(self._lock)
+                raise InputError(
+                    f"{folder} holds pictures that were scored already; --resume goes on with "
+                    "them, --overwrite begins again"
+                )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Unlock the folder; remove it where it is new and there is nothing to resume."""
+        if self._folder is not None and self._lock is not None:
+            if not self._keep and not self._saved():
+                remove_folder(self._folder)
+            os.close(self._lock)
+
+    def begin(self, settings: dict[str, Any], tally: Tally, count: int) -> None:
+        """Resume what an earlier run has scored, if that is wanted, or begin anew.
+
+        Args:
+            settings: what results depend on; JSON can hold them.
+            tally: empty; gets what was scored before.
+            count: pictures in all.
+
+        Raises:
+            InputError: if the folder is damaged, or of an evaluation with other settings.
+        """
+        folder = self._folder
+        if folder is None:
+            return
+        if self._config.resume and (self._saved() or (folder / _SETTINGS).exists()):
+            self._restore(folder, settings, tally)
+        else:
+            for path in reversed(self._saved()):  # So that a kill leaves the first ones.
+                path.unlink()
+            write_json(folder / _SETTINGS, settings)
+        if tally.first:
+            self._messages.print(f"going on: {tally.first} of {count} pictures were scored before")
+        elif self._config.resume:
+            self._messages.print("nothing to go on with: this is the beginning")
+        self._batches, self._pictures = tally.totals.batches, tally.first
+
+    def _restore(self, folder: Path, settings: dict[str, Any], tally: Tally) -> None:
+        try:
+            before = read_json(folder / _SETTINGS)
+            if settings.keys() - before.keys():
+                raise ValueError(f"{_SETTINGS} is not complete")
+            parts = self._read()
+        except _DAMAGE as error:
+            raise InputError(
+                f"{folder} is damaged ({error}); without --resume, --overwrite begins again"
+            ) from error
+        if found := changes(before, json.loads(json.dumps(settings))):
+            raise InputError(
+                f"{folder} was begun {', '.join(found)}; repeat that command, or leave --resume "
+                "out and begin again with --overwrite"
+            )
+        if parts:
+            tally.restore(parts)
+        if tally.skipped and self._config.on_error != "skip":
+            raise PictureError(f"{tally.skipped[0]}; --on-error skip goes on without it")
+
+    def _read(self) -> list[tuple[Rows, Totals, float]]:
+        """Read the files in order: each one's rows, and the sums and the wait until then."""
+        parts, first = [], 0
+        for path in self._saved():
+            if path.name != _name(first):
+                raise ValueError(f"{_name(first)} is missing")
+            parts.append(_read_rows(path))
+            first = parts[-1][1].pictures
+        return parts
+
+    def save_if_due(self, tally: Tally) -> None:
+        """Save what was scored since the last time, now and then."""
+        if self._clock() - self._saved_at >= self._interval:
+            self._saved_at = self._clock()
+            self.save(tally)
+
+    def save(self, tally: Tally) -> None:
+        """Save what was scored since the last time; a full disk does not stop the evaluation."""
+        totals, waited = tally.totals, tally.waited
+        if self._folder is None or totals.pictures == self._pictures:
+            return
+        rows = join_rows(tally.rows[self._batches : totals.batches])
+        try:
+            path = self._folder / _name(self._pictures)
+            write_atomically(path, lambda file: _write_rows(file, rows, totals, waited))
+        except InputError as error:
+            self._messages.print(f"{error}; a run that is killed loses more")
+        else:
+            self._batches, self._pictures = totals.batches, totals.pictures
+
+    def keep(self) -> None:
+        """Keep the folder, even without pictures: --resume may replace partial results."""
+        self._keep = True
+
+    def remove(self) -> None:
+        """Remove the folder: the results are written."""
+        if self._folder is not None:
+            remove_folder(self._folder)
+
+    def _saved(self) -> list[Path]:
+        return sorted(self._folder.glob("*.npz")) if self._folder is not None else []
+
+
+def _name(first: int) -> str:
+    return f"{first:09d}.npz"
+
+
+def _write_rows(file: Any, rows: Rows, totals: Totals, waited: float) -> None:
+    arrays = {name: value for name, value in vars(rows).items() if isinstance(value, np.ndarray)}
+    about = {"totals": dataclasses.asdict(totals), "waited": waited, "problems": rows.problems}
+    np.savez(file, allow_pickle=False, about=np.array(json.dumps(about)), **arrays)
+
+
+def _read_rows(path: Path) -> tuple[Rows, Totals, float]:
+    """Read one file: its rows, and the sums and the wait until then."""
+    with np.load(path) as file:
+        if damaged := file.zip.testzip():  # Not all that NumPy reads is checked.
+            raise ValueError(f"{path.name} has another {damaged} than was written")
+        arrays = {name: file[name] for name in file.files}
+    about = json.loads(str(arrays.pop("about")))
+    rows = Rows(**{"logits": None, **arrays}, problems=tuple(about["problems"]))
+    return rows, Totals(**about["totals"]), float(about["waited"])
+
+
+def _lock(folder: Path) -> int:
+    """Lock a folder, made where it is missing, until a descriptor is closed or its process ends.
+
+    Returns:
+        The descriptor.
+
+    Raises:
+        InputError: if another evaluation has locked it.
+    """
+    path = folder / _LOCK
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            raise BlockingIOError  # The other one has ended meanwhile, and removed its folder.
+    except (BlockingIOError, FileNotFoundError):
+        os.close(descriptor)
+        output = folder.with_name(folder.name.removesuffix(".progress"))
+        raise InputError(
+            f"another evaluation writes {output}; wait for it or choose another --output"
+        ) from None
+    except OSError:  # This file system knows no locks.
+        pass
+    return descriptor

@@ -9,6 +9,7 @@ import jax
 from rich.console import Console
 
 from hvit_jax.commands.flags import build, make_parser, method_of, parse_given
+from hvit_jax.distributed.together import run_together
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation import EvalConfig, evaluate
 from hvit_jax.evaluation.verify import print_verification, read_results, repeated
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SIGTERM ended it early.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    return run(lambda: _evaluate(read(words)), PROGRAM)
+    return run(lambda: _main(read(words)), PROGRAM)
 
 
 def read(arguments: Sequence[str]) -> EvalConfig:
@@ -52,6 +53,10 @@ def read(arguments: Sequence[str]) -> EvalConfig:
     if "reducer" in given:
         raise InputError("--verify repeats what its file names; leave --method out")
     return build(EvalConfig, given, base=repeated(path, read_results(path)))
+
+
+def _main(config: EvalConfig) -> int | None:
+    return run_together(lambda: _evaluate(config), config.processes, PROGRAM)
 
 
 def _evaluate(config: EvalConfig) -> int:

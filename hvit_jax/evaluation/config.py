@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvit_jax.config import Compute
+from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import check_both_or_neither
 from hvit_jax.fields import Options, nested, option
@@ -58,10 +59,11 @@ class EvalConfig(Options):
         "repeat the evaluation that wrote this file, and compare; exit status 1 if it differs",
         metavar="FILE.json",
     )
-    overwrite: bool = option(False, "let the two replace files that exist")
+    overwrite: bool = option(False, "let --output and --predictions replace files that exist")
     resume: bool = option(
         False, "go on with an evaluation that was stopped or killed, by the command that began it"
     )
+    processes: Processes = nested(Processes)
 
     def __post_init__(self):
         super().__post_init__()

@@ -16,8 +16,8 @@ from hvit_jax.data.fingerprint import fingerprints
 from hvit_jax.data.folder import PictureError
 from hvit_jax.data.loader import Batch
 from hvit_jax.data.subset import Subset
+from hvit_jax.distributed.gathering import check_same, gather
 from hvit_jax.distributed.placement import Placement, place
-from hvit_jax.distributed.together import check_agreement, gather
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.config import EvalConfig
 from hvit_jax.evaluation.inputs import Inputs, open_inputs, or_demo
@@ -70,8 +70,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score pictures, print the results and write what the record asks for.
 
-    In a program of several processes (`jax.distributed`), all of them call this; the first one
-    prints and writes.
+    In a program of several processes all of them call this, and the first one prints and writes;
+    `jax.distributed.initialize` or `run_together` has been called before.
 
     Args:
         config: what to evaluate, and how.
@@ -173,7 +173,7 @@ def _describe(
     }
     same = {name: about[name] for name in _SAME_EVERYWHERE}
     same |= {name: about["config"][name] for name in ("compute", "on_error")}
-    check_agreement(f"{_counts(inputs)}batches of {size}; {describe(about)}", **same)
+    check_same(f"{_counts(inputs)}batches of {size}; {describe(about)}", **same)
     return about
 
 

@@ -22,7 +22,7 @@ _KINDS |= {"top1": float | None, "top5": float | None, "loss": float | None}
 _SAME = ("data_sha256", "checkpoint_sha256", "images", "not_finite", "skipped")
 _FREE = ("device", "devices", "matmul_precision", "versions")
 # What does not come from the file: where the new evaluation writes.
-_NOT_REPEATED = ("workers", "output", "predictions", "verify", "overwrite", "resume")
+_NOT_REPEATED = ("workers", "output", "predictions", "verify", "overwrite", "resume", "processes")
 
 
 def read_results(path: Path) -> dict[str, Any]:

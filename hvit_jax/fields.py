@@ -26,9 +26,9 @@ def option(
     *,
     short: str | None = None,
     choices: tuple = (),
-    least: float | None = None,
-    most: float | None = None,
-    above: float | None = None,
+    least: int | float | None = None,
+    most: int | float | None = None,
+    above: int | float | None = None,
     metavar: str | None = None,
     group: str | None = None,
     positional: bool = False,
@@ -240,7 +240,7 @@ def _accepts(hint: Any, kind: type) -> bool:
     return kind in (typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,))
 
 
-def _in_range(field: dataclasses.Field, value: float) -> bool:
+def _in_range(field: dataclasses.Field, value: int | float) -> bool:
     least, most, above = (field.metadata[bound] for bound in ("least", "most", "above"))
     return (
         (least is None or value >= least)

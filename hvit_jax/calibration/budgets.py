@@ -146,7 +146,8 @@ def propose(
     Raises:
         InputError: for a percentile out of range.
     """
-    check_percentile(percentile)
+    if not 0 < percentile <= 100:
+        raise InputError(f"the percentile must be above 0 and at most 100, got {percentile:g}")
     resolved, budgets = reducer.resolve(config), []
     for block in resolved.budget_blocks(config):
         needed = max(entry.at_percentile(percentile) for entry in counts if entry.block == block)
@@ -154,16 +155,6 @@ def propose(
         budgets.append(min(rounded, config.num_patches + 1))
     chosen = (max(budgets),) * len(budgets) if common else tuple(budgets)
     return with_budgets(resolved, chosen).resolve(config)
-
-
-def check_percentile(percentile: float) -> None:
-    """Check a share in per cent.
-
-    Raises:
-        InputError: unless it is above 0 and at most 100.
-    """
-    if not 0 < percentile <= 100:
-        raise InputError(f"the percentile must be above 0 and at most 100, got {percentile:g}")
 
 
 def with_budgets(reducer: Reducer, budgets: int | tuple[int, ...] | None) -> Reducer:

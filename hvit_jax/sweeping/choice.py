@@ -1,16 +1,49 @@
-"""Which setting to use."""
+"""What came of the settings that were tried, and which one to use."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hvit_jax.system.figures import pareto_front
+from hvit_jax.profiling.plot import pareto_front
+from hvit_jax.profiling.rows import Row
 
-Row = dict[str, Any]
 # Speed-ups are rarely above what GFLOPs promise; below this part of the target nothing is missed.
 NEAR = 0.75
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Row):
+    """A row of `hvit sweep`; figures of a candidate that failed are None.
+
+    Attributes:
+        tried: the candidate's options and, for a method with budgets, the percentile.
+        devices: how many divided every batch.
+        top1: accuracy in per cent.
+        drop: accuracy lost against dense on the same pictures, in percentage points.
+        drop_error: the standard error of that.
+        speedup: images per second over the dense model's in the same minutes.
+        speedup_range: the slowest and the fastest round's.
+        report: sums of what the method reports.
+        correct: for every picture of the sample 1 if it is right, else 0.
+    """
+
+    tried: dict[str, Any]
+    devices: int
+    top1: float | None = None
+    drop: float | None = None
+    drop_error: float | None = None
+    speedup: float | None = None
+    speedup_range: list[float] | None = None
+    report: dict[str, float] | None = None
+    correct: str | None = None
+
+    @property
+    def key(self) -> tuple:
+        """What tells one row from another: what was tried, whatever budgets came of it."""
+        return self.method, json.dumps(self.tried, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -30,11 +63,12 @@ class Goal:
             return f"{self.speedup:g} x dense"
         return f"a drop of at most {self.drop:g}"
 
-    def reached(self, row: Row) -> bool:
+    def reached(self, row: Trial) -> bool:
         """Tell whether a measured candidate is good enough, and faster than dense."""
+        speedup, _ = place(row)
         if self.speedup is not None:
-            return row["speedup"] >= self.speedup
-        return row["drop"] <= (self.drop or 0.0) and row["speedup"] > 1
+            return speedup >= self.speedup
+        return _drop(row) <= (self.drop or 0.0) and speedup > 1
 
     def hopeless(self, flops: int, dense: int) -> str | None:
         """Say why a candidate need not be tried, if so.
@@ -51,37 +85,41 @@ class Goal:
         return None
 
 
-def front(rows: Sequence[Row]) -> list[Row]:
+def front(rows: Sequence[Trial]) -> list[Trial]:
     """Find the candidates that no other beats in both speed and accuracy, from the fastest on."""
-    measured = [row for row in rows if row["error"] is None]
+    measured = [row for row in rows if row.error is None]
     places = {place(row): row for row in reversed(measured)}
     return [places[point] for point in pareto_front(list(places))]
 
 
-def place(row: Row) -> tuple[float, float]:
-    """Locate a candidate: speed over dense, and top-1."""
-    return row["speedup"], row["top1"]
+def place(row: Trial) -> tuple[float, float]:
+    """Locate a candidate that did not fail: speed over dense, and top-1."""
+    return row.speedup or 0.0, row.top1 or 0.0
 
 
-def choose(rows: Sequence[Row], goal: Goal) -> tuple[Row | None, bool]:
+def _drop(row: Trial) -> float:
+    return row.drop or 0.0
+
+
+def choose(rows: Sequence[Trial], goal: Goal) -> tuple[Trial | None, bool]:
     """Choose a setting.
 
     For a speed the most accurate one that reaches it, for a drop the fastest one within it. Where
     none is, the nearest: the fastest of all, or the one that is faster than dense and loses least.
 
     Args:
-        rows: measured candidates, the dense model among them.
+        rows: candidates, the dense model among them.
         goal: what is wanted.
 
     Returns:
         The setting, None if nothing is faster than dense; and whether it reaches the goal.
     """
-    measured = [row for row in rows if row["error"] is None]
+    measured = [row for row in rows if row.error is None]
     good = [row for row in measured if goal.reached(row)]
     if good:
         by_accuracy = goal.speedup is not None
         return max(good, key=lambda row: place(row)[::-1] if by_accuracy else place(row)), True
-    faster = [row for row in measured if row["speedup"] > 1]
+    faster = [row for row in measured if place(row)[0] > 1]
     if goal.speedup is not None:
         return max(faster, key=place, default=None), False
-    return min(faster, key=lambda row: (row["drop"], -row["speedup"]), default=None), False
+    return min(faster, key=lambda row: (_drop(row), -place(row)[0]), default=None), False

@@ -32,10 +32,10 @@ class Candidate:
     reducer: Reducer
     percentile: float | None = None
 
-    def describe(self) -> dict[str, Any]:
-        """Name the candidate, in the form that files have."""
-        tried = {"args": self.reducer.options(), "percentile": self.percentile}
-        return {"method": self.reducer.name, "tried": tried}
+    @property
+    def tried(self) -> dict[str, Any]:
+        """The candidate's options and percentile, as files have them."""
+        return {"args": self.reducer.options(), "percentile": self.percentile}
 
 
 def candidates(config: ViTConfig, methods: Iterable[str]) -> list[Candidate]:

@@ -1,27 +1,40 @@
-"""Trying all candidates, of which some may fail and some are not worth it."""
+"""A sweep from beginning to end: candidates, of which some may fail and some are not worth it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import collections
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from hvit_jax.api import with_resolution
 from hvit_jax.costs import count_flops
+from hvit_jax.data.fingerprint import fingerprints
+from hvit_jax.data.subset import SAMPLING, Subset, spread
+from hvit_jax.distributed.placement import place
+from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError
-from hvit_jax.profiling.record import Record
-from hvit_jax.profiling.report import method_name
+from hvit_jax.evaluation.inputs import Inputs, open_inputs
+from hvit_jax.models.reducer import Reducer
+from hvit_jax.profiling.bench import DENSE
+from hvit_jax.profiling.device import describe_device, use_compilation_cache
+from hvit_jax.profiling.results import Results
 from hvit_jax.profiling.run import FAILURES, describe_failure
-from hvit_jax.published import describe_configuration
-from hvit_jax.reducers import Reducer
-from hvit_jax.sweeping.bench import NOT_MEASURED, Bench
-from hvit_jax.sweeping.choice import Goal
-from hvit_jax.sweeping.grid import DENSE, Candidate
+from hvit_jax.sweeping.choice import Goal, Trial, choose, front
+from hvit_jax.sweeping.config import SweepConfig
+from hvit_jax.sweeping.grid import Candidate, candidates
+from hvit_jax.sweeping.report import commands, front_table, plot_sweep, summary
+from hvit_jax.sweeping.trials import Trials, load_sample
+from hvit_jax.system.figures import check_plot
+from hvit_jax.system.signals import sigterm_raises
 
-NAMES = ("method", "tried")
+Item = TypeVar("Item")
+# Options that numbers depend on.
+SETTINGS = ("data", "checkpoint", "resolution", "batch_size", "dtype", "attention", "seconds")
 
 
 @dataclass(frozen=True)
@@ -34,24 +47,118 @@ class Skipped:
 
 
 @dataclass
-class Progress:
-    """What a sweep has come to so far.
+class Sweep:
+    """What a sweep has come to.
 
     Attributes:
         rows: of the candidates that were tried, now or before.
         skipped: those that were not tried.
+        chosen: the setting to use; None without a goal, or if nothing is faster than dense.
+        reached: whether that reaches the goal; True without one.
     """
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Trial] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    chosen: Trial | None = None
+    reached: bool = True
+
+
+def sweep(
+    config: SweepConfig,
+    messages: Console | None = None,
+    *,
+    settings: Sequence[Candidate] | None = None,
+    bench: Callable[..., Trials] = Trials,
+) -> Sweep:
+    """Try settings on a sample of the pictures; print the front and the setting to use.
+
+    Args:
+        config: what to try, and how.
+        messages: where to say how far it is; default: stderr.
+        settings: what to try beside dense; default: what each of the methods proposes.
+        bench: makes what tries them, as `Trials` does.
+
+    Raises:
+        InputError: for anything in the configuration that is wrong, a picture that cannot be read,
+            or a dense model that fails.
+        KeyboardInterrupt: if Ctrl-C or SIGTERM came; what was finished is in the file.
+    """
+    refuse_several("hvit sweep")
+    if config.plot is not None:
+        check_plot(config.plot, "--plot")
+    if messages is None:
+        messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    inputs, placement = open_inputs(config.data, config.checkpoint), place()
+    sizes = with_resolution(inputs.description.config, config.resolution)
+    dense = Candidate(Reducer().resolve(sizes))
+    found = candidates(sizes, config.methods) if settings is None else [dense, *settings]
+    if inputs.note is not None:
+        messages.print(inputs.note)
+    use_compilation_cache(config.cache)
+    # At even distances over the data, and so over its classes.
+    part = spread(inputs.source, config.pictures)
+    results = open_results(config, inputs, part, placement.devices)
+    messages.print(f"{_machine(placement.devices)}, {len(part)} pictures, {len(found)} candidates")
+    sample = load_sample(
+        part,
+        inputs,
+        sizes.image_shape,
+        # As eval.py does: a whole batch is divided among the devices.
+        batch_size=placement.round_up(min(config.batch_size, len(part))),
+        workers=config.workers,
+        show=lambda batches, total: _track(batches, "decoding", total, messages),
+    )
+    tries, done = bench(config, inputs, sizes, sample, placement), Sweep()
+    goal = None if config.all else config.goal
+    try:
+        with sigterm_raises():
+            run_candidates(found, tries, goal, results, done, messages)
+    except KeyboardInterrupt as stop:
+        kept = "are kept; --resume goes on" if config.output else "are lost without --output"
+        message = f"interrupted; {len(done.rows)} finished candidates {kept}"
+        raise type(stop)(message) from stop
+    if config.goal is not None:
+        done.chosen, done.reached = choose(done.rows, config.goal)
+    _show(config, done)
+    return done
+
+
+def _track(items: Iterable[Item], what: str, total: int, messages: Console) -> Iterable[Item]:
+    return track(items, what, total, console=messages, disable=not messages.is_terminal)
+
+
+def open_results(config: SweepConfig, inputs: Inputs, part: Subset, devices: int) -> Results[Trial]:
+    """Open the file of --output; see `Results`.
+
+    Args:
+        config: names it.
+        inputs: data and checkpoint.
+        part: the sample.
+        devices: how many divide a batch.
+    """
+    about = {
+        **describe_device(devices),
+        "pictures": len(part),
+        "sampling": SAMPLING,
+        "checkpoint_source": inputs.description.source,
+        **fingerprints(inputs.source, inputs.checkpoint),
+    }
+    paths = [] if config.output is None else [config.output]
+    return Results(paths, Trial, config, about, settings=SETTINGS, resume=config.resume)
+
+
+def _machine(devices: int) -> str:
+    about = describe_device(devices)
+    many = f"{devices} x " if devices > 1 else ""
+    return f"{many}{about['device']} ({about['processor']}, {about['cpus']} cores)"
 
 
 def run_candidates(
     found: Sequence[Candidate],
-    bench: Bench,
+    bench: Trials,
     goal: Goal | None,
-    record: Record,
-    progress: Progress,
+    results: Results[Trial],
+    done: Sweep,
     messages: Console,
 ) -> None:
     """Try the candidates that are not finished yet.
@@ -63,76 +170,77 @@ def run_candidates(
         found: the candidates, the dense model first.
         bench: measures them.
         goal: decides which are not worth it; None to try all.
-        record: takes each row as soon as it is finished, and has those of an earlier run.
-        progress: gets every row; an interrupt leaves in it what was tried before.
+        results: takes each row as soon as it is finished, and has those of an earlier run.
+        done: gets every row; an interrupt leaves in it what was tried before.
         messages: where to say how far it is.
 
     Raises:
-        InputError: if the dense model fails, or the record cannot be written.
+        InputError: if the dense model fails, or the results cannot be written.
     """
-    hidden = not messages.is_terminal
 
-    def run(candidate: Candidate, goal: Goal | None, place: str) -> None:
-        row = record.find(candidate.describe())
+    def run(candidate: Candidate, goal: Goal | None, label: str) -> None:
+        row = results.find(bench.row(candidate, candidate.reducer))
         if row is None:
-            row = _try(candidate, bench, goal, progress, messages, place)
-            if row is None:
+            row = _try(candidate, bench, goal, label, messages)
+            if isinstance(row, Skipped):
+                done.skipped.append(row)
                 return
-            record.add(row)
-        if row["method"] == DENSE:
-            _keep_dense(row, bench)
-        progress.rows.append(row)
+            results.add(row)
+        if row.method == DENSE:
+            if row.error is not None:
+                raise InputError(
+                    f"the dense model, which all others are compared with: {row.error}"
+                )
+            bench.dense_correct = np.array([right == "1" for right in row.correct or ""])
+        done.rows.append(row)
 
-    for number, candidate in enumerate(track(found, "trying", console=messages, disable=hidden), 1):
+    for number, candidate in enumerate(_track(found, "trying", len(found), messages), 1):
         run(candidate, goal, f"{number}/{len(found)}")
-    if progress.skipped and all(row["method"] == DENSE for row in progress.rows):
-        least = min(progress.skipped, key=lambda each: each.flops)
-        progress.skipped.remove(least)
+    if done.skipped and all(row.method == DENSE for row in done.rows):
+        least = min(done.skipped, key=lambda each: each.flops)
+        done.skipped.remove(least)
         run(least.candidate, None, "fewest GFLOPs:")
 
 
 def _try(
-    candidate: Candidate,
-    bench: Bench,
-    goal: Goal | None,
-    progress: Progress,
-    messages: Console,
-    place: str,
-) -> dict[str, Any] | None:
-    """Measure one candidate; None if it is not worth it."""
+    candidate: Candidate, bench: Trials, goal: Goal | None, label: str, messages: Console
+) -> Trial | Skipped:
+    """Measure one candidate, unless it is not worth it."""
     reducer = candidate.reducer
     try:
         reducer = bench.with_budgets(candidate)
         if goal is not None and reducer.name != DENSE:
-            flops = count_flops(bench.config, reducer)
-            reason = goal.hopeless(flops, count_flops(bench.config, Reducer()))
-            if reason is not None:
-                progress.skipped.append(Skipped(candidate, flops, reason))
-                return None
-        row = _describe(candidate, reducer, bench)
-        messages.print(f"{place} {method_name(row)}")
-        row |= bench.measure(reducer)
+            flops, dense = (count_flops(bench.sizes, each) for each in (reducer, Reducer()))
+            if (reason := goal.hopeless(flops, dense)) is not None:
+                return Skipped(candidate, flops, reason)
+        row = bench.row(candidate, reducer)
+        messages.print(f"{label} {row.name}")
+        return bench.measure(candidate, reducer)
     except FAILURES as error:
         failure = describe_failure(error, bench.sample.batch_size)
-        row = _describe(candidate, reducer, bench) | {"error": failure}
-        messages.print(f"{place} {method_name(row)} failed: {failure}")
-    return row
+        row = replace(bench.row(candidate, reducer), error=failure)
+        messages.print(f"{label} {row.name} failed: {failure}")
+        return row
 
 
-def _describe(candidate: Candidate, reducer: Reducer, bench: Bench) -> dict[str, Any]:
-    return {
-        **describe_configuration(bench.config, reducer),
-        **candidate.describe(),
-        "batch": bench.sample.batch_size,
-        "devices": bench.placement.devices,
-        "dtype": bench.dtype,
-        "gflops": count_flops(bench.config, reducer) / 1e9,
-        **NOT_MEASURED,
-    }
-
-
-def _keep_dense(row: dict[str, Any], bench: Bench) -> None:
-    """Every other candidate is compared with the dense model."""
-    if row["error"] is not None:
-        raise InputError(f"the dense model, which all others are compared with: {row['error']}")
-    bench.dense_correct = np.array([right == "1" for right in row["correct"]])
+def _show(config: SweepConfig, done: Sweep) -> None:
+    """Print the front and the setting to use, and draw them."""
+    rows, chosen, goal = done.rows, done.chosen, config.goal
+    print(front_table(front(rows), chosen), end="")
+    reasons = collections.Counter(each.reason for each in done.skipped)
+    for reason, count in reasons.items():
+        print(f"skipped {count}: {reason} (--all tries them too)")
+    for row in rows:
+        if row.error is not None:
+            print(f"failed: {row.method} {row.tried['args']}: {row.error}")
+    if config.plot is not None:
+        plot_sweep(rows, chosen, goal, config.plot)
+        print(f"drawn: {config.plot}")
+    if goal is None:
+        print("--target-speedup X or --max-drop POINTS names the setting to use")
+    elif chosen is None:
+        print(f"nothing reaches {goal}: none of those tried is faster than dense here")
+    else:
+        what = f"to use for {goal}" if done.reached else f"nothing reaches {goal}; nearest"
+        command, python = commands(chosen, config)
+        print(f"\n{what}: {summary(chosen)}\n\n{command}\n\n{python}")

@@ -1,0 +1,93 @@
+"""What `hvit sweep` is asked for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvit_jax.config import Compute
+from hvit_jax.errors import InputError, unknown
+from hvit_jax.evaluation.inputs import check_both_or_neither
+from hvit_jax.fields import Options, nested, option
+from hvit_jax.models.reducer import Reducer
+from hvit_jax.reducers import REDUCERS
+from hvit_jax.sweeping.choice import Goal
+
+METHODS = tuple(name for name in REDUCERS if name != Reducer.name)
+
+
+@dataclass(frozen=True)
+class SweepConfig(Options):
+    """What to try, and how; `hvit sweep --help` explains every field."""
+
+    data: str | None = option(
+        None, "a folder of class folders, or tfds:NAME[:SPLIT]", positional=True
+    )
+    checkpoint: Path | None = option(
+        None, "a folder written by hvit convert or by training", metavar="DIR"
+    )
+    target_speedup: float | None = option(
+        None,
+        "name the most accurate setting with at least X times the dense model's images/s",
+        above=1,
+        most=1000,
+    )
+    max_drop: float | None = option(
+        None,
+        "name the fastest setting that loses at most so many percentage points of top-1",
+        least=0,
+        most=100,
+        metavar="POINTS",
+    )
+    methods: tuple[str, ...] = option(METHODS, "what to try beside dense", metavar="LIST")
+    all: bool = option(
+        False, "try also what GFLOPs make hopeless, which otherwise is skipped, and counted"
+    )
+    pictures: int = option(1000, "sample of DATA, spread over it and so over its classes", least=2)
+    resolution: int | tuple[int, int] | None = option(
+        None,
+        "picture size in pixels, one number or height,width (default: the checkpoint's)",
+        short="-r",
+    )
+    batch_size: int = option(32, "pictures at once, of all devices together", short="-b", least=1)
+    workers: int = option(
+        min(8, os.cpu_count() or 1),
+        "processes that decode; 0: threads of this one",
+        short="-j",
+        least=0,
+    )
+    compute: Compute = nested(Compute, leave=("param_dtype", "unroll", "remat"))
+    seconds: float = option(
+        0.5, "how long one of five rounds of timing takes, about", above=0, most=3600, metavar="S"
+    )
+    cache: bool = option(True, "keep compiled programs on disk, in ~/.cache/hvit_jax/xla")
+    output: Path | None = option(
+        None, "write every candidate as soon as it is finished", metavar="FILE.json"
+    )
+    resume: bool = option(False, "go on with the candidates of --output")
+    plot: Path | None = option(None, "draw accuracy against speed", metavar="FILE.png")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_both_or_neither(self.data, self.checkpoint)
+        if self.compute.dtype == "float64":
+            raise InputError("--dtype must be one of float32, bfloat16: 'float64'")
+        if self.target_speedup is not None and self.max_drop is not None:
+            raise InputError("give --target-speedup X or --max-drop POINTS, not both")
+        if not self.methods:
+            raise InputError("--methods names no method")
+        for method in self.methods:
+            if method == Reducer.name:
+                raise InputError("--methods names what to try beside dense, which is always tried")
+            if method not in REDUCERS:
+                raise unknown("method", method, METHODS)
+        if self.output is not None and self.output.suffix != ".json":
+            raise InputError(f"--output takes a .json file, got {self.output}")
+
+    @property
+    def goal(self) -> Goal | None:
+        """What is wanted; None to see the front only."""
+        if self.target_speedup is None and self.max_drop is None:
+            return None
+        return Goal(self.target_speedup, self.max_drop)

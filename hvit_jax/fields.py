@@ -233,7 +233,8 @@ def checked_value(field: dataclasses.Field, hint: Any, value: Any, label: str) -
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None and not _in_range(field, item):
                 raise InputError(f"{label} must be {_range(field)}, got {item:g}")
-    return value
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole and _accepts(hint, float) and not _accepts(hint, int) else value
 
 
 def _accepts(hint: Any, kind: type) -> bool:

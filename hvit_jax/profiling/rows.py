@@ -156,7 +156,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Measurement], Any], str], ...] = (
     ("PyTorch (ms)", lambda row: row.torch_latency_ms, "{:.2f}"),
     ("memory (GB)", _scaled("peak_memory_bytes", 1e-9), "{:.2f}"),
     ("TFLOP/s", lambda row: row.tflops_per_second, "{:.2f}"),
-    ("of peak (%)", _scaled("peak_share", 100), "{:.0f}"),
+    ("of peak (%)", _scaled("peak_share", 100.0), "{:.0f}"),
     ("compile (s)", lambda row: row.compile_seconds, "{:.1f}"),
 )
 

@@ -48,9 +48,8 @@ class VisualizeConfig(Options):
         if not self.compare and self.share is not None:
             raise InputError("--share is for --compare; leave it out, or give the method's options")
         if self.compare and self.reducer != Hourglass():
-            raise InputError(
-                f"--compare draws all methods at --share; leave {self.reducer.words()[0]} and the "
-                "method's options out"
-            )
+            words = self.reducer.words()
+            surplus = words[0] if self.reducer.name != Hourglass.name else words[2]
+            raise InputError(f"--compare draws all methods at --share; leave {surplus} out")
         if self.compare and self.after is not None and len(self.after) != 1:
             raise InputError(f"--compare looks behind one block; --after names {len(self.after)}")

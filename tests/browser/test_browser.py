@@ -77,7 +77,7 @@ def test_the_page_offers_pictures_that_exist(session):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--port", "0"], "--port must be from 1 to 65535"),
+        (["--port", "0"], "--port must be at least 1 and at most 65535, got 0"),
         (["--checkpoint", "nowhere"], "nowhere"),
         (["-r", "57"], "57 is not a multiple of the patch size 4"),
         (["--host", "no.such.host.invalid"], "cannot serve on no.such.host.invalid:7860"),
@@ -103,8 +103,8 @@ def address():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = "import sys; from hvit_jax.commands.demo import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "--port", str(port)]
+    code = "import sys; from hvit_jax.commands.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "demo", "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None and b"open http" in process.stdout.readline()

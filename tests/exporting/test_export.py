@@ -7,7 +7,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from hvit_jax.commands.method_options import command_words
 from jax import export
 
 import hvit_jax
@@ -18,7 +17,7 @@ from hvit_jax.data.folder import read_folder
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.exporting import loader
 from tests.evaluation_setup import CONFIG, make_checkpoint, make_pictures
-from tests.test_contract import CASES, name
+from tests.reducers.test_contract import CASES, name
 
 # Runs a script as if hvit_jax, flax and orbax were not installed.
 ALONE = """
@@ -62,7 +61,7 @@ def test_one_program_gives_the_models_logits_for_any_batch(
 ):
     checkpoint = make_checkpoint(tmp_path / "checkpoint", small_config)
     reducer = hvit_jax.make_reducer(name(case), **CASES[case].options)
-    words = (*command_words(reducer), "--platforms", "cpu")
+    words = (*reducer.words(), "--platforms", "cpu")
     assert export_to(tmp_path / "out", *words, checkpoint=checkpoint) == 0
     monkeypatch.setattr(loader, "FOLDER", tmp_path / "out")
     about, classify = loader.load()
@@ -158,7 +157,7 @@ def test_pictures_that_cannot_be_read(tmp_path):
 def test_programs_for_gpus_are_made_without_one(tmp_path, tiny):
     """Each platform has its own: attention goes head by head on CPUs only."""
     out = tmp_path / "out"
-    words = ("--platforms", "cuda", "cpu", "cuda", "--dtype", "bfloat16")
+    words = ("--platforms", "cuda,cpu,cuda", "--dtype", "bfloat16")
     assert export_to(out, *words, checkpoint=tiny) == 0
     about = json.loads((out / "export.json").read_text())
     assert about["programs"] == {name: f"model.{name}.jaxexport" for name in ("cuda", "cpu")}
@@ -202,7 +201,7 @@ def test_a_model_without_a_head_gives_features(tmp_path, monkeypatch, pictures):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--platforms", "gpu"], "unknown platform 'gpu'"),
+        (["--platforms", "gpu"], "--platforms must be one of cpu, cuda, rocm, tpu: 'gpu'"),
         (["--batch", "0"], "--batch must be symbolic or a number of at least 1, got '0'"),
         (["--batch", "many"], "--batch must be symbolic"),
         (["-r", "57"], "not a multiple of the patch size"),

@@ -9,7 +9,7 @@ from hvit_jax.commands.visualize import main
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.visualization.draw import SHADE, draw_groups, enlarged, heat_map, lay_over
 from hvit_jax.visualization.view import compile_views
-from tests.test_contract import METHODS, make
+from tests.reducers.test_contract import METHODS, make
 
 PICTURES = sorted(str(path) for path in (demo.FOLDER / "pictures").glob("*.jpg"))
 
@@ -148,15 +148,15 @@ def test_compares_all_methods(tmp_path):
     ("arguments", "message"),
     [
         (["nowhere.png"], "nowhere.png"),
-        ([PICTURES[0], "--after", "1", "6"], "--after 1 6: the model's blocks are 0 to 5"),
-        ([PICTURES[0], "--compare", "--after", "1", "2"], "one block"),
+        ([PICTURES[0], "--after", "1,6"], "--after 1,6: the model's blocks are 0 to 5"),
+        ([PICTURES[0], "--compare", "--after", "1,2"], "one block"),
         (
             [PICTURES[0], "--compare", "--method", "tome"],
             "draws all methods at --share; leave --method out",
         ),
-        ([PICTURES[0], "--compare", "--method-args=a.json"], "leave --method-args out"),
+        ([PICTURES[0], "--compare", "--method-args=a.json"], "cannot read a.json"),
         ([PICTURES[0], "--compare", "--num-clusters", "9"], "leave --num-clusters out"),
-        ([PICTURES[0], "--compare", "--r", "4"], "leave --r out"),
+        ([PICTURES[0], "--compare", "--r", "4"], "the default method has no option --r"),
         ([PICTURES[0], "--compare", "--share", "2"], "above 0 and at most 1"),
         ([PICTURES[0], "--method", "tome", "--share", "0.5"], "--share is for --compare"),
         ([PICTURES[0], "--method", "tome", "--keep-rate", "0.5"], "--keep-rate"),

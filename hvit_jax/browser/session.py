@@ -18,7 +18,7 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.costs import at_cost, cost_share
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.models.vit import jit_model
-from hvit_jax.profiling.timing import device_work, time_in_turns
+from hvit_jax.profiling.device import device_work, time_in_turns
 from hvit_jax.reducers import Reducer
 from hvit_jax.visualization.draw import draw_groups, enlarged, heat_map, lay_over
 from hvit_jax.visualization.view import compile_views

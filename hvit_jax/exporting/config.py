@@ -52,7 +52,7 @@ class ExportConfig(Options):
         super().__post_init__()
         if self.batch != SYMBOLIC and not (isinstance(self.batch, int) and self.batch > 0):
             raise InputError(
-                f"--batch must be {SYMBOLIC} or a number of at least 1, got {self.batch!r}"
+                f"--batch must be {SYMBOLIC} or a number of at least 1, got '{self.batch}'"
             )
 
     @property

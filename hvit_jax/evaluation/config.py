@@ -15,8 +15,8 @@ from hvit_jax.models.reducer import Reducer
 
 
 @dataclass(frozen=True)
-class EvalConfig(Options):
-    """What to evaluate, and how; every field is a flag of `hvit eval`.
+class OnPictures(Options):
+    """What every command is told that runs a checkpoint on labelled pictures.
 
     Raises:
         InputError: for values that are wrong or do not go together.
@@ -31,20 +31,35 @@ class EvalConfig(Options):
     checkpoint: Path | None = option(
         None, "a folder written by hvit convert or by training", metavar="DIR"
     )
-    reducer: Reducer = Reducer()
     resolution: int | tuple[int, int] | None = option(
         None,
-        "picture size in pixels, one number or height and width (default: the checkpoint's)",
+        "picture size in pixels, one number or height,width (default: the checkpoint's)",
         short="-r",
     )
     compute: Compute = nested(Compute, leave=("param_dtype", "remat"))
-    batch_size: int = option(64, "pictures on the devices at once", short="-b", least=1)
+    batch_size: int = option(32, "pictures at once, of all devices together", short="-b", least=1)
     workers: int = option(
         min(8, os.cpu_count() or 1),
         "processes that decode; 0: threads of this one",
         short="-j",
         least=0,
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_both_or_neither(self.data, self.checkpoint)
+
+
+@dataclass(frozen=True)
+class EvalConfig(OnPictures):
+    """What to evaluate, and how; every field is a flag of `hvit eval`.
+
+    Raises:
+        InputError: for values that are wrong or do not go together.
+    """
+
+    reducer: Reducer = Reducer()
+    batch_size: int = option(64, "pictures on the devices at once", short="-b", least=1)
     on_error: str = option(
         "stop",
         "what to do about a picture that cannot be read; skip lists it",
@@ -67,7 +82,6 @@ class EvalConfig(Options):
 
     def __post_init__(self):
         super().__post_init__()
-        check_both_or_neither(self.data, self.checkpoint)
         if self.resume and self.output is None:
             raise InputError(
                 "--resume needs --output FILE.json, beside which scored pictures are saved"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Int
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.data.loader import Batch
@@ -55,41 +55,8 @@ class BlockCounts:
         }
 
 
-def compile_counts(
-    model: ViT, batch_size: int, placement: Placement | None = None
-) -> Callable[[UInt8[np.ndarray, "B H W 3"]], list[dict[str, Int[Array, "B S"]]]]:
-    """Compile what a model's method counts, in the order of its `budget_blocks`.
-
-    Args:
-        model: a model without budgets.
-        batch_size: rows of every batch, of all devices together.
-        placement: the devices that share a batch; default: JAX's default device.
-
-    Returns:
-        A function of uint8 pictures.
-    """
-    graph, state = nnx.split(model)
-
-    def count(state, pixels):
-        states = nnx.merge(graph, state).features(normalize(pixels)).states
-        blocks = model.reducer.budget_blocks(model.config)
-        return [model.reducer.counts(states[block]) for block in blocks]
-
-    pixels = jax.ShapeDtypeStruct((batch_size, *model.config.image_shape, 3), np.uint8)
-    if placement is None:
-        compiled = jax.jit(count).lower(state, pixels).compile()
-        return lambda pixels: compiled(state, pixels)
-    state = placement.replicate(state)
-    compiled = placement.compile(count, arrays=1).lower(state, pixels).compile()
-    return lambda pixels: compiled(state, placement.divide(pixels))
-
-
 def measure(
-    model: ViT,
-    batches: Iterable[Batch],
-    *,
-    batch_size: int,
-    placement: Placement | None = None,
+    model: ViT, batches: Iterable[Batch], *, batch_size: int, placement: Placement
 ) -> list[BlockCounts]:
     """Count what every block of a method with budgets needs.
 
@@ -97,7 +64,7 @@ def measure(
         model: a model under that method, without budgets.
         batches: pictures; padding is left out.
         batch_size: rows of every batch, of all devices together.
-        placement: the devices that share a batch; default: JAX's default device.
+        placement: the devices that divide a batch.
 
     Returns:
         One entry for every block and every thing that is counted there.
@@ -105,14 +72,23 @@ def measure(
     Raises:
         InputError: if a picture cannot be read.
     """
-    count, collected = compile_counts(model, batch_size, placement), []
+    graph, state = nnx.split(model)
+    blocks = model.reducer.budget_blocks(model.config)
+
+    def count(state, pixels):
+        states = nnx.merge(graph, state).features(normalize(pixels)).states
+        return [model.reducer.counts(states[block]) for block in blocks]
+
+    pixels = jax.ShapeDtypeStruct((batch_size, *model.config.image_shape, 3), np.uint8)
+    state = placement.replicate(state)
+    compiled = placement.compile(count, arrays=1).lower(state, pixels).compile()
+    collected = []
     for batch in batches:
         for problem in batch.problems.values():
             raise InputError(problem)
-        counts = jax.device_get(count(batch.pixels))
+        counts = jax.device_get(compiled(state, placement.divide(batch.pixels)))
         collected.append(jax.tree.map(lambda leaf, rows=batch.valid: leaf[rows], counts))
     joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *collected)
-    blocks = model.reducer.budget_blocks(model.config)
     return [
         BlockCounts(block, name, needed)
         for block, counts in zip(blocks, joined, strict=True)

@@ -12,16 +12,18 @@ from hvit_jax.api import load, with_resolution
 from hvit_jax.calibration.budgets import BlockCounts, measure, propose, with_budgets
 from hvit_jax.calibration.config import CalibrateConfig
 from hvit_jax.checkpoint import describe_checkpoint, read_description
-from hvit_jax.config import ViTConfig, model_name
+from hvit_jax.config import ViTConfig
 from hvit_jax.costs import count_flops
 from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.loader import load_batches
 from hvit_jax.data.source import open_source
 from hvit_jax.data.subset import SAMPLING, spread
+from hvit_jax.distributed.placement import place
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import or_demo
 from hvit_jax.fields import as_json, flag, show
 from hvit_jax.models.reducer import Reducer
+from hvit_jax.published import describe_configuration
 from hvit_jax.system.files import new_file, refuse_existing, write_json
 from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
 from hvit_jax.system.provenance import describe_runtime
@@ -42,12 +44,15 @@ class Calibration:
     measured: dict[str, Any]
 
 
-def calibrate(config: CalibrateConfig, messages: Console | None = None) -> Calibration:
+def calibrate(
+    config: CalibrateConfig, *, console: Console | None = None, messages: Console | None = None
+) -> Calibration:
     """Measure what a method with budgets needs on pictures, and print what it should have.
 
     Args:
         config: what to measure, and how.
-        messages: where to show progress; default: stderr.
+        console: where the result is printed; default: stdout.
+        messages: where progress is shown; default: stderr.
 
     Raises:
         InputError: for anything in the configuration that is wrong.
@@ -57,7 +62,7 @@ def calibrate(config: CalibrateConfig, messages: Console | None = None) -> Calib
     data, checkpoint = or_demo(config.data, config.checkpoint)
     sizes = with_resolution(read_description(checkpoint).config, config.resolution)
     _check(config.reducer, sizes)
-    pictures = open_source(data)
+    pictures, placement = open_source(data), place()
     part = spread(pictures, config.batches * config.batch_size)
     model = load(
         checkpoint,
@@ -65,38 +70,38 @@ def calibrate(config: CalibrateConfig, messages: Console | None = None) -> Calib
         resolution=config.resolution,
         dtype=config.compute.dtype,
         attention=config.compute.attention,
+        unroll=config.compute.unroll,
     )
-    size = min(config.batch_size, len(part))
-    console = messages or Console(stderr=True)
+    size = placement.round_up(min(config.batch_size, len(part)))
+    messages = messages or Console(stderr=True)
     with (
         load_batches(part, sizes.image_shape, batch_size=size, workers=config.workers) as batches,
-        explain_out_of_memory(size, smaller_batch(size)),
+        explain_out_of_memory(size, smaller_batch(size, placement.devices)),
     ):
-        total, hidden = -(-len(part) // size), not console.is_terminal
-        shown = track(batches, "measuring", total, console=console, disable=hidden)
-        counts = measure(model, shown, batch_size=size)
-    proposed = propose(
+        total, hidden = -(-len(part) // size), not messages.is_terminal
+        shown = track(batches, "measuring", total, console=messages, disable=hidden)
+        counts = measure(model, shown, batch_size=size, placement=placement)
+    reducer = propose(
         config.reducer, sizes, counts, percentile=config.percentile, common=config.common
     )
     measured = {
-        **describe_runtime(),
+        **describe_runtime(placement.devices),
         "config": as_json(config),
         **describe_checkpoint(checkpoint),
         "data_sha256": data_sha256(pictures),
         "sampling": SAMPLING,
-        "model": model_name(sizes),
-        "resolution": list(sizes.image_shape),
+        **describe_configuration(sizes, model.reducer),
         "pictures": len(part),
         "blocks": [entry.summary(config.percentile) for entry in counts],
     }
-    found = Calibration(proposed, counts, measured)
-    print(_describe(found, config, sizes), end="")
+    console = console or Console(highlight=False, markup=False, soft_wrap=True)
+    console.print("\n".join(_lines(config, sizes, reducer, measured)))
     if config.output is not None:
-        content = {"method": proposed.name, "args": proposed.options(), "measured": measured}
+        content = {"method": reducer.name, "args": reducer.options(), "measured": measured}
         with new_file(config.output) as temporary:
             write_json(temporary, content)
-        print(f"written: {config.output}")
-    return found
+        console.print(f"written: {config.output}")
+    return Calibration(reducer, counts, measured)
 
 
 def _check(reducer: Reducer, sizes: ViTConfig) -> None:
@@ -110,24 +115,23 @@ def _check(reducer: Reducer, sizes: ViTConfig) -> None:
         raise InputError(f"{reducer.name} has nothing to measure with these options")
 
 
-def _describe(found: Calibration, config: CalibrateConfig, sizes: ViTConfig) -> str:
-    option, measured = found.reducer.budget_option or "", found.measured
-    listed = found.reducer.options()[option]
-    budgets = dict(zip(found.reducer.budget_blocks(sizes), listed, strict=True))
-    share = f"{config.percentile:g} %"
-    lines = [
-        f"{found.reducer.name} on {measured['pictures']} pictures, {measured['model']} at "
-        f"{'x'.join(map(str, sizes.image_shape))}",
+def _lines(
+    config: CalibrateConfig, sizes: ViTConfig, reducer: Reducer, measured: dict[str, Any]
+) -> list[str]:
+    """Write the counts and the proposed budgets for people."""
+    option = reducer.budget_option or ""
+    listed = reducer.options()[option]
+    budgets = dict(zip(reducer.budget_blocks(sizes), listed, strict=True))
+    size, share = "x".join(map(str, sizes.image_shape)), f"{config.percentile:g} %"
+    before, after = (count_flops(sizes, each) / 1e9 for each in (config.reducer, reducer))
+    return [
+        f"{reducer.name} on {measured['pictures']} pictures, {measured['model']} at {size}",
         f"block {'counted':>10} {'mean':>8} {'median':>8} {share:>8} {'max':>8} {'budget':>8}",
-    ]
-    for row in measured["blocks"]:
-        lines.append(
+        *(
             f"{row['block']:>5} {row['counted']:>10} {row['mean']:>8.1f} {row['median']:>8.1f} "
             f"{row['percentile']:>8} {row['max']:>8} {budgets[row['block']]:>8}"
-        )
-    before, after = (count_flops(sizes, each) / 1e9 for each in (config.reducer, found.reducer))
-    lines += [
+            for row in measured["blocks"]
+        ),
         f"GFLOPs a picture (tables' convention): {before:.3f} without budgets, {after:.3f} with",
         f"use: {flag(option)} {show(listed)}",
     ]
-    return "\n".join(lines) + "\n"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvit_jax.config import Compute
 from hvit_jax.errors import InputError, unknown
-from hvit_jax.evaluation.inputs import check_both_or_neither
-from hvit_jax.fields import Options, nested, option
+from hvit_jax.evaluation.config import OnPictures
+from hvit_jax.fields import option
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.reducers import REDUCERS
 from hvit_jax.sweeping.choice import Goal
@@ -18,15 +16,9 @@ METHODS = tuple(name for name in REDUCERS if name != Reducer.name)
 
 
 @dataclass(frozen=True)
-class SweepConfig(Options):
-    """What to try, and how; `hvit sweep --help` explains every field."""
+class SweepConfig(OnPictures):
+    """What to try, and how; every field is a flag of `hvit sweep`."""
 
-    data: str | None = option(
-        None, "a folder of class folders, or tfds:NAME[:SPLIT]", positional=True
-    )
-    checkpoint: Path | None = option(
-        None, "a folder written by hvit convert or by training", metavar="DIR"
-    )
     target_speedup: float | None = option(
         None,
         "name the most accurate setting with at least X times the dense model's images/s",
@@ -45,19 +37,6 @@ class SweepConfig(Options):
         False, "try also what GFLOPs make hopeless, which otherwise is skipped, and counted"
     )
     pictures: int = option(1000, "sample of DATA, spread over it and so over its classes", least=2)
-    resolution: int | tuple[int, int] | None = option(
-        None,
-        "picture size in pixels, one number or height,width (default: the checkpoint's)",
-        short="-r",
-    )
-    batch_size: int = option(32, "pictures at once, of all devices together", short="-b", least=1)
-    workers: int = option(
-        min(8, os.cpu_count() or 1),
-        "processes that decode; 0: threads of this one",
-        short="-j",
-        least=0,
-    )
-    compute: Compute = nested(Compute, leave=("param_dtype", "unroll", "remat"))
     seconds: float = option(
         0.5, "how long one of five rounds of timing takes, about", above=0, most=3600, metavar="S"
     )
@@ -70,7 +49,6 @@ class SweepConfig(Options):
 
     def __post_init__(self):
         super().__post_init__()
-        check_both_or_neither(self.data, self.checkpoint)
         if self.compute.dtype == "float64":
             raise InputError("--dtype must be one of float32, bfloat16: 'float64'")
         if self.target_speedup is not None and self.max_drop is not None:

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hvit_jax.commands.method_files import read_method_args
 from PIL import Image
 
 import hvit_jax
 from hvit_jax.calibration.budgets import BlockCounts, propose
-from hvit_jax.calibration.calibrate import main
 from hvit_jax.checkpoint import Description, checkpoint_sha256, save_checkpoint
+from hvit_jax.commands.calibrate import main
+from hvit_jax.commands.flags import read_method_args
 from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.preprocess import normalize, resize_and_crop
@@ -23,7 +23,7 @@ CONFIG = hvit_jax.ViTConfig(
     (40, 48), patch_size=8, depth=3, width=16, heads=2, mlp_width=32, num_classes=2
 )
 OPTIONS = {
-    "ats": ["--blocks", "0", "2"],
+    "ats": ["--blocks", "0,2"],
     "act": ["--first-block", "1", "--q-hashes", "6"],
 }
 
@@ -147,7 +147,7 @@ def test_counts_are_those_of_the_model(capsys, tmp_path, checkpoint, pictures, m
         assert row["max"] == most.max() and row["mean"] == pytest.approx(counts.mean())
         assert row["percentile"] == np.sort(most)[3] <= budget
         assert budget == min(31, -(-row["percentile"] // 8) * 8)
-    flag = f"--{option.replace('_', '-')} " + " ".join(map(str, written["args"][option]))
+    flag = f"--{option.replace('_', '-')} " + ",".join(map(str, written["args"][option]))
     assert f"use: {flag}" in printed
     args = read_method_args(output, method)
     assert hvit_jax.load(checkpoint, method, **args).reducer.options() == written["args"]
@@ -162,7 +162,7 @@ class TestFiles:
         ("text", "message"),
         [
             ("{", "is not JSON"),
-            ("[1]", "holds no method's options"),
+            ("[1]", "holds no JSON object"),
             ('{"method": "ats", "args": [1]}', "holds no method's options"),
             ('{"method": "act", "args": {}}', "for the method 'act', not 'ats'"),
             ('{"method": "ats", "args": {"max_tokens": "many"}}', "a.json: ats: max_tokens must"),
@@ -186,8 +186,8 @@ class TestFiles:
         (["--batches", "0"], "--batches must be at least 1, got 0"),
         (["-b", "0"], "--batch-size must be at least 1, got 0"),
         (["-r", "41"], "not a multiple of the patch size"),
-        (["-r", "wide"], "one or two whole numbers"),
-        (["-r", "40.5"], "one or two whole numbers"),
+        (["-r", "wide"], "--resolution must be a whole number or 2 whole numbers"),
+        (["-r", "40.5"], "--resolution must be a whole number or 2 whole numbers"),
     ],
 )
 def test_mistakes_are_reported_before_the_work(capsys, checkpoint, pictures, arguments, message):
@@ -204,8 +204,8 @@ def test_common_on_the_command_line(capsys, checkpoint, pictures, tmp_path):
     written = json.loads((tmp_path / "b.json").read_text())
     most = max(row["max"] for row in written["measured"]["blocks"])
     budget = min(31, -(-most // 8) * 8)
-    assert written["args"]["max_clusters"] == [budget] * 2 and written["measured"]["common"]
-    assert f"use: --max-clusters {budget} {budget}" in printed
+    assert written["args"]["max_clusters"] == [budget] * 2 and written["measured"]["config"]["common"]
+    assert f"use: --max-clusters {budget},{budget}" in printed
 
 
 def test_output_is_never_replaced(capsys, checkpoint, pictures, tmp_path):

@@ -1,18 +1,24 @@
 """A tiny checkpoint and pictures for it, and how to run the command line on them."""
 
+import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image
 
 import hvit_jax
 from hvit_jax.checkpoint import Description, save_checkpoint
-from hvit_jax.commands.eval import main
+from hvit_jax.commands.eval import PROGRAM, main, read
+from hvit_jax.evaluation.run import Seams
+from hvit_jax.evaluation.run import evaluate as evaluate_config
 from hvit_jax.models.parameters import init_parameters
+from hvit_jax.system.run import run
 
 ROOT = Path(__file__).parents[1]
 CONFIG = hvit_jax.ViTConfig(
@@ -42,10 +48,17 @@ def make_pictures(folder, count=10, classes=CONFIG.num_classes, damaged=()):
     return folder
 
 
-def evaluate(folder, checkpoint, *arguments, workers=0):
-    """Run the command line in this process."""
+def evaluate(folder, checkpoint, *arguments, workers=0, **seams):
+    """Run the command line in this process; returns its exit status.
+
+    Args:
+        seams: fields of `Seams`.
+    """
     words = [folder, "--checkpoint", checkpoint, "-j", workers, *arguments]
-    return main([str(word) for word in words])
+    words = [str(word) for word in words]
+    if not seams:
+        return main(words)
+    return run(lambda: not evaluate_config(read(words), seams=Seams(**seams)), PROGRAM)
 
 
 def results_of(folder, checkpoint, output, *arguments, **options):
@@ -54,6 +67,21 @@ def results_of(folder, checkpoint, output, *arguments, **options):
     status = evaluate(folder, checkpoint, *files, "--overwrite", *arguments, **options)
     assert status == 0
     return json.loads((output / "results.json").read_text()), np.load(output / "predictions.npz")
+
+
+@contextlib.contextmanager
+def no_room(size):
+    """Let files grow no longer than so many bytes, as on a full disk; it stops root too."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    cached = "jax_persistent_cache_min_compile_time_secs"
+    least = getattr(jax.config, cached)
+    jax.config.update(cached, 1e9)  # The tests' compiled programs are to stay whole.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        jax.config.update(cached, least)
 
 
 def start_process(*arguments):

@@ -135,7 +135,7 @@ class ProgressFolder:
             before = read_json(folder / _SETTINGS)
             if settings.keys() - before.keys():
                 raise ValueError(f"{_SETTINGS} is not complete")
-            parts = self._read()
+            parts = self._read(tally.keep_logits)
         except _DAMAGE as error:
             raise InputError(
                 f"{folder} is damaged ({error}); without --resume, --overwrite begins again"
@@ -150,13 +150,13 @@ class ProgressFolder:
         if tally.skipped and self._config.on_error != "skip":
             raise PictureError(f"{tally.skipped[0]}; --on-error skip goes on without it")
 
-    def _read(self) -> list[tuple[Rows, Totals, float]]:
+    def _read(self, logits: bool) -> list[tuple[Rows, Totals, float]]:
         """Read the files in order: each one's rows, and the sums and the wait until then."""
         parts, first = [], 0
         for path in self._saved():
             if path.name != _name(first):
                 raise ValueError(f"{_name(first)} is missing")
-            parts.append(_read_rows(path))
+            parts.append(_read_rows(path, logits))
             first = parts[-1][1].pictures
         return parts
 
@@ -203,14 +203,15 @@ def _write_rows(file: Any, rows: Rows, totals: Totals, waited: float) -> None:
     np.savez(file, allow_pickle=False, about=np.array(json.dumps(about)), **arrays)
 
 
-def _read_rows(path: Path) -> tuple[Rows, Totals, float]:
-    """Read one file: its rows, and the sums and the wait until then."""
+def _read_rows(path: Path, logits: bool) -> tuple[Rows, Totals, float]:
+    """Read one file: its rows, with or without logits, and the sums and the wait until then."""
     with np.load(path) as file:
         if damaged := file.zip.testzip():  # Not all that NumPy reads is checked.
             raise ValueError(f"{path.name} has another {damaged} than was written")
-        arrays = {name: file[name] for name in file.files}
-    about = json.loads(str(arrays.pop("about")))
-    rows = Rows(**{"logits": None, **arrays}, problems=tuple(about["problems"]))
+        about = json.loads(str(file["about"]))
+        indices, labels, top1 = (file[name] for name in ("indices", "labels", "top1"))
+        found = file["logits"] if logits else None
+    rows = Rows(indices, labels, top1, found, tuple(about["problems"]))
     return rows, Totals(**about["totals"]), float(about["waited"])
 
 

@@ -1,5 +1,6 @@
 """What an evaluation computes, adds up, prints and writes."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 import hvit_jax
 from hvit_jax.checkpoint import Description, read_description
@@ -14,9 +16,13 @@ from hvit_jax.commands.eval import main
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.loader import Batch
 from hvit_jax.data.preprocess import normalize, resize_and_crop
-from hvit_jax.evaluation.labels import head_labels
+from hvit_jax.evaluation import EvalConfig
+from hvit_jax.evaluation import evaluate as evaluate_config
+from hvit_jax.evaluation.inputs import head_labels
+from hvit_jax.evaluation.results import print_results, scores
 from hvit_jax.evaluation.step import compare, compile_step
 from hvit_jax.evaluation.tally import Tally, Totals
+from hvit_jax.fields import as_json
 from tests.evaluation_setup import evaluate, make_checkpoint, make_pictures, results_of
 
 
@@ -117,7 +123,7 @@ def test_step_takes_no_other_batch(checkpoint):
     [
         ((), "dense", {}),
         (
-            ("--method", "hourglass", "-l", "1", "-n", "1", "2"),
+            ("--method", "hourglass", "-l", "1", "-n", "1,2"),
             "hourglass",
             {"num_clusters": (1, 2)},
         ),
@@ -168,7 +174,7 @@ def test_results_file_and_table(checkpoint, pictures, tmp_path, capsys):
     results, _ = results_of(
         pictures, checkpoint, tmp_path, "-r", "32", "--dtype", "bfloat16", "--unroll", "-b", "64"
     )
-    assert results["resolution"] == 32 and results["dtype"] == "bfloat16"
+    assert results["resolution"] == [32, 32] and results["dtype"] == "bfloat16"
     assert results["model"] == "custom" and results["args"] == {} and results["published"] is None
     assert results["images"] == 10 and results["batch_size"] == 10
     assert results["images_per_second"] > 0 and results["partial"] is False
@@ -184,32 +190,35 @@ def test_results_file_and_table(checkpoint, pictures, tmp_path, capsys):
         assert text in out
 
 
-def test_demo_runs_without_arguments(checkpoint, pictures, monkeypatch, capsys):
-    monkeypatch.setattr("hvit_jax.demo.checkpoint_dir", lambda: checkpoint)
-    monkeypatch.setattr("hvit_jax.demo.images_dir", lambda: pictures)
+def test_the_demo_runs_without_arguments(capsys):
     assert main(["-j", "0"]) == 0
     captured = capsys.readouterr()
-    assert "10 pictures, 7 classes" in captured.err and "top-1 (%)" in captured.out
+    assert "1000 pictures, 10 classes" in captured.err and "top-1 (%)" in captured.out
 
 
 def test_published_row_is_shown_beside(capsys):
-    from rich.console import Console
-
-    from hvit_jax.evaluation.report import print_report
-
     row = hvit_jax.published.published_rows()[3]
     results = dict.fromkeys(("top1", "top5", "loss", "images_per_second", "gflops"), 1.0)
     results |= {"images": 5, "partial": False, "published": row, "report": {"over_budget": 3.0}}
     results |= {"method": "m", "model": "x", "resolution": 8, "args": {"a": 1}, "dtype": "f"}
     results |= {"device": "d", "skipped": [f"picture {n}: bad" for n in range(12)], "not_finite": 2}
-    print_report(Console(width=100, highlight=False, markup=False), results)
+    print_results(Console(width=100, highlight=False, markup=False), results)
     out = capsys.readouterr().out
     for text in ("published (V100", "87.2", "29.7", "179.0", "over budget", "picture 9: bad"):
         assert text in out
     assert "picture 10: bad" not in out and "and 2 more" in out and "2 pictures gave logits" in out
 
 
-def test_json_is_strict(checkpoint, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(Totals, "images_per_second", None)
-    results_of(pictures, checkpoint, tmp_path)
-    json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+def test_what_has_no_number_is_null_in_json():
+    tally = Tally(totals=Totals(images=1, loss=float("nan")))
+    assert json.loads(json.dumps(scores(tally), allow_nan=False))["loss"] is None
+    assert json.loads(json.dumps(scores(Tally()), allow_nan=False))["top1"] is None
+
+
+def test_from_python(checkpoint, pictures, tmp_path):
+    config = EvalConfig(str(pictures), checkpoint, batch_size=4, workers=0)
+    output = dataclasses.replace(config, output=tmp_path / "results.json")
+    quiet = Console(quiet=True)
+    results = evaluate_config(output, console=quiet, messages=quiet)
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    assert results["images"] == 10 and results["config"] == as_json(output)

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import importlib
 import os
-import resource
 import signal
 import threading
 from pathlib import Path
@@ -23,7 +22,7 @@ from hvit_jax.checkpoint import Description, save_checkpoint
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.system import memory
 from hvit_jax.training import run as training
-from tests.evaluation_setup import make_pictures
+from tests.evaluation_setup import make_pictures, no_room
 from tests.torch_files import swag_state
 
 CONFIG = hvit_jax.ViTConfig(16, patch_size=8, depth=2, width=8, heads=1, mlp_width=8, num_classes=2)
@@ -88,21 +87,6 @@ def complaint(capsys):
         return err.splitlines()[-1] if status == 2 else out
 
     return run
-
-
-@contextlib.contextmanager
-def no_room(size):
-    """Let files grow no longer than so many bytes, as on a full disk; it stops root too."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    cached = "jax_persistent_cache_min_compile_time_secs"
-    least = getattr(jax.config, cached)
-    jax.config.update(cached, 1e9)  # The tests' compiled programs are to stay whole.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        jax.config.update(cached, least)
 
 
 @pytest.mark.parametrize("command", MODULES)

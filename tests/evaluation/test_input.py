@@ -1,5 +1,6 @@
 """Everything a user can get wrong: one clear line, exit status 2, if possible before the work."""
 
+import contextlib
 import errno
 import json
 import os
@@ -16,6 +17,7 @@ from tests.evaluation_setup import (
     evaluate,
     make_checkpoint,
     make_pictures,
+    no_room,
     results_of,
 )
 
@@ -56,13 +58,14 @@ def complaint(capsys):
         (["--method", "hourglass", "--keep-rate", "0.7"], ["no option --keep-rate", "evit"]),
         (["--method", "hourglass", "--no-fuse-token"], ["no option --no-fuse-token", "evit"]),
         (["--method", "hourglass", "-n", "3"], ["num_clusters=3", "not a perfect square", "4"]),
-        (["--method", "hourglass", "-n", "2", "9"], ["2 x 9 does not fit the 2 x 3 grid"]),
+        (["--method", "hourglass", "-n", "2,9"], ["2 x 9 does not fit the 2 x 3 grid"]),
         (["--method", "hourglass", "-l", "3"], ["cluster_location=3", "blocks are 0 to 2"]),
         (["--method", "hourglass", "-l", "two"], ["cluster_location", "whole number", "'two'"]),
         (["--method", "hourglass", "-l"], ["-l", "expected one argument"]),
         (["-r", "20"], ["resolution 20 is not a multiple of the patch size 8", "nearest"]),
-        (["-r", "16", "24", "32"], ["--resolution takes one or two whole numbers", "32"]),
-        (["-r", "big"], ["--resolution takes one or two whole numbers", "'big'"]),
+        (["-r", "16,24,32"], ["--resolution must be a whole number or 2 whole numbers", "32"]),
+        (["-r", "16", "24"], ["unexpected argument '24'", "lists are written with commas"]),
+        (["-r", "big"], ["--resolution must be a whole number or 2 whole numbers", "'big'"]),
         (["-b", "0"], ["--batch-size must be at least 1, got 0"]),
         (["-b", "many"], ["--batch-size", "'many'"]),
         (["-j", "-1"], ["--workers must be at least 0, got -1"]),
@@ -82,8 +85,7 @@ def test_data_and_checkpoint_come_together(checkpoint, pictures, complaint):
     assert "DATA is given without --checkpoint" in complaint(main([str(pictures)]))
     line = complaint(main(["--checkpoint", str(checkpoint)]))
     assert "--checkpoint DIR is given without DATA" in line
-    line = complaint(main(["--method", "tome", "--r", "4", "x"]))
-    assert "as 'x'" in line and "(--r takes numbers, so 'x' behind them is read as DATA)" in line
+    assert "as 'x'" in complaint(main(["--method", "tome", "--r", "4", "x"]))
 
 
 def test_wrong_checkpoints(checkpoint, pictures, tmp_path, complaint):
@@ -164,8 +166,8 @@ def test_nothing_but_damaged_pictures(checkpoint, tmp_path, complaint):
 
 
 @pytest.mark.parametrize("flag", ["--output", "--predictions"])
-def test_destinations_are_checked_before_the_work(pictures, tmp_path, complaint, monkeypatch, flag):
-    monkeypatch.setattr("hvit_jax.commands.eval.load", pytest.fail)
+def test_destinations_are_checked_before_the_work(pictures, tmp_path, complaint, flag):
+    """Before even the checkpoint is looked for, which does not exist."""
     existing = tmp_path / "existing"
     existing.write_text("old")
     for path, part in (
@@ -186,20 +188,22 @@ def test_two_results_in_one_file(pictures, tmp_path, complaint):
     assert "both name" in complaint(evaluate(pictures, "unread", *words))
 
 
-def test_full_disk_still_prints_results(checkpoint, pictures, tmp_path, capsys, monkeypatch):
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("hvit_jax.system.files.os.fsync", full)
+def test_full_disk_still_prints_results(checkpoint, pictures, tmp_path, capsys):
     old = tmp_path / "results.json"
     old.write_text("old")
     words = ("--output", old, "--predictions", tmp_path / "out.npz", "--overwrite")
-    assert evaluate(pictures, checkpoint, *words) == 2
+    with contextlib.ExitStack() as disk:
+
+        def fill(stage):
+            if stage == "scored":
+                disk.enter_context(no_room(0))
+
+        assert evaluate(pictures, checkpoint, *words, on_stage=fill) == 2
     captured = capsys.readouterr()
     assert "top-1 (%)" in captured.out and "written" not in captured.out
     line = captured.err.splitlines()[-1]
-    assert f"cannot write {old}: No space left on device" in line
-    assert f"cannot write {tmp_path / 'out.npz'}: No space left on device" in line
+    assert f"cannot write {old}: {os.strerror(errno.EFBIG)}" in line
+    assert f"cannot write {tmp_path / 'out.npz'}: {os.strerror(errno.EFBIG)}" in line
     assert os.listdir(tmp_path) == ["results.json"] and old.read_text() == "old"
 
 

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hvit_jax.config import ViTConfig, named_config
-from hvit_jax.models.attention import attention, attention_and_column_mean, class_attention
+from hvit_jax.config import Compute, ViTConfig, named_config
 from hvit_jax.models.block import Block, gelu
+from hvit_jax.ops.attention import attend, attend_and_score, class_attention
 from hvit_jax.ops.clustered_attention import clustered_attention
 from hvit_jax.ops.clustering import cluster_tokens
 from hvit_jax.ops.grouping import group_means, group_tokens
@@ -38,12 +38,11 @@ def operations(config: ViTConfig, batch: int, dtype: str) -> Iterator[Operation]
     x = jax.random.normal(next(keys), (batch, tokens, config.width), dtype)
     q, k, v = jax.random.normal(next(keys), (3, batch, tokens, heads, size), dtype)
     wide = jax.random.normal(next(keys), (batch, tokens, config.mlp_width), dtype)
-    kind = jnp.dtype(dtype)
-    block = Block(config, dtype=kind, param_dtype=kind, attention="auto", rngs=nnx.Rngs(0))
+    block = Block(config, compute=Compute(dtype), rngs=nnx.Rngs(0))
     yield "block", "all of it", block, (x,)
     yield "block", "LayerNorm", block.ln_1, (x,)
     yield "block", "LayerNorm, projection to q, k, v", block.qkv, (x,)
-    yield "block", "attention", attention, (q, k, v)
+    yield "block", "attention", attend, (q, k, v)
     yield "block", "projection", block.project, (q,)
     yield "block", "LayerNorm, MLP", block.mlp, (x,)
     yield "block", "GELU", gelu, (wide,)
@@ -71,7 +70,7 @@ def operations(config: ViTConfig, batch: int, dtype: str) -> Iterator[Operation]
 def _selecting(config, x, q, k, v, scores) -> Iterator[Operation]:
     keep, r = (x.shape[1] - 1) // 2, 16
     yield "hourglass", "cluster to a quarter, 5 iterations", _cluster(config), (x[:, 1:],)
-    yield "evit", "attention and its column mean", attention_and_column_mean, (q, k, v)
+    yield "evit", "attention and its column mean", attend_and_score, (q, k, v)
     yield "evit, evo", "order", descending_order, (scores,)
     yield "evit, evo", "the same by argsort", lambda s: jnp.argsort(-s), (scores,)
     order = descending_order(scores)

@@ -34,9 +34,9 @@ from flax import nnx
 from hlo_costs import Kernel, kernels, total
 from jax.experimental import topologies
 
-from hvit_jax.config import model_name
+from hvit_jax.config import Compute, model_name
 from hvit_jax.models.vit import ViT
-from hvit_jax.ops import fused_attention
+from hvit_jax.ops.attention import cudnn
 from hvit_jax.ops.platform import compiled_for
 from hvit_jax.profiling.cases import Case, published_cases
 from hvit_jax.profiling.rows import method_name
@@ -50,13 +50,7 @@ def compile_for_h100(case: Case) -> Any:
     """Compile a case's model; nothing is run and no array is made."""
 
     def make():
-        return ViT(
-            case.config,
-            case.reducer,
-            rngs=nnx.Rngs(0),
-            dtype=jnp.bfloat16,
-            param_dtype=jnp.bfloat16,
-        )
+        return ViT(case.config, case.reducer, rngs=nnx.Rngs(0), compute=Compute("bfloat16"))
 
     target = (Path(__file__).parent / "h100.txtpb").read_text()
     topology = topologies.get_topology_desc(platform="cuda", target_config=target, topology="1x1x1")
@@ -71,7 +65,7 @@ def compile_for_h100(case: Case) -> Any:
     with (
         mock.patch(f"{checks}.check_cudnn_version", lambda: 91000),
         mock.patch(f"{checks}.check_compute_capability", lambda wanted: True),
-        mock.patch.object(fused_attention, "_cudnn_obstacle", lambda dtype, size: None),
+        mock.patch.object(cudnn, "obstacle", lambda dtype, size: None),
         compiled_for("gpu"),
     ):
         model = jax.jit(lambda state, images: nnx.merge(graph, state)(images))

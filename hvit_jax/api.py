@@ -6,18 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from hvit_jax.checkpoint import fitted_parameters, read_description
-from hvit_jax.config import ViTConfig, named_config
+from hvit_jax.config import Compute, ViTConfig, named_config
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.models.vit import ViT
-from hvit_jax.ops.fused_attention import check_implementation
 from hvit_jax.reducers import Reducer, make_reducer
-
-DTYPES = ("float32", "bfloat16", "float64")
 
 
 def load(
@@ -38,7 +32,7 @@ def load(
         method: "dense", "hourglass", ... or a built `Reducer`.
         resolution: image size in pixels, one number or (height, width); position embeddings are
             resized. Default: the checkpoint's own.
-        dtype: what blocks are computed in, "float32" or "bfloat16".
+        dtype: what blocks are computed in, "float32", "bfloat16" or "float64".
         param_dtype: what the blocks' weights are stored in; default: `dtype`.
         attention: "auto", "cudnn" or "xla".
         unroll: compile every block on its own instead of scanning equal ones.
@@ -52,9 +46,9 @@ def load(
     """
     reducer = make_reducer(method, **method_args)
     config = with_resolution(read_description(checkpoint_dir).config, resolution)
-    options = _options(dtype, param_dtype, attention, unroll)
+    compute = Compute(dtype, param_dtype, attention, unroll)
     reducer.resolve(config)
-    return build_model(config, reducer, fitted_parameters(checkpoint_dir, config), **options)
+    return build_model(config, reducer, fitted_parameters(checkpoint_dir, config), compute)
 
 
 def create(
@@ -91,25 +85,10 @@ def create(
     config = named_config(config_or_name) if named else config_or_name
     config = with_resolution(config, resolution)
     reducer = make_reducer(method, **method_args).resolve(config)
-    options = _options(dtype, param_dtype, attention, unroll)
-    return build_model(config, reducer, init_parameters(config, seed), **options)
+    compute = Compute(dtype, param_dtype, attention, unroll)
+    return build_model(config, reducer, init_parameters(config, seed), compute)
 
 
 def with_resolution(config: ViTConfig, resolution: int | tuple[int, int] | None) -> ViTConfig:
     """Replace a configuration's resolution, unless it is None."""
     return config if resolution is None else dataclasses.replace(config, resolution=resolution)
-
-
-def _options(dtype: str, param_dtype: str | None, attention: str, unroll: bool) -> dict[str, Any]:
-    check_implementation(attention)
-    for name in (dtype, param_dtype or dtype):
-        if str(name) not in DTYPES:
-            raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
-        if name == "float64" and not jax.config.read("jax_enable_x64"):
-            raise InputError("dtype 'float64' needs JAX_ENABLE_X64=1 in the environment")
-    return {
-        "dtype": jnp.dtype(dtype),
-        "param_dtype": jnp.dtype(param_dtype or dtype),
-        "attention": attention,
-        "unroll": unroll,
-    }

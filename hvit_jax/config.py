@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from hvit_jax.errors import InputError, unknown
 from hvit_jax.fields import Options, option
 
@@ -112,12 +115,16 @@ class ViTConfig:
 class Compute(Options):
     """How a model is computed, whatever it computes.
 
+    Raises:
+        InputError: for a value that is not accepted, or float64 where JAX does not compute in it.
+
     Attributes:
         dtype: what blocks are computed in.
         param_dtype: what the blocks' weights are stored in; None for `dtype`.
         attention: "auto", "cudnn" or "xla".
         unroll: whether every block is compiled on its own instead of scanning equal ones.
-        remat: whether a backward pass computes blocks again instead of keeping their insides.
+        remat: whether a backward pass computes each block once more, and only the tokens between
+            blocks are stored for it: less memory for more time.
     """
 
     dtype: str = option("float32", "what blocks are computed in", choices=DTYPES)
@@ -131,6 +138,16 @@ class Compute(Options):
     remat: bool = option(
         False, "compute blocks again in the backward pass: less memory, about a third more time"
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if "float64" in (self.dtype, self.param_dtype) and not jax.config.read("jax_enable_x64"):
+            raise InputError("dtype 'float64' needs JAX_ENABLE_X64=1 in the environment")
+
+    @property
+    def types(self) -> tuple[jnp.dtype, jnp.dtype]:
+        """The types that blocks are computed in, and that their weights are stored in."""
+        return jnp.dtype(self.dtype), jnp.dtype(self.param_dtype or self.dtype)
 
 
 MODELS = {

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 
 import hvit_jax
 from hvit_jax.fields import Options
-from hvit_jax.ops import fused_attention
+from hvit_jax.ops.attention import cudnn
 from tests.golden import Goldens
 
 # A shell starts background commands with Ctrl-C ignored, and so their children.
@@ -92,5 +92,5 @@ def plain_cudnn(monkeypatch):
         return fused(*arrays, implementation="xla", **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", plain)
-    monkeypatch.setattr(fused_attention, "_cudnn_obstacle", lambda dtype, size: None)
+    monkeypatch.setattr(cudnn, "obstacle", lambda dtype, size: None)
     return seen

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from PIL import Image
@@ -39,7 +38,7 @@ def forward(model, method):
     """
     config = hvit_jax.MODELS[model]
     reducer = at_cost(method, config, 0.6)
-    vit = build_model(config, reducer, parameters(model), dtype=jnp.float32)
+    vit = build_model(config, reducer, parameters(model))
     graph, state = nnx.split(vit)
     photograph = Image.open(demo.pictures_dir() / "astronaut.jpg")
     images = normalize(resize_and_crop(photograph, config.image_shape)[None])

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from hvit_jax.config import ViTConfig
-from hvit_jax.models.attention import KeyBias, attention
-from hvit_jax.ops.platform import backend
+from hvit_jax.config import Compute, ViTConfig
+from hvit_jax.models.gpu import pad_tokens, project_to_thirds
+from hvit_jax.ops.attention import KeyBias, attend
 from hvit_jax.ops.precision import accumulator
 
 
@@ -38,10 +36,6 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return (wide / 2 * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
-# Rows of tokens from which three products are faster than one whose result is cut.
-_SEPARATE_ROWS = 4096
-
-
 class Block(nnx.Module):
     """A pre-norm transformer block: `x += attention(ln_1(x))`, then `x += mlp(ln_2(x))`.
 
@@ -49,29 +43,20 @@ class Block(nnx.Module):
     without reduction.
     """
 
-    def __init__(
-        self,
-        config: ViTConfig,
-        *,
-        dtype: jax.typing.DTypeLike,
-        param_dtype: jax.typing.DTypeLike,
-        attention: str,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, config: ViTConfig, *, compute: Compute, rngs: nnx.Rngs):
         """Create the block's parameters.
 
         Args:
             config: the model's sizes.
-            dtype: what matrix products and the residual stream are computed in.
-            param_dtype: what weights are stored in; LayerNorms are always float32.
-            attention: "auto", "cudnn" or "xla".
+            compute: in which types, and by which attention; LayerNorms are stored in float32.
             rngs: draws the initial weights.
         """
+        dtype, stored = compute.types
 
         def linear(inputs: int, outputs: int) -> nnx.Linear:
-            return nnx.Linear(inputs, outputs, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+            return nnx.Linear(inputs, outputs, dtype=dtype, param_dtype=stored, rngs=rngs)
 
-        self.heads, self.implementation = config.heads, attention
+        self.heads, self.implementation = config.heads, compute.attention
         self.ln_1 = layer_norm(config.width, dtype=dtype, rngs=rngs)
         self.in_proj = linear(config.width, 3 * config.width)
         self.out_proj = linear(config.width, config.width)
@@ -82,25 +67,9 @@ class Block(nnx.Module):
     def qkv(
         self, x: Float[Array, "B N C"]
     ) -> tuple[Float[Array, "B N H D"], Float[Array, "B N H D"], Float[Array, "B N H D"]]:
-        """Normalise tokens and project them to queries, keys and values.
-
-        On a GPU in three products, except for few rows: cutting the result of one copies it.
-        """
+        """Normalise tokens and project them to queries, keys and values."""
         x = self.ln_1(x)
-        if backend() == "gpu":
-            kernel, bias = self.in_proj.kernel[...], self.in_proj.bias
-            assert bias is not None, "nnx.Linear has a bias unless it is told otherwise"
-            cut = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias[...], 3), strict=True)
-            # XLA joins products up to 32 MB, unless they seem to have different operands.
-            inputs = (x,) * 3
-            if isinstance(x.shape[0], int) and x.shape[0] * x.shape[1] >= _SEPARATE_ROWS:
-                inputs = jax.lax.optimization_barrier(inputs)
-            parts = [
-                x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
-                for x, (kernel, bias) in zip(inputs, cut, strict=True)
-            ]
-        else:
-            parts = jnp.split(self.in_proj(x), 3, axis=-1)
+        parts = project_to_thirds(self.in_proj, x)
         q, k, v = (part.reshape(*x.shape[:2], self.heads, -1) for part in parts)
         return q, k, v
 
@@ -113,8 +82,8 @@ class Block(nnx.Module):
         key_bias: KeyBias | None = None,
         key_lengths: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B Nq H D"]:
-        """Run the attention that the model was built with; see `attention`."""
-        return attention(
+        """Run the attention that the model was built with; see `ops.attention.attend`."""
+        return attend(
             q,
             k,
             v,
@@ -133,29 +102,25 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "B N C"]) -> Float[Array, "B N C"]:
         """Run the block on all tokens, without reduction."""
-        batch, tokens, _ = x.shape
-        lengths = None
-        if backend() == "gpu" and isinstance(batch, int) and batch * tokens % 8:
-            # cuBLAS is fast on rows by the eight: else XLA fills up and cuts every single product.
-            x = jnp.pad(x, ((0, 0), (0, -tokens % 8), (0, 0)))
-            lengths = jnp.full(batch, tokens, jnp.int32)
+        tokens = x.shape[1]
+        x, lengths = pad_tokens(x)
         x = x + self.project(self.attend(*self.qkv(x), key_lengths=lengths))
         return (x + self.mlp(x))[:, :tokens]
 
 
-def stack_blocks(count: int, config: ViTConfig, *, rngs: nnx.Rngs, **options: Any) -> Block:
+def stack_blocks(count: int, config: ViTConfig, *, compute: Compute, rngs: nnx.Rngs) -> Block:
     """Make several blocks whose parameters are stacked along a first axis, to be scanned over.
 
     Args:
         count: how many.
         config: the model's sizes.
+        compute: as for `Block`.
         rngs: draws the initial weights, each block's own.
-        **options: `dtype`, `param_dtype` and `attention` of `Block`.
     """
 
     @nnx.split_rngs(splits=count)
     @nnx.vmap
     def create(rngs: nnx.Rngs) -> Block:
-        return Block(config, rngs=rngs, **options)
+        return Block(config, compute=compute, rngs=rngs)
 
     return create(rngs)

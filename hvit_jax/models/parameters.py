@@ -7,13 +7,14 @@ blocks stacked along a first axis of length `depth`. Checkpoints store this tree
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from hvit_jax.config import ViTConfig
+from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.models.vit import ViT
 
@@ -29,18 +30,27 @@ def get_parameters(model: ViT) -> Tree:
     return tree
 
 
-def build_model(config: ViTConfig, reducer: Reducer, parameters: Tree, **options: Any) -> ViT:
+def build_model(
+    config: ViTConfig,
+    reducer: Reducer,
+    parameters: Tree,
+    compute: Compute = Compute(),
+    *,
+    gather_weights: Callable[[Any], Any] | None = None,
+) -> ViT:
     """Make a model around given parameters, split into its segments once.
 
     Args:
         config: the model's sizes.
         reducer: the method.
         parameters: a tree as `abstract_parameters` describes.
-        **options: `dtype`, `param_dtype`, `attention`, `unroll` and `remat` of `ViT`.
+        compute: how the model is computed.
+        gather_weights: as for `ViT`.
 
     Returns:
         The model; each parameter has been converted to the dtype that the model stores it in.
     """
+    options = {"compute": compute, "gather_weights": gather_weights}
     model = nnx.eval_shape(lambda: ViT(config, reducer, rngs=nnx.Rngs(0), **options))
     graph, state = nnx.split(model)
     tree = {name: leaf for name, leaf in parameters.items() if name != "blocks"}

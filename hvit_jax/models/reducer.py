@@ -16,6 +16,7 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options
 from hvit_jax.ops import flops
+from hvit_jax.ops.arrays import gather
 
 if typing.TYPE_CHECKING:
     from hvit_jax.models.block import Block
@@ -65,10 +66,9 @@ class TokenState:
         if self.source is None or self.dropped is None:
             return self
         here = jnp.maximum(self.source, 0)
-        new = jnp.where(self.source < 0, -1, jnp.take_along_axis(places, here, axis=1))
+        new = jnp.where(self.source < 0, -1, gather(places, here))
         lost = (self.source >= 0) & (new < 0)
-        last = jnp.take_along_axis(x, here[..., None], axis=1)
-        dropped = jnp.where(lost[..., None], last, self.dropped)
+        dropped = jnp.where(lost[..., None], gather(x, here), self.dropped)
         return dataclasses.replace(self, source=new, dropped=dropped)
 
 
@@ -166,7 +166,7 @@ class Reducer(Options):
         """
         if state.source is None or state.dropped is None:
             raise InputError("restore needs a traced state, as model.features returns it")
-        held = jnp.take_along_axis(tokens, jnp.maximum(state.source, 0)[..., None], axis=1)
+        held = gather(tokens, jnp.maximum(state.source, 0))
         return jnp.where((state.source >= 0)[..., None], held, state.dropped)
 
     def groups(

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from hvit_jax.config import ViTConfig
+from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block, layer_norm, stack_blocks
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
-from hvit_jax.models.segments import segments
 from hvit_jax.ops.precision import accumulator
 
 
@@ -49,12 +48,8 @@ class ViT(nnx.Module):
         reducer: Reducer,
         *,
         rngs: nnx.Rngs,
-        dtype: jax.typing.DTypeLike = jnp.float32,
-        param_dtype: jax.typing.DTypeLike | None = None,
-        attention: str = "auto",
-        unroll: bool = False,
-        remat: bool = False,
-        whole: Callable[[Any], Any] | None = None,
+        compute: Compute = Compute(),
+        gather_weights: Callable[[Any], Any] | None = None,
     ):
         """Create the model with random weights; `hvit_jax.create` and `load` are the usual way.
 
@@ -62,36 +57,29 @@ class ViT(nnx.Module):
             config: the model's sizes.
             reducer: the method.
             rngs: draws the initial weights.
-            dtype: what blocks are computed in, float32, bfloat16 or float64.
-            param_dtype: what the blocks' weights are stored in; default: `dtype`.
-            attention: "auto", "cudnn" or "xla".
-            unroll: run every block on its own instead of scanning equal ones.
-            remat: keep only the tokens between blocks for a backward pass, which computes each
-                block once more: less memory for more time.
-            whole: is given each block's weights before it runs, and gives what it runs with; for
-                weights that devices share.
+            compute: how it is computed.
+            gather_weights: is called with each block's weights right before it runs, and returns
+                those that it runs with; for weights of which every device holds a part.
 
         Raises:
             InputError: if the method's options do not fit the model.
         """
         self.config, self.reducer = config, reducer.resolve(config)
-        self.unroll, self.remat, self.whole = unroll, remat, whole
-        self.dtype = jnp.dtype(dtype)
-        weights = jnp.dtype(param_dtype or dtype)
+        self.compute, self.gather_weights = compute, gather_weights
+        self.dtype, stored = compute.types
 
         self.patch_embed = nnx.Linear(
             3 * config.patch_size**2,
             config.width,
             dtype=self.dtype,
-            param_dtype=weights,
+            param_dtype=stored,
             rngs=rngs,
         )
         positions = jax.random.normal(rngs.params(), (config.num_patches + 1, config.width))
         self.class_token = nnx.Param(jnp.zeros(config.width))
         self.pos_embedding = nnx.Param(0.02 * positions)
-        options = {"dtype": self.dtype, "param_dtype": weights, "attention": attention}
         self.segments = nnx.List(
-            [stack_blocks(count, config, rngs=rngs, **options) for _, count in self.runs()]
+            [stack_blocks(count, config, compute=compute, rngs=rngs) for _, count in self.runs()]
         )
         self.ln = layer_norm(config.width, dtype=accumulator(self.dtype), rngs=rngs)
         self.head = (
@@ -100,7 +88,7 @@ class ViT(nnx.Module):
 
     def runs(self) -> list[tuple[Layer, int]]:
         """List the segments: a schedule entry and how many blocks in a row share it."""
-        return segments(self.reducer.schedule(self.config), unroll=self.unroll)
+        return segments(self.reducer.schedule(self.config), unroll=self.compute.unroll)
 
     def __call__(
         self, images: Float[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
@@ -219,20 +207,20 @@ class ViT(nnx.Module):
         graph, weights = nnx.split(blocks)
 
         def step(carry, inputs):
-            weights = inputs[0] if self.whole is None else self.whole(inputs[0])
+            weights = inputs[0] if self.gather_weights is None else self.gather_weights(inputs[0])
             block = nnx.merge(graph, weights)
             carry = self.reducer.block(block, *carry, layer, inputs[1])
             # Bare leaves: a stack of states would not have the shapes that a state declares.
             return carry, jax.tree.leaves(carry) if collect else None
 
         if len(draws) == 1:
-            step = jax.checkpoint(step) if self.remat else step
+            step = jax.checkpoint(step) if self.compute.remat else step
             only = jax.tree.map(lambda leaf: leaf[0], weights)
             carry, _ = step((x, state), (only, draws[0]))
             return carry, [carry]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *draws)
         # A loop's body needs no barriers against merging the second computation with the first.
-        step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
+        step = jax.checkpoint(step, prevent_cse=False) if self.compute.remat else step
         carry, leaves = jax.lax.scan(step, (x, state), (weights, stacked))
         if not collect:
             return carry, []
@@ -243,6 +231,28 @@ class ViT(nnx.Module):
     def _finish(self, x):
         cls = self.ln(x[:, 0].astype(accumulator(self.dtype)))
         return cls if self.head is None else self.head(cls)
+
+
+def segments(layers: tuple[Layer, ...], *, unroll: bool = False) -> list[tuple[Layer, int]]:
+    """Group consecutive blocks that can share one scanned program.
+
+    Blocks share it if their entries are equal and keep the token count.
+
+    Args:
+        layers: the schedule.
+        unroll: give every block a segment of its own.
+
+    Returns:
+        For every segment the entry of its blocks, and how many there are.
+    """
+    runs: list[tuple[Layer, int]] = []
+    for layer in layers:
+        same = runs and runs[-1][0] == layer and layer.tokens_in == layer.tokens_out
+        if same and not unroll:
+            runs[-1] = (layer, runs[-1][1] + 1)
+        else:
+            runs.append((layer, 1))
+    return runs
 
 
 def patchify(images: Float[Array, "B H W 3"], patch_size: int) -> Float[Array, "B P D"]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from hvit_jax.ops.arrays import gather, pad_end
 from hvit_jax.ops.hashing import HashDraws, hash_bins, pack_bins
 from hvit_jax.ops.precision import accurate_einsum
 from hvit_jax.ops.sorting import inverse, ranks
@@ -57,14 +58,14 @@ def group_tokens(
     high, low = pack_bins(hash_bins(x, draws, scale=scale))
     places = ranks(high, low)
     order = inverse(places)
-    high, low = _along_last(high, order), _along_last(low, order)
+    high, low = gather(high, order, axis=-1), gather(low, order, axis=-1)
     differs = (high[..., 1:] != high[..., :-1]) | (low[..., 1:] != low[..., :-1])
     numbers = jnp.pad(jnp.cumsum(differs, axis=-1, dtype=jnp.int32), ((0, 0), (0, 0), (1, 0)))
     distinct = numbers[..., -1:] + 1
     slots = jnp.where(distinct > max_groups, numbers * max_groups // distinct, numbers)
     starts = _starts(slots, max_groups)
     return Groups(
-        members=_along_last(slots, places),
+        members=gather(slots, places, axis=-1),
         order=order,
         slots=slots,
         starts=starts,
@@ -87,10 +88,6 @@ def _starts(slots: Int[Array, "B H N"], max_groups: int) -> Int[Array, "B H K"]:
     return jax.vmap(jax.vmap(write))(targets)
 
 
-def _along_last(values, indices):
-    return jnp.take_along_axis(values, indices, axis=-1, mode="promise_in_bounds")
-
-
 def group_means(x: Float[Array, "B N H D"], groups: Groups) -> Float[Array, "B K H D"]:
     """Average the vectors of each group; zeros for unused groups.
 
@@ -106,10 +103,10 @@ def group_means(x: Float[Array, "B N H D"], groups: Groups) -> Float[Array, "B K
     batch, size, heads, width = x.shape
     length = min(CHUNK, size)
     tail = -size % length
-    rows = _take(x, groups.order).swapaxes(1, 2)
-    rows = jnp.pad(rows, ((0, 0), (0, 0), (0, tail), (0, 0)))
+    rows = gather(x, groups.order.swapaxes(1, 2)).swapaxes(1, 2)
+    rows = pad_end(rows, tail, axis=2)
     rows = rows.reshape(batch, heads, -1, length, width)
-    slots = jnp.pad(groups.slots, ((0, 0), (0, 0), (0, tail)), mode="edge")
+    slots = pad_end(groups.slots, tail, axis=2, mode="edge")
     slots = slots.reshape(batch, heads, -1, length)
     local = slots - slots[..., :1]
     hot = (local[..., None] == jnp.arange(length)).astype(x.dtype)
@@ -123,10 +120,10 @@ def _first_parts(parts, local, groups) -> Float[Array, "B H K D"]:
     """Pick each group's sum over the chunk in which its run starts."""
     batch, heads, chunks, length, width = parts.shape
     starts = jnp.minimum(groups.starts, groups.slots.shape[-1] - 1)
-    within = jnp.take_along_axis(local.reshape(batch, heads, -1), starts, axis=2)
+    within = gather(local.reshape(batch, heads, -1), starts, axis=2)
     places = starts // length * length + within
     flat = parts.reshape(batch, heads, chunks * length, width)
-    first = jnp.take_along_axis(flat, places[..., None], axis=2)
+    first = gather(flat, places, axis=2)
     return jnp.where(groups.counts[..., None] > 0, first, 0)
 
 
@@ -169,9 +166,4 @@ def member_codes(
 
 def copy_to_members(x: Float[Array, "B K H D"], groups: Groups) -> Float[Array, "B N H D"]:
     """Give every token the vector of its group."""
-    return _take(x, groups.members)
-
-
-def _take(x: Float[Array, "B N H D"], indices: Int[Array, "B H K"]) -> Float[Array, "B K H D"]:
-    places = indices.swapaxes(1, 2)[..., None]
-    return jnp.take_along_axis(x, places, axis=1, mode="promise_in_bounds")
+    return gather(x, groups.members.swapaxes(1, 2))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.errors import InputError
+from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.precision import accumulator, accurate_einsum
 from hvit_jax.ops.sorting import inverse, ranks
 
@@ -99,7 +100,7 @@ def match_tokens(metric: Float[Array, "B N D"], *, r: int, class_token: bool = T
     if class_token:
         new = ranks(jnp.where(rank < r, left + rank + best.shape[1], here))
     order = inverse(new)
-    joined = _take(partner, order[:, left:])
+    joined = gather(partner, order[:, left:])
     even, odd = jnp.where(new < left, new, left + partner), left + here
     places = jnp.stack([even, odd], axis=-1).reshape(metric.shape[0], -1)[:, :tokens]
     return Matching(2 * order, joined, places)
@@ -131,10 +132,10 @@ def merge_tokens(
     stay, leave = matching.order[:, :left], matching.order[:, left:]
     odd, odd_sizes = x[:, 1::2], sizes[:, 1::2]
     if targets.shape[1]:
-        odd, odd_sizes = _join(odd, odd_sizes, _take(x, leave), _take(sizes, leave), targets)
+        odd, odd_sizes = _join(odd, odd_sizes, gather(x, leave), gather(sizes, leave), targets)
     return (
-        jnp.concatenate([_take(x, stay), odd], axis=1),
-        jnp.concatenate([_take(sizes, stay), odd_sizes], axis=1),
+        jnp.concatenate([gather(x, stay), odd], axis=1),
+        jnp.concatenate([gather(sizes, stay), odd_sizes], axis=1),
     )
 
 
@@ -143,17 +144,17 @@ def _join(odd, odd_sizes, leaving, leaving_sizes, targets):
     # The mean for every token that leaves; those that join the same one find the same.
     together = targets[:, :, None] == targets[:, None, :]
     parts = jnp.where(together, leaving_sizes[:, None, :], 0)
-    weights = _take(odd_sizes, targets)
+    weights = gather(odd_sizes, targets)
     total = weights + parts.sum(-1)
     wide = accumulator(odd.dtype)
     sums = accurate_einsum("brs,bsc->brc", parts, leaving.astype(wide))
-    sums += _take(odd, targets).astype(wide) * weights[..., None]
+    sums += gather(odd, targets).astype(wide) * weights[..., None]
     means = (sums / total[..., None]).astype(odd.dtype)
     # Tokens that others join take their mean, in one pass over all of them.
     joins = targets[:, None, :] == jnp.arange(odd.shape[1])[:, None]
     joined, which = joins.any(-1), joins.argmax(-1)
-    odd = jnp.where(joined[..., None], _take(means, which), odd)
-    return odd, jnp.where(joined, _take(total, which), odd_sizes)
+    odd = jnp.where(joined[..., None], gather(means, which), odd)
+    return odd, jnp.where(joined, gather(total, which), odd_sizes)
 
 
 def unmerge_tokens(x: Float[Array, "B M C"], matching: Matching) -> Float[Array, "B N C"]:
@@ -163,9 +164,4 @@ def unmerge_tokens(x: Float[Array, "B M C"], matching: Matching) -> Float[Array,
         x: tokens after merging.
         matching: what merged them.
     """
-    return _take(x, matching.places)
-
-
-def _take(values: Array, positions: Int[Array, "B K"]) -> Array:
-    positions = positions.reshape(positions.shape + (1,) * (values.ndim - 2))
-    return jnp.take_along_axis(values, positions, axis=1, mode="promise_in_bounds")
+    return gather(x, matching.places)

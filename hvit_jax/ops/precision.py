@@ -1,4 +1,4 @@
-"""In which precision products and sums are computed."""
+"""In which types products and sums are computed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hvit_jax.ops.platform import backend
 
 
 def accumulator(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    """Name the format for sums, softmax and hashes of numbers in `dtype`: float32 at least."""
+    """Name the type for sums, softmax and hashes of numbers in `dtype`: float32 at least."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -23,3 +23,8 @@ def accurate_einsum(subscripts: str, *operands: Array | np.ndarray) -> Array:
     exact = all(operand.dtype == wide for operand in operands)
     precision = jax.lax.Precision.HIGHEST if exact else None
     return jnp.einsum(subscripts, *operands, precision=precision, preferred_element_type=wide)
+
+
+def smallest_integer(most: int) -> np.dtype:
+    """Name the narrowest signed type up to `most`: comparing and counting bytes is fastest."""
+    return np.min_scalar_type(-most - 1)  # A byte reaches from -128 to 127.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from hvit_jax.ops.arrays import gather, stable_exp
 from hvit_jax.ops.precision import accumulator
 from hvit_jax.ops.sorting import argsort, sort
 
@@ -39,7 +39,7 @@ def masked_weights(
     scores = jnp.where(keys, scores * q.shape[-1] ** -0.5, -jnp.inf)
     peak = scores.max(-1, keepdims=True)
     peak = jnp.where((valid.sum(-1) < rows)[:, None, None, None], jnp.maximum(peak, 0), peak)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(peak))
+    weights = stable_exp(scores, peak)
     total = weights.sum(-1, keepdims=True)
     weights = (weights + EPSILON / rows[:, None, None, None]) / (total + EPSILON)
     return jnp.where(keys, weights, 0)
@@ -130,7 +130,7 @@ def pack_distinct(
     distinct = sort(jnp.where(new, ordered, beyond))
     start = jnp.maximum(count - limit, 0)
     places = jnp.minimum(start[:, None] + jnp.arange(limit), indices.shape[-1] - 1)
-    taken = jnp.take_along_axis(distinct, places, axis=-1)
+    taken = gather(distinct, places)
     return jnp.where(taken == beyond, 0, taken), count
 
 
@@ -160,10 +160,10 @@ def sample_tokens(
         count mean nothing, and how many there were to choose, which may be more than `limit`.
     """
     order = argsort(jnp.where(valid, scores, -1))
-    ascending = jnp.take_along_axis(scores, order, axis=-1)
-    cdf = cumulative_scores(ascending, jnp.take_along_axis(valid, order, axis=-1), has_padding)
+    ascending = gather(scores, order)
+    cdf = cumulative_scores(ascending, gather(valid, order), has_padding)
     chosen, count = pack_distinct(nearest_entries(cdf, points=points), limit=limit)
-    return jnp.take_along_axis(order, chosen, axis=-1), count
+    return gather(order, chosen), count
 
 
 def new_places(

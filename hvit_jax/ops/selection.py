@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.precision import accumulator
 from hvit_jax.ops.sorting import argsort, inverse
 
@@ -22,6 +23,11 @@ def descending_order(scores: Float[Array, "B P"]) -> Int[Array, "B P"]:
     return argsort(-scores)
 
 
+def behind_cls(patches: Int[Array, "B K"]) -> Int[Array, "B K+1"]:
+    """Turn numbers of patches into numbers of tokens: CLS, token 0, comes first."""
+    return jnp.pad(patches + 1, ((0, 0), (1, 0)))
+
+
 def take_tokens(x: Float[Array, "B N C"], order: Int[Array, "B K"]) -> Float[Array, "B K+1 C"]:
     """Gather CLS and the given patches.
 
@@ -29,8 +35,7 @@ def take_tokens(x: Float[Array, "B N C"], order: Int[Array, "B K"]) -> Float[Arr
         x: tokens, CLS first.
         order: patches, counted from 0 behind CLS.
     """
-    index = jnp.pad(order + 1, ((0, 0), (1, 0)))
-    return jnp.take_along_axis(x, index[..., None], axis=1, mode="promise_in_bounds")
+    return gather(x, behind_cls(order))
 
 
 def put_tokens(
@@ -47,12 +52,12 @@ def put_tokens(
     def put(x, tokens, index):
         return x.at[index].set(tokens, unique_indices=True, mode="promise_in_bounds")
 
-    return jax.vmap(put)(x, tokens, jnp.pad(order + 1, ((0, 0), (1, 0))))
+    return jax.vmap(put)(x, tokens, behind_cls(order))
 
 
 def new_places(order: Int[Array, "B P"]) -> Int[Array, "B P+1"]:
     """Tell where `take_tokens` puts every token, CLS included: the order's inverse."""
-    return jnp.pad(inverse(order) + 1, ((0, 0), (1, 0)))
+    return behind_cls(inverse(order))
 
 
 def keep_best(
@@ -78,7 +83,7 @@ def keep_best(
     if not fuse:
         return take_tokens(x, order[:, :keep])
     ordered = take_tokens(x, order)
-    weights = jnp.take_along_axis(scores, order[:, keep:], axis=1, mode="promise_in_bounds")
+    weights = gather(scores, order[:, keep:])
     dropped = ordered[:, keep + 1 :].astype(accumulator(x.dtype))
     fused = (weights[..., None] * dropped).sum(1, keepdims=True)
     return jnp.concatenate([ordered[:, : keep + 1], fused.astype(x.dtype)], axis=1)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt
 
+from hvit_jax.ops.arrays import gather, pad_end
 from hvit_jax.ops.platform import backend
 
 Numbers = Float[Array, "*rows N"] | Int[Array, "*rows N"] | UInt[Array, "*rows N"]
@@ -23,7 +24,7 @@ def argsort(values: Numbers) -> Int[Array, "*rows N"]:
 
 def sort(values: Numbers) -> Numbers:
     """Put each row in ascending order."""
-    return jnp.take_along_axis(values, argsort(values), axis=-1, mode="promise_in_bounds")
+    return gather(values, argsort(values), axis=-1)
 
 
 def inverse(order: Int[Array, "*rows N"]) -> Int[Array, "*rows N"]:
@@ -112,9 +113,8 @@ def _count_in_steps(keys):
 
 def _cut(key, step):
     """Cut rows into parts, of which the last is filled up with what comes before nothing."""
-    padding = (0, 0), (0, -key.shape[1] % step)
-    parts = jnp.pad(key, padding, constant_values=_largest(key))
-    return parts.reshape(key.shape[0], -1, step)
+    filled = pad_end(key, -key.shape[1] % step, axis=1, constant_values=_largest(key))
+    return filled.reshape(key.shape[0], -1, step)
 
 
 def _largest(key):

@@ -115,16 +115,7 @@ class Bench(abc.ABC, Generic[Kind]):
 
     def model(self, config: ViTConfig, reducer: Reducer) -> ViT:
         """Build a model under a method."""
-        dtype = jnp.dtype(self.compute.dtype)
-        return build_model(
-            config,
-            reducer,
-            self.parameters(config),
-            dtype=dtype,
-            param_dtype=dtype,
-            attention=self.compute.attention,
-            unroll=self.compute.unroll,
-        )
+        return build_model(config, reducer, self.parameters(config), self.compute)
 
     def parameters(self, config: ViTConfig) -> Tree:
         """Give the weights of a model of some size; those of the last size are kept."""

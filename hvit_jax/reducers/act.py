@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -16,14 +17,8 @@ from hvit_jax.fields import option, steps
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import NO_TRACE, Layer, TokenState, initial_trace
 from hvit_jax.ops import flops
-from hvit_jax.ops.fused_attention import choose_implementation
-from hvit_jax.ops.grouping import (
-    Groups,
-    copy_to_members,
-    group_means,
-    group_tokens,
-    member_codes,
-)
+from hvit_jax.ops.attention import average_groups
+from hvit_jax.ops.grouping import Groups, copy_to_members, group_tokens
 from hvit_jax.ops.hashing import HashDraws, draw_hashes
 from hvit_jax.ops.precision import accumulator
 from hvit_jax.reducers.hashed import HashedAttention
@@ -150,9 +145,10 @@ class ACT(HashedAttention):
             return block(x), state
         q, k, v = block.qkv(x)
         queries, keys = self._cluster(q, k, layer, draws)
-        means, bias = q if queries is None else _means(block, q, queries), None
+        average = functools.partial(average_groups, implementation=block.implementation)
+        means, bias = q if queries is None else average(q, queries), None
         if keys is not None:
-            k, v = _means(block, k, keys), _means(block, v, keys)
+            k, v = average(k, keys), average(v, keys)
             # As if each mean stood there as often as it has members.
             bias = jnp.log(keys.counts.astype(accumulator(k.dtype)))
         attended = block.attend(means, k, v, key_bias=bias)
@@ -220,15 +216,6 @@ def _group(x, draws: HashDraws | None, layer: ActLayer, *, scale: float = 1.0) -
     if draws is None:
         return None
     return group_tokens(x, draws, max_groups=layer.clusters, scale=scale)
-
-
-def _means(block: Block, x, groups: Groups) -> Float[Array, "B K H D"]:
-    """Average each group; the fused kernel does so faster than products of chunks can."""
-    chosen = choose_implementation(block.implementation, x.dtype, x.shape[-1])
-    if chosen == "xla" or groups.counts.shape[-1] > 2 ** x.shape[-1]:
-        return group_means(x, groups)
-    queries, keys = member_codes(groups, size=x.shape[-1], dtype=x.dtype)
-    return block.attend(queries, keys, x)
 
 
 def _counted(state: ActState, layer: ActLayer, *clusterings: Groups | None) -> ActState:

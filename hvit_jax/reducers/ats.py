@@ -16,7 +16,9 @@ from hvit_jax.fields import option, steps
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import NO_TRACE, Layer, Reducer, TokenState, initial_trace
 from hvit_jax.ops import flops
+from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.sampling import masked_weights, new_places, sample_tokens, significance
+from hvit_jax.ops.selection import behind_cls
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,7 @@ class ATS(Reducer):
         kept, count = self._choose(q[:, :1], k, v, valid, state, layer)
         lengths = jnp.minimum(count, layer.tokens_out)
         exists = jnp.arange(layer.tokens_out) < lengths[:, None]
-        q = jnp.take_along_axis(q, kept[..., None, None], axis=1)
-        out = jnp.take_along_axis(x, kept[..., None], axis=1)
+        q, out = gather(q, kept), gather(x, kept)
         out = block.ln_1(out) if self.residual == "normalized" else out
         out = out + block.project(self._attend(block, q, k, v, valid, state))
         out = jnp.where(exists[..., None], out + block.mlp(out), 0)
@@ -192,7 +193,7 @@ class ATS(Reducer):
             points=layer.points,
             limit=layer.tokens_out - 1,
         )
-        return jnp.pad(patches + 1, ((0, 0), (1, 0))), count + 1
+        return behind_cls(patches), count + 1
 
     def _attend(self, block, q, k, v, valid, state):
         if self.padding == "none":

@@ -14,10 +14,11 @@ from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.fields import known, option, steps
-from hvit_jax.models.attention import class_attention
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import NO_TRACE, Layer, Reducer, TokenState, initial_trace
 from hvit_jax.ops import flops
+from hvit_jax.ops.arrays import gather
+from hvit_jax.ops.attention import class_attention
 from hvit_jax.ops.precision import accumulator
 from hvit_jax.ops.selection import (
     descending_order,
@@ -176,11 +177,11 @@ class EvoViT(Reducer):
 def _sort(x, state: EvoState) -> tuple[Array, Array, EvoState]:
     """Sort the scores; the tokens only where a trace shows where they stand: all would move."""
     ranking = descending_order(state.scores)
-    scores = jnp.take_along_axis(state.scores, ranking, axis=1, mode="promise_in_bounds")
+    scores = gather(state.scores, ranking)
     if state.order is None:
         state = state.moved(x, new_places(ranking))
         return take_tokens(x, ranking), _places(scores), dataclasses.replace(state, scores=scores)
-    order = jnp.take_along_axis(state.order, ranking, axis=1, mode="promise_in_bounds")
+    order = gather(state.order, ranking)
     return x, order, dataclasses.replace(state, scores=scores, order=order)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from hvit_jax.config import ViTConfig
+from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.models.parameters import Tree, abstract_parameters, build_model
@@ -82,11 +82,11 @@ class Trainer:
 
     def model(self, parameters: Tree) -> ViT:
         """Make the model around whole parameters."""
-        return build_model(self.config, self.reducer, parameters, **self._options)
+        return build_model(self.config, self.reducer, parameters, self._compute)
 
     @property
-    def _options(self) -> dict[str, Any]:
-        return {"dtype": self.dtype, "param_dtype": "float32", "remat": self.remat}
+    def _compute(self) -> Compute:
+        return Compute(dtype=self.dtype, param_dtype="float32", remat=self.remat)
 
     def _model_of_shares(self, parameters: Tree) -> ViT:
         """Make the model around one device's share of the parameters, if they are shared at all."""
@@ -96,8 +96,8 @@ class Trainer:
         shapes = abstract_parameters(self.config)
         specs = jax.tree.map(lambda leaf: sharding(leaf.shape).spec, shapes)
         whole = whole_parameters(parameters, specs)
-        options = {**self._options, "whole": whole_block(specs["blocks"])}
-        return build_model(self.config, self.reducer, whole, **options)
+        gather = whole_block(specs["blocks"])
+        return build_model(self.config, self.reducer, whole, self._compute, gather_weights=gather)
 
     def loss(
         self, parameters: Tree, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, " B"]

@@ -133,8 +133,9 @@ class _WatchedBlock(Block):
 
 def _watch(block: Block, model: ViT) -> _WatchedBlock:
     """Make a watched block with the parameters of another."""
-    options = {"dtype": model.dtype, "param_dtype": model.dtype, "attention": block.implementation}
-    watched = nnx.eval_shape(lambda: _WatchedBlock(model.config, rngs=nnx.Rngs(0), **options))
+    watched = nnx.eval_shape(
+        lambda: _WatchedBlock(model.config, compute=model.compute, rngs=nnx.Rngs(0))
+    )
     watched = nnx.merge(nnx.split(watched)[0], nnx.state(block))
     watched.seen = _Seen()
     return watched

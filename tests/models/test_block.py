@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from hvit_jax.config import Compute
 from hvit_jax.models.block import Block, gelu
 from hvit_jax.ops.platform import compiled_for
 
@@ -27,8 +28,8 @@ def test_gelu_rounds_once_in_bfloat16():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_gpus_program_computes_the_same(batch, dtype, small_config, plain_cudnn, monkeypatch):
     """There q, k and v are products of their own, and odd numbers of rows are filled up."""
-    monkeypatch.setattr("hvit_jax.models.block._SEPARATE_ROWS", 40)
-    block = Block(small_config, dtype=dtype, param_dtype=dtype, attention="auto", rngs=nnx.Rngs(0))
+    monkeypatch.setattr("hvit_jax.models.gpu._SEPARATE_ROWS", 40)
+    block = Block(small_config, compute=Compute(jnp.dtype(dtype).name), rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (batch, 13, small_config.width), dtype)
     with compiled_for("gpu"):
         ours = block(x)

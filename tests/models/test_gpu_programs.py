@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from hvit_jax.config import model_name
-from hvit_jax.models.attention import attention
+from hvit_jax.config import Compute, model_name
 from hvit_jax.models.vit import ViT
-from hvit_jax.ops import fused_attention
+from hvit_jax.ops.attention import attend, cudnn
 from hvit_jax.ops.platform import compiled_for
 from hvit_jax.profiling.cases import published_cases
 from hvit_jax.reducers import REDUCERS
@@ -29,7 +28,7 @@ def a_gpu(monkeypatch):
     fused = "jax._src.cudnn.fused_attention_stablehlo"
     monkeypatch.setattr(f"{fused}.check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(f"{fused}.check_compute_capability", lambda wanted: True)
-    monkeypatch.setattr(fused_attention, "_cudnn_obstacle", lambda dtype, size: None)
+    monkeypatch.setattr(cudnn, "obstacle", lambda dtype, size: None)
 
 
 def lowered(function, *arguments):
@@ -69,12 +68,12 @@ def test_full_size(method, model):
 
 
 def make_model(case):
-    return ViT(case.config, case.reducer, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+    return ViT(case.config, case.reducer, rngs=nnx.Rngs(0), compute=Compute("bfloat16"))
 
 
-def gradient_of_attention(q, k, v, bias, lengths):
+def gradient_of_attend(q, k, v, bias, lengths):
     def loss(q, k, v, bias):
-        out = attention(q, k, v, key_bias=bias, key_lengths=lengths)
+        out = attend(q, k, v, key_bias=bias, key_lengths=lengths)
         return jnp.square(out.astype(jnp.float32)).sum()
 
     return jax.grad(loss, argnums=(0, 1, 2) if bias is None else (0, 1, 2, 3))(q, k, v, bias)

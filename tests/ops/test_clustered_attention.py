@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvit_jax.errors import InputError
-from hvit_jax.models.attention import attention
 from hvit_jax.ops import clustered_attention as module
+from hvit_jax.ops.attention import attend, cudnn
 from hvit_jax.ops.hashing import ProjectionDraws, draw_projections, project_asymmetric
 from tests.golden import Goldens
 
@@ -77,7 +77,7 @@ def test_one_cluster_is_full_attention(cluster):
     q, k, v = tokens(0)
     draws = draw_projections(jax.random.key(1), 6, 3)
     out = clustered_attention(q, k, v, draws, q_cluster_size=cluster, k_cluster_size=cluster)
-    np.testing.assert_allclose(out, attention(q, k, v), atol=1e-6)
+    np.testing.assert_allclose(out, attend(q, k, v), atol=1e-6)
 
 
 def test_straddling_makes_no_difference_where_clusters_fit():
@@ -115,7 +115,7 @@ def test_pairs_that_meet_in_every_round_at_the_end_of_a_byte(rounds):
     q, k, v = tokens(6, batch=1, size=9)
     draws = draw_projections(jax.random.key(7), 6, rounds)
     out = clustered_attention(q, k, v, draws, q_cluster_size=9, k_cluster_size=9)
-    np.testing.assert_allclose(out, attention(q, k, v, implementation="xla"), atol=1e-6)
+    np.testing.assert_allclose(out, attend(q, k, v, implementation="xla"), atol=1e-6)
 
 
 @pytest.mark.parametrize("gradient", [False, True])
@@ -184,7 +184,7 @@ def test_gradients_equal_those_of_full_attention():
         return jnp.square(out).sum()
 
     def full(q, k, v):
-        return jnp.square(attention(q, k, v)).sum()
+        return jnp.square(attend(q, k, v)).sum()
 
     pairs = zip(
         *(jax.jit(jax.grad(f, argnums=(0, 1, 2)))(q, k, v) for f in (clustered, full)), strict=True
@@ -196,7 +196,7 @@ def test_gradients_equal_those_of_full_attention():
 @pytest.mark.parametrize("pairs", [1, 2 * 3 * 121, 2**27])
 def test_cudnn_gets_the_counts_as_a_bias(pairs, plain_cudnn, monkeypatch):
     """For one image, for two or for all at once; gradients are those of the other program."""
-    monkeypatch.setattr(module, "_GPU_PAIRS", pairs)
+    monkeypatch.setattr(cudnn, "_PAIRS", pairs)
     q, k, v = (x.astype(jnp.bfloat16) for x in tokens(10, batch=4, heads=3, width=8))
     draws = draw_projections(jax.random.key(3), 8, 5)
 

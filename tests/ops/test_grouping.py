@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hvit_jax.models.attention import attention
 from hvit_jax.ops import grouping
+from hvit_jax.ops.attention import attend
 from hvit_jax.ops.grouping import copy_to_members
 from hvit_jax.ops.hashing import HashDraws, draw_hashes, hash_bins
 from tests.golden import Goldens
@@ -128,7 +128,7 @@ class TestGroups:
         queries, keys = grouping.member_codes(groups, size=width, dtype=dtype)
         assert queries.dtype == keys.dtype == dtype
         values = x.astype(dtype)
-        means = np.asarray(attention(queries, keys, values), np.float64)
+        means = np.asarray(attend(queries, keys, values), np.float64)
         used = np.asarray(groups.counts > 0).swapaxes(1, 2)
         assert budget < 200 or not used.all()
         expected = np.asarray(group_means(values, groups), np.float64)
@@ -162,6 +162,6 @@ def test_parity_act(case, goldens):
     if "k_projection" in fields:
         keys = group_tokens(k, golden_hash(fields, "k_"), max_groups=size)
         k, v, bias = group_means(k, keys), group_means(v, keys), jnp.log(keys.counts)
-    out = attention(means, k, v, key_bias=bias)
+    out = attend(means, k, v, key_bias=bias)
     out = copy_to_members(out, groups)[0].swapaxes(0, 1)
     np.testing.assert_allclose(out, fields["out"], atol=1e-5)

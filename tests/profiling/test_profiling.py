@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from hvit_jax.profiling.accuracy import published_top1
 
 from hvit_jax import demo
 from hvit_jax.checkpoint import checkpoint_sha256, read_description
@@ -21,7 +22,6 @@ from hvit_jax.models.parameters import (
     init_parameters,
 )
 from hvit_jax.profiling import cli, measure, plot, timing, torch_vit
-from hvit_jax.profiling.accuracy import published_top1
 from hvit_jax.published import describe_configuration, published_rows
 from hvit_jax.reducers import make_reducer
 from hvit_jax.system.figures import pareto_front

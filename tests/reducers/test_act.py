@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 import hvit_jax
+from hvit_jax.config import Compute
 from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.ops.grouping import group_tokens
 from hvit_jax.reducers import make_reducer
@@ -31,9 +32,9 @@ def images(small_config):
     return jnp.asarray(noise * np.array([0.3, 1.0, 3.0], np.float32)[:, None, None, None])
 
 
-def make(config, parameters, *, method="act", dtype=jnp.float32, unroll=False, **options):
+def make(config, parameters, *, method="act", dtype="float32", unroll=False, **options):
     reducer = make_reducer(method, **options)
-    return build_model(config, reducer, parameters, dtype=dtype, unroll=unroll)
+    return build_model(config, reducer, parameters, Compute(dtype=dtype, unroll=unroll))
 
 
 def classify(model, images):
@@ -113,7 +114,7 @@ class TestEqualities:
     def test_bfloat16_stays_close(self, small_config, parameters, images):
         exact, rough = (
             features(make(small_config, parameters, q_hashes=2, dtype=dtype), images)
-            for dtype in (jnp.float32, jnp.bfloat16)
+            for dtype in ("float32", "bfloat16")
         )
         assert rough.tokens[-1].dtype == jnp.bfloat16
         np.testing.assert_allclose(exact.states[0].clusters, rough.states[0].clusters, atol=4)

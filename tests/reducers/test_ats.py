@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import hvit_jax
-from hvit_jax.config import named_config
+from hvit_jax.config import Compute, named_config
 from hvit_jax.models.parameters import build_model, init_parameters
 from tests.ats_reference import run_alone
 from tests.published_rows import published, row_config, row_name, token_counts
@@ -32,9 +32,9 @@ def images(small_config):
     return jnp.asarray(noise * np.array([0.3, 1.0, 3.0], np.float32)[:, None, None, None])
 
 
-def make(config, parameters, *, dtype=jnp.float32, unroll=False, **options):
+def make(config, parameters, *, dtype="float32", unroll=False, **options):
     reducer = hvit_jax.make_reducer("ats", **options)
-    return build_model(config, reducer, parameters, dtype=dtype, unroll=unroll)
+    return build_model(config, reducer, parameters, Compute(dtype=dtype, unroll=unroll))
 
 
 def features(model, images):

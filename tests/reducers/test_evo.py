@@ -8,7 +8,7 @@ from flax import nnx
 
 import hvit_jax
 from hvit_jax import InputError
-from hvit_jax.models.segments import segments
+from hvit_jax.models.vit import segments
 from hvit_jax.reducers import evo
 from hvit_jax.reducers.evo import EvoState, EvoViT
 from tests.frozen import block_of, frozen

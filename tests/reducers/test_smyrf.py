@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 
 import hvit_jax
-from hvit_jax.config import named_config
+from hvit_jax.config import Compute, named_config
 from hvit_jax.costs import count_flops
 from hvit_jax.errors import InputError
-from hvit_jax.models.attention import attention
 from hvit_jax.models.parameters import build_model, init_parameters
+from hvit_jax.ops.attention import attend
 from hvit_jax.ops.clustered_attention import straddling_attention
 from hvit_jax.reducers import make_reducer
 from tests.frozen import block_of
@@ -36,9 +36,9 @@ def images(small_config):
     return jnp.asarray(np.random.default_rng(0).normal(size=shape).astype(np.float32))
 
 
-def make(config, parameters, *, method="smyrf", dtype=jnp.float32, unroll=False, **options):
+def make(config, parameters, *, method="smyrf", dtype="float32", unroll=False, **options):
     reducer = make_reducer(method, **options)
-    return build_model(config, reducer, parameters, dtype=dtype, unroll=unroll)
+    return build_model(config, reducer, parameters, Compute(dtype=dtype, unroll=unroll))
 
 
 class TestTables:
@@ -112,7 +112,7 @@ class TestModel:
         options = {**OPTIONS, "rounds": 32}
         exact, rough = (
             hvit_jax.jit_model(make(small_config, parameters, dtype=dtype, **options))(images)
-            for dtype in (jnp.float32, jnp.bfloat16)
+            for dtype in ("float32", "bfloat16")
         )
         assert np.abs(exact - rough).mean() < 0.1 * np.asarray(exact).std()
 
@@ -138,7 +138,7 @@ class TestStraddling:
         x = seen.tokens[2]
         q, k, v = block.qkv(x)
         attended = straddling_attention(q, k, v, draws, cluster_size=8)
-        assert np.abs(attended - attention(q, k, v)).max() > 1e-3
+        assert np.abs(attended - attend(q, k, v)).max() > 1e-3
         x = x + block.project(attended)
         np.testing.assert_allclose(seen.tokens[3], x + block.mlp(x), atol=1e-5)
 

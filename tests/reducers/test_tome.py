@@ -11,11 +11,11 @@ import pytest
 from flax import nnx
 
 import hvit_jax
-from hvit_jax.config import named_config
+from hvit_jax.config import Compute, named_config
 from hvit_jax.costs import count_flops
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import build_model, init_parameters
-from hvit_jax.models.segments import segments
+from hvit_jax.models.vit import segments
 from hvit_jax.reducers import Reducer, ToMe
 from tests.golden import Goldens, method_args
 
@@ -176,7 +176,7 @@ def test_an_image_does_not_depend_on_its_batch(model, images, features):
 
 def test_scan_equals_unrolled(small_config, parameters, images):
     scanned, unrolled = (
-        build_model(small_config, ToMe(r=(4,)), parameters, unroll=unroll)
+        build_model(small_config, ToMe(r=(4,)), parameters, Compute(unroll=unroll))
         for unroll in (False, True)
     )
     assert len(scanned.segments) == 2 and len(unrolled.segments) == 4
@@ -184,7 +184,7 @@ def test_scan_equals_unrolled(small_config, parameters, images):
 
 
 def test_bfloat16_is_close_to_float32(small_config, parameters, images, features):
-    model = build_model(small_config, ToMe(r=MERGES), parameters, dtype=jnp.bfloat16)
+    model = build_model(small_config, ToMe(r=MERGES), parameters, Compute("bfloat16"))
     half = compiled_features(model, images)
     assert half.tokens[-1].dtype == jnp.bfloat16
     assert half.states[-1].sizes.dtype == jnp.float32

@@ -1,0 +1,54 @@
+"""What many operations are made of: gathers, padding, and a softmax's exponentials."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def gather(x: Array, index: Array, *, axis: int = 1) -> Array:
+    """Take entries along an axis, by default the tokens of a batch.
+
+    Args:
+        x: an array such as (B, N, ...).
+        index: which entries, all of them in range: an array such as (B, K). Axes of `x` that it
+            does not have, the last ones, are taken whole.
+        axis: of `x`.
+
+    Returns:
+        The entries, such as (B, K, ...).
+    """
+    index = jnp.expand_dims(index, range(index.ndim, x.ndim))
+    return jnp.take_along_axis(x, index, axis=axis, mode="promise_in_bounds")
+
+
+def pad_end(x: Array, count: int, *, axis: int, **options: Any) -> Array:
+    """Append entries to an axis: zeros, or what the options of `jnp.pad` say."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, count)
+    return jnp.pad(x, widths, **options)
+
+
+def stable_exp(
+    scores: Float[Array, "*rows N"], peak: Float[Array, "*rows 1"] | None = None
+) -> Float[Array, "*rows N"]:
+    """Compute a softmax's weights before they are normalised, such that none overflows.
+
+    Args:
+        scores: the scores; -inf gives 0.
+        peak: what is subtracted from each row, by default its largest score. It cancels when the
+            weights are normalised, so no gradient flows into it.
+
+    Returns:
+        `exp(scores - peak)`.
+    """
+    peak = scores.max(-1, keepdims=True) if peak is None else peak
+    return jnp.exp(scores - jax.lax.stop_gradient(peak))
+
+
+def largest_divisor(count: int, most: int) -> int:
+    """Find the largest divisor of a count that is at most a limit, or else 1."""
+    return max(size for size in range(1, max(1, min(count, most)) + 1) if count % size == 0)

@@ -1,0 +1,202 @@
+"""Attention: what methods ask for. How it is computed stands in one file a backend.
+
+Every function takes `implementation`: "auto" runs cuDNN's fused kernels where they can run, and
+XLA's programs elsewhere; "cudnn" and "xla" force one.
+"""
+
+from __future__ import annotations
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from hvit_jax.config import ATTENTION
+from hvit_jax.errors import InputError
+from hvit_jax.ops.attention import cudnn, xla
+from hvit_jax.ops.grouping import Groups, group_means, member_codes
+
+KeyBias = Float[Array, "B Nk"] | Float[Array, "B H Nk"]
+
+
+def choose_implementation(requested: str, dtype: jax.typing.DTypeLike, head_dim: int) -> str:
+    """Name the attention that will run: "cudnn" or "xla".
+
+    cuDNN's fused attention needs an NVIDIA GPU of compute capability 8.0 or newer, float16 or
+    bfloat16, and a head size divisible by 8.
+
+    Args:
+        requested: "auto", "cudnn" or "xla".
+        dtype: the type of q, k and v.
+        head_dim: channels of one head.
+
+    Raises:
+        InputError: for an unknown name, or "cudnn" where it cannot run.
+    """
+    if requested not in ATTENTION:
+        raise InputError(f"attention must be one of {', '.join(ATTENTION)}: {requested!r}")
+    if requested == "xla":
+        return "xla"
+    obstacle = cudnn.obstacle(dtype, head_dim)
+    if obstacle and requested == "cudnn":
+        raise InputError(f"attention 'cudnn' cannot run here: {obstacle}; use 'auto' or 'xla'")
+    return "xla" if obstacle else "cudnn"
+
+
+def _on_cudnn(requested: str, x: Float[Array, "B N H D"]) -> bool:
+    return choose_implementation(requested, x.dtype, x.shape[-1]) == "cudnn"
+
+
+def attend(
+    q: Float[Array, "B Nq H D"],
+    k: Float[Array, "B Nk H D"],
+    v: Float[Array, "B Nk H D"],
+    *,
+    key_bias: KeyBias | None = None,
+    key_lengths: Int[Array, " B"] | None = None,
+    implementation: str = "auto",
+) -> Float[Array, "B Nq H D"]:
+    """Scaled dot-product attention, `softmax(q k^T / sqrt(D) + bias) v` (Vaswani et al. 2017).
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        key_bias: added to the scores of every key, for all queries alike, and for all heads or each
+            its own; -inf masks a key.
+        key_lengths: how many keys of each image count, the first ones; None: all.
+        implementation: "auto", "cudnn" or "xla".
+
+    Returns:
+        Attended values in the dtype of `q`. The softmax runs in float32.
+
+    Raises:
+        InputError: if "cudnn" is asked for where it cannot run.
+    """
+    run = cudnn.attend if _on_cudnn(implementation, q) else xla.attend
+    return run(q, k, v, _with_heads(key_bias), key_lengths)
+
+
+def attend_and_score(
+    q: Float[Array, "B Nq H D"],
+    k: Float[Array, "B Nk H D"],
+    v: Float[Array, "B Nk H D"],
+    *,
+    implementation: str = "auto",
+) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B Nk"]]:
+    """Attend, and tell how much attention each key gets from all queries on average.
+
+    The weights of a few heads exist at a time, never those of all heads and images together.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        implementation: as for `attend`.
+
+    Returns:
+        Attended values, and for each key the mean of its weights over heads and queries, float32.
+
+    Raises:
+        InputError: as for `attend`.
+    """
+    run = cudnn.attend_and_score if _on_cudnn(implementation, q) else xla.attend_and_score
+    return run(q, k, v)
+
+
+def attend_in_clusters(
+    q: Float[Array, "B Nq H D"],
+    k: Float[Array, "B Nk H D"],
+    v: Float[Array, "B Nk H D"],
+    q_clusters: Int[Array, "B H R Nq"],
+    k_clusters: Int[Array, "B H R Nk"],
+    *,
+    implementation: str = "auto",
+) -> Float[Array, "B Nq H D"]:
+    """Attend inside clusters, of which every query and key has one in each of R rounds.
+
+    A pair's weight is multiplied by the number of rounds in which the two share a cluster; pairs
+    that never do have none.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        q_clusters: numbers of the queries' clusters.
+        k_clusters: numbers of the keys' clusters. Every query meets at least one key.
+        implementation: as for `attend`. In cuDNN logarithms of the counts are rounded to the dtype
+            of `q`, which in bfloat16 changes weights by up to 0.8 %.
+
+    Returns:
+        Attended values in the dtype of `q`.
+
+    Raises:
+        InputError: as for `attend`.
+    """
+    run = cudnn.attend_in_clusters if _on_cudnn(implementation, q) else xla.attend_in_clusters
+    return run(q, k, v, q_clusters, k_clusters)
+
+
+def average_groups(
+    x: Float[Array, "B N H D"], groups: Groups, *, implementation: str = "auto"
+) -> Float[Array, "B K H D"]:
+    """Average the vectors of each group.
+
+    cuDNN does so faster than products of chunks can: queries that stand for groups attend to their
+    members alone.
+
+    Args:
+        x: queries, keys or values, in the tokens' order.
+        groups: their groups, which may stem from other vectors of the same tokens.
+        implementation: as for `attend`.
+
+    Returns:
+        Means in the dtype of `x`. Those of unused groups are finite, and mean nothing.
+
+    Raises:
+        InputError: as for `attend`.
+    """
+    size = x.shape[-1]
+    if not _on_cudnn(implementation, x) or groups.counts.shape[-1] > 2**size:
+        return group_means(x, groups)
+    return cudnn.attend(*member_codes(groups, size=size, dtype=x.dtype), x)
+
+
+def class_attention(
+    q: Float[Array, "B Nq H D"], k: Float[Array, "B Nk H D"]
+) -> Float[Array, "B Nk-1"]:
+    """Compute how much CLS, the first token, attends to each of the others: the mean over heads.
+
+    Args:
+        q: queries; only the first is used.
+        k: keys, CLS first.
+
+    Returns:
+        Weights in float32, CLS's own left out; they sum to less than 1.
+    """
+    return attention_weights(q[:, :1], k).mean(1)[:, 0, 1:]
+
+
+def attention_weights(
+    q: Float[Array, "B Nq H D"],
+    k: Float[Array, "B Nk H D"],
+    *,
+    key_bias: KeyBias | None = None,
+    key_lengths: Int[Array, " B"] | None = None,
+) -> Float[Array, "B H Nq Nk"]:
+    """Compute the weights themselves, for the few queries whose rows a method looks at.
+
+    Args:
+        q: those queries, such as CLS's alone.
+        k: all keys.
+        key_bias: as for `attend`.
+        key_lengths: as for `attend`.
+
+    Returns:
+        Softmax weights in float32.
+    """
+    return jax.nn.softmax(xla.scores(q, k, _with_heads(key_bias), key_lengths), axis=-1)
+
+
+def _with_heads(key_bias: KeyBias | None) -> Float[Array, "B h Nk"] | None:
+    if key_bias is None:
+        return None
+    return key_bias[:, None] if key_bias.ndim == 2 else key_bias

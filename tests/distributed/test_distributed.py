@@ -1,25 +1,21 @@
 """Several processes on this machine: the results of one, each picture once, and no hanging."""
 
-import argparse
 import contextlib
-import functools
 import json
 import os
 import signal
 import time
 
-import jax
 import numpy as np
 import pytest
 
-from hvit_jax import distributed
-from hvit_jax.distributed.processes import add_process_options, find_processes
-from hvit_jax.distributed.runtime_log import _FATAL, relay
+from hvit_jax.commands import flags
+from hvit_jax.distributed.gathering import check_same
+from hvit_jax.distributed.processes import Processes, refuse_several
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.loop import BatchSharding
 from tests.evaluation_setup import make_checkpoint, make_pictures, results_of
-from tests.scale_setup import EVALUATE, TRAIN, finish, run_processes, started
-from tests.training_setup import RECIPE, SIZES, column, make_data, parameters, train
+from tests.scale_setup import EVALUATE, finish, run_processes, started
 
 WORDS = ("--method", "evit", "--drop-locations", "1", "--on-error", "skip", "-b", "4", "-j", "0")
 QUICK = ("--process-timeout", "4")
@@ -66,36 +62,81 @@ def many(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-def test_a_killed_process_ends_the_other(many, checkpoint, tmp_path, lost):
-    output = tmp_path / "results.json"
-    command = (many, "--checkpoint", checkpoint, "-b", "2", "-j", "0", *QUICK, "--output", output)
-    with started(EVALUATE, 2, *command) as processes:
+@contextlib.contextmanager
+def scoring(many, checkpoint, *words, **options):
+    """Two processes in the middle of an evaluation."""
+    command = (many, "--checkpoint", checkpoint, "-b", "2", "-j", "0", *QUICK, *words)
+    with started(EVALUATE, 2, *command, **options) as processes:
         next(line for line in processes[0].stderr if line.startswith("compiled"))
-        time.sleep(2)
+        time.sleep(1)
+        yield processes
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_killed_process_ends_the_other(many, checkpoint, lost):
+    with scoring(many, checkpoint) as processes:
         processes[lost].kill()
         killed = time.monotonic()
         done = finish(processes[1 - lost])
     assert time.monotonic() - killed < 30
-    assert done.returncode not in (0, -signal.SIGKILL), done.stdout
-    assert f"process {lost} has died or cannot be reached" in done.stderr
-    assert "Traceback" not in done.stderr and "stack trace" not in done.stderr
-    if lost:
-        results = json.loads(output.read_text())
-        assert results["partial"] is True and 0 < results["images"] < 20000
+    assert done.returncode in (1, -signal.SIGABRT), done.stderr
+    assert "hvit eval: another process has stopped or cannot be reached" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_a_stopped_process_tells_the_other_why(many, checkpoint, tmp_path):
+def test_a_stopped_process_ends_the_other(many, checkpoint, tmp_path):
     output = tmp_path / "results.json"
-    command = (many, "--checkpoint", checkpoint, "-b", "2", "-j", "0", *QUICK, "--output", output)
-    with started(EVALUATE, 2, *command, slurm=True) as processes:
-        next(line for line in processes[0].stderr if line.startswith("compiled"))
-        time.sleep(1)
+    with scoring(many, checkpoint, "--output", output, slurm=True) as processes:
         processes[1].send_signal(signal.SIGTERM)
         done = [finish(process) for process in processes]
-    assert [each.returncode for each in done] == [1, 128 + signal.SIGTERM]
-    assert "process 1 has stopped: interrupted" in done[0].stderr
-    assert json.loads(output.read_text())["partial"] is True
+    assert done[0].returncode in (1, -signal.SIGABRT)
+    assert done[1].returncode == 128 + signal.SIGTERM
+    assert "hvit eval: another process has stopped" in done[0].stderr
+
+
+# A command that waits for nothing which would notice that the other process is gone.
+WAITS = """
+import os, signal, sys, time
+import jax
+from hvit_jax.commands import flags
+from hvit_jax.distributed.processes import Processes
+from hvit_jax.distributed.together import run_together
+from hvit_jax.errors import InputError
+def command():
+    if jax.process_index() == FAILING:
+        FAULT
+    time.sleep(100)
+processes = flags.parse(Processes, sys.argv[1:], program="waits", description="")
+sys.exit(run_together(command, processes, "waits"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("failing", "fault", "status", "line"),
+    [
+        (1, "os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
+        (0, "raise InputError('7 is odd')", 2, "waits: 7 is odd\n"),
+        (1, "raise InputError('7 is odd')", 2, "waits: 7 is odd\n"),
+        (1, "1 / 0", 1, "ZeroDivisionError: division by zero\n"),
+        (1, "return 130", 130, ""),
+    ],
+)
+def test_nobody_waits_for_a_process_that_is_gone(failing, fault, status, line):
+    code = WAITS.replace("FAILING", str(failing)).replace("FAULT", fault)
+    began = time.monotonic()
+    done = run_processes(code, 2, *QUICK)
+    assert time.monotonic() - began < 60
+    gone, other = done[failing], done[1 - failing]
+    assert gone.returncode == status and gone.stderr.endswith(line)
+    assert other.returncode == -signal.SIGABRT
+    assert "JAX distributed service detected fatal errors" in other.stderr
+
+
+def test_a_status_is_passed_on_when_all_are_done():
+    code = (
+        WAITS.replace("FAILING", "0").replace("FAULT", "return 1").replace("sleep(100)", "sleep(1)")
+    )
+    assert [each.returncode for each in run_processes(code, 2, *QUICK)] == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -106,16 +147,15 @@ def test_a_stopped_process_tells_the_other_why(many, checkpoint, tmp_path):
         (["10 pictures", {"data_sha256": "2", "unroll": True}], "another data_sha256, unroll than"),
     ],
 )
-def test_processes_have_to_agree(monkeypatch, other, message):
-    monkeypatch.setattr(distributed, "gather", lambda mine: [mine, other])
+def test_processes_have_to_do_the_same(other, message):
     problem = contextlib.nullcontext() if message is None else pytest.raises(InputError)
     with problem as found:
-        distributed.check_agreement("10 pictures", data_sha256="1", unroll=False)
+        check_same("10 pictures", gather=lambda mine: [mine, other], data_sha256="1", unroll=False)
     if found is not None:
         assert str(found.value).startswith("process 1 ") and message in str(found.value)
 
 
-def test_shares_hold_each_picture_once():
+def test_batches_are_divided_among_processes_without_overlap():
     for pictures, size, processes in ((13, 6, 3), (1, 4, 4), (8, 8, 2), (5, 2, 1)):
         parts = [BatchSharding(pictures, size, process, processes) for process in range(processes)]
         assert sorted(index for part in parts for index in part.indices) == list(range(pictures))
@@ -135,7 +175,10 @@ def test_shares_hold_each_picture_once():
     ],
 )
 def test_launchers_are_detected(environment, found):
-    assert (find_processes(_options(), environment) is not None) == found
+    assert Processes().several(environment) == found
+    refused = pytest.raises(InputError, match="hvit sweep runs in one process")
+    with refused if found else contextlib.nullcontext():
+        refuse_several("hvit sweep", environment)
 
 
 @pytest.mark.parametrize(
@@ -144,76 +187,15 @@ def test_launchers_are_detected(environment, found):
         ("--processes 2", "go together"),
         ("--coordinator a:1 --processes 2 --process-id 2", "--process-id must be 0 to 1"),
         ("--coordinator a --processes 2 --process-id 0", "takes HOST:PORT"),
-        ("--process-timeout 0", "--process-timeout must be 1 to 86400 seconds, got 0"),
+        ("--process-timeout 0", "--process-timeout must be at least 1 and at most 86400, got 0"),
     ],
 )
 def test_wrong_flags_are_named(words, message):
     with pytest.raises(InputError, match=message):
-        find_processes(_options(words), {})
+        flags.parse(Processes, words.split(), program="hvit eval", description="")
 
 
-def _options(words=""):
-    parser = argparse.ArgumentParser()
-    add_process_options(parser)
-    return parser.parse_args(words.split())
-
-
-STOPPED = """
-import os, signal
-from hvit_jax.training import run
-whole = run.training_batches
-def stopped(*arguments, process, **options):
-    for index, batch in enumerate(whole(*arguments, process=process, **options)):
-        if index == 1 + process:
-            os.kill(os.getpid(), signal.SIGTERM)
-        yield batch
-run.training_batches = stopped
-"""
-OPTIONS = "--accumulate 2 --ema 0.9 -b 12 --epochs 3".split()
-OPTIONS += "--val-every 1 --log-every 1 --save-every 2 -j 0".split()
-
-
-@pytest.fixture(scope="module")
-def training(tmp_path_factory):
-    return make_data(tmp_path_factory.mktemp("training"), validation=5)
-
-
-@pytest.mark.slow  # A minute or two: several processes start, and train together.
-def test_two_processes_train_as_one_does_and_resume(training, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert train(training, one, *OPTIONS) == 0
-    command = (training, "--output", two, *SIZES, *RECIPE, *OPTIONS, "--shard-parameters")
-    # Both get the signal of a scheduler, at different times.
-    with started(STOPPED + TRAIN, 2, *command) as processes:
-        done = [finish(process) for process in processes]
-    # The one that gets it later may stop with the other before it does.
-    codes = {each.returncode for each in done}
-    assert 143 in codes and codes <= {130, 143}, [each.stderr for each in done]
-    assert not (two / "checkpoint").exists()
-    done = run_processes(TRAIN, 2, *command, "--resume")
-    assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
-    assert "wrote" in done[0].stdout and "wrote" not in done[1].stdout
-    assert "on 2 x cpu" in done[0].stdout
-    assert column(two, "step") == column(one, "step")
-    for name, file in (("loss", "metrics"), ("loss", "validation"), ("top1", "validation")):
-        np.testing.assert_allclose(column(two, name, file), column(one, name, file), rtol=1e-4)
-    # Keys' biases have no gradient, and Adam makes steps of its rounding.
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=5e-4)
-    jax.tree.map(close, parameters(two), parameters(one))
-
-
-@pytest.mark.parametrize(
-    ("more", "line"),
-    [
-        (b"absl::Status: UNAVAILABLE\n", b"x: process 0 has died or cannot be reached\n"),
-        (b"RPC: /xla/RegisterTask\n", b"x: the processes did not find each other in time\n"),
-    ],
-)
-def test_pages_of_the_runtime_become_a_line(more, line):
-    trouble = b"E1124 13:36:36.25 5353 coordination_service_agent.cc:289] Polled an error\n"
-    fatal = b"F1124 13:36:36.25 5353 client.h:80] " + _FATAL + b". This most likely\n"
-    for messages, expected in (
-        (b"a warning\n" + trouble + fatal + more + b"    @ 0x7f\n", b"a warning\n" + line),
-        (b"a warning\n" + trouble, b"a warning\n" + trouble),
-    ):
-        assert b"".join(relay(messages.splitlines(keepends=True), "x")) == expected
+def test_one_process_needs_no_others():
+    words = "--coordinator a:1 --processes 1 --process-id 0".split()
+    alone = flags.parse(Processes, words, program="hvit eval", description="")
+    assert not alone.several({})

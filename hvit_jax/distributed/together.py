@@ -14,8 +14,6 @@ from collections.abc import Callable
 
 import jax
 
-from hvit_jax.distributed.gathering import check_same as check_agreement  # noqa: F401
-from hvit_jax.distributed.gathering import gather  # noqa: F401
 from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.system.library_messages import is_lost_connection

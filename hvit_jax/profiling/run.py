@@ -21,7 +21,8 @@ from hvit_jax.profiling.results import Results
 from hvit_jax.profiling.rows import Measurement, Row, markdown_table
 from hvit_jax.system.figures import check_plot
 from hvit_jax.system.files import check_destination, refuse_existing
-from hvit_jax.system.memory import describe_out_of_memory, is_out_of_memory, smaller_batch
+from hvit_jax.system.library_messages import is_out_of_memory
+from hvit_jax.system.memory import describe_out_of_memory, smaller_batch
 from hvit_jax.system.signals import sigterm_raises
 
 # Options that numbers depend on, beside those that a row names itself.

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from hvit_jax.errors import InputError
 
 _CHUNK = 1 << 22
-_PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # seconds between attempts at a removal
+_PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # Seconds between attempts at a removal.
 
 
 @contextlib.contextmanager
@@ -48,16 +48,27 @@ def new_folder(directory: str | Path) -> Iterator[Path]:
     Raises:
         InputError: if the name is taken, or the place cannot be written.
     """
-    with _new(directory, os.mkdir, _remove_tree) as path:
-        yield path
+    temporary = _beside(directory)
+    try:
+        with writing(directory):
+            refuse_existing(directory)
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+            yield temporary
+            refuse_existing(directory)
+            temporary.rename(Path(directory).absolute())
+    except BaseException:
+        _remove_tree(temporary)
+        raise
 
 
 @contextlib.contextmanager
-def new_file(name: str | Path) -> Iterator[Path]:
+def new_file(name: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Make a file that takes its name only once it is complete.
 
     Args:
         name: the final name.
+        replace: whether a file of that name may be there already.
 
     Yields:
         A temporary empty file beside it, to be filled.
@@ -65,40 +76,63 @@ def new_file(name: str | Path) -> Iterator[Path]:
     Raises:
         InputError: if the name is taken, or the place cannot be written.
     """
-    with _new(name, lambda path: path.touch(exist_ok=False), os.remove) as path:
-        yield path
-
-
-@contextlib.contextmanager
-def _new(
-    name: str | Path, make: Callable[[Path], None], remove: Callable[[Path], None]
-) -> Iterator[Path]:
-    target = Path(name).absolute()
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
+    temporary = _beside(name)
     try:
         with writing(name):
-            refuse_existing(name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            make(temporary)
+            if not replace:
+                refuse_existing(name)
+                temporary.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch(exist_ok=False)
             yield temporary
-            refuse_existing(name)
-            os.rename(temporary, target)
-    except BaseException:
+            if not replace:
+                refuse_existing(name)
+            temporary.replace(Path(name).absolute())
+    finally:
         with contextlib.suppress(OSError):
-            remove(temporary)
-        raise
+            temporary.unlink(missing_ok=True)
 
 
-def _remove_tree(folder: Path) -> None:
-    """Remove a folder, though threads of a library that has failed still write into it."""
-    gone_before = False
-    for pause in _PAUSES:
-        gone = not os.path.lexists(folder)
-        if gone and gone_before:  # TensorStore makes a folder anew where one is missing.
-            return
-        gone_before = gone
-        shutil.rmtree(folder, ignore_errors=True)
-        time.sleep(pause)
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file that appears whole or not at all, even where the machine stops.
+
+    Args:
+        path: where to; replaced if it exists.
+        write: writes the contents to an open file.
+
+    Raises:
+        InputError: if it cannot be written, for want of space or permission.
+    """
+    with new_file(path, replace=True) as temporary, temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        InputError: if it cannot be read, is not JSON, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return content
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write one JSON object, whole or not at all; NaN and infinity are refused.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def remove_folder(folder: Path) -> None:
@@ -112,15 +146,32 @@ def remove_folder(folder: Path) -> None:
     Raises:
         InputError: if it cannot be removed.
     """
-    target = folder.absolute()
-    gone = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
+    gone = _beside(folder)
     try:
-        target.rename(gone)
+        folder.rename(gone)
     except FileNotFoundError:
         return
     except OSError as error:
         raise InputError(f"cannot remove {folder}: {error.strerror or error}") from error
     _remove_tree(gone)
+
+
+def _beside(name: str | Path) -> Path:
+    """Name a hidden temporary file or folder beside another; no two are the same."""
+    target = Path(name).absolute()
+    return target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
+
+
+def _remove_tree(folder: Path) -> None:
+    """Remove a folder, though threads of a library that has failed still write into it."""
+    gone_before = False
+    for pause in _PAUSES:
+        gone = not os.path.lexists(folder)
+        if gone and gone_before:  # TensorStore makes a folder anew where one is missing.
+            return
+        gone_before = gone
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(pause)
 
 
 def refuse_existing(name: str | Path) -> None:
@@ -136,6 +187,33 @@ def refuse_existing(name: str | Path) -> None:
     except OSError as error:
         raise InputError(f"cannot write {name}: {error.strerror or error}") from error
     raise InputError(f"{name} exists already; remove it or choose another destination")
+
+
+def check_destination(path: Path, *, overwrite: bool) -> None:
+    """Check that a file can be written, before the work that fills it starts.
+
+    Args:
+        path: where to.
+        overwrite: whether a file that exists may be replaced.
+
+    Raises:
+        InputError: if it exists, or its folder is missing or cannot be written.
+    """
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "no regular file"
+        raise InputError(f"{path} is {what}; give the name of a file to write")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already; --overwrite replaces it")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+    # Only writing shows whether writing is possible: think of full and read-only disks.
+    probe = _beside(path)
+    try:
+        with writing(path):
+            probe.write_bytes(b"x" * 4096)
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def require_space(name: str | Path, folder: Path, needed: int) -> None:
@@ -192,90 +270,3 @@ def damages(folder: Path, recorded: dict[str, dict[str, int]]) -> list[str]:
         elif checksum(path) != wanted:
             found.append(f"{name} has another content than was written")
     return found
-
-
-def check_destination(path: Path, *, overwrite: bool) -> None:
-    """Check that a file can be written, before the work that fills it starts.
-
-    Args:
-        path: where to.
-        overwrite: whether a file that exists may be replaced.
-
-    Raises:
-        InputError: if it exists, or its folder is missing or cannot be written.
-    """
-    if path.exists() and not path.is_file():
-        what = "a folder" if path.is_dir() else "no regular file"
-        raise InputError(f"{path} is {what}; give the name of a file to write")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already; --overwrite replaces it")
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
-    # Only writing shows whether writing is possible: think of full and read-only disks.
-    probe = _beside(path)
-    try:
-        probe.write_bytes(b"x" * 4096)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file that appears whole or not at all.
-
-    Args:
-        path: where to; replaced if it exists.
-        write: writes the contents to an open file.
-
-    Raises:
-        InputError: if it cannot be written, for want of space or permission.
-    """
-    temporary = _beside(path)
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
-
-
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    return InputError(f"cannot write {path}: {error.strerror or error}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
-
-    Raises:
-        InputError: if it cannot be read, is not JSON, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object")
-    return content
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write one JSON object, whole or not at all; NaN and infinity are refused.
-
-    Raises:
-        InputError: if it cannot be written.
-    """
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))

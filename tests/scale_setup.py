@@ -11,6 +11,20 @@ from tests.evaluation_setup import ROOT
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 EVALUATE = "import sys; from hvit_jax.commands.eval import main; sys.exit(main())"
 TRAIN = "import sys; from hvit_jax.commands.train import main; sys.exit(main())"
+# Runs a function `command` in several processes.
+TOGETHER = """
+import os, signal, sys, time
+import jax
+from hvit_jax.commands import flags
+from hvit_jax.distributed.gathering import gather
+from hvit_jax.distributed.processes import Processes
+from hvit_jax.distributed.together import run_together
+from hvit_jax.errors import InputError
+from hvit_jax.system import library_messages as messages
+COMMAND
+processes = flags.parse(Processes, sys.argv[1:], program="x", description="")
+sys.exit(run_together(command, processes, "x"))
+"""
 _SECONDS = 240  # Generous: a loaded machine compiles slowly.
 
 
@@ -70,6 +84,11 @@ def started(code, count, *words, slurm=False, **environment):
         for process in processes:
             process.kill()
             process.wait()
+
+
+def run_command(command, count, *words):
+    """Run the source of a function `command` in several processes."""
+    return run_processes(TOGETHER.replace("COMMAND", command), count, *words)
 
 
 def run_processes(code, count, *words, **environment):

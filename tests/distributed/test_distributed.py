@@ -15,7 +15,7 @@ from hvit_jax.distributed.processes import Processes, refuse_several
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.loop import BatchSharding
 from tests.evaluation_setup import make_checkpoint, make_pictures, results_of
-from tests.scale_setup import EVALUATE, finish, run_processes, started
+from tests.scale_setup import EVALUATE, finish, run_command, run_processes, started
 
 WORDS = ("--method", "evit", "--drop-locations", "1", "--on-error", "skip", "-b", "4", "-j", "0")
 QUICK = ("--process-timeout", "4")
@@ -96,35 +96,34 @@ def test_a_stopped_process_ends_the_other(many, checkpoint, tmp_path):
 
 # A command that waits for nothing which would notice that the other process is gone.
 WAITS = """
-import os, signal, sys, time
-import jax
-from hvit_jax.commands import flags
-from hvit_jax.distributed.processes import Processes
-from hvit_jax.distributed.together import run_together
-from hvit_jax.errors import InputError
 def command():
     if jax.process_index() == FAILING:
         FAULT
-    time.sleep(100)
-processes = flags.parse(Processes, sys.argv[1:], program="waits", description="")
-sys.exit(run_together(command, processes, "waits"))
+    time.sleep(SECONDS)
 """
+
+
+def waits(failing, fault, seconds=100):
+    names = {"FAILING": failing, "FAULT": fault, "SECONDS": seconds}
+    command = WAITS
+    for name, value in names.items():
+        command = command.replace(name, str(value))
+    return run_command(command, 2, *QUICK)
 
 
 @pytest.mark.parametrize(
     ("failing", "fault", "status", "line"),
     [
         (1, "os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
-        (0, "raise InputError('7 is odd')", 2, "waits: 7 is odd\n"),
-        (1, "raise InputError('7 is odd')", 2, "waits: 7 is odd\n"),
+        (0, "raise InputError('7 is odd')", 2, "x: 7 is odd\n"),
+        (1, "raise InputError('7 is odd')", 2, "x: 7 is odd\n"),
         (1, "1 / 0", 1, "ZeroDivisionError: division by zero\n"),
         (1, "return 130", 130, ""),
     ],
 )
 def test_nobody_waits_for_a_process_that_is_gone(failing, fault, status, line):
-    code = WAITS.replace("FAILING", str(failing)).replace("FAULT", fault)
     began = time.monotonic()
-    done = run_processes(code, 2, *QUICK)
+    done = waits(failing, fault)
     assert time.monotonic() - began < 60
     gone, other = done[failing], done[1 - failing]
     assert gone.returncode == status and gone.stderr.endswith(line)
@@ -133,10 +132,7 @@ def test_nobody_waits_for_a_process_that_is_gone(failing, fault, status, line):
 
 
 def test_a_status_is_passed_on_when_all_are_done():
-    code = (
-        WAITS.replace("FAILING", "0").replace("FAULT", "return 1").replace("sleep(100)", "sleep(1)")
-    )
-    assert [each.returncode for each in run_processes(code, 2, *QUICK)] == [1, 0]
+    assert [each.returncode for each in waits(0, "return 1", seconds=1)] == [1, 0]
 
 
 @pytest.mark.parametrize(

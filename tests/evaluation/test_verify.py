@@ -24,8 +24,11 @@ def verify(*words):
 
 
 def changed(recorded, tmp_path, **entries):
+    """Results in which some entries, or options of the recorded evaluation, are others."""
     content = json.loads((recorded / "results.json").read_text())
-    (tmp_path / "results.json").write_text(json.dumps({**content, **entries}))
+    options = {name: entries.pop(name) for name in list(entries) if name in content["config"]}
+    content = {**content, "config": {**content["config"], **options}, **entries}
+    (tmp_path / "results.json").write_text(json.dumps(content))
     return tmp_path / "results.json"
 
 
@@ -69,14 +72,16 @@ def test_differences_are_named(recorded, tmp_path, capsys, entries, message):
     [
         {"resolution": [16, "--output=out.json", "--overwrite"]},
         {"resolution": [True, 24]},
-        {"data": "--overwrite"},
         {"data": 5},
         {"method": 7},
         {"method": None},
         {"checkpoint": ["a"]},
-        {"dtype": None},
-        {"attention": "--unroll"},
-        {"unroll": "yes"},
+        {"compute": {"dtype": None}},
+        {"compute": {"attention": "--unroll"}},
+        {"compute": {"unroll": "yes"}},
+        {"compute": "--unroll"},
+        {"reducer": {"keep": 0.5}, "args": ["x"]},
+        {"config": {"on_error": "skip", "surplus": 1}},
         {"batch_size": "4"},
         {"loss": "x"},
         {"loss": float("inf")},
@@ -95,12 +100,26 @@ def test_a_file_cannot_bring_options_or_nonsense(recorded, tmp_path, monkeypatch
     assert [each.name for each in tmp_path.iterdir()] == ["results.json"]
 
 
+def test_data_that_looks_like_an_option_is_a_folder(recorded, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert verify(changed(recorded, tmp_path, data="--overwrite")) == 2
+    assert capsys.readouterr().err == "hvit eval: --overwrite does not exist\n"
+
+
 def test_how_it_ran_is_repeated(recorded, tmp_path):
-    entries = {"attention": "xla", "unroll": True, "on_error": "skip"}
+    entries = {"compute": {"attention": "xla", "unroll": True}, "on_error": "skip"}
     again = tmp_path / "again.json"
-    assert verify(changed(recorded, tmp_path, **entries), "--output", again) == 0
-    found = json.loads(again.read_text())
-    assert {name: found[name] for name in entries} == entries
+    assert verify(changed(recorded, tmp_path, **entries), "--output", again, "-b", "5") == 0
+    found = json.loads(again.read_text())["config"]
+    assert found["compute"]["attention"] == "xla" and found["compute"]["unroll"] is True
+    assert found["on_error"] == "skip" and found["batch_size"] == 5
+
+
+def test_the_file_may_be_replaced_by_what_it_is_compared_with(recorded, tmp_path, capsys):
+    path = changed(recorded, tmp_path, top1=55.0)
+    assert verify(path, "--output", path, "--overwrite") == 1
+    assert "differs: top1 was 55.00 and is " in capsys.readouterr().out
+    assert verify(path) == 0
 
 
 def test_a_loss_that_is_no_number_any_more(recorded):
@@ -111,7 +130,7 @@ def test_a_loss_that_is_no_number_any_more(recorded):
 
 def test_another_machine_is_mentioned(recorded, tmp_path, capsys):
     assert verify(changed(recorded, tmp_path, device="NVIDIA H100")) == 0
-    assert "recorded with device NVIDIA H100; here cpu" in capsys.readouterr().out
+    assert "recorded with device NVIDIA H100, now cpu" in capsys.readouterr().out
 
 
 def test_a_picture_of_another_size_is_noticed(recorded, tmp_path, capsys):
@@ -126,7 +145,7 @@ def test_a_picture_of_another_size_is_noticed(recorded, tmp_path, capsys):
     ("text", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "holds no results"),
+        ("[]", "holds no JSON object"),
         ('{"method": "evit", "args": {}}', "holds no results"),
         (None, "cannot read"),
     ],

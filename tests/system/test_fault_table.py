@@ -5,6 +5,7 @@ Whatever happens is one clear line and exit status 2; nothing half-written is le
 
 import contextlib
 import errno
+import functools
 import importlib
 import os
 import signal
@@ -19,27 +20,19 @@ from PIL import Image
 
 import hvit_jax
 from hvit_jax.checkpoint import Description, save_checkpoint
+from hvit_jax.commands import eval as eval_command
+from hvit_jax.evaluation.run import Seams, evaluate
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.system import memory
-from hvit_jax.training import run as training
 from tests.evaluation_setup import make_pictures, no_room
 from tests.torch_files import swag_state
 
 CONFIG = hvit_jax.ViTConfig(16, patch_size=8, depth=2, width=8, heads=1, mlp_width=8, num_classes=2)
 QUICK = ("--seconds", "0.001", "--no-cache")
-MODULES = {
-    "eval": "evaluation.cli",
-    "train": "training.cli",
-    "sweep": "sweep",
-    "profile": "profiling.cli",
-    "convert": "convert.cli",
-    "to-torch": "convert.cli",
-    "calibrate": "calibrate",
-    "visualize": "visualization.cli",
-    "export": "export",
-}
+COMMANDS = ("eval", "train", "sweep", "profile", "convert", "to-torch", "calibrate")
+COMMANDS += ("visualize", "export")
 WITH_PICTURES = ("eval", "train", "sweep", "calibrate")
-WITH_CHECKPOINT = tuple(name for name in MODULES if name != "convert")
+WITH_CHECKPOINT = tuple(name for name in COMMANDS if name != "convert")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +71,8 @@ def complaint(capsys):
     """Run a command that must fail, and give its one line."""
 
     def run(command, *arguments, status=2):
-        main = importlib.import_module(f"hvit_jax.{MODULES[command]}").main
+        module = "convert" if command == "to-torch" else command
+        main = importlib.import_module(f"hvit_jax.commands.{module}").main
         capsys.readouterr()
         found = main([str(word) for word in arguments])
         out, err = capsys.readouterr()
@@ -89,7 +83,7 @@ def complaint(capsys):
     return run
 
 
-@pytest.mark.parametrize("command", MODULES)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_full_disk(command, inputs, tmp_path, complaint):
     with no_room(0):
         line = complaint(command, *words(command, inputs, tmp_path))
@@ -106,7 +100,7 @@ def test_a_disk_that_fills_up_in_training(inputs, tmp_path, complaint):
     assert [name for name in os.listdir(tmp_path) if not name.startswith(".")] == []
 
 
-@pytest.mark.parametrize("command", MODULES)
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.skipif(not os.path.isdir("/sys"), reason="needs a folder that root cannot write")
 def test_no_permission(command, inputs, complaint):
     """Not even root may write there."""
@@ -205,6 +199,8 @@ def test_a_killed_worker(command, with_a_killed_worker, complaint):
 
 def test_a_killed_worker_of_training(inputs, tmp_path, monkeypatch, complaint):
     """What had been decoded before is trained on, and the steps are kept."""
+    from hvit_jax.training import run as training
+
     whole = training.training_batches
 
     def killing(*arguments, **options):
@@ -243,12 +239,21 @@ def test_training_out_of_memory(inputs, tmp_path, complaint, monkeypatch, more, 
     assert os.listdir(tmp_path) == []
 
 
+def test_evaluation_out_of_memory(inputs, tmp_path, complaint, monkeypatch):
+    def full(*arguments):
+        raise jax.errors.JaxRuntimeError(EXHAUSTED)
+
+    monkeypatch.setattr(eval_command, "evaluate", functools.partial(evaluate, seams=Seams(full)))
+    line = complaint("eval", *words("eval", inputs, tmp_path))
+    assert "at batch 2; try --batch-size 1" in line
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("command", "place", "advice"),
     [
-        ("eval", "evaluation.run.compile_step", "at batch 2; try --batch-size 1"),
-        ("calibrate", "calibrate.measure", "at batch 2; try --batch-size 1"),
-        ("visualize", "visualization.cli.compile_views", "out of memory: RESOURCE_EXHAUSTED"),
+        ("calibrate", "calibration.run.measure", "at batch 2; try --batch-size 1"),
+        ("visualize", "visualization.run.compile_views", "out of memory: RESOURCE_EXHAUSTED"),
     ],
 )
 def test_out_of_memory(inputs, tmp_path, complaint, monkeypatch, command, place, advice):

@@ -109,7 +109,7 @@ def test_train(inputs, tmp_path):
     def words(output):
         sizes = "--patch-size 8 --depth 2 --width 16 --heads 2 --mlp-width 32 -r 16".split()
         recipe = "--epochs 8 -b 4 --save-every 3 --log-every 1 --ema 0.9 --method evit".split()
-        return ["-m", "hvit_jax.train", inputs / "data", "--output", output, *sizes, *recipe]
+        return ["-m", "hvit_jax", "train", inputs / "data", "--output", output, *sizes, *recipe]
 
     seconds = finish(words("whole"), tmp_path)
     saved = tmp_path / "killed" / "settings.json"
@@ -132,14 +132,14 @@ def test_train(inputs, tmp_path):
     assert all(np.array_equal(trees[0][name], trees[1][name]) for name in trees[0])
 
 
-SWEEP = "-m hvit_jax.commands.sweep --methods evit,tome --seconds 0.01 -j 0".split()
+SWEEP = "-m hvit_jax sweep --methods evit,tome --seconds 0.01 -j 0".split()
 PROFILE = [ROOT / "profile.py", "--method", "tome", "--sweep", "batch=1,2,3"]
 
 
 @pytest.mark.parametrize(("command", "key"), [(SWEEP, "top1"), (PROFILE, "gflops")])
 def test_tables(inputs, tmp_path, command, key):
     """Rows hold times, which differ; which rows there are, and what was found, must not."""
-    data = [inputs / "pictures"] if "hvit_jax.commands.sweep" in command else []
+    data = [inputs / "pictures"] if "sweep" in command else []
     words = [*command, *data, "--checkpoint", inputs / "checkpoint", "--no-cache", "--output"]
 
     def found(path):
@@ -179,9 +179,10 @@ def test_convert(inputs, tmp_path):
 
 EVAL = """
 import sys
-from hvit_jax.evaluation import cli, kept
-kept.SECONDS = 0.05
-sys.exit(cli.main())
+from hvit_jax.commands import eval
+from hvit_jax.evaluation.run import Seams, evaluate
+eval.evaluate = lambda config: evaluate(config, seams=Seams(interval=0.05))
+sys.exit(eval.main())
 """
 
 

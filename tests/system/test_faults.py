@@ -215,6 +215,7 @@ def test_eval(inputs, tmp_path):
     whole, again = (json.loads((tmp_path / name).read_text()) for name in (WHOLE, KILLED))
     for name in ("images_per_second", "input_wait", "compile_seconds"):
         assert whole.pop(name) and again.pop(name)
+    assert whole.pop("config") != again.pop("config")  # They name other files.
     assert whole == again and whole["images"] == MANY - 1
     one, other = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "killed.npz")
     assert all(np.array_equal(one[name], other[name]) for name in one)

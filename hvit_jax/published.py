@@ -24,14 +24,6 @@ def published_rows() -> tuple[dict[str, Any], ...]:
     return tuple(json.loads(text)["rows"])
 
 
-def row_arguments(row: dict[str, Any]) -> dict[str, Any]:
-    """Read a row's options as a method takes them: JSON's lists stand for tuples."""
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in row["args"].items()
-    }
-
-
 def describe_configuration(config: ViTConfig, reducer: Reducer) -> dict[str, Any]:
     """Name a configuration in the form that result files and published rows have.
 
@@ -68,6 +60,6 @@ def find_published(config: ViTConfig, reducer: Reducer) -> dict[str, Any] | None
         here = (row["method"], row["model"], tuple(row["resolution"]))
         if here != (reducer.name, model_name(config), config.image_shape):
             continue
-        if make_reducer(row["method"], **row_arguments(row)).resolve(config).options() == options:
+        if make_reducer(row["method"], **row["args"]).resolve(config).options() == options:
             return row
     return None

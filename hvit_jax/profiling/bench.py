@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import functools
 import statistics
@@ -10,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -39,19 +38,7 @@ from hvit_jax.profiling.torch_vit import Rival, TorchRivals
 # Of images, and of weights where no checkpoint brings them.
 SEED = 0
 DENSE = Reducer.name
-
-
-@runtime_checkable
-class Compiled(Protocol):
-    """A compiled model that can be timed."""
-
-    @property
-    def work(self) -> Work:
-        """One batch."""
-        ...
-
-
-Kind = TypeVar("Kind", bound=Compiled)
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -73,7 +60,7 @@ class Speed:
         return statistics.median(self.ratios[other]) if other in self.ratios else None
 
 
-class Bench(abc.ABC, Generic[Kind]):
+class Bench(Generic[Kind]):
     """Compiles models of the same weights, and times them.
 
     What several models need is made when it is first needed, and kept: weights, the dense model.
@@ -100,9 +87,9 @@ class Bench(abc.ABC, Generic[Kind]):
         self._read: tuple[ViTConfig, Tree] | None = None
         self._dense: tuple[Any, Kind] | None = None
 
-    @abc.abstractmethod
     def compile(self, model: ViT, batch: int) -> Kind:
-        """Compile a model for batches of one size."""
+        """Compile a model for batches of one size; benches differ in what they make of it."""
+        raise NotImplementedError
 
     def program(self, config: ViTConfig, reducer: Reducer, batch: int) -> Kind:
         """Compile a method; the last dense model is kept, since every method is held against it."""
@@ -145,21 +132,11 @@ class Program:
 
     Attributes:
         images: the batch, (B, H, W, 3) in float32.
-        compile_seconds: what tracing and compiling took.
-        from_cache: whether the compiled program came from the disk instead.
-        memory_bytes: device memory that the program needs at its peak, as the compiler planned it:
-            weights, images, results and what lies between.
-        compiler_flops: operations by the compiler's own count, in which a loop's body counts once
-            and a library's call, such as cuDNN's, not at all; None where it does not tell.
+        figures: what the compiler says, by the names of `Measurement`.
     """
 
     def __init__(self, model: ViT, batch: int):
-        """Compile a model.
-
-        Args:
-            model: the model.
-            batch: images at once.
-        """
+        """Compile a model for batches of some size."""
         shape = (batch, *model.config.image_shape, 3)
         self.images = jax.random.normal(jax.random.key(SEED), shape, jnp.float32)
         graph, self._state = nnx.split(model)
@@ -167,17 +144,20 @@ class Program:
         with _cache_hits() as hits:
             started = time.perf_counter()
             self._compiled = forward.lower(self._state, self.images).compile()
-            self.compile_seconds = time.perf_counter() - started
-        self.from_cache = bool(hits)
+            seconds = time.perf_counter() - started
         memory: Any = self._compiled.memory_analysis()
-        self.memory_bytes: int | None = memory and (
-            memory.argument_size_in_bytes
+        costs: Any = self._compiled.cost_analysis() or {}
+        self.figures: dict[str, Any] = {
+            "compile_seconds": seconds,
+            "compile_from_cache": bool(hits),
+            "compiler_gflops": costs["flops"] / 1e9 if "flops" in costs else None,
+            # As the compiler planned it: weights, images, results and what lies between.
+            "peak_memory_bytes": memory
+            and memory.argument_size_in_bytes
             + memory.output_size_in_bytes
             + memory.temp_size_in_bytes
-            - memory.alias_size_in_bytes
-        )
-        costs: Any = self._compiled.cost_analysis()
-        self.compiler_flops: float | None = costs.get("flops") if costs else None
+            - memory.alias_size_in_bytes,
+        }
 
     def __call__(self) -> Float[Array, "B classes"]:
         """Start the forward pass."""
@@ -255,20 +235,11 @@ class Profiler(Bench[Program]):
         if rival is not None:
             others["torch"] = rival.work
         speed = self.time(program.work, others, batch=case.batch)
-        row = self._row(case, program, speed, rival)
-        if config.trace is not None:
-            _trace(program, config.trace)
-        return replace(row, **self._latency(case, program, rival)) if config.latency else row
-
-    def _row(self, case: Case, program: Program, speed: Speed, rival: Rival | None) -> Measurement:
-        flops, operations = program.compiler_flops, 2e9 * case.gflops * speed.throughput
-        return replace(
+        operations = 2e9 * case.gflops * speed.throughput
+        row = replace(
             case.row(self.compute.dtype),
+            **program.figures,
             parameters=count_parameters(self.parameters(case.config)),
-            compiler_gflops=flops and flops / 1e9,
-            compile_seconds=program.compile_seconds,
-            compile_from_cache=program.from_cache,
-            peak_memory_bytes=program.memory_bytes,
             throughput=speed.throughput,
             throughput_range=speed.throughput_range,
             tflops_per_second=operations / 1e12,
@@ -277,12 +248,14 @@ class Profiler(Bench[Program]):
             speedup_over_torch=speed.over("torch"),
             torch=rival and rival.name,
         )
+        if config.trace is not None:
+            _trace(program, config.trace)
+        return replace(row, **self._latency(case, program, rival)) if config.latency else row
 
     def _latency(self, case: Case, program: Program, rival: Rival | None) -> dict[str, Any]:
-        single = program
         if case.batch > 1:
-            single = Program(self.model(case.config, case.reducer), 1)
-        times = time_alone(single.work, seconds=self.seconds)
+            program = Program(self.model(case.config, case.reducer), 1)
+        times = time_alone(program.work, seconds=self.seconds)
         theirs = time_alone(rival.single, seconds=self.seconds) if rival else None
         return {
             "latency_ms": 1e3 * statistics.median(times),

@@ -20,7 +20,6 @@ from hvit_jax.published import (
     describe_configuration,
     find_published,
     published_rows,
-    row_arguments,
 )
 from hvit_jax.reducers import REDUCERS, make_reducer
 
@@ -117,7 +116,7 @@ def published_cases(selection: str, *, batch: int) -> list[Case]:
     for row in published_rows():
         if selection in ("all", row["method"], row["model"]):
             config = with_resolution(named_config(row["model"]), tuple(row["resolution"]))
-            reducer = make_reducer(row["method"], **row_arguments(row))
+            reducer = make_reducer(row["method"], **row["args"])
             reducer = _with_implied_budget(row, reducer)
             cases.append(Case(config, reducer.resolve(config), batch, _results(row)))
     return cases

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hvit_jax.errors import InputError
-from hvit_jax.profiling.rows import Measurement, Row, configuration_key
+from hvit_jax.profiling.rows import Row, configuration_key
 from hvit_jax.system.figures import new_figure, save_figure
 from hvit_jax.system.files import read_json
 
@@ -15,77 +15,60 @@ Kind = TypeVar("Kind", bound=Row)
 _CONFIGURATION = ("method", "model", "args", "resolution")
 
 
-class Accuracies:
-    """Top-1 of configurations, as evaluations measured it."""
+def read_accuracies(files: Sequence[Path], checkpoint_sha256: str | None) -> dict[str, float]:
+    """Read the top-1 of configurations from results that `eval.py --output` wrote.
 
-    def __init__(self, files: Sequence[Path], checkpoint_sha256: str | None):
-        """Read results that `eval.py --output` wrote.
+    Args:
+        files: one for each configuration.
+        checkpoint_sha256: of the checkpoint that is timed; None where weights are random, which
+            have the speed of any.
 
-        Args:
-            files: one for each configuration.
-            checkpoint_sha256: of the checkpoint that is timed; None where weights are random, which
-                have the speed of any.
+    Returns:
+        Top-1 in per cent, by `Row.configuration`.
 
-        Raises:
-            InputError: if one cannot be read, is of another checkpoint, or two are of the same
-                configuration or of different pictures.
-        """
-        self._found: dict[str, tuple[Path, dict[str, Any]]] = {}
-        for path in files:
-            results = _read_accuracy(path)
-            theirs = results.get("checkpoint_sha256")
-            if checkpoint_sha256 is not None and theirs not in (None, checkpoint_sha256):
-                raise InputError(f"{path} is of another checkpoint: {results.get('checkpoint')}")
-            for other, first in self._found.values():
-                if first.get("data_sha256") != results.get("data_sha256"):
-                    raise InputError(f"{other} and {path} were scored on different pictures")
-            key = configuration_key(*(results[name] for name in _CONFIGURATION))
-            if key in self._found:
-                raise InputError(f"{self._found[key][0]} and {path} are of the same configuration")
-            self._found[key] = path, results
-
-    def top1(self, row: Row) -> float | None:
-        """Find the top-1 of a row's method, options, model and resolution, in per cent."""
-        found = self._found.get(row.configuration)
-        return found and found[1]["top1"]
-
-    def missing(self, rows: Sequence[Row]) -> list[str]:
-        """Name the configurations of rows that no file has, each once."""
-        names = [f"{row.model} {row.name}" for row in rows if self.top1(row) is None]
-        return list(dict.fromkeys(names))
+    Raises:
+        InputError: if a file cannot be read, is of another checkpoint, or two are of the same
+            configuration or of different pictures.
+    """
+    found, names, pictures = {}, {}, None
+    for path in files:
+        results = read_json(path)
+        if not all(name in results for name in (*_CONFIGURATION, "top1")):
+            raise InputError(f"{path} holds no results, as hvit eval --output writes them")
+        if results.get("partial") or not isinstance(results["top1"], (int, float)):
+            raise InputError(f"{path} is of an evaluation that did not finish")
+        if checkpoint_sha256 not in (None, results.get("checkpoint_sha256", checkpoint_sha256)):
+            raise InputError(f"{path} is of another checkpoint: {results.get('checkpoint')}")
+        pictures = pictures or results.get("data_sha256")
+        if pictures != results.get("data_sha256"):
+            raise InputError(f"{files[0]} and {path} were scored on different pictures")
+        key = configuration_key(*(results[name] for name in _CONFIGURATION))
+        if key in found:
+            raise InputError(f"{names[key]} and {path} are of the same configuration")
+        found[key], names[key] = results["top1"], path
+    return found
 
 
-def _read_accuracy(path: Path) -> dict[str, Any]:
-    results = read_json(path)
-    if not all(name in results for name in (*_CONFIGURATION, "top1")):
-        raise InputError(f"{path} holds no results, as hvit eval --output writes them")
-    if results.get("partial") or not isinstance(results["top1"], (int, float)):
-        raise InputError(f"{path} is of an evaluation that did not finish")
-    return results
-
-
-def plot(
-    rows: Sequence[Measurement], path: Path, top1: Callable[[Row], float | None], kind: str
-) -> None:
+def plot(rows: Sequence[Row], path: Path, top1: Mapping[str, float], kind: str) -> None:
     """Draw top-1 against measured throughput, one panel a model.
 
     Args:
         rows: those without either figure are left out.
         path: the file to write, replaced if it exists.
-        top1: finds a row's accuracy, in per cent.
+        top1: accuracies in per cent, by `Row.configuration`.
         kind: of accuracy: "published" or "measured".
 
     Raises:
         InputError: if no row has both figures, or the file cannot be written.
     """
-    points = [row for row in rows if row.throughput and top1(row) is not None]
+    points = [row for row in rows if row.throughput and row.configuration in top1]
     if not points:
         raise InputError(f"{path} would be empty: no row has a throughput and a {kind} top-1")
     models = list(dict.fromkeys(row.model for row in points))
     figure, panels = new_figure(len(models))
     for panel, model in zip(panels, models, strict=True):
         here = [row for row in points if row.model == model]
-        draw_methods(panel, here, lambda row: (row.throughput or 0.0, top1(row) or 0.0))
+        draw_methods(panel, here, lambda row: (row.throughput or 0.0, top1[row.configuration]))
         panel.legend()
         panel.set(title=model, xlabel="images/s, measured", ylabel=f"top-1 (%), {kind}")
     save_figure(figure, path)

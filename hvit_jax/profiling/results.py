@@ -11,11 +11,12 @@ from typing import Any, Generic, TypeVar
 
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, as_json
-from hvit_jax.profiling.rows import Row, csv_table
+from hvit_jax.profiling.rows import Row, csv_table, markdown_table
 from hvit_jax.system.files import check_destination, read_json, write_atomically, write_json
 from hvit_jax.system.provenance import changes
 
 Kind = TypeVar("Kind", bound=Row)
+_TABLES: dict[str, Callable[[Any], str]] = {".csv": csv_table, ".md": markdown_table}
 
 
 class Results(Generic[Kind]):
@@ -34,7 +35,6 @@ class Results(Generic[Kind]):
         *,
         settings: Sequence[str],
         resume: bool,
-        table: Callable[[Sequence[Kind]], str] = csv_table,
     ):
         """Check that the files can be written, and read finished rows where a run goes on.
 
@@ -45,17 +45,15 @@ class Results(Generic[Kind]):
             about: device, versions and content; a run that goes on must have the same.
             settings: names of options that numbers depend on, which must be the same too.
             resume: go on with the rows of the .json file, and replace the files.
-            table: writes rows as Markdown.
 
         Raises:
             InputError: if a file exists without `resume`, cannot be written, is damaged, or comes
                 from another device or other settings.
         """
-        self._writers = {".csv": csv_table, ".md": table}
         self._paths, self._kind, self._about = paths, kind, about
         self._config, self._settings = as_json(config), settings
         for path in paths:
-            if path.suffix not in (".json", *self._writers):
+            if path.suffix not in (".json", *_TABLES):
                 raise InputError(f"--output takes .json, .csv or .md files, got {path}")
             if not resume and path.exists():
                 raise InputError(f"{path} exists already; --resume goes on with it")
@@ -103,7 +101,7 @@ class Results(Generic[Kind]):
             if path.suffix == ".json":
                 write_json(path, self._content())
             else:
-                text = self._writers[path.suffix](self.rows)
+                text = _TABLES[path.suffix](self.rows)
                 write_atomically(path, lambda file, text=text: file.write(text.encode()))
 
     def _content(self) -> dict[str, Any]:

@@ -101,11 +101,6 @@ class Measurement(Row):
     torch: str | None = None
     torch_latency_ms: float | None = None
 
-    @property
-    def published_top1(self) -> float | None:
-        """The published top-1 of the configuration, in per cent."""
-        return (self.published or {}).get("top1")
-
 
 def configuration_key(*names: Any) -> str:
     """Write method, model, options and resolution as one word; see `Row.configuration`."""

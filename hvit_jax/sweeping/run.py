@@ -65,29 +65,32 @@ class Sweep:
 
 def sweep(
     config: SweepConfig,
-    messages: Console | None = None,
     *,
     settings: Sequence[Candidate] | None = None,
+    console: Console | None = None,
+    messages: Console | None = None,
     bench: Callable[..., Trials] = Trials,
 ) -> Sweep:
     """Try settings on a sample of the pictures; print the front and the setting to use.
 
     Args:
         config: what to try, and how.
-        messages: where to say how far it is; default: stderr.
         settings: what to try beside dense; default: what each of the methods proposes.
+        console: where the result is printed; default: stdout.
+        messages: where progress goes; default: stderr.
         bench: makes what tries them, as `Trials` does.
 
     Raises:
         InputError: for anything in the configuration that is wrong, a picture that cannot be read,
             or a dense model that fails.
-        KeyboardInterrupt: if Ctrl-C or SIGTERM came; what was finished is in the file.
+        KeyboardInterrupt: after Ctrl-C, and `Stopped` after SIGTERM; what was finished is in the
+            file.
     """
+    console = console or Console(highlight=False, markup=False, soft_wrap=True)
+    messages = messages or Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     refuse_several("hvit sweep")
     if config.plot is not None:
         check_plot(config.plot, "--plot")
-    if messages is None:
-        messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     inputs, placement = open_inputs(config.data, config.checkpoint), place()
     sizes = with_resolution(inputs.description.config, config.resolution)
     dense = Candidate(Reducer().resolve(sizes))
@@ -119,7 +122,10 @@ def sweep(
         raise type(stop)(message) from stop
     if config.goal is not None:
         done.chosen, done.reached = choose(done.rows, config.goal)
-    _show(config, done)
+    console.print("\n".join(_lines(config, done)))
+    if config.plot is not None:
+        plot_sweep(done.rows, done.chosen, config.goal, config.plot)
+        console.print(f"drawn: {config.plot}")
     return done
 
 
@@ -223,24 +229,19 @@ def _try(
         return row
 
 
-def _show(config: SweepConfig, done: Sweep) -> None:
-    """Print the front and the setting to use, and draw them."""
+def _lines(config: SweepConfig, done: Sweep) -> list[str]:
+    """Write the front and the setting to use."""
     rows, chosen, goal = done.rows, done.chosen, config.goal
-    print(front_table(front(rows), chosen), end="")
     reasons = collections.Counter(each.reason for each in done.skipped)
-    for reason, count in reasons.items():
-        print(f"skipped {count}: {reason} (--all tries them too)")
-    for row in rows:
-        if row.error is not None:
-            print(f"failed: {row.method} {row.tried['args']}: {row.error}")
-    if config.plot is not None:
-        plot_sweep(rows, chosen, goal, config.plot)
-        print(f"drawn: {config.plot}")
+    lines = [
+        *front_table(front(rows), chosen).splitlines(),
+        *(f"skipped {count}: {why} (--all tries them too)" for why, count in reasons.items()),
+        *(f"failed: {row.method} {row.tried['args']}: {row.error}" for row in rows if row.error),
+    ]
     if goal is None:
-        print("--target-speedup X or --max-drop POINTS names the setting to use")
-    elif chosen is None:
-        print(f"nothing reaches {goal}: none of those tried is faster than dense here")
-    else:
-        what = f"to use for {goal}" if done.reached else f"nothing reaches {goal}; nearest"
-        command, python = commands(chosen, config)
-        print(f"\n{what}: {summary(chosen)}\n\n{command}\n\n{python}")
+        return [*lines, "--target-speedup X or --max-drop POINTS names the setting to use"]
+    if chosen is None:
+        return [*lines, f"nothing reaches {goal}: none of those tried is faster than dense here"]
+    what = f"to use for {goal}" if done.reached else f"nothing reaches {goal}; nearest"
+    command, python = commands(chosen, config)
+    return [*lines, "", f"{what}: {summary(chosen)}", "", command, "", python]

@@ -6,14 +6,14 @@ import pytest
 
 import hvit_jax
 from hvit_jax.config import named_config
-from hvit_jax.published import find_published, published_rows, row_arguments
+from hvit_jax.published import find_published, published_rows
 
 ROWS = [row for row in published_rows() if row["method"] in hvit_jax.REDUCERS]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['method']}-{row['model']}")
 def test_every_row_is_found(row):
-    reducer = hvit_jax.make_reducer(row["method"], **row_arguments(row))
+    reducer = hvit_jax.make_reducer(row["method"], **row["args"])
     config = dataclasses.replace(named_config(row["model"]), resolution=row["resolution"])
     assert find_published(config, reducer) == row
 

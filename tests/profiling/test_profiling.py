@@ -7,32 +7,56 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import pytest
-from hvit_jax.profiling.accuracy import published_top1
 
 from hvit_jax import demo
 from hvit_jax.checkpoint import checkpoint_sha256, read_description
+from hvit_jax.commands.flags import parse
 from hvit_jax.commands.profile import main
-from hvit_jax.models.parameters import (
-    abstract_parameters,
-    count_parameters,
-    init_parameters,
-)
-from hvit_jax.profiling import cli, measure, plot, timing, torch_vit
+from hvit_jax.models.parameters import abstract_parameters, count_parameters, init_parameters
+from hvit_jax.profiling import ProfileConfig, device, plot, profile, torch_vit
+from hvit_jax.profiling.bench import Profiler
+from hvit_jax.profiling.rows import Measurement
 from hvit_jax.published import describe_configuration, published_rows
 from hvit_jax.reducers import make_reducer
-from hvit_jax.system.figures import pareto_front
 
 ROOT = Path(__file__).parents[2]
-FAST = ["--checkpoint", str(demo.checkpoint_dir()), "-b", "2", "--seconds", "0.01", "--no-cache"]
+DEMO = str(demo.checkpoint_dir())
+FAST = ["--checkpoint", DEMO, "-b", "2", "--seconds", "0.01", "--no-cache"]
 
 
-@pytest.fixture(autouse=True)
-def quick_peak(monkeypatch):
-    monkeypatch.setattr(measure, "matmul_peak", lambda dtype, seconds: 1e12)
+class Quick(Profiler):
+    """Measures nothing; `fail` may raise instead."""
+
+    def __init__(self, config, fail=lambda batch: None):
+        super().__init__(config, peak=1e12)
+        self.fail, self.measured = fail, []
+
+    def measure(self, case):
+        self.problems = []
+        self.measured.append(case.batch)
+        self.fail(case.batch)
+        figures = {"throughput": 8.0, "throughput_range": [8.0, 8.0], "compile_seconds": 0.0}
+        return replace(case.row("float32"), **figures)
+
+
+def configured(*words):
+    return parse(ProfileConfig, [*FAST, *words], program="hvit profile", description="")
+
+
+def measure(*words):
+    """Profile the demo for real, but for the device's fastest matrix product."""
+    config = configured(*words)
+    return profile(config, bench=Profiler(config, peak=1e12))
+
+
+def pretend(*words, **options):
+    config = configured(*words)
+    return profile(config, bench=Quick(config, **options))
 
 
 def read(path):
@@ -41,11 +65,12 @@ def read(path):
 
 def test_a_row_has_every_figure(tmp_path, capsys):
     output = tmp_path / "rows.json"
-    assert main([*FAST, "--method", "hourglass", "--output", str(output)]) == 0
+    measure("--method", "hourglass", "--output", str(output))
     content = read(output)
-    (row,) = content["rows"]
-    config = read_description(demo.checkpoint_dir()).config
-    assert (row["method"], row["model"], row["resolution"]) == ("hourglass", "custom", 56)
+    dense, row = content["rows"]
+    assert (dense["method"], dense["speedup_over_dense"]) == ("dense", 1.0)
+    config = read_description(DEMO).config
+    assert (row["method"], row["model"], row["resolution"]) == ("hourglass", "custom", [56, 56])
     assert (row["batch"], row["dtype"], row["error"]) == (2, "float32", None)
     assert row["args"]["num_clusters"] == [7, 7]
     assert row["tokens"] == [197, 197, 50, 50, 50, 50]
@@ -64,18 +89,22 @@ def test_a_row_has_every_figure(tmp_path, capsys):
     assert row["speedup_over_dense"] > 0
     assert row["speedup_over_torch"] is row["torch"] is row["published"] is None
     assert content["device"] == jax.devices()[0].device_kind
-    assert content["settings"]["dtype"] == "float32"
-    assert (
-        "| hourglass(cluster_location=2, num_clusters=7 7) | 2 | 0.045 |" in capsys.readouterr().out
-    )
+    assert content["config"]["compute"]["dtype"] == "float32"
+    printed = capsys.readouterr().out
+    assert "| dense | 2 | 0.083 |" in printed
+    assert "| hourglass(cluster_location=2, num_clusters=7 7) | 2 | 0.045 |" in printed
 
 
-def test_gflops_of_all_published_rows(tmp_path, capsys):
-    output = tmp_path / "rows.json"
+@pytest.fixture(scope="module")
+def all_rows(tmp_path_factory):
+    output = tmp_path_factory.mktemp("rows") / "rows.json"
     assert main(["--rows", "all", "--gflops-only", "--output", str(output)]) == 0
-    rows = read(output)["rows"]
-    assert len(rows) == len(published_rows())
-    for row, published in zip(rows, published_rows(), strict=True):
+    return read(output)["rows"]
+
+
+def test_gflops_of_all_published_rows(all_rows):
+    assert len(all_rows) == len(published_rows())
+    for row, published in zip(all_rows, published_rows(), strict=True):
         assert row["published"]["gflops"] == published["published"]["gflops"]
         assert row["throughput"] is None
         if "gflops" in published:
@@ -83,34 +112,41 @@ def test_gflops_of_all_published_rows(tmp_path, capsys):
         else:
             # Budgets of 15 % more than the published GFLOPs imply.
             assert 1 < row["gflops"] / published["published"]["gflops"] < 1.06
-    assert capsys.readouterr().out.count("\n") == len(rows) + 2
 
 
 @pytest.mark.parametrize("selection", ["tome", "vit_h14"])
-def test_some_published_rows(tmp_path, selection):
-    output = tmp_path / "rows.json"
-    assert main(["--rows", selection, "--gflops-only", "--output", str(output)]) == 0
+def test_some_published_rows(selection, capsys):
+    found = profile(ProfileConfig(rows=selection, gflops_only=True))
     rows = [row for row in published_rows() if selection in (row["method"], row["model"])]
-    found = [(row["method"], row["model"]) for row in read(output)["rows"]]
-    assert found == [(row["method"], row["model"]) for row in rows]
+    assert [(row.method, row.model) for row in found] == [
+        (row["method"], row["model"]) for row in rows
+    ]
+    assert capsys.readouterr().out.count("\n") == len(rows) + 2
 
 
-def test_published_speedup_follows_from_throughputs(tmp_path):
-    output = tmp_path / "rows.json"
-    main(["--rows", "all", "--gflops-only", "--output", str(output)])
+def test_published_speedup_follows_from_throughputs(all_rows):
     speedups = {
         (row["model"], row["published"]["throughput"]): row["published"]["speedup"]
-        for row in read(output)["rows"]
+        for row in all_rows
     }
     assert speedups["vit_l16", 14.7] == 1
     assert speedups["vit_l16", 29.7] == pytest.approx(29.7 / 14.7)
 
 
+def test_dense_models_are_shown_beside_the_published_rows_of_a_method():
+    rows = profile(ProfileConfig(rows="tome", cache=False), bench=Quick(ProfileConfig(rows="tome")))
+    names = [(row.method, row.model) for row in rows]
+    tome = [row["model"] for row in published_rows() if row["method"] == "tome"]
+    assert [name for name in names if name[0] == "tome"] == [("tome", name) for name in tome]
+    assert [name for name in names if name[0] == "dense"] == [
+        ("dense", name) for name in dict.fromkeys(tome)
+    ]
+
+
 def test_pytorch_is_timed_beside_ours_on_the_same_weights(tmp_path):
     output = tmp_path / "rows.json"
-    arguments = ["--method", "evit", "--against", "torch"]
-    assert main([*FAST, *arguments, "--output", str(output)]) == 0
-    (row,) = read(output)["rows"]
+    measure("--method", "evit", "--against", "torch", "--output", str(output))
+    row = read(output)["rows"][-1]
     assert row["speedup_over_torch"] > 0
     assert row["torch"] == "PyTorch float32, eager"
     assert row["torch_latency_ms"] > 0
@@ -119,12 +155,12 @@ def test_pytorch_is_timed_beside_ours_on_the_same_weights(tmp_path):
 
 def test_pytorch_runs_batch_and_single_image_each_its_fastest_way(monkeypatch):
     images = jax.random.normal(jax.random.key(0), (2, 56, 56, 3))
-    config = read_description(demo.checkpoint_dir()).config
+    config = read_description(DEMO).config
     parameters = init_parameters(config, 0)
     rivals = torch_vit.TorchRivals(config, parameters, images, "float32")
     ways = [
         torch_vit.Rival(
-            name, *(timing.Work(lambda s=s: time.sleep(s), lambda _: None) for s in two)
+            name, *(device.Work(lambda s=s: time.sleep(s), lambda _: None) for s in two)
         )
         for name, two in (("eager", (0.004, 0.001)), ("compiled", (0.001, 0.004)))
     ]
@@ -136,7 +172,7 @@ def test_pytorch_runs_batch_and_single_image_each_its_fastest_way(monkeypatch):
     assert rivals.best(logits, seconds=0.01, latency=False) is ways[1]
 
 
-def test_pytorch_with_other_logits_is_refused(monkeypatch, capsys):
+def test_pytorch_with_other_logits_is_refused(monkeypatch):
     build = torch_vit._build
 
     def broken(*arguments):
@@ -145,30 +181,8 @@ def test_pytorch_with_other_logits_is_refused(monkeypatch, capsys):
         return model
 
     monkeypatch.setattr(torch_vit, "_build", broken)
-    assert main([*FAST, "--against", "torch", "--no-latency"]) == 1
-    assert "logits of PyTorch float32, eager differ by" in capsys.readouterr().out
-
-
-def test_failed_rows_do_not_stop_the_others_and_are_tried_again(tmp_path, monkeypatch, capsys):
-    output = tmp_path / "rows.json"
-    command = [*FAST, "--no-latency", "--sweep", "batch=1,2,3", "--output", str(output)]
-    whole, measured = measure.Bench.measure, []
-
-    def fails_at_two(self, case):
-        measured.append(case.batch)
-        if case.batch == 2 and len(measured) < 4:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore")
-        return whole(self, case)
-
-    monkeypatch.setattr(measure.Bench, "measure", fails_at_two)
-    assert main(command) == 1
-    errors = [row["error"] for row in read(output)["rows"]]
-    assert errors[::2] == [None, None]
-    assert errors[1] == "out of memory at batch 2; try --batch-size 1"
-    assert errors[1] in capsys.readouterr().err
-    assert main([*command, "--resume"]) == 0
-    assert measured == [1, 2, 3, 2]
-    assert sorted(row["batch"] for row in read(output)["rows"]) == [1, 2, 3]
+    (row,) = measure("--against", "torch", "--no-latency")
+    assert "logits of PyTorch float32, eager differ by" in row.error
 
 
 @pytest.mark.parametrize(
@@ -179,27 +193,52 @@ def test_failed_rows_do_not_stop_the_others_and_are_tried_again(tmp_path, monkey
         (RuntimeError(), "RuntimeError"),
     ],
 )
-def test_failures_of_pytorch_are_rows_too(monkeypatch, capsys, error, reason):
-    def fails(*arguments):
+def test_failures_of_pytorch_are_rows_too(capsys, error, reason):
+    def fails(batch):
         raise error
 
-    monkeypatch.setattr(torch_vit, "_build", fails)
-    assert main([*FAST, "--against", "torch", "--no-latency"]) == 1
+    (row,) = pretend("--against", "torch", fail=fails)
+    assert row.error.startswith(reason)
     assert f"failed: {reason}" in capsys.readouterr().err
 
 
-def test_an_interrupted_run_keeps_finished_rows(tmp_path, monkeypatch, capsys):
+def test_failed_rows_do_not_stop_the_others_and_are_tried_again(tmp_path, capsys):
     output = tmp_path / "rows.json"
-    whole = measure.Bench.measure
+    words = ["--sweep", "batch=1,2,3", "--output", str(output)]
 
-    def interrupted(self, case):
-        if case.batch == 2:
+    def fails_at_two(batch):
+        if batch == 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore")
+
+    pretend(*words, fail=fails_at_two)
+    errors = [row["error"] for row in read(output)["rows"]]
+    assert errors[::2] == [None, None]
+    assert errors[1] == "out of memory at batch 2; try --batch-size 1"
+    assert errors[1] in capsys.readouterr().err
+    config = configured(*words, "--resume")
+    bench = Quick(config)
+    profile(config, bench=bench)
+    assert bench.measured == [2]
+    assert sorted(row["batch"] for row in read(output)["rows"]) == [1, 2, 3]
+
+
+def test_rows_that_fail_give_status_1(monkeypatch):
+    def fails(bench, case):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(Profiler, "measure", fails)
+    assert main(FAST) == 1
+
+
+def test_an_interrupted_run_keeps_finished_rows(tmp_path, capsys):
+    output = tmp_path / "rows.json"
+
+    def interrupted(batch):
+        if batch == 2:
             raise KeyboardInterrupt
-        return whole(self, case)
 
-    monkeypatch.setattr(measure.Bench, "measure", interrupted)
-    command = [*FAST, "--no-latency", "--sweep", "batch=1,2", "--output", str(output)]
-    assert main(command) == 130
+    with pytest.raises(KeyboardInterrupt, match="interrupted; finished rows are kept"):
+        pretend("--sweep", "batch=1,2", "--output", str(output), fail=interrupted)
     assert [row["batch"] for row in read(output)["rows"]] == [1]
     assert "| dense | 1 |" in capsys.readouterr().out
 
@@ -207,7 +246,7 @@ def test_an_interrupted_run_keeps_finished_rows(tmp_path, monkeypatch, capsys):
 def test_tables(tmp_path):
     files = [tmp_path / name for name in ("rows.csv", "rows.md")]
     flags = [word for file in files for word in ("--output", str(file))]
-    assert main([*FAST, "--no-latency", "--sweep", "batch=1,2", *flags]) == 0
+    pretend("--sweep", "batch=1,2", *flags)
     rows = list(csv.DictReader(files[0].open()))
     assert [row["batch"] for row in rows] == ["1", "2"]
     assert json.loads(rows[0]["tokens"]) == [197] * 6
@@ -216,31 +255,32 @@ def test_tables(tmp_path):
 
 
 def test_plot_draws_what_has_both_figures(tmp_path):
-    def row(method, throughput, top1):
-        published = {"top1": top1}
-        return {
-            "model": "vit_l16", "method": method, "throughput": throughput, "published": published
-        }  # fmt: skip
+    def row(method, throughput):
+        return Measurement(
+            model="vit_l16", method=method, throughput=throughput, args={}, resolution=[512, 512],
+            batch=8, dtype="float32", gflops=1.0, tokens=[],
+        )  # fmt: skip
 
-    rows = [row("dense", 10.0, 88.1), row("tome", 20.0, 88.0), row("ats", 5.0, 84.0)]
+    rows = [row("dense", 10.0), row("tome", 20.0), row("ats", 5.0), row("act", None)]
+    top1 = dict(zip((each.configuration for each in rows), (88.1, 88.0, 84.0, 80.0), strict=True))
     path = tmp_path / "plot.png"
-    plot.plot([*rows, row("act", None, 80.0)], path, published_top1, "published")
+    plot.plot(rows, path, top1, "published")
     assert path.read_bytes().startswith(b"\x89PNG")
-    points = [(one["throughput"], one["published"]["top1"]) for one in rows]
-    assert pareto_front(points) == [(20.0, 88.0), (10.0, 88.1)]
+    points = [(each.throughput, top1[each.configuration]) for each in rows[:3]]
+    assert plot.pareto_front(points) == [(20.0, 88.0), (10.0, 88.1)]
 
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory):
     """Results of the demo's dense model and of EViT, as `eval.py --output` writes them."""
-    folder, checkpoint = tmp_path_factory.mktemp("evaluated"), str(demo.checkpoint_dir())
-    config = read_description(checkpoint).config
+    folder = tmp_path_factory.mktemp("evaluated")
+    config = read_description(DEMO).config
     for method, top1 in (("dense", 90.0), ("evit", 89.0)):
         results = {
             **describe_configuration(config, make_reducer(method).resolve(config)),
-            "dtype": "float32", "batch_size": 64, "data": "D", "checkpoint": checkpoint,
+            "dtype": "float32", "batch_size": 64, "data": "D", "checkpoint": DEMO,
             "top1": top1, "partial": False, "data_sha256": "1",
-            "checkpoint_sha256": checkpoint_sha256(checkpoint),
+            "checkpoint_sha256": checkpoint_sha256(DEMO),
         }  # fmt: skip
         (folder / f"{method}.json").write_text(json.dumps(results))
     return folder
@@ -249,23 +289,20 @@ def evaluated(tmp_path_factory):
 def test_measured_accuracies_are_drawn_and_rows_without_are_named(
     evaluated, tmp_path, monkeypatch, capsys
 ):
-    figures = {"throughput": 8.0, "throughput_range": [8, 8], "compile_seconds": 0.0}
-    monkeypatch.setattr(measure.Bench, "measure", lambda self, case: figures)
     drawn, whole = [], plot.draw_methods
 
     def noted(panel, rows, place):
-        drawn.extend((row["method"], place(row)) for row in rows)
+        drawn.extend((row.method, place(row)) for row in rows)
         whole(panel, rows, place)
 
     monkeypatch.setattr(plot, "draw_methods", noted)
     path, output = tmp_path / "front.png", tmp_path / "rows.json"
-    assert main([*FAST, "--method", "tome", "--output", str(output)]) == 0
-    more = ["--output", str(output), "--resume"]
-    assert main([*FAST, *more]) == 0
-    files = [str(evaluated / name) for name in ("dense.json", "evit.json")]
+    pretend("--method", "tome", "--output", str(output))
     capsys.readouterr()
-    words = [*FAST, *more, "--method", "evit", "--plot", str(path), "--accuracy", *files]
-    assert main(words) == 0
+    more = ["--output", str(output), "--resume", "--method", "evit", "--plot", str(path)]
+    pretend(
+        *more, "--accuracy", ",".join(str(evaluated / f"{each}.json") for each in ("dense", "evit"))
+    )
     assert drawn == [("dense", (8.0, 90.0)), ("evit", (8.0, 89.0))]
     assert path.read_bytes().startswith(b"\x89PNG")
     errors = capsys.readouterr().err
@@ -278,7 +315,8 @@ def test_measured_accuracies_are_drawn_and_rows_without_are_named(
     [
         (None, "cannot read"),
         ("{", "is not JSON"),
-        ("[]", "holds no results"),
+        ("[]", "holds no JSON object"),
+        ("{}", "holds no results"),
         ({"partial": True}, "did not finish"),
         ({"model": "vit_b16"}, "no file of --accuracy is of a configuration that is measured here"),
         ({"args": {"keep_rate": 0.1}}, "no file of --accuracy is of a configuration"),
@@ -296,7 +334,7 @@ def test_results_that_cannot_be_drawn_are_refused(evaluated, tmp_path, capsys, e
         file.write_text(entries)
     if entries == {} or "data_sha256" in (entries or ""):
         files.append(evaluated / "evit.json")
-    words = ["--plot", str(tmp_path / "p.png"), "--accuracy", *map(str, files)]
+    words = ["--plot", str(tmp_path / "p.png"), "--accuracy", ",".join(map(str, files))]
     assert main([*FAST, "--method", "evit", *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
@@ -304,23 +342,21 @@ def test_results_that_cannot_be_drawn_are_refused(evaluated, tmp_path, capsys, e
 
 def test_one_device_of_several_is_measured(monkeypatch, capsys):
     monkeypatch.setattr(jax, "local_device_count", lambda: 8)
-    monkeypatch.setattr(cli, "run_cases", lambda *arguments: [])
-    assert main(FAST) == 0
+    pretend()
     assert "measures one of the 8 devices" in capsys.readouterr().err
 
 
 def test_trace(tmp_path):
     folder = tmp_path / "trace"
-    assert main([*FAST, "--no-latency", "--trace", str(folder)]) == 0
+    measure("--no-latency", "--trace", str(folder))
     assert list(folder.rglob("*.xplane.pb"))
 
 
 def test_method_options_from_calibrate(tmp_path):
-    file, output = tmp_path / "ats.json", tmp_path / "rows.json"
+    file = tmp_path / "ats.json"
     file.write_text(json.dumps({"method": "ats", "args": {"max_tokens": 60}, "measured": {}}))
-    arguments = ["--method", "ats", "--method-args", str(file), "--no-latency"]
-    assert main([*FAST, *arguments, "--output", str(output)]) == 0
-    assert read(output)["rows"][0]["tokens"][-1] == 60
+    rows = pretend("--method", "ats", "--method-args", str(file))
+    assert rows[-1].tokens[-1] == 60
 
 
 @pytest.mark.parametrize(
@@ -346,6 +382,7 @@ def test_method_options_from_calibrate(tmp_path):
         (["--accuracy", "r.json"], "--accuracy goes with --plot FILE.png"),
         (["--trace", "missing/trace"], "there is no folder missing"),
         (["--gflops-only", "--trace", "t"], "--gflops-only measures nothing; leave out --trace"),
+        (["--dtype", "float64"], "--dtype must be one of float32, bfloat16"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
@@ -358,7 +395,7 @@ def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("{", "is no report of this command"),
+        ("{", "is not JSON"),
         ('{"rows": [{}]}', "is no report of this command"),
     ],
 )
@@ -372,12 +409,11 @@ def test_damaged_reports_are_refused(tmp_path, content, message, capsys):
 def test_compiled_programs_are_kept_where_the_user_says(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "kept"))
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
-    command = [word for word in FAST if word != "--no-cache"]
-    assert main([*command, "--no-latency"]) == 0
+    pretend("--cache")
     assert f"compiled programs are kept in {tmp_path / 'kept'}" in capsys.readouterr().err
     (tmp_path / "file").touch()
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "file" / "kept"))
-    assert main([*command, "--no-latency"]) == 2
+    assert main([*FAST, "--cache"]) == 2
     assert "cannot keep compiled programs in" in capsys.readouterr().err
 
 
@@ -400,23 +436,23 @@ def test_missing_libraries_name_their_extra(monkeypatch, capsys):
 
 def test_other_settings_are_refused(tmp_path, capsys):
     output = tmp_path / "rows.json"
-    command = [*FAST, "--no-latency", "--output", str(output)]
-    assert main(command) == 0
-    assert main(command) == 2
+    words = ["--output", str(output)]
+    pretend(*words)
+    assert main([*FAST, *words]) == 2
     assert "exists already; --resume goes on with it" in capsys.readouterr().err
-    assert main([*command, "--resume", "--attention", "xla"]) == 2
+    assert main([*FAST, *words, "--resume", "--attention", "xla"]) == 2
     named = f"{output} was written with --attention auto, now xla; choose another --output\n"
     assert capsys.readouterr().err == f"hvit profile: {named}"
     content = read(output)
     content["versions"]["jax"] = "0.1"
     output.write_text(json.dumps(content))
-    assert main([*command, "--resume"]) == 2
+    assert main([*FAST, *words, "--resume"]) == 2
     assert f"written with jax 0.1, now {jax.__version__}; choose" in capsys.readouterr().err
 
 
 def test_another_checkpoint_under_the_same_name_is_refused(tmp_path, capsys):
     output, checkpoint = tmp_path / "rows.json", tmp_path / "checkpoint"
-    shutil.copytree(demo.checkpoint_dir(), checkpoint)
+    shutil.copytree(DEMO, checkpoint)
     command = ["--gflops-only", "--output", str(output), "--checkpoint"]
     assert main([*command, str(checkpoint)]) == 0
     content = read(output)
@@ -438,14 +474,16 @@ def test_another_checkpoint_under_the_same_name_is_refused(tmp_path, capsys):
 def test_turns_are_medians_of_one_call():
     order = []
     works = [
-        timing.Work(lambda name=name: order.append(name), lambda result: None) for name in "ab"
+        device.Work(lambda name=name: order.append(name), lambda result: None) for name in "ab"
     ]
-    times = timing.time_in_turns(works, seconds=1e-9, rounds=3)
+    times = device.time_in_turns(works, seconds=1e-9, rounds=3)
     assert [len(rounds) for rounds in times] == [3, 3]
     assert "".join(order) == "ab" + "ab" + "ababab"
-    assert timing.median_ratio([2.0, 9.0, 4.0], [1.0, 1.0, 1.0]) == 4
-    assert timing.percentile([float(value) for value in range(101)], 0.95) == 95
-    assert timing.percentile([3.0], 0.95) == 3
+    bench = Profiler(configured(), timer=lambda works, seconds: [[1.0] * 3, [2.0, 9.0, 4.0]])
+    speed = bench.time(works[0], {"other": works[1]}, batch=6)
+    assert (speed.throughput, speed.over("other"), speed.over("none")) == (6, 4, None)
+    assert device.percentile([float(value) for value in range(101)], 0.95) == 95
+    assert device.percentile([3.0], 0.95) == 3
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def row_name(row):
 
 
 def row_config(row):
-    return with_resolution(named_config(row["model"]), row["resolution"])
+    return with_resolution(named_config(row["model"]), tuple(row["resolution"]))
 
 
 def token_counts(config, reducer):

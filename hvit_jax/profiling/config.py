@@ -66,8 +66,8 @@ class ProfileConfig(Options):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.compute.dtype == "float64":
-            raise InputError("--dtype must be one of float32, bfloat16: 'float64'")
+        if self.against is not None and self.compute.dtype == "float64":
+            raise InputError("--against torch runs in float32 and bfloat16, not in float64")
         if self.checkpoint is not None and self.model is not None:
             raise InputError("give --model NAME or --checkpoint DIR, not both")
         if self.accuracy and self.plot is None:

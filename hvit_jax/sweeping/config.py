@@ -49,8 +49,6 @@ class SweepConfig(OnPictures):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.compute.dtype == "float64":
-            raise InputError("--dtype must be one of float32, bfloat16: 'float64'")
         if self.target_speedup is not None and self.max_drop is not None:
             raise InputError("give --target-speedup X or --max-drop POINTS, not both")
         if not self.methods:

@@ -14,7 +14,7 @@ ROWS = [row for row in published_rows() if row["method"] in hvit_jax.REDUCERS]
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['method']}-{row['model']}")
 def test_every_row_is_found(row):
     reducer = hvit_jax.make_reducer(row["method"], **row["args"])
-    config = dataclasses.replace(named_config(row["model"]), resolution=row["resolution"])
+    config = dataclasses.replace(named_config(row["model"]), resolution=tuple(row["resolution"]))
     assert find_published(config, reducer) == row
 
 

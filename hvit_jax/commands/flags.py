@@ -37,6 +37,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, *args, **options):
         super().__init__(*args, **{"allow_abbrev": False, **options})
+        self._negative_number_matcher = re.compile(r"-\.?\d.*")  # Lists too, such as -8,5,3.
 
     def error(self, message: str) -> NoReturn:
         """Report wrong usage.
@@ -73,6 +74,8 @@ def make_parser(
     description: str,
     epilog: str | None = None,
     method: str | None = None,
+    others: Sequence[str] = (),
+    add_help: bool = True,
 ) -> ArgumentParser:
     """Declare every option of a record.
 
@@ -82,6 +85,8 @@ def make_parser(
         description: what it does, for `--help`.
         epilog: what `--help` ends with.
         method: whose options are declared; None: those of the record's default method.
+        others: more methods whose options are declared.
+        add_help: whether there is `--help`.
 
     Raises:
         InputError: for an unknown method.
@@ -91,6 +96,7 @@ def make_parser(
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter,
+        add_help=add_help,
     )
     parser.add_argument("--version", action="version", version=f"hvit_jax {__version__}")
     groups: dict[str | None, Any] = {None: parser}
@@ -99,7 +105,7 @@ def make_parser(
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         if _holds(hint, Reducer):
-            _add_method(parser, method or default_of(field).name)
+            _add_methods(parser, [method or default_of(field).name, *others])
         else:
             _add(groups[title], field, hint, field.name)
     return parser
@@ -216,18 +222,21 @@ def _holds(hint: Any, kind: type) -> bool:
     return isinstance(hint, type) and issubclass(hint, kind)
 
 
-def _add_method(parser: ArgumentParser, method: str) -> None:
-    """Declare `--method`, `--method-args` and the options of one method."""
-    if method not in REDUCERS:
-        raise unknown("method", method, REDUCERS)
+def _add_methods(parser: ArgumentParser, methods: Sequence[str]) -> None:
+    """Declare `--method`, `--method-args` and the options of methods."""
     text = f"one of {', '.join(REDUCERS)}; --method NAME --help lists its options"
     parser.add_argument("--method", default=argparse.SUPPRESS, metavar="NAME", help=text)
     file = "JSON file with the method's options, from calibrate or --output; options here win"
     parser.add_argument("--method-args", default=argparse.SUPPRESS, metavar="FILE", help=file)
-    fields = dataclasses.fields(REDUCERS[method])
-    if fields:
-        group = parser.add_argument_group(f"options of {method}")
+    for method in methods:
+        if method not in REDUCERS:
+            raise unknown("method", method, REDUCERS)
         kinds = hints(REDUCERS[method])
+        known = parser._option_string_actions
+        fields = [
+            each for each in dataclasses.fields(REDUCERS[method]) if flag(each.name) not in known
+        ]
+        group = parser.add_argument_group(f"options of {method}") if fields else parser
         for field in fields:
             _add(group, field, kinds[field.name], _METHOD + field.name)
 
@@ -249,6 +258,8 @@ def _flags(field: dataclasses.Field) -> list[str]:
 def _add(group: Any, field: dataclasses.Field, hint: Any, name: str) -> None:
     """Declare one option; the record itself checks type and range."""
     declared = _declaration(field, hint)
+    if field.default is False and not name.startswith(_METHOD):
+        declared["action"] = "store_true"  # A method's file may have it on, so it can be put off.
     if not field.metadata["positional"]:
         required = field.default is dataclasses.MISSING
         group.add_argument(*_flags(field), dest=name, required=required, **declared)
@@ -268,10 +279,8 @@ def _declaration(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
         shown = {True: "yes"}.get(default, default) if isinstance(default, bool) else show(default)
         help = f"{help} (default: {shown})" if help else f"default: {shown}"
     common = {"default": argparse.SUPPRESS, "help": help.replace("%", "%%")}
-    kinds = _kinds(hint)
+    kinds = kinds_of(hint)
     if bool in kinds:
-        if default is False:
-            return {**common, "action": "store_true"}
         return {**common, "action": argparse.BooleanOptionalAction}
     if metavar := field.metadata["metavar"]:
         common["metavar"] = metavar
@@ -289,7 +298,7 @@ def _declaration(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
     return common if words and not kinds & {int, float} else {**common, "type": _number}
 
 
-def _kinds(hint: Any) -> set[Any]:
+def kinds_of(hint: Any) -> set[Any]:
     """List the plain types that an option accepts, those in its lists too."""
     parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     found: set[Any] = set()
@@ -312,7 +321,7 @@ def _of_any_length(hint: Any) -> bool:
 def _several(text: str, hint: Any) -> Any:
     """Read `6,12,18`; one value stays alone where the option takes single ones too."""
     words = [word.strip() for word in text.split(",") if word.strip()]
-    values = tuple(map(_number, words)) if _kinds(hint) & {int, float} else tuple(words)
+    values = tuple(map(_number, words)) if kinds_of(hint) & {int, float} else tuple(words)
     parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     alone = any(part in (int, float, str, Path) for part in parts)
     return values[0] if len(values) == 1 and alone else values

@@ -7,19 +7,33 @@ import sys
 from collections.abc import Sequence
 
 from hvit_jax.errors import unknown
+from hvit_jax.fields import Options
 from hvit_jax.system.run import run
 from hvit_jax.version import __version__
 
+# What each command does, and where the record of its options stands.
 COMMANDS = {
-    "convert": "port a PyTorch checkpoint, or write one back",
-    "eval": "measure accuracy and speed on labelled pictures",
-    "profile": "measure GFLOPs, speed and memory; reproduce the published tables",
-    "train": "train or fine-tune, under any method",
-    "sweep": "try settings of all methods on your pictures and name the one to use",
-    "calibrate": "measure budgets for ATS and ACT on your pictures",
-    "visualize": "draw what a method does to pictures",
-    "export": "write a model as programs that run without this package",
-    "demo": "try the methods in the browser",
+    "convert": ("port a PyTorch checkpoint, or write one back", "convert.config.ConvertConfig"),
+    "eval": ("measure accuracy and speed on labelled pictures", "evaluation.config.EvalConfig"),
+    "profile": (
+        "measure GFLOPs, speed and memory; reproduce the published tables",
+        "profiling.config.ProfileConfig",
+    ),
+    "train": ("train or fine-tune, under any method", "training.config.TrainConfig"),
+    "sweep": (
+        "try settings of all methods on your pictures and name the one to use",
+        "sweeping.config.SweepConfig",
+    ),
+    "calibrate": (
+        "measure budgets for ATS and ACT on your pictures",
+        "calibration.config.CalibrateConfig",
+    ),
+    "visualize": ("draw what a method does to pictures", "visualization.config.VisualizeConfig"),
+    "export": (
+        "write a model as programs that run without this package",
+        "exporting.config.ExportConfig",
+    ),
+    "demo": ("try the methods in the browser", "browser.config.DemoConfig"),
 }
 
 
@@ -43,15 +57,29 @@ def _main(words: list[str]) -> int | None:
     if words[0] == "--version":
         print(f"hvit_jax {__version__}")
         return 0
+    if words[0] == "--print-completion":
+        from hvit_jax.commands.completion import completion
+
+        print(completion(words[1] if len(words) > 1 else "", records()))
+        return 0
     if words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)
     return importlib.import_module(f"hvit_jax.commands.{words[0]}").main(words[1:])
 
 
+def records() -> dict[str, tuple[str, type[Options]]]:
+    """Import the records of all commands: what each command does, and its record."""
+    found = {}
+    for name, (text, place) in COMMANDS.items():
+        module, _, record = place.rpartition(".")
+        found[name] = text, getattr(importlib.import_module(f"hvit_jax.{module}"), record)
+    return found
+
+
 def usage() -> str:
     """List the commands."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<{width}}  {text}" for name, (text, _) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: hvit COMMAND ...",
@@ -61,6 +89,7 @@ def usage() -> str:
             *lines,
             "",
             "hvit COMMAND --help lists a command's options.",
+            "hvit --version, hvit --print-completion bash|zsh",
             "",
         ]
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hvit_jax import InputError
-from hvit_jax.system.run import ArgumentParser, one_line, run
+from hvit_jax.system.run import one_line, run
 from hvit_jax.system.signals import Stopped, insistent, sigterm_raises, uninterrupted
 
 ROOT = Path(__file__).parents[2]
@@ -54,16 +54,6 @@ def test_status_of_the_command_is_kept(returned, status):
 
 def test_one_line_keeps_other_alphabets_and_spaces():
     assert one_line("Größe  2\nœuvre") == "Größe  2; œuvre"
-
-
-def test_parser_reports_usage_as_input_error(capsys):
-    parser = ArgumentParser(prog="tool")
-    parser.add_argument("--size", type=int)
-    assert parser.parse_args(["--size", "3"]).size == 3
-    for arguments, part in [(["--size", "x"], "invalid int"), (["--si", "3"], "unrecognized")]:
-        with pytest.raises(InputError, match=f"{part}.*see tool --help"):
-            parser.parse_args(arguments)
-    assert capsys.readouterr() == ("", "")
 
 
 def script(text, *arguments):

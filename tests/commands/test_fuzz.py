@@ -18,18 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from hvit_jax.commands.method_files import read_method_args
 from PIL import Image
 
 import hvit_jax
 from hvit_jax import InputError
 from hvit_jax.checkpoint import read_description
+from hvit_jax.commands import flags
 from hvit_jax.commands.convert import main as convert
+from hvit_jax.commands.flags import read_method_args
+from hvit_jax.commands.main import COMMANDS, records
 from hvit_jax.data.folder import MAX_PIXELS, PictureError, open_picture, read_folder
 from hvit_jax.data.preprocess import resize_and_crop
-from hvit_jax.evaluation.options import parse_options as parse_eval
-from hvit_jax.profiling.options import parse_options as parse_profile
-from hvit_jax.sweeping.options import parse_options as parse_sweep
 from tests.evaluation_setup import make_checkpoint
 from tests.torch_files import swag_state
 
@@ -241,16 +240,22 @@ WORDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("parse", [parse_eval, parse_profile, parse_sweep])
-def test_command_lines(tmp_path, monkeypatch, chance, capsys, parse):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_lines(tmp_path, monkeypatch, chance, capsys, command):
     monkeypatch.chdir(tmp_path)
-    counts = Counts(parse.__module__)
-    for _ in range(250 * TIMES):
+    counts, (_, record) = Counts(command), records()[command]
+    for _ in range(100 * TIMES):
         words = chance.choices(WORDS, k=chance.randrange(1, 7))
         if chance.random() < 0.2:
             words.append("".join(chance.choices(string.printable, k=chance.randrange(1, 12))))
-        counts.run(lambda words=words: parse(words), words)
-    counts.check(refused=100)
+
+        def parse(words=words):
+            found = flags.parse(record, words, program=f"hvit {command}", description="")
+            again = flags.parse(record, found.words(), program=f"hvit {command}", description="")
+            assert again == found
+
+        counts.run(parse, words)
+    counts.check(refused=40)
 
 
 NAMES = ["val", "img_val", "a", "b\n", "ü\u202e", "x.png", "p.jpg", "\udcff"]

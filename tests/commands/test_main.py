@@ -1,0 +1,79 @@
+"""The program hvit: what it lists, and where its commands are."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hvit_jax.commands import completion
+from hvit_jax.commands.main import COMMANDS, main, records
+from hvit_jax.version import __version__
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_usage_lists_all_commands(capsys):
+    for words in ([], ["--help"]):
+        assert main(words) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines if line.startswith("  ")] == list(COMMANDS)
+
+
+def test_versions(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"hvit_jax {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_version_and_help(command, capsys):
+    for words, start in (("--version", f"hvit_jax {__version__}"), ("--help", "usage: hvit")):
+        with pytest.raises(SystemExit) as ended:
+            main([command, words])
+        assert ended.value.code == 0
+        out = capsys.readouterr().out
+        assert out.startswith(start) and (words == "--version" or f"hvit {command} " in out)
+
+
+def test_unknown_commands_name_the_nearest(capsys):
+    assert main(["evla"]) == 2
+    assert "unknown command 'evla', did you mean 'eval'?" in capsys.readouterr().err
+
+
+def test_the_same_as_python_m_hvit_jax():
+    done = subprocess.run(
+        [sys.executable, "-m", "hvit_jax", "export", "--batch", "0"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 2 and done.stderr.startswith("hvit export: ")
+
+
+def test_completion_has_the_options_of_all_methods():
+    pytest.importorskip("shtab", reason="needs shtab (the extra completion)")
+    script = completion.completion("bash", records())
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    script += """
+completed() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_hvit; echo ${COMPREPLY[@]}; }
+completed hvit ev
+completed hvit export --weights ""
+completed hvit eval --keep-r
+completed hvit visualize --method to
+"""
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["eval", "beside inside", "--keep-rate", "tome"]
+
+
+def test_completion_for_another_shell(capsys):
+    pytest.importorskip("shtab", reason="needs shtab (the extra completion)")
+    assert main(["--print-completion", "zsh"]) == 0
+    assert capsys.readouterr().out.startswith("#compdef hvit")
+    assert main(["--print-completion", "zhs"]) == 2
+    assert "unknown shell 'zhs', did you mean 'zsh'?" in capsys.readouterr().err
+
+
+def test_completion_without_shtab(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["--print-completion", "bash"]) == 2
+    assert "pip install 'hvit-jax[completion]'" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """Unpack Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747) into class folders of PNG files.
 
-`python -m hvit_jax.demo.fashion_mnist OUT` reads the files of Debian's package
+`python benchmarks/fashion_mnist.py OUT` reads the files of Debian's package
 `dataset-fashion-mnist` and writes OUT/train (60,000 pictures) and OUT/val (10,000).
 """
 
@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from hvit_jax.commands.flags import ArgumentParser
 from hvit_jax.errors import InputError
 from hvit_jax.system.files import new_folder
 from hvit_jax.system.run import run
@@ -78,27 +77,34 @@ def write_folder(pixels: np.ndarray, labels: np.ndarray, folder: Path) -> None:
         picture.save(folder / CLASSES[labels[index]] / f"{index:05d}.png", optimize=True)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def unpack(source: Path, output: Path, first: int | None = None) -> None:
+    """Unpack both splits into a new folder, which appears whole or not at all.
+
+    Args:
+        source: the folder of the four IDX files.
+        output: the folder to make.
+        first: take only so many pictures of each split.
+
+    Raises:
+        InputError: if a file is missing or damaged, or the folder exists or cannot be written.
+    """
+    with new_folder(output) as temporary:
+        for split, prefix in SPLITS.items():
+            pixels = read_idx(source / f"{prefix}-images-idx3-ubyte.gz")
+            labels = read_idx(source / f"{prefix}-labels-idx1-ubyte.gz")
+            write_folder(pixels[:first], labels[:first], temporary / split)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    return run(lambda: _unpack(_parser().parse_args(argv)), "hvit_jax.demo.fashion_mnist")
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m hvit_jax.demo.fashion_mnist", description=_DESCRIPTION)
+    parser = argparse.ArgumentParser(description=_DESCRIPTION)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
     source = f"folder of the four IDX files (default: {DEBIAN})"
     parser.add_argument("--source", type=Path, metavar="DIR", default=Path(DEBIAN), help=source)
     first = "only the first N pictures of each split"
     parser.add_argument("--first", type=int, metavar="N", help=first)
-    return parser
-
-
-def _unpack(options: argparse.Namespace) -> None:
-    with new_folder(options.out) as temporary:
-        for split, prefix in SPLITS.items():
-            pixels = read_idx(options.source / f"{prefix}-images-idx3-ubyte.gz")
-            labels = read_idx(options.source / f"{prefix}-labels-idx1-ubyte.gz")
-            write_folder(pixels[: options.first], labels[: options.first], temporary / split)
+    options = parser.parse_args(arguments)
+    return run(lambda: unpack(options.source, options.out, options.first), "fashion_mnist.py")
 
 
 if __name__ == "__main__":

@@ -28,8 +28,7 @@ from hvit_jax.commands.flags import ArgumentParser
 from hvit_jax.costs import at_cost, cost_share
 from hvit_jax.data.loader import load_batches
 from hvit_jax.data.preprocess import normalize
-from hvit_jax.data.source import open_source
-from hvit_jax.data.subset import spread
+from hvit_jax.data.source import open_source, spread
 from hvit_jax.system.figures import check_plot, pyplot, save_figure
 from hvit_jax.system.files import check_destination, write_atomically
 from hvit_jax.system.run import run

@@ -16,8 +16,7 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.costs import count_flops
 from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.loader import load_batches
-from hvit_jax.data.source import open_source
-from hvit_jax.data.subset import SAMPLING, spread
+from hvit_jax.data.source import SAMPLING, open_source, spread
 from hvit_jax.distributed.placement import place
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import or_demo

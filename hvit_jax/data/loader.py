@@ -1,4 +1,4 @@
-"""Batches of pictures for evaluation: decoded beside the program, in order, each picture once."""
+"""Batches of pictures: decoded beside the program, in order, each picture once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from typing import Any
@@ -100,12 +100,21 @@ class _Batches:
         return Batch(pixels, indices, problems)
 
     def get_state(self) -> dict[str, Any]:
-        """Give an empty state; an evaluation goes on with the pictures that are left instead."""
+        """Give an empty state; who goes on loads the pictures that are left instead."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Refuse; see `get_state`."""
-        raise NotImplementedError("batches of an evaluation have no state")
+        raise NotImplementedError("these batches have no state")
+
+
+def fits_shared_memory(pictures: int, resolution: tuple[int, int]) -> bool:
+    """Tell whether Grain's shared memory holds what is on its way; containers often have 64 MB."""
+    try:
+        free = shutil.disk_usage(_SHARED_MEMORY).free
+    except OSError:  # Not Linux: no such limit is known.
+        return True
+    return free > 2 * pictures * 3 * resolution[0] * resolution[1]
 
 
 @contextlib.contextmanager
@@ -116,6 +125,7 @@ def load_batches(
     batch_size: int,
     workers: int,
     batches: int | None = None,
+    shared_memory: Callable[[int, tuple[int, int]], bool] = fits_shared_memory,
 ) -> Iterator[Iterator[Batch]]:
     """Start to decode a source's pictures ahead of their use.
 
@@ -125,6 +135,7 @@ def load_batches(
         batch_size: rows of a batch; the last one is padded.
         workers: processes that decode; 0 decodes in threads of this process.
         batches: how many to make, the last ones empty if need be; default: as many as it takes.
+        shared_memory: tells whether pictures of this size, and so many, fit into shared memory.
 
     Yields:
         Batches in the source's order. Leaving the context stops the workers.
@@ -137,7 +148,7 @@ def load_batches(
             f"batch size must be at least 1 and workers at least 0, got {batch_size} and {workers}"
         )
     parse_flags()
-    pictures = iter(_pictures(source, resolution, batch_size, workers))
+    pictures = iter(_pictures(source, resolution, batch_size, workers, shared_memory))
     count = -(-len(source) // batch_size) if batches is None else batches
     prefetched = grain.experimental.ThreadPrefetchDatasetIterator(
         _Batches(pictures, len(source), (batch_size, *resolution, 3), count),
@@ -166,7 +177,7 @@ def parse_flags() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-def _pictures(source, resolution, batch_size, workers):
+def _pictures(source, resolution, batch_size, workers, shared_memory):
     pictures = grain.MapDataset.range(len(source)).map(_Decode(source, resolution))
     if not workers or not len(source):
         threads = min(_THREADS, os.cpu_count() or 1)
@@ -176,19 +187,10 @@ def _pictures(source, resolution, batch_size, workers):
     ahead = max(2, -(-batch_size // workers))
     reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     dataset = pictures.to_iter_dataset(reading)
-    if not _fits_shared_memory(workers * (ahead + 2), resolution):
+    if not shared_memory(workers * (ahead + 2), resolution):
         through_pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
         dataset = grain.experimental.WithOptionsIterDataset(dataset, through_pipes)
     return dataset.mp_prefetch(
         grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead),
         worker_init_fn=start_worker,
     )
-
-
-def _fits_shared_memory(pictures: int, resolution: tuple[int, int]) -> bool:
-    """Tell whether Grain's shared memory holds what is on its way; containers often have 64 MB."""
-    try:
-        free = shutil.disk_usage(_SHARED_MEMORY).free
-    except OSError:  # Not Linux: no such limit is known.
-        return True
-    return free > 2 * pictures * 3 * resolution[0] * resolution[1]

@@ -1,13 +1,17 @@
-"""Where pictures come from: what every source offers, and how a command line names one."""
+"""Where pictures come from: what every source offers, what a command line names, and part of it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.tfds import PREFIX, read_tfds
+
+# How `spread` chooses, for files that name what numbers depend on: no chance, so no seed.
+SAMPLING = "at even distances"
 
 
 @runtime_checkable
@@ -56,3 +60,49 @@ def open_source(name: str) -> Source:
         InputError: if there is nothing of that name, or no pictures in it.
     """
     return read_tfds(name) if name.startswith(PREFIX) else read_folder(name)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some of a source's pictures; a `Source` itself.
+
+    Attributes:
+        source: all pictures.
+        indices: which of them, in ascending order.
+    """
+
+    source: Source
+    indices: tuple[int, ...]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Names of the pictures."""
+        return tuple(self.source.paths[index] for index in self.indices)
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The class of every picture, an index into `classes`."""
+        return tuple(self.source.labels[index] for index in self.indices)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the whole source's classes."""
+        return self.source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def open(self, index: int) -> Image.Image:
+        """Decode one picture to RGB; see `Source.open`."""
+        return self.source.open(self.indices[index])
+
+
+def spread(source: Source, count: int) -> Subset:
+    """Take pictures at even distances, since neighbours are often of one class.
+
+    Args:
+        source: the pictures.
+        count: how many to take, at least 1; no more than there are.
+    """
+    count = min(count, len(source))
+    return Subset(source, tuple(place * len(source) // count for place in range(count)))

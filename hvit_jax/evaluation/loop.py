@@ -14,8 +14,7 @@ from jaxtyping import Int
 
 from hvit_jax.data.folder import PictureError
 from hvit_jax.data.loader import Batch, load_batches
-from hvit_jax.data.source import Source
-from hvit_jax.data.subset import Subset
+from hvit_jax.data.source import Source, Subset
 from hvit_jax.distributed.gathering import gather
 from hvit_jax.evaluation.step import PADDING, UNREADABLE, Step
 from hvit_jax.evaluation.tally import Tally

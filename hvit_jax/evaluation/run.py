@@ -15,7 +15,7 @@ from hvit_jax.checkpoint import read_description
 from hvit_jax.data.fingerprint import fingerprints
 from hvit_jax.data.folder import PictureError
 from hvit_jax.data.loader import Batch
-from hvit_jax.data.subset import Subset
+from hvit_jax.data.source import Subset
 from hvit_jax.distributed.gathering import check_same, gather
 from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.errors import InputError

@@ -14,7 +14,7 @@ from rich.progress import track
 from hvit_jax.api import with_resolution
 from hvit_jax.costs import count_flops
 from hvit_jax.data.fingerprint import fingerprints
-from hvit_jax.data.subset import SAMPLING, Subset, spread
+from hvit_jax.data.source import SAMPLING, Subset, spread
 from hvit_jax.distributed.placement import place
 from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError

@@ -14,7 +14,7 @@ from hvit_jax.checkpoint import fitted_parameters
 from hvit_jax.config import ViTConfig
 from hvit_jax.costs import count_flops
 from hvit_jax.data.loader import Batch, load_batches
-from hvit_jax.data.subset import Subset
+from hvit_jax.data.source import Subset
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import Inputs, head_labels

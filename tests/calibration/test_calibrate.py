@@ -15,8 +15,7 @@ from hvit_jax.commands.flags import read_method_args
 from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.preprocess import normalize, resize_and_crop
-from hvit_jax.data.source import Source
-from hvit_jax.data.subset import spread
+from hvit_jax.data.source import Source, spread
 from hvit_jax.models.parameters import init_parameters
 
 CONFIG = hvit_jax.ViTConfig(

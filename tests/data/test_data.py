@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import hvit_jax.data.loader
 from hvit_jax import InputError
 from hvit_jax.data.folder import PictureError, open_picture, read_folder
-from hvit_jax.data.loader import load_batches
+from hvit_jax.data.loader import fits_shared_memory, load_batches
 
 
 def write_picture(path, value=0, size=(12, 10)):
@@ -156,12 +155,11 @@ def test_each_picture_comes_once_and_in_order(folder, batch_size):
 
 
 @pytest.mark.parametrize("shared_memory", [True, False])
-def test_workers_give_the_same_batches(folder, monkeypatch, shared_memory):
+def test_workers_give_the_same_batches(folder, shared_memory):
     (folder / "b" / "05.png").write_bytes(b"damaged")
     source = read_folder(folder)
-    monkeypatch.setattr(hvit_jax.data.loader, "_fits_shared_memory", lambda *_: shared_memory)
     expected = collect(source, batch_size=4, workers=0)
-    found = collect(source, batch_size=4, workers=2)
+    found = collect(source, batch_size=4, workers=2, shared_memory=lambda *_: shared_memory)
     assert [batch.indices for batch in found] == [batch.indices for batch in expected]
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one.pixels, other.pixels)
@@ -223,6 +221,5 @@ def test_impossible_sizes_are_refused(folder):
 
 
 def test_scarce_shared_memory_is_noticed():
-    fits = hvit_jax.data.loader._fits_shared_memory
-    assert fits(1, (8, 8))
-    assert not fits(10**9, (1000, 1000))
+    assert fits_shared_memory(1, (8, 8))
+    assert not fits_shared_memory(10**9, (1000, 1000))

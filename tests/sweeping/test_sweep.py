@@ -13,20 +13,20 @@ import jax
 import numpy as np
 import pytest
 from hvit_jax.commands.method_options import command_words, parse_with_method
+from hvit_jax.sweeping.bench import Bench, paired_difference
+from hvit_jax.sweeping.options import parse_options
 
 import hvit_jax
 from hvit_jax import demo, sweep
 from hvit_jax.checkpoint import Description, read_description, save_checkpoint
 from hvit_jax.commands.eval import main as evaluate
 from hvit_jax.commands.sweep import main
-from hvit_jax.data.subset import spread
+from hvit_jax.data.source import spread
 from hvit_jax.evaluation.inputs import open_inputs
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.sweeping import bench, grid, sample
-from hvit_jax.sweeping.bench import Bench, paired_difference
 from hvit_jax.sweeping.choice import Goal, choose, front
 from hvit_jax.sweeping.grid import candidates
-from hvit_jax.sweeping.options import parse_options
 from hvit_jax.sweeping.report import summary
 from hvit_jax.system.run import ArgumentParser
 from hvit_jax.system.signals import Stopped

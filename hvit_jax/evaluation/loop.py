@@ -170,14 +170,9 @@ def _labels(batch: Batch, known: Int[np.ndarray, " N"]) -> Int[np.ndarray, " B"]
 
 def _timed(batches: Iterable[Batch], tally: Tally) -> Iterator[Batch]:
     """Pass batches on, adding up the wait for all but the first."""
-    waiting = iter(batches)
-    for first in waiting:
-        yield first
-        break
-    while True:
-        asked = time.perf_counter()
-        batch = next(waiting, None)
-        tally.waited += time.perf_counter() - asked
-        if batch is None:
-            return
+    asked = None
+    for batch in batches:
+        if asked is not None:
+            tally.waited += time.perf_counter() - asked
         yield batch
+        asked = time.perf_counter()

@@ -21,15 +21,11 @@ from rich.progress import (
 from rich.table import Table
 
 from hvit_jax.config import as_pair
-from hvit_jax.costs import count_flops
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.config import EvalConfig
 from hvit_jax.evaluation.inputs import Inputs
 from hvit_jax.evaluation.tally import Rows, Tally, join_rows
-from hvit_jax.models.vit import ViT
-from hvit_jax.published import describe_configuration, find_published
 from hvit_jax.system.files import write_atomically, write_json
-from hvit_jax.system.provenance import describe_runtime
 
 _SECONDS_BETWEEN_LINES = 30.0
 _TABLE = (
@@ -45,31 +41,11 @@ _PUBLISHED_NAMES = {"images_per_second": "throughput"}
 _SKIPPED_SHOWN = 10
 
 
-def describe_model(model: ViT, devices: int = 1) -> dict[str, Any]:
-    """Describe what runs, and on what, in the form that `results.json` has.
-
-    Args:
-        model: the model.
-        devices: how many run it.
-
-    Returns:
-        Method, resolved arguments, model, resolution, dtype, GFLOPs in the tables' convention, the
-        published row or None, device and versions.
-    """
-    return {
-        **describe_configuration(model.config, model.reducer),
-        "dtype": model.dtype.name,
-        "gflops": count_flops(model.config, model.reducer) / 1e9,
-        "published": find_published(model.config, model.reducer),
-        **describe_runtime(devices),
-    }
-
-
 def describe(results: dict[str, Any]) -> str:
     """Name a configuration in a few words.
 
     Args:
-        results: from `describe_model`.
+        results: as `results.json` has them; the scores are not needed.
     """
     arguments = ", ".join(f"{name}={value}" for name, value in results["args"].items())
     shape = "x".join(map(str, as_pair(results["resolution"])))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
 
-from hvit_jax.api import load, with_resolution
-from hvit_jax.checkpoint import read_description
-from hvit_jax.data.fingerprint import fingerprints
+from hvit_jax.api import with_resolution
+from hvit_jax.checkpoint import describe_checkpoint, fitted_parameters, read_description
+from hvit_jax.costs import count_flops
+from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.folder import PictureError
 from hvit_jax.data.loader import Batch
 from hvit_jax.data.source import Subset
@@ -20,11 +23,10 @@ from hvit_jax.distributed.gathering import check_same, gather
 from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.config import EvalConfig
-from hvit_jax.evaluation.inputs import Inputs, open_inputs, or_demo
+from hvit_jax.evaluation.inputs import open_inputs, or_demo
 from hvit_jax.evaluation.loop import BatchSharding, score
 from hvit_jax.evaluation.results import (
     describe,
-    describe_model,
     print_results,
     scores,
     show_progress,
@@ -34,10 +36,14 @@ from hvit_jax.evaluation.resume import INTERVAL, ProgressFolder
 from hvit_jax.evaluation.step import Step, compile_step
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.fields import as_json
+from hvit_jax.models.parameters import build_model
 from hvit_jax.models.vit import ViT
+from hvit_jax.published import describe_configuration, find_published
 from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
+from hvit_jax.system.provenance import describe_runtime
 from hvit_jax.system.signals import sigterm_raises
 
+Stop = KeyboardInterrupt | InputError
 # What scored pictures depend on, so that --resume needs the same; batch and devices may change.
 _RESULTS_DEPEND_ON = ("method", "args", "model", "device", "matmul_precision", "versions")
 _RESULTS_DEPEND_ON += ("data_sha256", "checkpoint_sha256")
@@ -47,7 +53,7 @@ _SAME_EVERYWHERE = ("args", "versions", "matmul_precision", "data_sha256", "chec
 
 @dataclass(frozen=True)
 class Seams:
-    """What stands between an evaluation and the world; tests replace it.
+    """Where tests take hold of an evaluation.
 
     Attributes:
         compile: makes the step of a model.
@@ -90,154 +96,137 @@ def evaluate(
             written.
     """
     first = jax.process_index() == 0
-    console = console or Console(highlight=False, markup=False, quiet=not first)
+    console = console or Console(highlight=False, markup=False)
     messages = messages or Console(
         stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not first
     )
     folder = ProgressFolder(config, messages, active=first, interval=seams.interval)
     with sigterm_raises() as check_stop, folder as progress:
-        evaluation = _begin(config, console, messages, progress, seams)
+        evaluation = Evaluation(config, messages, progress, seams)
         # The workers start to decode while the model compiles.
         with evaluation.load() as batches:
             stop = evaluation.score(batches, check_stop)
-            results = evaluation.finish(stop)
+            results = evaluation.results(partial=stop is not None)
+            # An error before the first picture leaves nothing to write.
+            if first and (results["images"] or not isinstance(stop, InputError)):
+                evaluation.finish(results, console)
     if stop is not None:
         raise stop
     return results
 
 
-def _begin(
-    config: EvalConfig,
-    console: Console,
-    messages: Console,
-    progress: ProgressFolder,
-    seams: Seams,
-) -> Evaluation:
-    """Open everything, find out what is left to do, and let all processes agree on it."""
-    _, checkpoint = or_demo(config.data, config.checkpoint)
-    # Wrong options are found before thousands of pictures are listed.
-    config.reducer.resolve(with_resolution(read_description(checkpoint).config, config.resolution))
-    inputs = open_inputs(config.data, config.checkpoint)
-    if inputs.note is not None:
-        messages.print(inputs.note)
-    model = load(
-        inputs.checkpoint,
-        config.reducer,
-        resolution=config.resolution,
-        dtype=config.compute.dtype,
-        param_dtype=config.compute.param_dtype,
-        attention=config.compute.attention,
-        unroll=config.compute.unroll,
-    )
-    seams.on_stage("opened")
-    placement, tally = place(), Tally(keep_logits=config.predictions is not None)
-    count = len(inputs.source)
-    size = placement.round_up(min(config.batch_size, count))
-    about = _describe(config, inputs, model, placement, size)
-    progress.begin(_settings(config, model, about), tally, count)
-    tally.first = gather(tally.first)[0]
-    seams.on_stage("begun")
-    return Evaluation(
-        config=config,
-        inputs=inputs,
-        model=model,
-        placement=placement,
-        sharding=BatchSharding(count - tally.first, size),
-        tally=tally,
-        progress=progress,
-        about=about,
-        console=console,
-        messages=messages,
-        seams=seams,
-    )
-
-
-def _describe(
-    config: EvalConfig, inputs: Inputs, model: ViT, placement: Placement, size: int
-) -> dict[str, Any]:
-    """Describe the evaluation, and check that all processes mean the same one.
-
-    Raises:
-        InputError: if they do not, since their programs would wait for each other.
-    """
-    about = {
-        **describe_model(model, placement.devices),
-        "processes": placement.processes,
-        "batch_size": size,
-        "data": inputs.data,
-        "checkpoint": str(inputs.checkpoint),
-        "checkpoint_source": inputs.description.source,
-        **fingerprints(inputs.source, inputs.checkpoint),
-        "compile_seconds": None,
-        "config": as_json(config),
-    }
-    same = {name: about[name] for name in _SAME_EVERYWHERE}
-    same |= {name: about["config"][name] for name in ("compute", "on_error")}
-    check_same(f"{_counts(inputs)}batches of {size}; {describe(about)}", **same)
-    return about
-
-
-def _settings(config: EvalConfig, model: ViT, about: dict[str, Any]) -> dict[str, Any]:
-    """List what scored pictures depend on; DATA and --checkpoint say where it lies."""
-    options = {
-        "resolution": list(model.config.image_shape),
-        **as_json(config.compute),
-        "predictions": config.predictions and str(config.predictions),
-        **{name: about[name] for name in ("data", "checkpoint")},
-    }
-    return {**{name: about[name] for name in _RESULTS_DEPEND_ON}, "options": options}
-
-
-def _counts(inputs: Inputs) -> str:
-    return f"{len(inputs.source)} pictures, {len(inputs.source.classes)} classes; "
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """An evaluation that has begun.
 
     Attributes:
-        config: what to evaluate, and how.
         inputs: data and checkpoint.
         model: the model.
         placement: the devices.
-        sharding: how the processes divide the pictures that are left to score.
         tally: what has been scored, by an earlier run too.
-        progress: saves that on disk.
+        sharding: how the processes divide the pictures that are left.
         about: what the results say besides the scores.
-        console: where the results are printed.
-        messages: where progress goes.
-        seams: for tests.
     """
 
-    config: EvalConfig
-    inputs: Inputs
-    model: ViT
-    placement: Placement
-    sharding: BatchSharding
-    tally: Tally
-    progress: ProgressFolder
-    about: dict[str, Any]
-    console: Console
-    messages: Console
-    seams: Seams
+    def __init__(
+        self, config: EvalConfig, messages: Console, progress: ProgressFolder, seams: Seams
+    ):
+        """Open everything, find out what is left to do, and let all processes agree on it.
 
-    def load(self):
+        Args:
+            config: what to evaluate, and how.
+            messages: where progress goes.
+            progress: saves what has been scored.
+            seams: for tests.
+
+        Raises:
+            InputError: if an option, data, checkpoint or saved progress is wrong.
+        """
+        self._config, self._messages = config, messages
+        self._progress, self._seams = progress, seams
+        _, checkpoint = or_demo(config.data, config.checkpoint)
+        sizes = with_resolution(read_description(checkpoint).config, config.resolution)
+        # Wrong options are found before thousands of pictures are listed.
+        config.reducer.resolve(sizes)
+        self.inputs = open_inputs(config.data, config.checkpoint)
+        if self.inputs.note is not None:
+            messages.print(self.inputs.note)
+        parameters = fitted_parameters(checkpoint, sizes)
+        self.model = build_model(sizes, config.reducer, parameters, config.compute)
+        seams.on_stage("opened")
+        self.placement, count = place(), len(self.inputs.source)
+        self.tally = Tally(keep_logits=config.predictions is not None)
+        size = self.placement.round_up(min(config.batch_size, count))
+        self.about = self._describe(size)
+        progress.begin(self._settings(), self.tally, count)
+        self.tally.first = gather(self.tally.first)[0]
+        self.sharding = BatchSharding(count - self.tally.first, size)
+        seams.on_stage("begun")
+
+    def _describe(self, batch_size: int) -> dict[str, Any]:
+        """Describe the evaluation, and check that all processes mean the same one.
+
+        Raises:
+            InputError: if they do not, since their programs would wait for each other.
+        """
+        model, inputs = self.model, self.inputs
+        about = {
+            **describe_configuration(model.config, model.reducer),
+            "dtype": model.dtype.name,
+            "gflops": count_flops(model.config, model.reducer) / 1e9,
+            "published": find_published(model.config, model.reducer),
+            **describe_runtime(self.placement.devices),
+            "processes": self.placement.processes,
+            "batch_size": batch_size,
+            "data": inputs.data,
+            "data_sha256": data_sha256(inputs.source),
+            "checkpoint": str(inputs.checkpoint),
+            **describe_checkpoint(inputs.checkpoint),
+            "compile_seconds": None,
+            "config": as_json(self._config),
+        }
+        same = {name: about[name] for name in _SAME_EVERYWHERE}
+        same |= {name: about["config"][name] for name in ("compute", "on_error")}
+        check_same(f"{self._counts}batches of {batch_size}; {describe(about)}", **same)
+        return about
+
+    def _settings(self) -> dict[str, Any]:
+        """List what scored pictures depend on; DATA and --checkpoint say where it lies."""
+        predictions = self._config.predictions
+        options = {
+            "resolution": self.about["resolution"],
+            **as_json(self._config.compute),
+            "predictions": predictions and str(predictions),
+            "data": self.about["data"],
+            "checkpoint": self.about["checkpoint"],
+        }
+        return {**{name: self.about[name] for name in _RESULTS_DEPEND_ON}, "options": options}
+
+    @property
+    def _counts(self) -> str:
+        return f"{len(self.inputs.source)} pictures, {len(self.inputs.source.classes)} classes; "
+
+    def load(self) -> AbstractContextManager[Iterator[Batch]]:
         """Start to decode the pictures that are left."""
         source, first = self.inputs.source, self.tally.first
         left = Subset(source, tuple(range(first, len(source)))) if first else source
-        return self.sharding.load(left, self.model.config.image_shape, self.config.workers)
+        return self.sharding.load(left, self.model.config.image_shape, self._config.workers)
 
-    def score(
-        self, batches: Iterator[Batch], check_stop: Callable[[], None]
-    ) -> KeyboardInterrupt | InputError | None:
-        """Score what is left; returns what stopped it before the end, if anything did."""
+    def score(self, batches: Iterator[Batch], check_stop: Callable[[], None]) -> Stop | None:
+        """Score what is left.
+
+        Args:
+            batches: from `load`.
+            check_stop: raises what a library may have lost; called after each batch.
+
+        Returns:
+            What stopped it before the end, if anything did.
+        """
         size = self.sharding.batch_size
         try:
-            self.messages.print(_counts(self.inputs) + describe(self.about))
+            self._messages.print(self._counts + describe(self.about))
             with explain_out_of_memory(size, smaller_batch(size, self.placement.devices)):
                 self._compile_and_score(batches, check_stop)
-            self.seams.on_stage("scored")
+            self._seams.on_stage("scored")
         except PictureError as error:
             return PictureError(f"{error}; --on-error skip leaves such pictures out")
         except (KeyboardInterrupt, InputError) as error:
@@ -246,17 +235,17 @@ class Evaluation:
 
     def _compile_and_score(self, batches: Iterator[Batch], check_stop: Callable[[], None]) -> None:
         started = time.perf_counter()
-        step = self.seams.compile(self.model, self.sharding.batch_size, self.placement)
+        step = self._seams.compile(self.model, self.sharding.batch_size, self.placement)
         self.about["compile_seconds"] = time.perf_counter() - started
-        self.messages.print(f"compiled in {self.about['compile_seconds']:.1f} s")
-        self.seams.on_stage("compiled")
+        self._messages.print(f"compiled in {self.about['compile_seconds']:.1f} s")
+        self._seams.on_stage("compiled")
         first, count = self.tally.first, len(self.inputs.source)
-        with show_progress(self.messages, count, first) as show:
+        with show_progress(self._messages, count, first) as show:
 
             def on_batch(tally: Tally) -> None:
                 show(tally)
-                self.progress.save_if_due(tally)
-                self.seams.on_stage("batch")
+                self._progress.save_if_due(tally)
+                self._seams.on_stage("batch")
                 check_stop()
 
             score(
@@ -266,44 +255,44 @@ class Evaluation:
                 self.tally,
                 put=self.placement.divide,
                 sharding=self.sharding,
-                skip_unreadable=self.config.on_error == "skip",
+                skip_unreadable=self._config.on_error == "skip",
                 on_batch=on_batch,
             )
 
-    def finish(self, stop: KeyboardInterrupt | InputError | None) -> dict[str, Any]:
-        """Print and write what there is, if the first process does that for all.
+    def results(self, *, partial: bool) -> dict[str, Any]:
+        """Give the results so far, as --output writes them."""
+        return {**self.about, "partial": partial, **scores(self.tally)}
+
+    def finish(self, results: dict[str, Any], console: Console) -> None:
+        """Write and print results; in the first process, which does that for all.
 
         Args:
-            stop: what stopped the evaluation before its end; nothing that was scored is lost.
+            results: of this evaluation.
+            console: where they are printed.
 
         Raises:
-            InputError: if results cannot be written, or no picture could be read.
+            InputError: if they cannot be written, or no picture could be read.
         """
-        partial = stop is not None
-        results = {**self.about, "partial": partial, **scores(self.tally)}
-        if jax.process_index() or (isinstance(stop, InputError) and not results["images"]):
-            return results
-        written, problems = write_files(self.config, self.inputs, self.tally, results)
-        self.seams.on_stage("written")
-        if partial or problems:
-            self.progress.save(self.tally)
+        written, problems = write_files(self._config, self.inputs, self.tally, results)
+        self._seams.on_stage("written")
+        if results["partial"] or problems:
+            self._progress.save(self.tally)
             if written:
-                self.progress.keep()
+                self._progress.keep()
         else:
-            self.progress.remove()
+            self._progress.remove()
         # Only now: where printing fails, for want of a reader or of space, all else is done.
-        self._print(results, written)
+        self._print(console, results, written)
         if problems:
             raise InputError("; ".join(problems))
-        if not partial and not results["images"]:
+        if not results["partial"] and not results["images"]:
             raise InputError(f"none of the {len(self.inputs.source)} pictures could be read")
-        return results
 
-    def _print(self, results: dict[str, Any], written: list) -> None:
-        print_results(self.console, results)
+    def _print(self, console: Console, results: dict[str, Any], written: Sequence[Path]) -> None:
+        print_results(console, results)
         if results["partial"]:
-            more = "; --resume goes on" if self.config.output else ""
+            more = "; --resume goes on" if self._config.output else ""
             done, count = results["images"], len(self.inputs.source)
-            self.console.print(f"interrupted: {done} of {count} pictures were scored{more}")
+            console.print(f"interrupted: {done} of {count} pictures were scored{more}")
         for path in written:
-            self.console.print(f"written: {path}", soft_wrap=True)
+            console.print(f"written: {path}", soft_wrap=True)

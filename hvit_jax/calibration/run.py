@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from hvit_jax.api import load, with_resolution
+from hvit_jax.api import with_resolution
 from hvit_jax.calibration.budgets import BlockCounts, measure, propose, with_budgets
 from hvit_jax.calibration.config import CalibrateConfig
-from hvit_jax.checkpoint import describe_checkpoint, read_description
+from hvit_jax.checkpoint import describe_checkpoint, fitted_parameters, read_description
 from hvit_jax.config import ViTConfig
 from hvit_jax.costs import count_flops
 from hvit_jax.data.fingerprint import data_sha256
@@ -21,6 +21,7 @@ from hvit_jax.distributed.placement import place
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import or_demo
 from hvit_jax.fields import as_json, flag, show
+from hvit_jax.models.parameters import build_model
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.published import describe_configuration
 from hvit_jax.system.files import new_file, refuse_existing, write_json
@@ -63,14 +64,8 @@ def calibrate(
     _check(config.reducer, sizes)
     pictures, placement = open_source(data), place()
     part = spread(pictures, config.batches * config.batch_size)
-    model = load(
-        checkpoint,
-        config.reducer,
-        resolution=config.resolution,
-        dtype=config.compute.dtype,
-        attention=config.compute.attention,
-        unroll=config.compute.unroll,
-    )
+    parameters = fitted_parameters(checkpoint, sizes)
+    model = build_model(sizes, config.reducer, parameters, config.compute)
     size = placement.round_up(min(config.batch_size, len(part)))
     messages = messages or Console(stderr=True)
     with (

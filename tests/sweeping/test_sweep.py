@@ -1,5 +1,7 @@
 """`hvit sweep`: what it tries, chooses, keeps and refuses."""
 
+import dataclasses
+import functools
 import json
 import os
 import shlex
@@ -8,27 +10,28 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from hvit_jax.commands.method_options import command_words, parse_with_method
-from hvit_jax.sweeping.bench import Bench, paired_difference
-from hvit_jax.sweeping.options import parse_options
 
 import hvit_jax
-from hvit_jax import demo, sweep
+from hvit_jax import demo
 from hvit_jax.checkpoint import Description, read_description, save_checkpoint
 from hvit_jax.commands.eval import main as evaluate
-from hvit_jax.commands.sweep import main
-from hvit_jax.data.source import spread
+from hvit_jax.commands.flags import parse
+from hvit_jax.commands.sweep import DESCRIPTION, PROGRAM, main
+from hvit_jax.data.subset import spread
+from hvit_jax.evaluation import EvalConfig
 from hvit_jax.evaluation.inputs import open_inputs
 from hvit_jax.models.parameters import init_parameters
-from hvit_jax.sweeping import bench, grid, sample
-from hvit_jax.sweeping.choice import Goal, choose, front
-from hvit_jax.sweeping.grid import candidates
+from hvit_jax.sweeping import SweepConfig, sweep
+from hvit_jax.sweeping.choice import Goal, Trial, choose, front
+from hvit_jax.sweeping.grid import Candidate, candidates
 from hvit_jax.sweeping.report import summary
-from hvit_jax.system.run import ArgumentParser
+from hvit_jax.sweeping.trials import Trials, load_sample, paired_difference
+from hvit_jax.system.run import run
 from hvit_jax.system.signals import Stopped
 from tests.evaluation_setup import CONFIG, make_checkpoint, make_pictures
 from tests.scale_setup import EIGHT, run_python, slurm_task
@@ -36,12 +39,12 @@ from tests.scale_setup import EIGHT, run_python, slurm_task
 # With one setting of ATS, as the test that compares it has in its own process.
 SWEEP_ATS = """
 import sys
-from hvit_jax import sweep
-from hvit_jax.sweeping import grid
-grid._PERCENTILES, grid._GRIDS["ats"] = (25.0,), lambda config: [{"blocks": (1, 2)}]
-sys.exit(sweep.main())
+from tests.sweeping.test_sweep import ATS, configured
+from hvit_jax.sweeping import sweep
+sweep(configured(*sys.argv[1:]), settings=ATS)
 """
 METHODS = [name for name in hvit_jax.REDUCERS if name != "dense"]
+ATS = [Candidate(hvit_jax.make_reducer("ats", blocks=(1, 2)).resolve(CONFIG), 25.0)]
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +61,47 @@ def fast(inputs):
     return [*inputs, *quick]
 
 
+def configured(*words):
+    return parse(SweepConfig, list(map(str, words)), program=PROGRAM, description=DESCRIPTION)
+
+
+def twice_as_fast(works, seconds):
+    """Times of a method, and of the dense model beside it."""
+    return [[1.0] * 5, [2.0] * 5][: len(works)]
+
+
+class Quick(Trials):
+    """Notes what is measured, and measures without running anything; `fail` may raise instead."""
+
+    def __init__(self, *arguments, measured, fail=lambda r: None):
+        super().__init__(*arguments)
+        self.measured, self.fail = measured, fail
+
+    def measure(self, candidate, reducer):
+        r = reducer.options().get("r")
+        self.measured.append(r)
+        self.fail(r)
+        figures = {"throughput": 8.0, "top1": 50.0, "drop": 0.0, "drop_error": 0.0, "report": {}}
+        figures |= {"speedup": 1.0 + (r or 0) / 2, "speedup_range": [1.0, 2.0], "correct": "10" * 5}
+        return dataclasses.replace(self.row(candidate, reducer), **figures)
+
+
+def pretend(words, fail=lambda r: None):
+    """Sweep without measuring; the values of r that would have been measured."""
+    measured = []
+    sweep(configured(*words), bench=functools.partial(Quick, measured=measured, fail=fail))
+    return measured
+
+
 def read(path):
     return json.loads(path.read_text(), parse_constant=pytest.fail)
 
 
 def row(name, speedup, top1, drop=0.0, error=None):
-    return {"name": name, "speedup": speedup, "top1": top1, "drop": drop, "error": error}
+    return Trial(
+        method="tome", model=name, args={}, resolution=[16, 24], batch=4, dtype="float32",
+        gflops=1.0, tried={}, devices=1, speedup=speedup, top1=top1, drop=drop, error=error,
+    )  # fmt: skip
 
 
 class TestGrid:
@@ -86,8 +124,9 @@ class TestGrid:
         assert names == {"dense", *methods}
         for each in found:
             assert each.reducer.resolve(config) == each.reducer
-            words = command_words(each.reducer)
-            assert parse_with_method(ArgumentParser(), words)[1].resolve(config) == each.reducer
+            words = each.reducer.words()
+            read = parse(EvalConfig, words, program="hvit eval", description="").reducer
+            assert read.resolve(config) == each.reducer
 
     def test_methods_with_budgets_are_tried_with_several(self):
         found = candidates(CONFIG, ["ats", "evit"])
@@ -106,7 +145,7 @@ class TestChoice:
     )
 
     def test_front(self):
-        assert [each["name"] for each in front(self.rows)] == ["strong", "mild", "dense", "slow"]
+        assert [each.model for each in front(self.rows)] == ["strong", "mild", "dense", "slow"]
 
     @pytest.mark.parametrize(
         ("goal", "name", "reached"),
@@ -121,7 +160,7 @@ class TestChoice:
     )
     def test_goals(self, goal, name, reached):
         chosen, found = choose(self.rows, goal)
-        assert (chosen and chosen["name"], found) == (name, reached)
+        assert (chosen and chosen.model, found) == (name, reached)
 
     @pytest.mark.parametrize("goal", [Goal(speedup=1.5), Goal(drop=50.0)])
     def test_nothing_faster_than_dense(self, goal):
@@ -140,18 +179,17 @@ class TestChoice:
         assert paired_difference(before, before) == (0.0, 0.0)
 
 
-def test_the_named_command_gives_what_the_sweep_measured(fast, tmp_path, monkeypatch, capsys):
-    seconds = [[1.0] * 5, [2.0] * 5]  # of a method, and of the dense model beside it
-    monkeypatch.setattr(bench, "time_in_turns", lambda works, **_: seconds[: len(works)])
+def test_the_named_command_gives_what_the_sweep_measured(fast, tmp_path, capsys):
     output, plot = tmp_path / "s.json", tmp_path / "s.png"
-    files = ["--output", str(output), "--plot", str(plot)]
-    assert main([*fast, *files, "--max-drop", "100", "--dtype", "bfloat16"]) == 0
+    files = ["--output", output, "--plot", plot]
+    config = configured(*fast, *files, "--max-drop", "100", "--dtype", "bfloat16")
+    assert sweep(config, bench=functools.partial(Trials, timer=twice_as_fast)).reached
     printed = capsys.readouterr().out
     content = read(output)
     rows = content["rows"]
     assert [each["method"] for each in rows] == ["dense", "tome", "tome"]
     assert [each["args"].get("r") for each in rows] == [None, 1, 2]
-    assert content["settings"]["pictures"] == 10 and len(rows[1]["correct"]) == 10
+    assert content["pictures"] == 10 and len(rows[1]["correct"]) == 10
     assert [each["speedup"] for each in rows] == [1.0, 2.0, 2.0] and rows[1]["throughput"] == 4.0
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert "| 2.00 | 2.00 to 2.00 |" in printed
@@ -166,46 +204,36 @@ def test_the_named_command_gives_what_the_sweep_measured(fast, tmp_path, monkeyp
     assert model.reducer.options() == mine["args"] and model.dtype == "bfloat16"
 
 
-def count_measured(monkeypatch, fail=lambda reducer: None):
-    """Note which methods are measured, and let some of them fail."""
-    whole, measured = Bench.measure, []
-
-    def measure(self, reducer):
-        measured.append(reducer.options().get("r"))
-        error = fail(reducer)
-        if error is not None:
-            raise error
-        return whole(self, reducer)
-
-    monkeypatch.setattr(Bench, "measure", measure)
-    return measured
-
-
-def test_a_candidate_that_fails_does_not_stop_the_others(fast, tmp_path, monkeypatch, capsys):
+def test_a_candidate_that_fails_does_not_stop_the_others(fast, tmp_path, capsys):
     output = tmp_path / "s.json"
     errors = [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore")]
-    measured = count_measured(
-        monkeypatch, lambda reducer: errors.pop() if errors and reducer.name == "tome" else None
-    )
-    assert main([*fast, "--output", str(output)]) == 0
+
+    def fail(r):
+        if errors and r is not None:
+            raise errors.pop()
+
+    words = [*fast, "--output", output]
+    assert pretend(words, fail) == [None, 1, 2]
     reasons = [each["error"] for each in read(output)["rows"]]
     assert reasons == [None, "out of memory at batch 4; try --batch-size 2", None]
     printed = capsys.readouterr()
     assert "failed: tome" in printed.out and "failed: out of memory" in printed.err
-    assert main([*fast, "--output", str(output), "--resume"]) == 0
-    assert measured == [None, 1, 2, 1]  # what failed is tried again
+    assert pretend([*words, "--resume"]) == [1]  # what failed is tried again
 
 
 @pytest.mark.parametrize(("stop", "status"), [(KeyboardInterrupt(), 130), (Stopped(), 143)])
-def test_an_interrupt_keeps_what_is_finished(fast, tmp_path, monkeypatch, capsys, stop, status):
+def test_an_interrupt_keeps_what_is_finished(fast, tmp_path, capsys, stop, status):
+    def fail(r):
+        if r == 2:
+            raise stop
+
     output = tmp_path / "s.json"
-    count_measured(monkeypatch, lambda reducer: stop if reducer.options().get("r") == 2 else None)
-    assert main([*fast, "--output", str(output)]) == status
+    assert run(lambda: bool(pretend([*fast, "--output", output], fail)), PROGRAM) == status
     assert [each["args"].get("r") for each in read(output)["rows"]] == [None, 1]
     assert "2 finished candidates are kept; --resume goes on" in capsys.readouterr().err
 
 
-def test_resume_after_kill(fast, tmp_path, monkeypatch, capsys):
+def test_resume_after_kill(fast, tmp_path, capsys):
     output = tmp_path / "s.json"
     words = [*fast, "--output", str(output)]
     process = subprocess.Popen(
@@ -219,8 +247,7 @@ def test_resume_after_kill(fast, tmp_path, monkeypatch, capsys):
     process.send_signal(signal.SIGKILL)
     process.wait(60)
     finished = [json.dumps(each["tried"]) for each in read(output)["rows"]]
-    measured = count_measured(monkeypatch)
-    assert main([*words, "--resume"]) == 0
+    measured = pretend([*words, "--resume"])
     rows = read(output)["rows"]
     assert 1 <= len(finished) < len(rows) == len(finished) + len(measured)
     assert [json.dumps(each["tried"]) for each in rows][: len(finished)] == finished
@@ -235,11 +262,10 @@ def test_other_content_is_noticed(fast, inputs, tmp_path, capsys):
     folder, output = tmp_path / "pictures", tmp_path / "s.json"
     shutil.copytree(inputs[0], folder)
     words = [str(folder), *fast[1:]]
-    found = open_inputs(str(folder), inputs[2])
-    about = sweep._about(parse_options(words), found, spread(found.source, 1000), 1)
-    assert about["settings"]["sampling"] == "at even distances"
-    content = json.dumps({**about, "rows": []})
-    output.write_text(content)
+    pretend([*words, "--output", output])
+    content = output.read_text()
+    assert read(output)["sampling"] == "at even distances"
+    capsys.readouterr()
     one = next(folder.rglob("*.png"))
     one.write_bytes(one.read_bytes() + b"\0")
     assert main([*words, "--output", str(output), "--resume"]) == 2
@@ -248,14 +274,11 @@ def test_other_content_is_noticed(fast, inputs, tmp_path, capsys):
     assert errors.count("\n") == 1 and output.read_text() == content
 
 
-def test_budgets_are_measured_and_eight_devices_give_what_one_does(
-    inputs, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(grid, "_PERCENTILES", (25.0,))
-    monkeypatch.setitem(grid._GRIDS, "ats", lambda config: [{"blocks": (1, 2)}])
+def test_budgets_are_measured_and_eight_devices_give_what_one_does(inputs, tmp_path, capsys):
     files = [tmp_path / "one.json", tmp_path / "eight.json"]
     words = [*inputs, "--methods", "ats", "-j", "0", "--seconds", "0.001", "--no-cache"]
-    assert main([*words, "-b", "8", "--output", str(files[0])]) == 0
+    found = sweep(configured(*words, "-b", "8", "--output", files[0]), settings=ATS)
+    assert found.reached and found.chosen is None
     printed = capsys.readouterr().out
     assert "images/s |" in printed and "--target-speedup X or --max-drop POINTS names" in printed
     # 9 is no multiple of 8, nor are 10 pictures.
@@ -273,24 +296,23 @@ def test_budgets_are_measured_and_eight_devices_give_what_one_does(
             assert other[name] == mine[name]
     assert len(one["rows"][1]["args"]["max_tokens"]) == 2
     assert "ats_images_over_budget" in one["rows"][1]["report"]
-    assert summary(eight["rows"][1]).endswith("x dense on 8 devices")
+    assert summary(Trial(**eight["rows"][1])).endswith("x dense on 8 devices")
     assert main([*words, "-b", "9", "--output", str(files[1]), "--resume"]) == 2
     assert "with devices 8, now 1; " in capsys.readouterr().err
 
 
-def test_nothing_reaches_the_target(fast, tmp_path, monkeypatch, capsys):
+def test_nothing_reaches_the_target(fast, tmp_path, capsys):
     """The nearest is measured and named, though GFLOPs tell beforehand that it is too slow."""
-    measured, output = count_measured(monkeypatch), tmp_path / "s.json"
-    seconds = [[1.0] * 5, [2.0] * 5]
-    monkeypatch.setattr(bench, "time_in_turns", lambda works, **_: seconds[: len(works)])
-    for resume in ([], ["--resume"]):
-        assert main([*fast, "--target-speedup", "900", "--output", str(output), *resume]) == 1
+    words, output = [*fast, "--target-speedup", "900"], tmp_path / "s.json"
+    for resume, measured in ([], [None, 2]), (["--resume"], []):
+        assert pretend([*words, "--output", output, *resume]) == measured
         printed = capsys.readouterr().out
         assert "skipped 1: GFLOPs promise less than 675.00 x dense, 0.75 of the target" in printed
         assert "nothing reaches 900 x dense; nearest: " in printed
         assert "--method tome --r 2" in printed
-    assert measured == [None, 2]
-    assert main([*fast, "--target-speedup", "900", "--all"]) == 1
+    assert main([*words, "--output", str(output), "--resume"]) == 1
+    capsys.readouterr()
+    assert pretend([*words, "--all"]) == [None, 1, 2]
     printed = capsys.readouterr().out
     assert "nothing reaches 900 x dense" in printed and "skipped" not in printed
 
@@ -308,14 +330,17 @@ def test_logits_that_are_not_finite(tmp_path, inputs, fast, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--target-speedup", "2", "--max-drop", "1"], "not allowed with argument"),
-        (["--target-speedup", "1"], "--target-speedup must be above 1, got 1"),
-        (["--target-speedup", "nan"], "--target-speedup must be above 1, got nan"),
-        (["--max-drop", "-1"], "--max-drop must be from 0 to 100, got -1"),
+        (
+            ["--target-speedup", "2", "--max-drop", "1"],
+            "give --target-speedup X or --max-drop POINTS, not both",
+        ),
+        (["--target-speedup", "1"], "--target-speedup must be above 1 and at most 1000, got 1"),
+        (["--target-speedup", "nan"], "--target-speedup must be a number, got 'nan'"),
+        (["--max-drop", "-1"], "--max-drop must be at least 0 and at most 100, got -1"),
         (["--methods", "tome,tom"], "unknown method 'tom', did you mean 'tome'?"),
         (["--methods", "nope"], "(known: hourglass"),
         (["--methods", "dense"], "beside dense, which is always tried"),
-        (["--processes", "2"], "sweep runs in one process, with all devices that it sees; leave"),
+        (["--processes", "2"], "unknown option --processes"),
         (["--methods", ","], "--methods names no method"),
         (["--pictures", "1"], "--pictures must be at least 2, got 1"),
         (["-b", "0"], "--batch-size must be at least 1"),
@@ -323,8 +348,8 @@ def test_logits_that_are_not_finite(tmp_path, inputs, fast, capsys):
         (["--resume"], "--resume needs --output FILE.json"),
         (["--output", "s.csv"], "--output takes a .json file, got s.csv"),
         (["--plot", "s.txt"], "--plot takes a name that ends in .png"),
-        (["-r", "17", "24"], "not a multiple of the patch size"),
-        (["--depth", "3"], "unrecognized arguments: --depth"),
+        (["-r", "17,24"], "not a multiple of the patch size"),
+        (["--depth", "3"], "unknown option --depth"),
     ],
 )
 def test_mistakes_are_one_line(fast, capsys, arguments, message):
@@ -341,22 +366,21 @@ def test_a_launcher_of_several_is_told_that_one_process_is_enough(fast, monkeypa
     assert "start it once, without srun or mpirun" in errors and errors.count("\n") == 1
 
 
-def test_files_and_pictures_are_checked_before_the_work(
-    fast, inputs, tmp_path, monkeypatch, capsys
-):
+def test_files_and_pictures_are_checked_before_the_work(fast, inputs, tmp_path, capsys):
     taken = tmp_path / "s.json"
     taken.write_text("mine")
     for words, message in [
         ([*fast, "--output", str(taken)], "exists already; --resume goes on with it"),
-        ([*fast, "--output", str(taken), "--resume"], "is no report of this command"),
+        ([*fast, "--output", str(taken), "--resume"], "is not JSON"),
         (["--checkpoint", inputs[2]], "give both DATA and --checkpoint DIR, or neither"),
     ]:
         assert main(words) == 2
         assert message in capsys.readouterr().err
     assert taken.read_text() == "mine"
-    monkeypatch.setattr(sample, "MOST_BYTES", 9000)
-    assert main(fast) == 2
-    assert "more than 9e-06; use --pictures 4" in capsys.readouterr().err
+    opened = open_inputs(inputs[0], Path(inputs[2]))
+    part = spread(opened.source, 1000)
+    with pytest.raises(hvit_jax.InputError, match="more than 9e-06; use --pictures 4"):
+        load_sample(part, opened, (16, 24), batch_size=4, workers=0, most_bytes=9000)
     (tmp_path / "data" / "c0").mkdir(parents=True)
     for index in range(1, 7):
         (tmp_path / "data" / f"c{index}").mkdir()

@@ -22,7 +22,7 @@ from hvit_jax.checkpoint import Description, read_description, save_checkpoint
 from hvit_jax.commands.eval import main as evaluate
 from hvit_jax.commands.flags import parse
 from hvit_jax.commands.sweep import DESCRIPTION, PROGRAM, main
-from hvit_jax.data.subset import spread
+from hvit_jax.data.source import spread
 from hvit_jax.evaluation import EvalConfig
 from hvit_jax.evaluation.inputs import open_inputs
 from hvit_jax.models.parameters import init_parameters

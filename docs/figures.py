@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-
-from hvit_jax.commands.method_options import command_words
 
 from hvit_jax import REDUCERS, demo
 from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import read_description
-from hvit_jax.commands.visualize import SHARE
-from hvit_jax.commands.visualize import main as visualize
 from hvit_jax.costs import at_cost
+from hvit_jax.visualization import VisualizeConfig, visualize
+from hvit_jax.visualization.config import SHARE
 
 FOLDER = Path(__file__).parent / "figures"
-PHOTOGRAPHS = sorted(str(path) for path in demo.pictures_dir().glob("*.jpg"))
+PHOTOGRAPHS = tuple(sorted(str(path) for path in demo.pictures_dir().glob("*.jpg")))
 RESOLUTION = 128
 
 
 def main() -> None:
     """Draw all of them."""
-    options = ["-r", str(RESOLUTION), "-o"]
+    every = {"images": PHOTOGRAPHS, "resolution": RESOLUTION, "compare": True}
+    visualize(VisualizeConfig(**every, output=FOLDER / "compare.jpg"))
     config = with_resolution(read_description(demo.checkpoint_dir()).config, RESOLUTION)
-    status = visualize([*PHOTOGRAPHS, "--compare", *options, str(FOLDER / "compare.jpg")])
-    for method in REDUCERS if not status else ():
+    for method in REDUCERS:
         if method != "dense":
-            words, output = command_words(at_cost(method, config, SHARE)), FOLDER / f"{method}.jpg"
-            status = status or visualize(
-                [*PHOTOGRAPHS[::2], *words, *options, str(FOLDER / output)]
+            visualize(
+                VisualizeConfig(
+                    images=PHOTOGRAPHS[::2],
+                    output=FOLDER / f"{method}.jpg",
+                    reducer=at_cost(method, config, SHARE),
+                    resolution=RESOLUTION,
+                )
             )
-    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from hvit_jax.commands.flags import (
-    ArgumentParser,
-    kinds_of,
-    make_parser,
-    options_of,
-)
+from hvit_jax.commands.flags import ArgumentParser, kinds_of, make_parser, options_of
 from hvit_jax.errors import InputError, unknown
 from hvit_jax.fields import Options, flag, hints
 from hvit_jax.reducers import REDUCERS
@@ -29,7 +24,7 @@ def completion(shell: str, commands: dict[str, tuple[str, type[Options]]]) -> st
         InputError: if shtab is missing, or does not know the shell.
     """
     try:
-        import shtab
+        import shtab  # pyright: ignore[reportMissingImports]  (extra `completion`)
     except ImportError as error:
         raise InputError("this needs shtab: pip install 'hvit-jax[completion]'") from error
     if shell not in shtab.SUPPORTED_SHELLS:

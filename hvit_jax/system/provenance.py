@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from hvit_jax.fields import show
 from hvit_jax.version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "grain")
@@ -107,15 +108,11 @@ def _change(name: str, before: Any, now: Any) -> str:
         words = name.removeprefix("--").replace("-", " ")
         return f"{_with(before)} {words}, now {_with(now)}"
     if before in (None, ""):
-        return f"without {name}, now {_show(now)}"
+        return f"without {name}, now {show(now)}"
     if now in (None, ""):
-        return f"with {name} {_show(before)}, now without"
-    return f"with {name} {_show(before)}, now {_show(now)}"
+        return f"with {name} {show(before)}, now without"
+    return f"with {name} {show(before)}, now {show(now)}"
 
 
 def _with(given: bool) -> str:
     return "with" if given else "without"
-
-
-def _show(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -353,6 +353,7 @@ def _not_an_option(parser: ArgumentParser, word: str, method: str | None) -> Inp
             f"{', '.join(owners)}: add --method {owners[0]}, or see {parser.prog} --method "
             f"{method or owners[0]} --help"
         )
-    near = difflib.get_close_matches(name, known, n=1)
+    longer = [each for each in known if each.startswith(name) and len(name) > 2]
+    near = longer or difflib.get_close_matches(name, known, n=1)
     hint = f", did you mean {near[0]}?" if near else ""
     return InputError(f"unknown option {name}{hint} (see {parser.prog} --help)")

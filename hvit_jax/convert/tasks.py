@@ -1,21 +1,26 @@
-"""The two conversions: a PyTorch file to a checkpoint, and a checkpoint to a PyTorch file."""
+"""The two conversions: a PyTorch file to a checkpoint, and a checkpoint to a PyTorch file.
+
+Between them a state dict becomes our tree of parameters, or the reverse, by the tables in `keys`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 from rich.progress import Progress
 
 from hvit_jax.checkpoint import Description, load_parameters, read_description, save_checkpoint
-from hvit_jax.convert.detect import config_of, detect
-from hvit_jax.convert.keys import SWAG
+from hvit_jax.convert.detect import config_of, detect, expected_keys
+from hvit_jax.convert.keys import SWAG, Format
 from hvit_jax.convert.reader import import_torch, read_source
-from hvit_jax.convert.state import to_state, to_tree
 from hvit_jax.errors import InputError, first_line
+from hvit_jax.models.parameters import Tree, flatten
 from hvit_jax.system.files import new_file, refuse_existing, require_space
 
 SILENT = Progress(disable=True)
@@ -120,3 +125,49 @@ def _read_back(
     read = dataclasses.replace(read_source(path, progress), name=str(checkpoint))
     detect(read)
     _check(read.state.items(), state)
+
+
+def to_tree(state: Mapping[str, Float32[np.ndarray, "*shape"]], layout: Format, depth: int) -> Tree:
+    """Arrange a state dict as our tree; it must be whole, as `detect` checks.
+
+    Args:
+        state: float32 arrays by PyTorch's keys.
+        layout: its format.
+        depth: its blocks.
+    """
+    tree: dict[str, Any] = {}
+    for entry in layout.entries:
+        if entry.stacked:
+            keys = [entry.key.format(i=number) for number in range(depth)]
+            array = np.stack([entry.layout.to_ours(state[key]) for key in keys])
+        elif entry.key in state:
+            array = np.ascontiguousarray(entry.layout.to_ours(state[entry.key]))
+        else:
+            continue
+        *folders, leaf = entry.path.split("/")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[leaf] = array
+    return tree
+
+
+def to_state(
+    parameters: Tree, layout: Format
+) -> Iterator[tuple[str, Float32[np.ndarray, "*shape"]]]:
+    """Arrange our tree as a state dict, array by array, in the order of PyTorch's own.
+
+    Args:
+        parameters: the tree.
+        layout: the format wanted.
+    """
+    leaves = flatten(parameters)
+    depth = len(leaves["blocks/ln_1/scale"])
+    classes = int("head/kernel" in leaves)
+    counts: Counter[str] = Counter()
+    for key, entry in expected_keys(layout, {"depth": depth, "K": classes}):
+        leaf = leaves[entry.path]
+        if entry.stacked:
+            leaf = leaf[counts[entry.path]]
+            counts[entry.path] += 1
+        yield key, entry.layout.to_torch(leaf)

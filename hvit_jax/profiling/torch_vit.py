@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from hvit_jax.config import ViTConfig
 from hvit_jax.convert.keys import SWAG
 from hvit_jax.convert.reader import import_torch
-from hvit_jax.convert.state import to_state
+from hvit_jax.convert.tasks import to_state
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.models.parameters import Tree
 from hvit_jax.profiling.device import Work, time_in_turns

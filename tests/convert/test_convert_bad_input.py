@@ -187,7 +187,9 @@ def test_heads(tmp_path, refused, capsys):
     assert "--heads N" in message and "2 blocks of width 6 and MLP width 10" in message
     assert "width 6 is not divisible by 4 heads" in refused(source, tmp_path / "out", "--heads", 4)
     assert "heads must be a whole number" in refused(source, tmp_path / "out", "--heads", 0)
-    assert "invalid int value: 'two'" in refused(source, tmp_path / "out", "--heads", "two")
+    assert "--heads must be a whole number, got 'two'" in refused(
+        source, tmp_path / "out", "--heads", "two"
+    )
 
 
 @pytest.mark.parametrize(
@@ -195,8 +197,8 @@ def test_heads(tmp_path, refused, capsys):
     [
         ([], "required: SRC, DST"),
         (["in"], "required: DST"),
-        (["in", "out", "more"], "unrecognized arguments: more"),
-        (["in", "out", "--to", "x"], "unrecognized arguments: --to"),
+        (["in", "out", "more"], "unexpected argument 'more'"),
+        (["in", "out", "--to", "x"], "unknown option --to, did you mean --to-torch?"),
         (["in", "out", "--to-torch", "--heads", "2"], "--heads is for reading PyTorch files"),
     ],
 )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hvit_jax.fields import show
 from hvit_jax.reducers import REDUCERS
 
 
@@ -120,9 +121,8 @@ def method_name(method: str, args: dict[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
-        words = list(map(str, value))
-        same = len(words) > 2 and len(set(words)) == 1
-        return f"{words[0]} x {len(words)}" if same else " ".join(words)
+        same = len(value) > 2 and len(set(value)) == 1
+        return f"{value[0]} x {len(value)}" if same else show(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

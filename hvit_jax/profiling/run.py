@@ -25,16 +25,8 @@ from hvit_jax.system.memory import describe_out_of_memory, smaller_batch
 from hvit_jax.system.signals import sigterm_raises
 
 # Options that numbers depend on, beside those that a row names itself.
-SETTINGS = (
-    "checkpoint",
-    "attention",
-    "unroll",
-    "against",
-    "dense",
-    "latency",
-    "seconds",
-    "gflops_only",
-)
+SETTINGS = ("checkpoint", "attention", "unroll", "against", "dense", "latency", "seconds")
+SETTINGS += ("gflops_only",)
 # What may stop one case only. JAX's and PyTorch's errors are RuntimeErrors, out of memory too.
 FAILURES = (RuntimeError, MemoryError, FloatingPointError, InputError)
 
@@ -87,13 +79,13 @@ def profile(
     console.print(markdown_table(rows), end="")
     if config.plot is not None:
         # All rows of the files, those of earlier runs too.
-        drawn = top1 or _published_top1(results.rows)
-        for name in dict.fromkeys(
-            f"{row.model} {row.name}" for row in results.rows if row.configuration not in drawn
-        ):
-            if top1:
+        if top1:
+            missing = [row for row in results.rows if row.configuration not in top1]
+            for name in dict.fromkeys(f"{row.model} {row.name}" for row in missing):
                 messages.print(f"not drawn, since no file of --accuracy is of it: {name}")
-        plot(results.rows, config.plot, drawn, "measured" if top1 else "published")
+            plot(results.rows, config.plot, top1, "measured")
+        else:
+            plot(results.rows, config.plot, _published_top1(results.rows), "published")
     return rows
 
 
@@ -134,8 +126,9 @@ def open_results(config: ProfileConfig) -> Results[Measurement]:
         "seed": SEED,
         **describe_checkpoint(config.checkpoint),
     }
-    paths, resume = config.output, config.resume
-    return Results(paths, Measurement, config, about, settings=SETTINGS, resume=resume)
+    return Results(
+        config.output, Measurement, config, about, settings=SETTINGS, resume=config.resume
+    )
 
 
 def run_cases(

@@ -92,7 +92,7 @@ def test_a_row_has_every_figure(tmp_path, capsys):
     assert content["config"]["compute"]["dtype"] == "float32"
     printed = capsys.readouterr().out
     assert "| dense | 2 | 0.083 |" in printed
-    assert "| hourglass(cluster_location=2, num_clusters=7 7) | 2 | 0.045 |" in printed
+    assert "| hourglass(cluster_location=2, num_clusters=7,7) | 2 | 0.045 |" in printed
 
 
 @pytest.fixture(scope="module")

@@ -95,6 +95,12 @@ class ViTConfig:
         """Channels of one attention head, `D`."""
         return self.width // self.heads
 
+    def blocks_at(self, *parts: float) -> tuple[int, ...]:
+        """Find the blocks at parts of the depth, from block 1 on, each once."""
+        last = self.depth - 1
+        blocks = {min(last, max(min(1, last), round(self.depth * part))) for part in parts}
+        return tuple(sorted(blocks))
+
     @classmethod
     def vit_b16(cls) -> ViTConfig:
         """ViT-B/16 at 384, the resolution of SWAG's ImageNet-1k fine-tuning."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.errors import InputError, unknown
-from hvit_jax.ops.flops import frame
+from hvit_jax.ops.flops import stem_and_head
 from hvit_jax.reducers import REDUCERS, Reducer
 
 
@@ -21,7 +21,7 @@ def count_flops(config: ViTConfig, reducer: Reducer) -> int:
     reducer = reducer.resolve(config)
     layers = reducer.schedule(config)
     blocks = sum(reducer.block_flops(config, layer) for layer in layers)
-    around = frame(config, layers[-1].tokens_out) + reducer.encoder_dropout_flops(config)
+    around = stem_and_head(config, layers[-1].tokens_out) + reducer.encoder_dropout_flops(config)
     return around + blocks
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.errors import InputError
-from hvit_jax.fields import Options
+from hvit_jax.fields import Options, as_json
 from hvit_jax.ops import flops
 from hvit_jax.ops.arrays import gather
 
@@ -72,19 +72,52 @@ class TokenState:
         return dataclasses.replace(self, source=new, dropped=dropped)
 
 
+class InPictures:
+    """What pictures of a method's work ask of it; the defaults suit most methods."""
+
+    def groups(
+        self, block: Block, x: Float[Array, "B N C"], after: TokenState, layer: Layer, draws: Any
+    ) -> Int[Array, "B P"]:
+        """Name for every patch the group that it shares its fate with in a block, for pictures.
+
+        That is the token that holds it after the block, unless a method says otherwise.
+
+        Args:
+            block: as for `block`.
+            x: tokens before the block.
+            after: the traced state after it.
+            layer: the block's entry in the schedule.
+            draws: the block's random numbers.
+
+        Returns:
+            Numbers of groups; -1 for patches that are dropped, or left out by this block.
+        """
+        assert after.source is not None, "pictures are made of traced states"
+        return after.source
+
+    def attended_source(
+        self, before: TokenState, after: TokenState, layer: Layer
+    ) -> Int[Array, "B P"] | None:
+        """Name for every patch the token that holds it when a block attends, -1 if none does.
+
+        Args:
+            before: the traced state before the block.
+            after: the one after it.
+            layer: the block's entry in the schedule.
+        """
+        return before.source
+
+
 @dataclass(frozen=True)
-class Reducer(Options):
+class Reducer(InPictures, Options):
     """Base of every method; used as it is, it is the dense model.
 
     A method is a frozen dataclass whose fields are its options (`option`), whose docstring explains
     it, and which overrides `resolve`, `schedule`, `init`, `block` and `block_flops` as needed.
-
-    A method whose counts depend on the image works within budgets: it names the option that sets
-    them in `budget_option`, one budget for all of `budget_blocks` or a list with one for each.
+    `hvit_jax.reducers.budgeted` has the base of those whose counts depend on the image.
     """
 
     name: ClassVar[str] = "dense"
-    budget_option: ClassVar[str | None] = None
 
     @classmethod
     def label(cls, name: str) -> str:
@@ -108,6 +141,16 @@ class Reducer(Options):
         defaults or what suits the comparison of methods. A method without such an option has one.
         """
         return (cls(),)
+
+    @classmethod
+    def candidates(cls, config: ViTConfig) -> Iterable[Reducer]:
+        """List the few settings that a sweep tries on a model of this size, not yet resolved.
+
+        Those of a method with budgets come without them: the sweep measures what they must be.
+        None at all leaves it to the sweep to take those of `strengths` that come near several
+        shares of the dense model's cost.
+        """
+        return ()
 
     def resolve(self, config: ViTConfig) -> Reducer:
         """Replace defaults that depend on the model's size, and check all options against it.
@@ -133,7 +176,7 @@ class Reducer(Options):
             x: the tokens that enter the first block.
             trace: whether to follow which token holds which patch.
         """
-        return TokenState(**initial_trace(x) if trace else NO_TRACE)
+        return TokenState(**initial_trace(x, trace=trace))
 
     def block(
         self, block: Block, x: Float[Array, "B N C"], state: TokenState, layer: Layer, draws: Any
@@ -169,55 +212,8 @@ class Reducer(Options):
         held = gather(tokens, jnp.maximum(state.source, 0))
         return jnp.where((state.source >= 0)[..., None], held, state.dropped)
 
-    def groups(
-        self, block: Block, x: Float[Array, "B N C"], after: TokenState, layer: Layer, draws: Any
-    ) -> Int[Array, "B P"]:
-        """Name for every patch the group that it shares its fate with in a block, for pictures.
-
-        That is the token that holds it after the block, unless a method says otherwise.
-
-        Args:
-            block: as for `block`.
-            x: tokens before the block.
-            after: the traced state after it.
-            layer: the block's entry in the schedule.
-            draws: the block's random numbers.
-
-        Returns:
-            Numbers of groups; -1 for patches that are dropped, or left out by this block.
-        """
-        assert after.source is not None, "pictures are made of traced states"
-        return after.source
-
-    def attended_source(
-        self, before: TokenState, after: TokenState, layer: Layer
-    ) -> Int[Array, "B P"] | None:
-        """Name for every patch the token that holds it when a block attends, -1 if none does.
-
-        Args:
-            before: the traced state before the block.
-            after: the one after it.
-            layer: the block's entry in the schedule.
-        """
-        return before.source
-
     def report(self, state: TokenState) -> dict[str, Float[Array, " B"]]:
         """Count, for every image, what a user should hear of, such as budgets that overflowed."""
-        return {}
-
-    def budget_blocks(self, config: ViTConfig) -> tuple[int, ...]:
-        """List the blocks that have a budget, in ascending order; called on a resolved method."""
-        return ()
-
-    def counts(self, state: TokenState) -> dict[str, Int[Array, "B S"]]:
-        """Count what each image used in the block before, to be held against its budget.
-
-        Args:
-            state: the traced state after a block of `budget_blocks`.
-
-        Returns:
-            Counts by what was counted, such as "tokens"; one column, or one a head.
-        """
         return {}
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:
@@ -233,17 +229,18 @@ class Reducer(Options):
 
     def options(self) -> dict[str, Any]:
         """List the options and their values, as JSON can hold them."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self).items()
-        }
+        return as_json(self)
 
 
-NO_TRACE: dict[str, Any] = {"source": None, "dropped": None}
+def initial_trace(x: Float[Array, "B N C"], *, trace: bool) -> dict[str, Any]:
+    """Make `TokenState`'s fields before the first block: patch `i` is token `i + 1`, behind CLS.
 
-
-def initial_trace(x: Float[Array, "B N C"]) -> dict[str, Any]:
-    """Make `TokenState`'s fields before the first block: patch `i` is token `i + 1`, behind CLS."""
+    Args:
+        x: the tokens that enter the first block.
+        trace: whether to trace; without it both are None.
+    """
+    if not trace:
+        return {"source": None, "dropped": None}
     places = jnp.arange(1, x.shape[1], dtype=jnp.int32)
     return {
         "source": jnp.broadcast_to(places, (x.shape[0], x.shape[1] - 1)),

@@ -51,7 +51,7 @@ def block(config: ViTConfig, tokens: int, mlp_tokens: int) -> int:
     )
 
 
-def frame(config: ViTConfig, tokens_out: int) -> int:
+def stem_and_head(config: ViTConfig, tokens_out: int) -> int:
     """Count what surrounds the blocks: patches, position embedding, final LayerNorm, head."""
     width, patches = config.width, config.num_patches
     convolution = patches * width * 3 * config.patch_size**2

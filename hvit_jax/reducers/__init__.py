@@ -9,6 +9,7 @@ from hvit_jax.errors import InputError, unknown
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.reducers.act import ACT
 from hvit_jax.reducers.ats import ATS
+from hvit_jax.reducers.budgeted import Budgeted
 from hvit_jax.reducers.evit import EViT
 from hvit_jax.reducers.evo import EvoViT
 from hvit_jax.reducers.hourglass import Hourglass
@@ -32,6 +33,7 @@ REDUCERS: dict[str, type[Reducer]] = {
 __all__ = [
     "ACT",
     "ATS",
+    "Budgeted",
     "EViT",
     "EvoViT",
     "Hourglass",

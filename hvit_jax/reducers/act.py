@@ -15,12 +15,13 @@ from jaxtyping import Array, Float, Int
 from hvit_jax.config import ViTConfig
 from hvit_jax.fields import option, steps
 from hvit_jax.models.block import Block
-from hvit_jax.models.reducer import NO_TRACE, Layer, TokenState, initial_trace
+from hvit_jax.models.reducer import Layer, TokenState, initial_trace
 from hvit_jax.ops import flops
 from hvit_jax.ops.attention import average_groups
 from hvit_jax.ops.grouping import Groups, copy_to_members, group_tokens
 from hvit_jax.ops.hashing import HashDraws, draw_hashes
 from hvit_jax.ops.precision import accumulator
+from hvit_jax.reducers.budgeted import Budgeted
 from hvit_jax.reducers.hashed import HashedAttention
 
 MAX_HASHES = 32
@@ -56,7 +57,7 @@ class ActState(TokenState):
 
 
 @dataclass(frozen=True)
-class ACT(HashedAttention):
+class ACT(HashedAttention, Budgeted):
     """Attention for means of queries that hash alike (Adaptive Clustering Transformer).
 
     Zheng et al. 2020, "End-to-End Object Detection with Adaptive Clustering Transformer", arXiv
@@ -77,7 +78,7 @@ class ACT(HashedAttention):
     """
 
     name: ClassVar[str] = "act"
-    budget_option: ClassVar[str | None] = "max_clusters"
+    budget_option: ClassVar[str] = "max_clusters"
 
     group_queries: bool = option(True, "cluster the queries")
     q_hashes: int = option(24, "hashes of a query, at most 32")
@@ -88,38 +89,33 @@ class ACT(HashedAttention):
     )
 
     @classmethod
-    def strengths(cls, config: ViTConfig) -> Iterable[Reducer]:
+    def strengths(cls, config: ViTConfig) -> Iterable[ACT]:
         """Vary the budget, down to a quarter of the tokens; see `Reducer.strengths`."""
         parts = (part for part in steps() if part >= 0.25)
         return (cls(max_clusters=max(2, round(part * (config.num_patches + 1)))) for part in parts)
+
+    @classmethod
+    def candidates(cls, config: ViTConfig) -> Iterable[ACT]:
+        """Try few and many hashes; see `Reducer.candidates`."""
+        return (cls(q_hashes=hashes) for hashes in (16, 24))
 
     def resolve(self, config: ViTConfig) -> ACT:
         """Fill in blocks and budgets, and check all options; see `Reducer.resolve`."""
         for field in ("q_hashes", "k_hashes"):
             self.check(1 <= getattr(self, field) <= MAX_HASHES, field, f"from 1 to {MAX_HASHES}")
         first, last = self.block_range(config)
+        self.check_budgets(config)
         budgets = config.num_patches + 1 if self.max_clusters is None else self.max_clusters
-        resolved = dataclasses.replace(
-            self, first_block=first, last_block=last, max_clusters=budgets
-        )
-        listed = budgets if isinstance(budgets, tuple) else (budgets,)
-        resolved.check(all(budget >= 2 for budget in listed), "max_clusters", "at least 2")
-        blocks = len(resolved.active_blocks(config))
-        fits = not isinstance(budgets, tuple) or len(budgets) == blocks
-        resolved.check(fits, "max_clusters", f"one number, or one for each of {blocks} blocks")
-        return resolved
+        return dataclasses.replace(self, first_block=first, last_block=last, max_clusters=budgets)
 
     def active_blocks(self, config: ViTConfig) -> tuple[int, ...]:
         """List the blocks that cluster; none if neither queries nor keys are clustered."""
         return super().active_blocks(config) if self.group_queries or self.group_keys else ()
 
     def active_layers(self, config: ViTConfig) -> tuple[ActLayer, ...]:
-        """Give each block its budget; more than one slot a token is of no use."""
+        """Give each block its budget; see `HashedAttention.active_layers`."""
         tokens = config.num_patches + 1
-        budgets = tokens if self.max_clusters is None else self.max_clusters
-        if not isinstance(budgets, tuple):
-            budgets = (budgets,) * len(self.active_blocks(config))
-        return tuple(ActLayer(tokens, tokens, "act", min(budget, tokens)) for budget in budgets)
+        return tuple(ActLayer(tokens, tokens, "act", budget) for budget in self.budgets(config))
 
     def block_draws(self, config: ViTConfig, key: jax.Array) -> ActDraws:
         """Draw one block's hashes."""
@@ -132,7 +128,7 @@ class ACT(HashedAttention):
     def init(self, x: Float[Array, "B N C"], *, trace: bool) -> ActState:
         """Make the state before the first block; see `Reducer.init`."""
         return ActState(
-            **initial_trace(x) if trace else NO_TRACE,
+            **initial_trace(x, trace=trace),
             over_budget=jnp.zeros(x.shape[0], jnp.float32),
             clusters=jnp.zeros(x.shape[0], jnp.int32),
         )
@@ -184,11 +180,11 @@ class ACT(HashedAttention):
         }
 
     def budget_blocks(self, config: ViTConfig) -> tuple[int, ...]:
-        """List the blocks that have a budget: those that cluster."""
+        """List the blocks that cluster."""
         return self.active_blocks(config)
 
     def counts(self, state: ActState) -> dict[str, Int[Array, "B S"]]:
-        """Count the clusters of the head that has most; see `Reducer.counts`."""
+        """Count the clusters of the head that has most; see `Budgeted.counts`."""
         return {"clusters": state.clusters[:, None]}
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:

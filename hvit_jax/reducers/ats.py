@@ -14,11 +14,12 @@ from jaxtyping import Array, Float, Int
 from hvit_jax.config import ViTConfig
 from hvit_jax.fields import option, steps
 from hvit_jax.models.block import Block
-from hvit_jax.models.reducer import NO_TRACE, Layer, Reducer, TokenState, initial_trace
+from hvit_jax.models.reducer import Layer, TokenState, initial_trace
 from hvit_jax.ops import flops
 from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.sampling import masked_weights, new_places, sample_tokens, significance
 from hvit_jax.ops.selection import behind_cls
+from hvit_jax.reducers.budgeted import Budgeted
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class ATSState(TokenState):
 
 
 @dataclass(frozen=True)
-class ATS(Reducer):
+class ATS(Budgeted):
     """Adaptive token sampling.
 
     Fayyaz et al. 2022, "Adaptive Token Sampling For Efficient Vision Transformers", arXiv
@@ -58,8 +59,8 @@ class ATS(Reducer):
 
     So images keep different numbers of tokens. Shapes stay static all the same: each image's tokens
     stand in front, CLS first and the others in ascending order of score, within a budget of
-    `max_tokens` rows, and what lies behind them is masked. Budgets save time; `python -m
-    hvit_jax.calibration.calibrate` measures which ones a set of images needs.
+    `max_tokens` rows, and what lies behind them is masked. Budgets save time; `hvit calibrate`
+    measures which ones a set of images needs.
 
     Differs from the original: by default (`padding="none"`) each image is treated as if it were
     alone. "batch" and "all" give the original's results on batches, in which an image that holds
@@ -70,7 +71,7 @@ class ATS(Reducer):
     """
 
     name: ClassVar[str] = "ats"
-    budget_option: ClassVar[str | None] = "max_tokens"
+    budget_option: ClassVar[str] = "max_tokens"
 
     blocks: tuple[int, ...] | None = option(
         None, "sample in these blocks (default: the last quarter; the last half of 32 or more)"
@@ -91,7 +92,7 @@ class ATS(Reducer):
     )
 
     @classmethod
-    def strengths(cls, config: ViTConfig) -> Iterable[Reducer]:
+    def strengths(cls, config: ViTConfig) -> Iterable[ATS]:
         """Vary a budget for all blocks from a quarter of the depth on, as in the paper.
 
         See `Reducer.strengths`.
@@ -99,6 +100,12 @@ class ATS(Reducer):
         blocks = tuple(range(config.depth // 4, config.depth))
         budgets = (max(2, round(part * (config.num_patches + 1))) for part in steps())
         return (cls(blocks=blocks, max_tokens=budget) for budget in budgets)
+
+    @classmethod
+    def candidates(cls, config: ViTConfig) -> Iterable[ATS]:
+        """Try to sample from three blocks on; see `Reducer.candidates`."""
+        starts = config.blocks_at(1 / 4, 1 / 2, 3 / 4)
+        return (cls(blocks=tuple(range(start, config.depth))) for start in starts)
 
     def resolve(self, config: ViTConfig) -> ATS:
         """Fill in blocks and budgets; see `Reducer.resolve`."""
@@ -108,13 +115,10 @@ class ATS(Reducer):
         self.check(inside, "blocks", f"the model's blocks are 0 to {last}")
         ascending = tuple(sorted(set(blocks)))
         self.check(blocks == ascending, "blocks", f"in ascending order, each once: {ascending}")
-        budgets, total = self._budgets(config), config.num_patches + 1
-        fits = len(budgets) == len(blocks)
-        self.check(fits, "max_tokens", f"give one number, or one for each of {len(blocks)} blocks")
-        self.check(min(budgets) >= 2, "max_tokens", "at least 2: CLS and one patch")
-        whole = self.padding != "all" or min(budgets) == total
-        kept = f"keeps all {total} rows, whatever max_tokens; use 'none' or 'batch' for budgets"
-        self.check(whole, "padding", kept)
+        self.check_budgets(config)
+        budgets, total = self.budgets(config), config.num_patches + 1
+        wanted = f"keeps all {total} rows, whatever max_tokens; use 'none' or 'batch' for budgets"
+        self.check(self.padding != "all" or min(budgets) == total, "padding", wanted)
         return dataclasses.replace(self, blocks=blocks, max_tokens=budgets)
 
     def budget_blocks(self, config: ViTConfig) -> tuple[int, ...]:
@@ -124,17 +128,10 @@ class ATS(Reducer):
         start = config.depth // 2 if config.depth >= 32 else 3 * config.depth // 4
         return tuple(range(start, config.depth))
 
-    def _budgets(self, config: ViTConfig) -> tuple[int, ...]:
-        total = config.num_patches + 1
-        budgets = total if self.max_tokens is None else self.max_tokens
-        if not isinstance(budgets, tuple):
-            budgets = (budgets,) * len(self.budget_blocks(config))
-        return tuple(min(budget, total) for budget in budgets)
-
     def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
         """All tokens up to the first sampling, then each block's budget, or less before it."""
         blocks, layers = self.budget_blocks(config), []
-        budgets = dict(zip(blocks, self._budgets(config), strict=True))
+        budgets = dict(zip(blocks, self.budgets(config), strict=True))
         rows = config.num_patches + 1
         for index in range(config.depth):
             if index in budgets:
@@ -149,7 +146,7 @@ class ATS(Reducer):
         """Make the state before the first block; see `Reducer.init`."""
         batch, tokens, _ = x.shape
         return ATSState(
-            **(initial_trace(x) if trace else NO_TRACE),
+            **initial_trace(x, trace=trace),
             lengths=jnp.full(batch, tokens, jnp.int32),
             rows=jnp.full(batch, tokens, jnp.int32),
             over_budget=jnp.zeros(batch),

@@ -49,9 +49,14 @@ class EViT(Reducer):
     )
 
     @classmethod
-    def strengths(cls, config: ViTConfig) -> Iterable[Reducer]:
+    def strengths(cls, config: ViTConfig) -> Iterable[EViT]:
         """Vary the keep rate; see `Reducer.strengths`."""
         return (cls(keep_rate=part) for part in steps())
+
+    @classmethod
+    def candidates(cls, config: ViTConfig) -> Iterable[EViT]:
+        """Try five keep rates; see `Reducer.candidates`."""
+        return (cls(keep_rate=part) for part in (0.5, 0.6, 0.7, 0.8, 0.9))
 
     def resolve(self, config: ViTConfig) -> EViT:
         """Fill in the dropping blocks; see `Reducer.resolve`."""

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from hvit_jax.config import ViTConfig
 from hvit_jax.fields import known, option, steps
 from hvit_jax.models.block import Block
-from hvit_jax.models.reducer import NO_TRACE, Layer, Reducer, TokenState, initial_trace
+from hvit_jax.models.reducer import Layer, Reducer, TokenState, initial_trace
 from hvit_jax.ops import flops
 from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.attention import class_attention
@@ -86,9 +86,17 @@ class EvoViT(Reducer):
     tradeoff: float = option(0.5, "weight of a block's own attention in the running score, 0 to 1")
 
     @classmethod
-    def strengths(cls, config: ViTConfig) -> Iterable[Reducer]:
+    def strengths(cls, config: ViTConfig) -> Iterable[EvoViT]:
         """Vary the part of the tokens; see `Reducer.strengths`."""
         return (cls(prune_ratio=part) for part in steps() if part * config.num_patches >= 1)
+
+    @classmethod
+    def candidates(cls, config: ViTConfig) -> Iterable[EvoViT]:
+        """Try two places and three parts of the tokens; see `Reducer.candidates`."""
+        # Block 0 gives the first scores, so that a model of one block leaves nothing to try.
+        places = config.blocks_at(1 / 3, 1 / 2) if config.depth > 1 else ()
+        ratios = sorted({max(1 / config.num_patches, ratio) for ratio in (0.35, 0.5, 0.65)})
+        return (cls(prune_location=at, prune_ratio=part) for at in places for part in ratios)
 
     def resolve(self, config: ViTConfig) -> EvoViT:
         """Fill in location and ratio; see `Reducer.resolve`."""
@@ -131,9 +139,8 @@ class EvoViT(Reducer):
     def init(self, x: Float[Array, "B N C"], *, trace: bool) -> EvoState:
         """Make the state before the first block; see `Reducer.init`."""
         scores = jnp.zeros((x.shape[0], x.shape[1] - 1), accumulator(x.dtype))
-        if trace:
-            return EvoState(**initial_trace(x), scores=scores)
-        return EvoState(**NO_TRACE, scores=scores, order=_places(scores))
+        order = None if trace else _places(scores)
+        return EvoState(**initial_trace(x, trace=trace), scores=scores, order=order)
 
     def block(
         self, block: Block, x: Float[Array, "B N C"], state: EvoState, layer: EvoLayer, draws: Any
@@ -165,7 +172,7 @@ class EvoViT(Reducer):
     def attended_source(
         self, before: TokenState, after: TokenState, layer: Layer
     ) -> Int[Array, "B P"] | None:
-        """See `Reducer.attended_source`; tokens are sorted before a block attends."""
+        """See `InPictures.attended_source`; tokens are sorted before a block attends."""
         return after.source
 
     def block_flops(self, config: ViTConfig, layer: EvoLayer) -> int:

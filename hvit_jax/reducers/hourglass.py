@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from hvit_jax.config import ViTConfig
 from hvit_jax.fields import known, option, steps
 from hvit_jax.models.block import Block
-from hvit_jax.models.reducer import NO_TRACE, Layer, Reducer, TokenState, initial_trace
+from hvit_jax.models.reducer import Layer, Reducer, TokenState, initial_trace
 from hvit_jax.ops import flops
 from hvit_jax.ops.clustering import cluster_labels, cluster_tokens, reconstruct_tokens
 
@@ -86,11 +87,19 @@ class Hourglass(Reducer):
     )
 
     @classmethod
-    def strengths(cls, config: ViTConfig) -> Iterable[Reducer]:
+    def strengths(cls, config: ViTConfig) -> Iterable[Hourglass]:
         """Vary the grid of centroids; see `Reducer.strengths`."""
         for part in steps(max(config.grid)):
             rows, columns = (max(1, round(part * side)) for side in config.grid)
             yield cls(num_clusters=(rows, columns))
+
+    @classmethod
+    def candidates(cls, config: ViTConfig) -> Iterable[Hourglass]:
+        """Try three places and three grids of centroids; see `Reducer.candidates`."""
+        places = config.blocks_at(1 / 6, 1 / 3, 1 / 2)
+        for place, part in itertools.product(places, (0.5, 0.65, 0.8)):
+            rows, columns = (max(1, round(part * side)) for side in config.grid)
+            yield cls(cluster_location=place, num_clusters=(rows, columns))
 
     def resolve(self, config: ViTConfig) -> Hourglass:
         """Fill in location and cluster grid; see `Reducer.resolve`."""
@@ -161,7 +170,7 @@ class Hourglass(Reducer):
 
     def init(self, x: Float[Array, "B N C"], *, trace: bool) -> HourglassState:
         """Make the state before the first block; see `Reducer.init`."""
-        return HourglassState(**initial_trace(x) if trace else NO_TRACE)
+        return HourglassState(**initial_trace(x, trace=trace))
 
     def block(
         self, block: Block, x: Float[Array, "B N C"], state: TokenState, layer: Layer, draws: Any
@@ -190,7 +199,7 @@ class Hourglass(Reducer):
     def attended_source(
         self, before: TokenState, after: TokenState, layer: Layer
     ) -> Int[Array, "B P"] | None:
-        """See `Reducer.attended_source`; a block that clusters attends to its centroids."""
+        """See `InPictures.attended_source`; a block that clusters attends to its centroids."""
         return after.source if isinstance(layer, ClusterLayer) else before.source
 
     def _cluster(self, x, state, layer):
@@ -212,8 +221,7 @@ class Hourglass(Reducer):
 
     def _reconstruct(self, x, state):
         x = jnp.concatenate([x[:, :1], self.restore(x, state)], axis=1)
-        trace = NO_TRACE if state.source is None else initial_trace(x)
-        return x, HourglassState(**trace)
+        return x, HourglassState(**initial_trace(x, trace=state.source is not None))
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:
         """Count the block, clustering before it and reconstruction after it."""

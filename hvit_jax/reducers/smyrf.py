@@ -54,11 +54,17 @@ class SMYRF(HashedAttention):
     )
 
     @classmethod
-    def strengths(cls, config: ViTConfig) -> Iterable[Reducer]:
+    def strengths(cls, config: ViTConfig) -> Iterable[SMYRF]:
         """Vary the rounds, from 4 to 32, in all blocks; see `Reducer.strengths`."""
         size = min(32, config.num_patches + 1)
         for rounds in range(4, 33):
             yield cls(first_block=0, rounds=rounds, q_cluster_size=size, k_cluster_size=size)
+
+    @classmethod
+    def candidates(cls, config: ViTConfig) -> Iterable[SMYRF]:
+        """Try few and many rounds; see `Reducer.candidates`."""
+        size = min(32, config.num_patches + 1)
+        return (cls(rounds=n, q_cluster_size=size, k_cluster_size=size) for n in (4, 16))
 
     def resolve(self, config: ViTConfig) -> SMYRF:
         """Fill in the blocks, and check all options; see `Reducer.resolve`."""

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from hvit_jax.config import ViTConfig
 from hvit_jax.fields import option
 from hvit_jax.models.block import Block
-from hvit_jax.models.reducer import NO_TRACE, Layer, Reducer, TokenState, initial_trace
+from hvit_jax.models.reducer import Layer, Reducer, TokenState, initial_trace
 from hvit_jax.ops import flops
 from hvit_jax.ops.merging import match_tokens, merge_counts, merge_tokens, most_merges
 from hvit_jax.ops.precision import accumulator
@@ -70,9 +70,15 @@ class ToMe(Reducer):
     )
 
     @classmethod
-    def strengths(cls, config: ViTConfig) -> Iterable[Reducer]:
+    def strengths(cls, config: ViTConfig) -> Iterable[ToMe]:
         """Vary how many tokens merge; see `Reducer.strengths`."""
         return (cls(r=count) for count in range(most_merges(config.num_patches + 1) + 1))
+
+    @classmethod
+    def candidates(cls, config: ViTConfig) -> Iterable[ToMe]:
+        """Try to merge from a quarter to 85% of the patches; see `Reducer.candidates`."""
+        a_block = config.num_patches / config.depth
+        return (cls(r=max(1, round(part * a_block))) for part in (0.25, 0.4, 0.55, 0.7, 0.85))
 
     def resolve(self, config: ViTConfig) -> ToMe:
         """Fill in the default of `r`, and check it; see `Reducer.resolve`."""
@@ -102,7 +108,7 @@ class ToMe(Reducer):
     def init(self, x: Float[Array, "B N C"], *, trace: bool) -> MergeState:
         """Make the state before the first block; see `Reducer.init`."""
         sizes = jnp.ones(x.shape[:2], accumulator(x.dtype))
-        return MergeState(**initial_trace(x) if trace else NO_TRACE, sizes=sizes)
+        return MergeState(**initial_trace(x, trace=trace), sizes=sizes)
 
     def block(
         self, block: Block, x: Float[Array, "B N C"], state: MergeState, layer: Layer, draws: Any
@@ -114,9 +120,9 @@ class ToMe(Reducer):
         if layer.tokens_out < layer.tokens_in:
             metric = k.mean(2, dtype=accumulator(k.dtype))
             matching = match_tokens(metric, r=layer.tokens_in - layer.tokens_out)
-            trace = state.moved(x, matching.places)
+            state = state.moved(x, matching.places)
             x, sizes = merge_tokens(x, state.sizes, matching)
-            state = MergeState(trace.source, trace.dropped, sizes)
+            state = dataclasses.replace(state, sizes=sizes)
         return x + block.mlp(x), state
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:

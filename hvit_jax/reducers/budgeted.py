@@ -1,0 +1,65 @@
+"""What ACT and ATS share: counts that depend on the image, within budgets that do not."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from jaxtyping import Array, Int
+
+from hvit_jax.config import ViTConfig
+from hvit_jax.models.reducer import Reducer, TokenState
+
+
+@dataclass(frozen=True)
+class Budgeted(Reducer):
+    """Base of the methods whose counts depend on the image.
+
+    Shapes must not, so each block of `budget_blocks` has a budget. The option that `budget_option`
+    names sets them: one number for all of these blocks, a list with one for each, or None for as
+    many as tokens, which always suffices. `hvit calibrate` measures good ones.
+    """
+
+    budget_option: ClassVar[str]
+
+    def budget_blocks(self, config: ViTConfig) -> tuple[int, ...]:
+        """List the blocks that have a budget, in ascending order."""
+        raise NotImplementedError
+
+    def counts(self, state: TokenState) -> dict[str, Int[Array, "B S"]]:
+        """Count what each image used in the block before, to be held against its budget.
+
+        Args:
+            state: the traced state after a block of `budget_blocks`.
+
+        Returns:
+            Counts by what was counted, such as "tokens"; one column, or one a head.
+        """
+        raise NotImplementedError
+
+    def with_budgets(self, budgets: int | tuple[int, ...] | None) -> Self:
+        """Replace the budgets."""
+        return dataclasses.replace(self, **{self.budget_option: budgets})
+
+    def budgets(self, config: ViTConfig) -> tuple[int, ...]:
+        """List the budget of each of `budget_blocks`; more than all tokens are of no use."""
+        total, budgets = config.num_patches + 1, getattr(self, self.budget_option)
+        if not isinstance(budgets, tuple):
+            one = total if budgets is None else budgets
+            budgets = (one,) * len(self.budget_blocks(config))
+        return tuple(min(budget, total) for budget in budgets)
+
+    def check_budgets(self, config: ViTConfig) -> None:
+        """Refuse budgets below 2, and a list that is not one for each block.
+
+        Raises:
+            InputError: for such budgets.
+        """
+        budgets, blocks = getattr(self, self.budget_option), len(self.budget_blocks(config))
+        listed = budgets if isinstance(budgets, tuple) else (budgets,)
+        enough = all(budget is None or budget >= 2 for budget in listed)
+        self.check(enough, self.budget_option, "at least 2")
+        fits = not isinstance(budgets, tuple) or len(budgets) == blocks
+        wanted = f"one number, or one for each of {blocks} blocks"
+        self.check(fits, self.budget_option, wanted)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from hvit_jax.data.preprocess import normalize
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
 from hvit_jax.models.vit import ViT
-from hvit_jax.reducers import Reducer
+from hvit_jax.reducers import Budgeted, as_budgeted
 
 # Matrix products on GPUs work in tiles of 8 rows and more.
 MULTIPLE = 8
@@ -70,14 +69,15 @@ def measure(
         One entry for every block and every thing that is counted there.
 
     Raises:
-        InputError: if a picture cannot be read.
+        InputError: if the method has no budgets, or a picture cannot be read.
     """
     graph, state = nnx.split(model)
-    blocks = model.reducer.budget_blocks(model.config)
+    reducer = as_budgeted(model.reducer)
+    blocks = reducer.budget_blocks(model.config)
 
     def count(state, pixels):
         states = nnx.merge(graph, state).features(normalize(pixels)).states
-        return [model.reducer.counts(states[block]) for block in blocks]
+        return [reducer.counts(states[block]) for block in blocks]
 
     pixels = jax.ShapeDtypeStruct((batch_size, *model.config.image_shape, 3), np.uint8)
     state = placement.replicate(state)
@@ -97,13 +97,13 @@ def measure(
 
 
 def propose(
-    reducer: Reducer,
+    reducer: Budgeted,
     config: ViTConfig,
     counts: Sequence[BlockCounts],
     *,
     percentile: float,
     common: bool = False,
-) -> Reducer:
+) -> Budgeted:
     """Give a method the budgets that suffice for a share of the pictures.
 
     A block's budget is the count at the percentile, rounded up to a multiple of 8, and never more
@@ -130,15 +130,4 @@ def propose(
         rounded = -(-needed // MULTIPLE) * MULTIPLE
         budgets.append(min(rounded, config.num_patches + 1))
     chosen = (max(budgets),) * len(budgets) if common else tuple(budgets)
-    return with_budgets(resolved, chosen).resolve(config)
-
-
-def with_budgets(reducer: Reducer, budgets: int | tuple[int, ...] | None) -> Reducer:
-    """Set the option of a method that holds its budgets.
-
-    Raises:
-        InputError: if the method has no budgets, or these are not possible.
-    """
-    if reducer.budget_option is None:
-        raise InputError(f"{reducer.name} has no budgets: its counts do not depend on the picture")
-    return dataclasses.replace(reducer, **{reducer.budget_option: budgets})
+    return resolved.with_budgets(chosen).resolve(config)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import track
 
 from hvit_jax.api import with_resolution
-from hvit_jax.calibration.budgets import BlockCounts, measure, propose, with_budgets
+from hvit_jax.calibration.budgets import BlockCounts, measure, propose
 from hvit_jax.calibration.config import CalibrateConfig
 from hvit_jax.checkpoint import describe_checkpoint, fitted_parameters, read_description
 from hvit_jax.config import ViTConfig
@@ -22,8 +22,8 @@ from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import or_demo
 from hvit_jax.fields import as_json, flag, show
 from hvit_jax.models.parameters import build_model
-from hvit_jax.models.reducer import Reducer
 from hvit_jax.published import describe_configuration
+from hvit_jax.reducers import Budgeted, as_budgeted
 from hvit_jax.system.files import new_file, refuse_existing, write_json
 from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
 from hvit_jax.system.provenance import describe_runtime
@@ -39,7 +39,7 @@ class Calibration:
         measured: the counts in short and what they depend on, as the file has it.
     """
 
-    reducer: Reducer
+    reducer: Budgeted
     counts: list[BlockCounts]
     measured: dict[str, Any]
 
@@ -61,11 +61,11 @@ def calibrate(
         refuse_existing(config.output)
     data, checkpoint = or_demo(config.data, config.checkpoint)
     sizes = with_resolution(read_description(checkpoint).config, config.resolution)
-    _check(config.reducer, sizes)
+    free = as_budgeted(config.reducer)
+    _check(free, sizes)
     pictures, placement = open_source(data), place()
     part = spread(pictures, config.batches * config.batch_size)
-    parameters = fitted_parameters(checkpoint, sizes)
-    model = build_model(sizes, config.reducer, parameters, config.compute)
+    model = build_model(sizes, free, fitted_parameters(checkpoint, sizes), config.compute)
     size = placement.round_up(min(config.batch_size, len(part)))
     messages = messages or Console(stderr=True)
     with (
@@ -75,9 +75,7 @@ def calibrate(
         total, hidden = -(-len(part) // size), not messages.is_terminal
         shown = track(batches, "measuring", total, console=messages, disable=hidden)
         counts = measure(model, shown, batch_size=size, placement=placement)
-    reducer = propose(
-        config.reducer, sizes, counts, percentile=config.percentile, common=config.common
-    )
+    reducer = propose(free, sizes, counts, percentile=config.percentile, common=config.common)
     measured = {
         **describe_runtime(placement.devices),
         "config": as_json(config),
@@ -98,22 +96,22 @@ def calibrate(
     return Calibration(reducer, counts, measured)
 
 
-def _check(reducer: Reducer, sizes: ViTConfig) -> None:
+def _check(reducer: Budgeted, sizes: ViTConfig) -> None:
     """Find mistakes before the work starts."""
     # Any budgets will do to see whether the other options leave room for them.
-    with_budgets(reducer, 2).resolve(sizes)
-    if getattr(reducer, reducer.budget_option or "") is not None:
-        name = flag(reducer.budget_option or "")
+    reducer.with_budgets(2).resolve(sizes)
+    if getattr(reducer, reducer.budget_option) is not None:
+        name = flag(reducer.budget_option)
         raise InputError(f"{name} is what this command measures; leave it out")
     if not reducer.resolve(sizes).budget_blocks(sizes):
         raise InputError(f"{reducer.name} has nothing to measure with these options")
 
 
 def _lines(
-    config: CalibrateConfig, sizes: ViTConfig, reducer: Reducer, measured: dict[str, Any]
+    config: CalibrateConfig, sizes: ViTConfig, reducer: Budgeted, measured: dict[str, Any]
 ) -> list[str]:
     """Write the counts and the proposed budgets for people."""
-    option = reducer.budget_option or ""
+    option = reducer.budget_option
     listed = reducer.options()[option]
     budgets = dict(zip(reducer.budget_blocks(sizes), listed, strict=True))
     size, share = "x".join(map(str, sizes.image_shape)), f"{config.percentile:g} %"

@@ -23,6 +23,7 @@ if typing.TYPE_CHECKING:
 
 
 State = TypeVar("State", bound="TokenState")
+Method = TypeVar("Method", bound="Reducer")
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Reducer(InPictures, Options):
         """
         return ()
 
-    def resolve(self, config: ViTConfig) -> Reducer:
+    def resolve(self: Method, config: ViTConfig) -> Method:
         """Replace defaults that depend on the model's size, and check all options against it.
 
         Raises:

@@ -21,7 +21,7 @@ from hvit_jax.published import (
     find_published,
     published_rows,
 )
-from hvit_jax.reducers import REDUCERS, make_reducer
+from hvit_jax.reducers import REDUCERS, Budgeted, make_reducer
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ def _results(row: dict[str, Any]) -> dict[str, Any]:
 
 def _with_implied_budget(row: dict[str, Any], reducer: Reducer) -> Reducer:
     implied = row.get("mean_tokens_implied", row.get("mean_clusters_implied"))
-    if implied is None or reducer.budget_option is None:
+    if implied is None or not isinstance(reducer, Budgeted):
         return reducer
-    return dataclasses.replace(reducer, **{reducer.budget_option: round(1.15 * implied)})
+    return reducer.with_budgets(round(1.15 * implied))
 
 
 def _for_batches(cases: Sequence[Case], text: str) -> list[Case]:

@@ -9,7 +9,7 @@ from hvit_jax.errors import InputError, unknown
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.reducers.act import ACT
 from hvit_jax.reducers.ats import ATS
-from hvit_jax.reducers.budgeted import Budgeted
+from hvit_jax.reducers.budgeted import Budgeted, as_budgeted
 from hvit_jax.reducers.evit import EViT
 from hvit_jax.reducers.evo import EvoViT
 from hvit_jax.reducers.hourglass import Hourglass
@@ -43,6 +43,7 @@ __all__ = [
     "SMYRF",
     "ToMe",
     "TokenState",
+    "as_budgeted",
     "make_reducer",
 ]
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, TypeVar
 
 from jaxtyping import Array, Int
 
 from hvit_jax.config import ViTConfig
+from hvit_jax.errors import InputError
 from hvit_jax.models.reducer import Reducer, TokenState
+
+Method = TypeVar("Method", bound="Budgeted")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,11 @@ class Budgeted(Reducer):
     """
 
     budget_option: ClassVar[str]
+
+    @classmethod
+    def candidates(cls, config: ViTConfig) -> Iterable[Reducer]:
+        """Try the method as it is; how much it saves follows from its budgets."""
+        return (cls(),)
 
     def budget_blocks(self, config: ViTConfig) -> tuple[int, ...]:
         """List the blocks that have a budget, in ascending order."""
@@ -38,7 +47,7 @@ class Budgeted(Reducer):
         """
         raise NotImplementedError
 
-    def with_budgets(self, budgets: int | tuple[int, ...] | None) -> Self:
+    def with_budgets(self: Method, budgets: int | tuple[int, ...] | None) -> Method:
         """Replace the budgets."""
         return dataclasses.replace(self, **{self.budget_option: budgets})
 
@@ -63,3 +72,14 @@ class Budgeted(Reducer):
         fits = not isinstance(budgets, tuple) or len(budgets) == blocks
         wanted = f"one number, or one for each of {blocks} blocks"
         self.check(fits, self.budget_option, wanted)
+
+
+def as_budgeted(reducer: Reducer) -> Budgeted:
+    """Take a method for one with budgets.
+
+    Raises:
+        InputError: if it has none.
+    """
+    if not isinstance(reducer, Budgeted):
+        raise InputError(f"{reducer.name} has no budgets: its counts do not depend on the picture")
+    return reducer

@@ -26,6 +26,7 @@ from hvit_jax.models.vit import ViT
 from hvit_jax.profiling.bench import DENSE, Bench
 from hvit_jax.profiling.device import Work, device_work
 from hvit_jax.published import describe_configuration
+from hvit_jax.reducers import as_budgeted
 from hvit_jax.sweeping.choice import Trial
 from hvit_jax.sweeping.config import SweepConfig
 from hvit_jax.sweeping.grid import Candidate
@@ -175,7 +176,9 @@ class Trials(Bench[Scorer]):
             model, batches = self.model(self.sizes, free), self.sample.batches
             counts = measure(model, batches, batch_size=size, placement=self.placement)
             self._counts = free, counts
-        return propose(free, self.sizes, self._counts[1], percentile=candidate.percentile)
+        return propose(
+            as_budgeted(free), self.sizes, self._counts[1], percentile=candidate.percentile
+        )
 
     def row(self, candidate: Candidate, reducer: Reducer) -> Trial:
         """Give a candidate's row with what needs no measuring.

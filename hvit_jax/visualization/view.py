@@ -17,6 +17,7 @@ from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.models.vit import ViT
 from hvit_jax.ops.precision import accumulator
+from hvit_jax.reducers import Budgeted
 
 Anywhere = Array | np.ndarray  # On the device while it runs, on the host afterwards.
 
@@ -88,7 +89,7 @@ def _view(model: ViT, index: int, x, before, after) -> BlockView:
 
 def _tokens(reducer: Reducer, after: TokenState, layer: Layer, batch: int) -> Int[Array, " B"]:
     """Count the tokens after a block; a method that counts them fills a budget only in part."""
-    counted = reducer.counts(after).get("tokens")
+    counted = reducer.counts(after).get("tokens") if isinstance(reducer, Budgeted) else None
     return jnp.full(batch, layer.tokens_out) if counted is None else counted[:, 0]
 
 

@@ -17,6 +17,7 @@ from hvit_jax.data.folder import read_folder
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.data.source import Source, spread
 from hvit_jax.models.parameters import init_parameters
+from hvit_jax.reducers import Budgeted
 
 CONFIG = hvit_jax.ViTConfig(
     (40, 48), patch_size=8, depth=3, width=16, heads=2, mlp_width=32, num_classes=2
@@ -85,7 +86,7 @@ class TestProposals:
             propose(reducer, CONFIG, counts, percentile=99.0, common=common)
             for common in (False, True)
         )
-        option = str(reducer.budget_option)
+        option = reducer.budget_option
         assert own.options()[option] == [16, 24] and common.options()[option] == [24, 24]
         if method == "act":  # blocks of a kind run as one segment
             assert common.schedule(CONFIG)[0] == common.schedule(CONFIG)[1]
@@ -115,7 +116,7 @@ def test_spread_takes_even_distances(pictures):
 
 
 @pytest.mark.parametrize(
-    "method", [name for name, kind in hvit_jax.REDUCERS.items() if kind.budget_option]
+    "method", [name for name, kind in hvit_jax.REDUCERS.items() if issubclass(kind, Budgeted)]
 )
 def test_counts_are_those_of_the_model(capsys, tmp_path, checkpoint, pictures, method):
     """Seven pictures in batches of four: the eighth row is padding."""
@@ -130,7 +131,7 @@ def test_counts_are_those_of_the_model(capsys, tmp_path, checkpoint, pictures, m
     assert written["measured"]["data_sha256"] == data_sha256(read_folder(pictures))
     assert written["measured"]["checkpoint_sha256"] == checkpoint_sha256(checkpoint)
     assert written["measured"]["versions"]["jax"] == jax.__version__
-    option = hvit_jax.REDUCERS[method].budget_option
+    option = {"ats": "max_tokens", "act": "max_clusters"}[method]
     free = {name: value for name, value in written["args"].items() if name != option}
     model = hvit_jax.load(checkpoint, method, **free)
     source = read_folder(pictures)
@@ -203,7 +204,9 @@ def test_common_on_the_command_line(capsys, checkpoint, pictures, tmp_path):
     written = json.loads((tmp_path / "b.json").read_text())
     most = max(row["max"] for row in written["measured"]["blocks"])
     budget = min(31, -(-most // 8) * 8)
-    assert written["args"]["max_clusters"] == [budget] * 2 and written["measured"]["config"]["common"]
+    assert (
+        written["args"]["max_clusters"] == [budget] * 2 and written["measured"]["config"]["common"]
+    )
     assert f"use: --max-clusters {budget},{budget}" in printed
 
 

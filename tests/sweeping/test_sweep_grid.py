@@ -5,7 +5,7 @@ import pytest
 
 from hvit_jax import REDUCERS, InputError, ViTConfig
 from hvit_jax.costs import cost_share
-from hvit_jax.reducers import ATS, EViT
+from hvit_jax.reducers import ATS, Budgeted, EViT
 from hvit_jax.sweeping.grid import candidates
 
 
@@ -14,13 +14,17 @@ def test_every_method_is_tried(config):
     found = candidates(config, [name for name in REDUCERS if name != "dense"])
     assert {each.reducer.name for each in found} == set(REDUCERS)
     assert found[0].reducer.name == "dense" and len(set(found)) == len(found)
-    assert all((each.percentile is None) == (each.reducer.budget_option is None) for each in found)
+    assert all((each.percentile is None) != isinstance(each.reducer, Budgeted) for each in found)
 
 
-def test_a_method_without_a_grid_is_tried_at_several_costs(monkeypatch, small_config):
+def test_a_method_without_candidates_is_tried_at_several_costs(monkeypatch, small_config):
     @dataclass(frozen=True)
     class Mine(EViT):
         name: ClassVar[str] = "mine"
+
+        @classmethod
+        def candidates(cls, config):
+            return ()
 
     monkeypatch.setitem(REDUCERS, "mine", Mine)
     dense, *mine = candidates(small_config, ["mine"])
@@ -32,6 +36,10 @@ def test_a_new_method_with_budgets_gets_measured_ones(monkeypatch, small_config)
     @dataclass(frozen=True)
     class Mine(ATS):
         name: ClassVar[str] = "mine"
+
+        @classmethod
+        def candidates(cls, config):
+            return super(ATS, cls).candidates(config)
 
     monkeypatch.setitem(REDUCERS, "mine", Mine)
     _, *mine = candidates(small_config, ["mine"])

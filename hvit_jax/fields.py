@@ -7,6 +7,7 @@ docs and what result files store are all made from these fields.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import sys
 import types
 import typing
@@ -226,7 +227,10 @@ def checked_value(field: dataclasses.Field, hint: Any, value: Any, label: str) -
     choices = field.metadata.get("choices")
     for item in value if isinstance(value, tuple) else (value,):
         if choices and item is not None and item not in choices:
-            raise InputError(f"{label} must be one of {', '.join(map(str, choices))}: {item!r}")
+            near = difflib.get_close_matches(str(item), map(str, choices), n=1)
+            nearest = f", did you mean {near[0]}?" if near else ""
+            known = ", ".join(map(str, choices))
+            raise InputError(f"{label} must be one of {known}: {item!r}{nearest}")
     if not matches(value, hint):
         raise InputError(f"{label} must be {describe(hint)}, got {value!r}")
     if any(field.metadata.get(bound) is not None for bound in ("least", "most", "above")):

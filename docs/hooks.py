@@ -1,7 +1,7 @@
 """Tables of the documentation that are made from the code and from measured results.
 
-A line `<!-- options: NAME -->` becomes the table of a method's options, `<!-- results: NAME -->` what
-was published and measured of it, and `<!-- command: NAME -->` the tables of a command's options.
+A line `<!-- options: NAME -->` becomes the table of a method's options, `<!-- results: NAME -->`
+what was published and measured of it, and `<!-- command: NAME -->` a command's options.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from hvit_jax import REDUCERS, make_reducer
+from hvit_jax.commands.flags import options_of
+from hvit_jax.commands.main import records
+from hvit_jax.fields import flag, show
 from hvit_jax.published import published_rows
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
@@ -44,7 +47,7 @@ def options_table(method: str) -> str:
 def command_tables(name: str) -> str:
     """List a command's options by group, those of its reduction method left out."""
     groups: dict[str, list[tuple[str, ...]]] = {}
-    for field, _, _ in options_of(RECORDS[name]):
+    for field, _, _ in options_of(records()[name][1]):
         if field.metadata.get("help") is None:
             continue
         title = field.metadata["group"] or "options"
@@ -59,7 +62,8 @@ def _option_row(field: dataclasses.Field) -> tuple[str, ...]:
     else:
         flags = ", ".join(filter(None, (field.metadata["short"], flag(field.name))))
     default = field.default
-    shown = "required" if default is dataclasses.MISSING else "" if default is None else show(default)
+    known = default is not dataclasses.MISSING and default is not None
+    shown = show(default) if known else "" if default is None else "required"
     return f"`{field.name}`", f"`{flags}`", shown and f"`{shown}`", field.metadata["help"]
 
 

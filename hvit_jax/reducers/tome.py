@@ -63,7 +63,7 @@ class ToMe(Reducer):
     r: int | tuple[int, ...] | tuple[int, float] | None = option(
         None,
         "tokens merged a block: a number, a list with one a block, or a number and an inflection "
-        "written with a point, such as 8 -0.5 (default: 47% of the patches over the depth)",
+        "written with a point, such as 8,-0.5 (default: 47% of the patches over the depth)",
     )
     proportional_attention: bool = option(
         True, "weigh attention to a token by how many input tokens it stands for"

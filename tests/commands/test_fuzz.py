@@ -235,7 +235,7 @@ def test_state_dicts(tmp_path, chance, capsys):
 WORDS = [
     "--method", "--method=tome", "--r", "-r", "-b", "-j", "--dtype", "bfloat16", "--keep-rate",
     "--blocks", "--checkpoint", "--output", "out.json", "--rows", "all", "--sweep", "batch=1,8",
-    "tome", "hourglass", "ats", "0.7", "-1", "1e400", "nan", "8 -0.5", "", "--", "-", "--help",
+    "tome", "hourglass", "ats", "0.7", "-1", "1e400", "nan", "8,-0.5", "", "--", "-", "--help",
     "--resume", "--max-drop", "--target-speedup", "--plot", "x.png", "--pictures", "é\n", "\udcff",
 ]  # fmt: skip
 

@@ -85,8 +85,6 @@ class BatchSharding:
         Returns:
             Indices and problems of all rows; its pixels are left out, as zeros of no size.
         """
-        if self.processes == 1:
-            return batch
         first = number * self.batch_size
         indices = tuple(range(first, min(first + self.batch_size, self.pictures)))
         problems = {}
@@ -135,20 +133,20 @@ def score(
             raise PictureError(batch.problems[min(batch.problems)])
 
     def finish_oldest() -> None:
-        number, batch, outputs, started = running.popleft()
+        number, batch, outputs, started, waited = running.popleft()
         outputs = jax.device_get(outputs)
         if several is not None:
             batch = several.gather(number, batch, outputs.labels)
             check(batch)
-        tally.add(batch, outputs.labels, outputs, started)
+        tally.add(batch, outputs.labels, outputs, started, waited)
         on_batch(tally)
 
-    for number, batch in enumerate(_timed(batches, tally)):
+    for number, (batch, waited) in enumerate(_timed(batches)):
         if several is None:
             check(batch)
         started = time.perf_counter()
         outputs = step(put(batch.pixels), put(_labels(batch, mine)))
-        running.append((number, batch, outputs, started))
+        running.append((number, batch, outputs, started, waited))
         if len(running) > _IN_FLIGHT:
             finish_oldest()
     while running:
@@ -168,11 +166,9 @@ def _labels(batch: Batch, known: Int[np.ndarray, " N"]) -> Int[np.ndarray, " B"]
     return labels
 
 
-def _timed(batches: Iterable[Batch], tally: Tally) -> Iterator[Batch]:
-    """Pass batches on, adding up the wait for all but the first."""
+def _timed(batches: Iterable[Batch]) -> Iterator[tuple[Batch, float]]:
+    """Pass batches on, with the seconds waited for each; the first one's start does not count."""
     asked = None
     for batch in batches:
-        if asked is not None:
-            tally.waited += time.perf_counter() - asked
-        yield batch
+        yield batch, 0.0 if asked is None else time.perf_counter() - asked
         asked = time.perf_counter()

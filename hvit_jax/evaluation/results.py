@@ -72,7 +72,7 @@ def scores(tally: Tally) -> dict[str, Any]:
         "loss": totals.mean(totals.loss),
         "images": totals.images,
         "images_per_second": totals.images_per_second,
-        "input_wait": tally.input_wait,
+        "input_wait": totals.input_wait,
         "not_finite": totals.not_finite,
         "skipped": tally.skipped,
         "report": totals.report,

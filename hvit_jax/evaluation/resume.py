@@ -99,10 +99,12 @@ class ProgressFolder:
 
     def __exit__(self, *_: object) -> None:
         """Unlock the folder; remove it where it is new and there is nothing to resume."""
-        if self._folder is not None and self._lock is not None:
-            if not self._keep and not self._saved():
+        try:
+            if self._folder is not None and not self._keep and not self._saved():
                 remove_folder(self._folder)
-            os.close(self._lock)
+        finally:
+            if self._lock is not None:
+                os.close(self._lock)
 
     def begin(self, settings: dict[str, Any], tally: Tally, count: int) -> None:
         """Resume what an earlier run has scored, if that is wanted, or begin anew.
@@ -150,8 +152,8 @@ class ProgressFolder:
         if tally.skipped and self._config.on_error != "skip":
             raise PictureError(f"{tally.skipped[0]}; --on-error skip goes on without it")
 
-    def _read(self, logits: bool) -> list[tuple[Rows, Totals, float]]:
-        """Read the files in order: each one's rows, and the sums and the wait until then."""
+    def _read(self, logits: bool) -> list[tuple[Rows, Totals]]:
+        """Read the files in order: each one's rows, and the sums until then."""
         parts, first = [], 0
         for path in self._saved():
             if path.name != _name(first):
@@ -168,13 +170,13 @@ class ProgressFolder:
 
     def save(self, tally: Tally) -> None:
         """Save what was scored since the last time; a full disk does not stop the evaluation."""
-        totals, waited = tally.totals, tally.waited
+        totals = tally.totals
         if self._folder is None or totals.pictures == self._pictures:
             return
         rows = join_rows(tally.rows[self._batches : totals.batches])
         try:
             path = self._folder / _name(self._pictures)
-            write_atomically(path, lambda file: _write_rows(file, rows, totals, waited))
+            write_atomically(path, lambda file: _write_rows(file, rows, totals))
         except InputError as error:
             self._messages.print(f"{error}; a run that is killed loses more")
         else:
@@ -185,9 +187,10 @@ class ProgressFolder:
         self._keep = True
 
     def remove(self) -> None:
-        """Remove the folder: the results are written."""
+        """Remove the folder: the results are written. Another evaluation may make it anew."""
         if self._folder is not None:
             remove_folder(self._folder)
+            self._folder = None
 
     def _saved(self) -> list[Path]:
         return sorted(self._folder.glob("*.npz")) if self._folder is not None else []
@@ -197,14 +200,14 @@ def _name(first: int) -> str:
     return f"{first:09d}.npz"
 
 
-def _write_rows(file: Any, rows: Rows, totals: Totals, waited: float) -> None:
+def _write_rows(file: Any, rows: Rows, totals: Totals) -> None:
     arrays = {name: value for name, value in vars(rows).items() if isinstance(value, np.ndarray)}
-    about = {"totals": dataclasses.asdict(totals), "waited": waited, "problems": rows.problems}
+    about = {"totals": dataclasses.asdict(totals), "problems": rows.problems}
     np.savez(file, allow_pickle=False, about=np.array(json.dumps(about)), **arrays)
 
 
-def _read_rows(path: Path, logits: bool) -> tuple[Rows, Totals, float]:
-    """Read one file: its rows, with or without logits, and the sums and the wait until then."""
+def _read_rows(path: Path, logits: bool) -> tuple[Rows, Totals]:
+    """Read one file: its rows, with or without logits, and the sums until then."""
     with np.load(path) as file:
         if damaged := file.zip.testzip():  # Not all that NumPy reads is checked.
             raise ValueError(f"{path.name} has another {damaged} than was written")
@@ -212,7 +215,7 @@ def _read_rows(path: Path, logits: bool) -> tuple[Rows, Totals, float]:
         indices, labels, top1 = (file[name] for name in ("indices", "labels", "top1"))
         found = file["logits"] if logits else None
     rows = Rows(indices, labels, top1, found, tuple(about["problems"]))
-    return rows, Totals(**about["totals"]), float(about["waited"])
+    return rows, Totals(**about["totals"])
 
 
 def _lock(folder: Path) -> int:

@@ -27,6 +27,7 @@ class Totals:
         report: sums of what the method reports.
         batches: batches that these sums hold; what an earlier run saved at once counts as one.
         seconds: from the first batch in hand to the last one done, of all runs.
+        waited: the part of them in which the program waited for pictures.
         finished: when this run's last batch was done; None before.
     """
 
@@ -39,6 +40,7 @@ class Totals:
     report: dict[str, float] = field(default_factory=dict)
     batches: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
     finished: float | None = None
 
     @property
@@ -50,6 +52,11 @@ class Totals:
     def images_per_second(self) -> float | None:
         """Steady speed, from the first batch in hand: without compilation and start of workers."""
         return self.images / self.seconds if self.seconds else None
+
+    @property
+    def input_wait(self) -> float | None:
+        """Share of the time from the first batch in hand that went into waiting for pictures."""
+        return min(1.0, self.waited / self.seconds) if self.seconds else None
 
     def mean(self, total: float) -> float | None:
         """Divide a sum by the pictures; None if there are none, or it is no number."""
@@ -97,13 +104,11 @@ class Tally:
 
     Attributes:
         keep_logits: whether `rows` keeps logits.
-        waited: seconds that the program waited for pictures, after the first batch.
         totals: the sums.
         first: pictures that an earlier run scored; batches count on from there.
     """
 
     keep_logits: bool = False
-    waited: float = 0.0
     totals: Totals = field(default_factory=Totals)
     first: int = 0
     _rows: list[Rows] = field(default_factory=list)
@@ -114,29 +119,28 @@ class Tally:
         return self._rows[: self.totals.batches]
 
     @property
-    def input_wait(self) -> float | None:
-        """Share of the time from the first batch in hand that went into waiting for pictures."""
-        seconds = self.totals.seconds
-        return min(1.0, self.waited / seconds) if seconds else None
-
-    @property
     def skipped(self) -> list[str]:
         """Say which pictures could not be read, and why."""
         return [problem for rows in self.rows for problem in rows.problems]
 
-    def restore(self, parts: Sequence[tuple[Rows, Totals, float]]) -> None:
+    def restore(self, parts: Sequence[tuple[Rows, Totals]]) -> None:
         """Take over what an earlier run has scored.
 
         Args:
-            parts: rows in order, with the sums and the seconds waited until the end of each.
+            parts: rows in order, with the sums until the end of each; at least one.
         """
-        self._rows = [rows for rows, _, _ in parts]
-        _, totals, self.waited = parts[-1]
+        self._rows = [rows for rows, _ in parts]
+        totals = parts[-1][1]
         self.totals = replace(totals, batches=len(parts), finished=None)
         self.first = totals.pictures
 
     def add(
-        self, batch: Batch, labels: Int[np.ndarray, " B"], outputs: Outputs, started: float
+        self,
+        batch: Batch,
+        labels: Int[np.ndarray, " B"],
+        outputs: Outputs,
+        started: float,
+        waited: float = 0.0,
     ) -> None:
         """Add a batch.
 
@@ -145,6 +149,7 @@ class Tally:
             labels: its labels.
             outputs: its results, as NumPy arrays.
             started: the time when the batch was in hand.
+            waited: seconds that the program waited for it.
         """
         valid = batch.valid
         indices = np.full(len(valid), -1)
@@ -155,10 +160,10 @@ class Tally:
             Rows(indices[valid], labels[valid], np.asarray(outputs.top1)[valid], logits, problems)
         )
         # One assignment, so that an interrupt finds either all of the batch or nothing of it.
-        self.totals = _plus(self.totals, batch, outputs, started)
+        self.totals = _plus(self.totals, batch, outputs, started, waited)
 
 
-def _plus(old: Totals, batch: Batch, new: Outputs, started: float) -> Totals:
+def _plus(old: Totals, batch: Batch, new: Outputs, started: float, waited: float) -> Totals:
     now, valid = time.perf_counter(), batch.valid
     images = int(valid.sum())
     since = started if old.finished is None else old.finished
@@ -175,6 +180,7 @@ def _plus(old: Totals, batch: Batch, new: Outputs, started: float) -> Totals:
         },
         batches=old.batches + 1,
         seconds=old.seconds + now - since,
+        waited=old.waited + waited,
         finished=now,
     )
 

@@ -186,8 +186,8 @@ def _from_json(hint: Any, value: Any) -> Any:
     if isinstance(value, str) and Path in kinds and str not in kinds:
         return Path(value)
     if isinstance(value, list):
-        parts = next((typing.get_args(k) for k in kinds if typing.get_origin(k) is tuple), ())
-        return tuple(_from_json(parts[0], item) if Path in parts else item for item in value)
+        paths = any(Path in typing.get_args(kind) for kind in kinds)
+        return tuple(_from_json(Path, item) if paths else item for item in value)
     return value
 
 
@@ -237,15 +237,16 @@ def checked_value(field: dataclasses.Field, hint: Any, value: Any, label: str) -
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None and not _in_range(field, item):
                 raise InputError(f"{label} must be {_range(field)}, got {item:g}")
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return float(value) if whole and _accepts(hint, float) and not _accepts(hint, int) else value
+    if isinstance(value, int) and _accepts(hint, float) and not _accepts(hint, int):
+        return float(value)
+    return value
 
 
 def _accepts(hint: Any, kind: type) -> bool:
     return kind in (typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,))
 
 
-def _in_range(field: dataclasses.Field, value: int | float) -> bool:
+def _in_range(field: dataclasses.Field, value: Any) -> bool:
     least, most, above = (field.metadata[bound] for bound in ("least", "most", "above"))
     return (
         (least is None or value >= least)

@@ -1,4 +1,4 @@
-"""`import hvit_jax` is the first thing that a user's program does, and changes nothing else in it."""
+"""Programs import hvit_jax; that changes nothing else in them."""
 
 from tests.scale_setup import run_python
 

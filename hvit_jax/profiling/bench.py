@@ -64,6 +64,9 @@ class Bench(Generic[Kind]):
     """Compiles models of the same weights, and times them.
 
     What several models need is made when it is first needed, and kept: weights, the dense model.
+
+    Attributes:
+        parameters: gives the weights of a model of some size; those of the last size are kept.
     """
 
     def __init__(
@@ -82,9 +85,8 @@ class Bench(Generic[Kind]):
             seconds: how long one round of timing takes, about.
             timer: times works in turns; see `time_in_turns`.
         """
-        self.compute, self.seconds = compute, seconds
-        self._weights, self._timer = weights, timer
-        self._read: tuple[ViTConfig, Tree] | None = None
+        self.compute, self.seconds, self._timer = compute, seconds, timer
+        self.parameters = functools.lru_cache(maxsize=1)(weights)
         self._dense: tuple[Any, Kind] | None = None
 
     def compile(self, model: ViT, batch: int) -> Kind:
@@ -103,12 +105,6 @@ class Bench(Generic[Kind]):
     def model(self, config: ViTConfig, reducer: Reducer) -> ViT:
         """Build a model under a method."""
         return build_model(config, reducer, self.parameters(config), self.compute)
-
-    def parameters(self, config: ViTConfig) -> Tree:
-        """Give the weights of a model of some size; those of the last size are kept."""
-        if self._read is None or self._read[0] != config:
-            self._read = config, self._weights(config)
-        return self._read[1]
 
     def time(self, work: Work, others: Mapping[str, Work], *, batch: int) -> Speed:
         """Time a batch in turns with other works.
@@ -248,7 +244,7 @@ class Profiler(Bench[Program]):
             speedup_over_torch=speed.over("torch"),
             torch=rival and rival.name,
         )
-        if config.trace is not None:
+        if config.trace is not None and case.reducer.name == config.reducer.name:
             _trace(program, config.trace)
         return replace(row, **self._latency(case, program, rival)) if config.latency else row
 

@@ -19,7 +19,7 @@ from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import Inputs, head_labels
 from hvit_jax.evaluation.loop import score
-from hvit_jax.evaluation.step import compile_step
+from hvit_jax.evaluation.step import Step, compile_step
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.models.vit import ViT
@@ -92,35 +92,7 @@ def load_sample(
     return Sample(decoded, head_labels(part.labels, part.classes, inputs.description))
 
 
-class Scorer:
-    """A model compiled to score batches of the sample."""
-
-    def __init__(self, model: ViT, sample: Sample, placement: Placement):
-        """Compile it."""
-        self._sample, self._placement = sample, placement
-        self._step = compile_step(model, sample.batch_size, placement)
-
-    def score(self) -> tuple[Tally, Bool[np.ndarray, " n"]]:
-        """Score the sample: the sums, and which pictures are right.
-
-        Raises:
-            FloatingPointError: if logits are not finite.
-        """
-        tally, sample = Tally(), self._sample
-        score(self._step, sample.batches, sample.labels, tally, put=self._placement.divide)
-        if count := tally.totals.not_finite:
-            raise FloatingPointError(f"the logits of {count} pictures are not finite numbers")
-        return tally, np.concatenate([rows.top1 == rows.labels for rows in tally.rows])
-
-    @property
-    def work(self) -> Work:
-        """The first batch, to be timed."""
-        pixels = self._placement.divide(self._sample.batches[0].pixels)
-        labels = self._placement.divide(np.zeros(len(pixels), np.int32))
-        return device_work(lambda: self._step(pixels, labels))
-
-
-class Trials(Bench[Scorer]):
+class Trials(Bench[Step]):
     """Tries candidates.
 
     Attributes:
@@ -159,9 +131,9 @@ class Trials(Bench[Scorer]):
         self._counts: tuple[Reducer, list[BlockCounts]] | None = None
         self.parameters(sizes)
 
-    def compile(self, model: ViT, batch: int) -> Scorer:
-        """Compile a model for the sample's batches."""
-        return Scorer(model, self.sample, self.placement)
+    def compile(self, model: ViT, batch: int) -> Step:
+        """Compile the scoring of a batch."""
+        return compile_step(model, batch, self.placement)
 
     def with_budgets(self, candidate: Candidate) -> Reducer:
         """Give a candidate's method the budgets that its pictures need; others stay as they are.
@@ -208,12 +180,12 @@ class Trials(Bench[Scorer]):
             RuntimeError: if the device runs out of memory.
         """
         dense, size = reducer.name == DENSE, self.sample.batch_size
-        scorer = self.program(self.sizes, reducer, size)
-        tally, correct = scorer.score()
+        step = self.program(self.sizes, reducer, size)
+        tally, correct = self._score(step)
         if dense:
             self.dense_correct = correct
-        others = {} if dense else {DENSE: self.program(self.sizes, Reducer(), size).work}
-        speed = self.time(scorer.work, others, batch=size)
+        others = {} if dense else {DENSE: self._work(self.program(self.sizes, Reducer(), size))}
+        speed = self.time(self._work(step), others, batch=size)
         ratios = speed.ratios.get(DENSE, [1.0])
         drop, error = paired_difference(self.dense_correct, correct)
         return replace(
@@ -227,6 +199,20 @@ class Trials(Bench[Scorer]):
             report=tally.totals.report,
             correct="".join("01"[int(right)] for right in correct),
         )
+
+    def _score(self, step: Step) -> tuple[Tally, Bool[np.ndarray, " n"]]:
+        """Score the sample: the sums, and which pictures are right."""
+        tally, sample = Tally(), self.sample
+        score(step, sample.batches, sample.labels, tally, put=self.placement.divide)
+        if count := tally.totals.not_finite:
+            raise FloatingPointError(f"the logits of {count} pictures are not finite numbers")
+        return tally, np.concatenate([rows.top1 == rows.labels for rows in tally.rows])
+
+    def _work(self, step: Step) -> Work:
+        """Make the first batch something to time."""
+        pixels = self.placement.divide(self.sample.batches[0].pixels)
+        labels = self.placement.divide(np.zeros(len(pixels), np.int32))
+        return device_work(lambda: step(pixels, labels))
 
 
 def paired_difference(

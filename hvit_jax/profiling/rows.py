@@ -121,8 +121,9 @@ def method_name(method: str, args: dict[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
-        same = len(value) > 2 and len(set(value)) == 1
-        return f"{value[0]} x {len(value)}" if same else show(value)
+        first, *others = value or [None]
+        same = len(others) > 1 and set(others) == {first}
+        return f"{first} x {len(value)}" if same else show(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

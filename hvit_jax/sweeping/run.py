@@ -24,9 +24,9 @@ from hvit_jax.profiling.bench import DENSE
 from hvit_jax.profiling.device import describe_device, use_compilation_cache
 from hvit_jax.profiling.results import Results
 from hvit_jax.profiling.run import FAILURES, describe_failure
+from hvit_jax.sweeping.candidates import Candidate, candidates
 from hvit_jax.sweeping.choice import Goal, Trial, choose, front
 from hvit_jax.sweeping.config import SweepConfig
-from hvit_jax.sweeping.grid import Candidate, candidates
 from hvit_jax.sweeping.report import commands, front_table, plot_sweep, summary
 from hvit_jax.sweeping.trials import Trials, load_sample
 from hvit_jax.system.figures import check_plot

@@ -27,9 +27,9 @@ from hvit_jax.profiling.bench import DENSE, Bench
 from hvit_jax.profiling.device import Work, device_work
 from hvit_jax.published import describe_configuration
 from hvit_jax.reducers import as_budgeted
+from hvit_jax.sweeping.candidates import Candidate
 from hvit_jax.sweeping.choice import Trial
 from hvit_jax.sweeping.config import SweepConfig
-from hvit_jax.sweeping.grid import Candidate
 
 MOST_BYTES = 4 * 10**9
 

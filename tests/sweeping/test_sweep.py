@@ -17,18 +17,16 @@ import numpy as np
 import pytest
 
 import hvit_jax
-from hvit_jax import demo
-from hvit_jax.checkpoint import Description, read_description, save_checkpoint
+from hvit_jax.checkpoint import Description, save_checkpoint
 from hvit_jax.commands.eval import main as evaluate
 from hvit_jax.commands.flags import parse
 from hvit_jax.commands.sweep import DESCRIPTION, PROGRAM, main
 from hvit_jax.data.source import spread
-from hvit_jax.evaluation import EvalConfig
 from hvit_jax.evaluation.inputs import open_inputs
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.sweeping import SweepConfig, sweep
+from hvit_jax.sweeping.candidates import Candidate
 from hvit_jax.sweeping.choice import Goal, Trial, choose, front
-from hvit_jax.sweeping.grid import Candidate, candidates
 from hvit_jax.sweeping.report import summary
 from hvit_jax.sweeping.trials import Trials, load_sample, paired_difference
 from hvit_jax.system.run import run
@@ -43,7 +41,6 @@ from tests.sweeping.test_sweep import ATS, configured
 from hvit_jax.sweeping import sweep
 sweep(configured(*sys.argv[1:]), settings=ATS)
 """
-METHODS = [name for name in hvit_jax.REDUCERS if name != "dense"]
 ATS = [Candidate(hvit_jax.make_reducer("ats", blocks=(1, 2)).resolve(CONFIG), 25.0)]
 
 
@@ -102,36 +99,6 @@ def row(name, speedup, top1, drop=0.0, error=None):
         method="tome", model=name, args={}, resolution=[16, 24], batch=4, dtype="float32",
         gflops=1.0, tried={}, devices=1, speedup=speedup, top1=top1, drop=drop, error=error,
     )  # fmt: skip
-
-
-class TestGrid:
-    @pytest.mark.parametrize(
-        "config",
-        [
-            hvit_jax.ViTConfig.vit_b16(),
-            hvit_jax.ViTConfig.vit_h14(),
-            read_description(demo.checkpoint_dir()).config,
-            CONFIG,
-            hvit_jax.ViTConfig(8, 8, depth=1, width=8, heads=1, mlp_width=8),
-        ],
-        ids=["b16", "h14", "demo", "tiny", "one block"],
-    )
-    def test_every_setting_fits_the_model_and_is_written_as_options(self, config):
-        methods = METHODS if config.num_patches > 1 else ["evit", "tome", "smyrf"]
-        found = candidates(config, methods)
-        assert found[0].reducer.name == "dense" and len(set(found)) == len(found)
-        names = {each.reducer.name for each in found}
-        assert names == {"dense", *methods}
-        for each in found:
-            assert each.reducer.resolve(config) == each.reducer
-            words = each.reducer.words()
-            read = parse(EvalConfig, words, program="hvit eval", description="").reducer
-            assert read.resolve(config) == each.reducer
-
-    def test_methods_with_budgets_are_tried_with_several(self):
-        found = candidates(CONFIG, ["ats", "evit"])
-        assert {each.percentile for each in found if each.reducer.name == "ats"} == {99, 75, 25}
-        assert {each.percentile for each in found if each.reducer.name != "ats"} == {None}
 
 
 class TestChoice:

@@ -1,4 +1,4 @@
-"""Which settings are tried: a few of every method, derived from the model's size."""
+"""Which settings are tried: a few of every method, for a model of some size."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.costs import at_cost
-from hvit_jax.errors import InputError, unknown
-from hvit_jax.reducers import REDUCERS, Budgeted, Reducer, make_reducer
+from hvit_jax.models.reducer import Reducer
+from hvit_jax.reducers import REDUCERS, Budgeted
 
-DENSE = "dense"
 # Shares of pictures, in per cent, that budgets should suffice for.
 _PERCENTILES = (99.0, 75.0, 25.0)
 # Shares of the dense model's cost, for methods without candidates of their own.
@@ -42,26 +41,13 @@ def candidates(config: ViTConfig, methods: Iterable[str]) -> list[Candidate]:
 
     Args:
         config: the model's sizes.
-        methods: names of methods.
-
-    Raises:
-        InputError: for an unknown method, or the dense model, which is listed anyway.
+        methods: names of methods other than dense.
     """
-    known = [name for name in REDUCERS if name != DENSE]
-    found = [Candidate(make_reducer(DENSE).resolve(config))]
+    found = [Candidate(Reducer().resolve(config))]
     for method in methods:
-        if method == DENSE:
-            raise InputError("--methods names what to try beside dense, which is always tried")
-        if method not in known:
-            raise unknown("method", method, known)
-        for reducer in _settings(method, config):
+        settings = [each.resolve(config) for each in REDUCERS[method].candidates(config)]
+        for reducer in settings or [at_cost(method, config, share) for share in _SHARES]:
             budgets = _PERCENTILES if isinstance(reducer, Budgeted) else (None,)
             found += [Candidate(reducer, percentile) for percentile in budgets]
     # On a small model several settings come to the same.
     return list(dict.fromkeys(found))
-
-
-def _settings(method: str, config: ViTConfig) -> list[Reducer]:
-    """List settings of a method: its own, or those that it has near some costs, resolved."""
-    own = [each.resolve(config) for each in REDUCERS[method].candidates(config)]
-    return own or list(dict.fromkeys(at_cost(method, config, share) for share in _SHARES))

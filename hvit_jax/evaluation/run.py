@@ -102,7 +102,7 @@ def evaluate(
     )
     folder = ProgressFolder(config, messages, active=first, interval=seams.interval)
     with sigterm_raises() as check_stop, folder as progress:
-        evaluation = Evaluation(config, messages, progress, seams)
+        evaluation = _Evaluation(config, messages, progress, seams)
         # The workers start to decode while the model compiles.
         with evaluation.load() as batches:
             stop = evaluation.score(batches, check_stop)
@@ -115,34 +115,14 @@ def evaluate(
     return results
 
 
-class Evaluation:
-    """An evaluation that has begun.
-
-    Attributes:
-        inputs: data and checkpoint.
-        model: the model.
-        placement: the devices.
-        tally: what has been scored, by an earlier run too.
-        sharding: how the processes divide the pictures that are left.
-        about: what the results say besides the scores.
-    """
+class _Evaluation:
+    """An evaluation that has begun."""
 
     def __init__(
         self, config: EvalConfig, messages: Console, progress: ProgressFolder, seams: Seams
     ):
-        """Open everything, find out what is left to do, and let all processes agree on it.
-
-        Args:
-            config: what to evaluate, and how.
-            messages: where progress goes.
-            progress: saves what has been scored.
-            seams: for tests.
-
-        Raises:
-            InputError: if an option, data, checkpoint or saved progress is wrong.
-        """
-        self._config, self._messages = config, messages
-        self._progress, self._seams = progress, seams
+        """Open everything, find out what is left to do, and let all processes agree on it."""
+        self.config, self.messages, self.progress, self.seams = config, messages, progress, seams
         _, checkpoint = or_demo(config.data, config.checkpoint)
         sizes = with_resolution(read_description(checkpoint).config, config.resolution)
         # Wrong options are found before thousands of pictures are listed.
@@ -163,11 +143,7 @@ class Evaluation:
         seams.on_stage("begun")
 
     def _describe(self, batch_size: int) -> dict[str, Any]:
-        """Describe the evaluation, and check that all processes mean the same one.
-
-        Raises:
-            InputError: if they do not, since their programs would wait for each other.
-        """
+        """Give what the results say besides the scores, after checking that all processes agree."""
         model, inputs = self.model, self.inputs
         about = {
             **describe_configuration(model.config, model.reducer),
@@ -182,7 +158,7 @@ class Evaluation:
             "checkpoint": str(inputs.checkpoint),
             **describe_checkpoint(inputs.checkpoint),
             "compile_seconds": None,
-            "config": as_json(self._config),
+            "config": as_json(self.config),
         }
         same = {name: about[name] for name in _SAME_EVERYWHERE}
         same |= {name: about["config"][name] for name in ("compute", "on_error")}
@@ -191,10 +167,10 @@ class Evaluation:
 
     def _settings(self) -> dict[str, Any]:
         """List what scored pictures depend on; DATA and --checkpoint say where it lies."""
-        predictions = self._config.predictions
+        predictions = self.config.predictions
         options = {
             "resolution": self.about["resolution"],
-            **as_json(self._config.compute),
+            **as_json(self.config.compute),
             "predictions": predictions and str(predictions),
             "data": self.about["data"],
             "checkpoint": self.about["checkpoint"],
@@ -209,24 +185,16 @@ class Evaluation:
         """Start to decode the pictures that are left."""
         source, first = self.inputs.source, self.tally.first
         left = Subset(source, tuple(range(first, len(source)))) if first else source
-        return self.sharding.load(left, self.model.config.image_shape, self._config.workers)
+        return self.sharding.load(left, self.model.config.image_shape, self.config.workers)
 
     def score(self, batches: Iterator[Batch], check_stop: Callable[[], None]) -> Stop | None:
-        """Score what is left.
-
-        Args:
-            batches: from `load`.
-            check_stop: raises what a library may have lost; called after each batch.
-
-        Returns:
-            What stopped it before the end, if anything did.
-        """
+        """Score what is left; returns what stopped it before the end, if anything did."""
         size = self.sharding.batch_size
         try:
-            self._messages.print(self._counts + describe(self.about))
+            self.messages.print(self._counts + describe(self.about))
             with explain_out_of_memory(size, smaller_batch(size, self.placement.devices)):
                 self._compile_and_score(batches, check_stop)
-            self._seams.on_stage("scored")
+            self.seams.on_stage("scored")
         except PictureError as error:
             return PictureError(f"{error}; --on-error skip leaves such pictures out")
         except (KeyboardInterrupt, InputError) as error:
@@ -235,17 +203,17 @@ class Evaluation:
 
     def _compile_and_score(self, batches: Iterator[Batch], check_stop: Callable[[], None]) -> None:
         started = time.perf_counter()
-        step = self._seams.compile(self.model, self.sharding.batch_size, self.placement)
+        step = self.seams.compile(self.model, self.sharding.batch_size, self.placement)
         self.about["compile_seconds"] = time.perf_counter() - started
-        self._messages.print(f"compiled in {self.about['compile_seconds']:.1f} s")
-        self._seams.on_stage("compiled")
+        self.messages.print(f"compiled in {self.about['compile_seconds']:.1f} s")
+        self.seams.on_stage("compiled")
         first, count = self.tally.first, len(self.inputs.source)
-        with show_progress(self._messages, count, first) as show:
+        with show_progress(self.messages, count, first) as show:
 
             def on_batch(tally: Tally) -> None:
                 show(tally)
-                self._progress.save_if_due(tally)
-                self._seams.on_stage("batch")
+                self.progress.save_if_due(tally)
+                self.seams.on_stage("batch")
                 check_stop()
 
             score(
@@ -255,7 +223,7 @@ class Evaluation:
                 self.tally,
                 put=self.placement.divide,
                 sharding=self.sharding,
-                skip_unreadable=self._config.on_error == "skip",
+                skip_unreadable=self.config.on_error == "skip",
                 on_batch=on_batch,
             )
 
@@ -264,23 +232,15 @@ class Evaluation:
         return {**self.about, "partial": partial, **scores(self.tally)}
 
     def finish(self, results: dict[str, Any], console: Console) -> None:
-        """Write and print results; in the first process, which does that for all.
-
-        Args:
-            results: of this evaluation.
-            console: where they are printed.
-
-        Raises:
-            InputError: if they cannot be written, or no picture could be read.
-        """
-        written, problems = write_files(self._config, self.inputs, self.tally, results)
-        self._seams.on_stage("written")
+        """Write and print the results, in the first process, which does that for all."""
+        written, problems = write_files(self.config, self.inputs, self.tally, results)
+        self.seams.on_stage("written")
         if results["partial"] or problems:
-            self._progress.save(self.tally)
+            self.progress.save(self.tally)
             if written:
-                self._progress.keep()
+                self.progress.keep()
         else:
-            self._progress.remove()
+            self.progress.remove()
         # Only now: where printing fails, for want of a reader or of space, all else is done.
         self._print(console, results, written)
         if problems:
@@ -291,7 +251,7 @@ class Evaluation:
     def _print(self, console: Console, results: dict[str, Any], written: Sequence[Path]) -> None:
         print_results(console, results)
         if results["partial"]:
-            more = "; --resume goes on" if self._config.output else ""
+            more = "; --resume goes on" if self.config.output else ""
             done, count = results["images"], len(self.inputs.source)
             console.print(f"interrupted: {done} of {count} pictures were scored{more}")
         for path in written:

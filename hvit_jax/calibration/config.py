@@ -15,7 +15,7 @@ from hvit_jax.reducers import ATS
 class CalibrateConfig(OnPictures):
     """What to measure budgets for, and how; every field is a flag of `hvit calibrate`."""
 
-    reducer: Reducer = option(ATS())
+    reducer: Reducer = ATS()
     batches: int = option(8, "how many batches to measure, spread over DATA", least=1)
     percentile: float = option(
         99.0,

@@ -17,7 +17,7 @@ DEFAULT_MODEL = "vit_b16"
 class ProfileConfig(Options):
     """What to profile, and how; `hvit profile --help` explains every field."""
 
-    reducer: Reducer = option(Reducer())
+    reducer: Reducer = Reducer()
     model: str | None = option(
         None, f"{', '.join(MODELS)} (default: {DEFAULT_MODEL})", metavar="NAME"
     )

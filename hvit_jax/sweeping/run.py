@@ -93,8 +93,10 @@ def sweep(
         check_plot(config.plot, "--plot")
     inputs, placement = open_inputs(config.data, config.checkpoint), place()
     sizes = with_resolution(inputs.description.config, config.resolution)
-    dense = Candidate(Reducer().resolve(sizes))
-    found = candidates(sizes, config.methods) if settings is None else [dense, *settings]
+    found = candidates(sizes, config.methods)
+    if settings is not None:
+        own = [replace(each, reducer=each.reducer.resolve(sizes)) for each in settings]
+        found = [found[0], *own]
     if inputs.note is not None:
         messages.print(inputs.note)
     use_compilation_cache(config.cache)

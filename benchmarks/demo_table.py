@@ -6,15 +6,13 @@
 from __future__ import annotations
 
 import json
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import hvit_jax
 from hvit_jax import demo
 from hvit_jax.checkpoint import read_description
-from hvit_jax.commands.eval import main as evaluate
+from hvit_jax.evaluation import EvalConfig, evaluate
 
 RESULTS = Path(__file__).parent / "results" / "demo.json"
 # Tight budgets, so that saving and loss both show; the others are the defaults.
@@ -31,19 +29,9 @@ def measure(method: str) -> dict[str, Any]:
     Returns:
         What `eval.py --output` writes, with the tokens after every block.
     """
-    flags = [
-        word
-        for name, value in OPTIONS.get(method, {}).items()
-        for word in ("--" + name.replace("_", "-"), str(value))
-    ]
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "results.json"
-        status = evaluate(["--method", method, *flags, "--output", str(output)])
-        if status:
-            sys.exit(status)
-        results = json.loads(output.read_text(encoding="utf-8"))
-    config = read_description(demo.checkpoint_dir()).config
-    reducer = hvit_jax.make_reducer(method, **OPTIONS.get(method, {})).resolve(config)
+    reducer = hvit_jax.make_reducer(method, **OPTIONS.get(method, {}))
+    results = evaluate(EvalConfig(reducer=reducer))
+    reducer = reducer.resolve(read_description(demo.checkpoint_dir()).config)
     results["tokens"] = [layer.tokens_out for layer in reducer.schedule(config)]
     return {**results, "data": "demo", "checkpoint": "demo"}
 

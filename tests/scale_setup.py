@@ -10,7 +10,6 @@ from tests.evaluation_setup import ROOT
 
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
 EVALUATE = "import sys; from hvit_jax.commands.eval import main; sys.exit(main())"
-TRAIN = "import sys; from hvit_jax.commands.train import main; sys.exit(main())"
 # Runs a function `command` in several processes.
 TOGETHER = """
 import os, signal, sys, time

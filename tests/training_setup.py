@@ -10,7 +10,13 @@ import numpy as np
 from PIL import Image
 
 from hvit_jax.checkpoint import load_parameters, read_description
-from hvit_jax.commands.train import main
+from hvit_jax.commands.flags import parse
+from hvit_jax.commands.train import PROGRAM
+from hvit_jax.distributed.together import run_together
+from hvit_jax.system.run import run
+from hvit_jax.training import TrainConfig
+from hvit_jax.training import train as run_training
+from hvit_jax.training.data import training_batches
 
 ROOT = Path(__file__).parents[1]
 SIZES = "--patch-size 4 --depth 2 --width 16 --heads 2 --mlp-width 32 -r 16".split()
@@ -29,25 +35,64 @@ def make_data(root, classes=("dark", "light"), validation=0):
     return root
 
 
-def train(data, output, *arguments):
+def command(words, **seams):
+    """Run the command in this process, with replaced arguments of `hvit_jax.training.train`."""
+
+    def main():
+        config = parse(TrainConfig, [*map(str, words)], program=PROGRAM, description="")
+        return run_together(lambda: run_training(config, **seams) and None, config.processes, "x")
+
+    return run(main, PROGRAM)
+
+
+def train(data, output, *arguments, **seams):
     """Run the command in this process, with the small recipe."""
-    return main([str(data), "--output", str(output), *SIZES, *RECIPE, *map(str, arguments)])
+    return command([data, "--output", output, *SIZES, *RECIPE, *arguments], **seams)
 
 
-def train_elsewhere(data, output, *arguments, before="", **environment):
+def before_batch(number, act):
+    """Make training batches, and call a function before one of them."""
+
+    def batches(*arguments, **options):
+        for index, batch in enumerate(training_batches(*arguments, **options)):
+            if index == number:
+                act()
+            yield batch
+
+    return batches
+
+
+def signals_before_batch(number, *signals):
+    """Make training batches, and send this process signals before one of them."""
+    return before_batch(number, lambda: [os.kill(os.getpid(), each) for each in signals])
+
+
+TRAIN = """
+import signal, sys
+from tests.training_setup import *
+batches = {batches}
+sys.exit(command(sys.argv[1:], batches=batches))
+"""
+
+
+def train_elsewhere(data, output, *arguments, batches="training_batches", **environment):
     """Run the command in a process of its own.
 
     Args:
-        before: Python to run first in it.
+        batches: Python that makes the batches.
     """
-    code = f"import sys\n{before}\nfrom hvit_jax.commands.train import main\nsys.exit(main())"
     words = [str(data), "--output", str(output), *SIZES, *RECIPE, *map(str, arguments)]
     return subprocess.run(
-        [sys.executable, "-c", code, *words],
+        [sys.executable, "-c", TRAIN.format(batches=batches), *words],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        # As this process's tests.
+        env={
+            **os.environ,
+            **{"JAX_PLATFORMS": "cpu", "JAX_DEFAULT_MATMUL_PRECISION": "highest"},
+            **environment,
+        },
     )
 
 

@@ -1,132 +1,308 @@
-"""One training run: everything put together, and what it leaves behind."""
+"""One training run, from reading the pictures to the trained checkpoint."""
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from hvit_jax.checkpoint import Description, save_checkpoint
-from hvit_jax.data.folder import read_folder
-from hvit_jax.distributed.agreement import Agreement
-from hvit_jax.distributed.peers import NoPeers, Peers
+from hvit_jax.config import ViTConfig
+from hvit_jax.data.folder import PictureError, read_folder
+from hvit_jax.data.workers import WorkerLost
+from hvit_jax.distributed.gathering import check_same, gather
 from hvit_jax.distributed.placement import check_batch, place
-from hvit_jax.distributed.together import check_agreement, gather
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree
-from hvit_jax.reducers import Reducer
 from hvit_jax.system.files import remove_folder
+from hvit_jax.system.library_messages import is_out_of_memory
 from hvit_jax.system.memory import explain_out_of_memory
 from hvit_jax.system.provenance import describe_runtime
+from hvit_jax.training.config import TrainConfig
 from hvit_jax.training.data import Augmentation, training_batches
-from hvit_jax.training.files import StateFolder
-from hvit_jax.training.loop import run_steps
-from hvit_jax.training.memory import less_memory
-from hvit_jax.training.parts import Run, make_reporter, summarize
-from hvit_jax.training.progress import show_progress
-from hvit_jax.training.records import check_tensorboard, open_records
+from hvit_jax.training.reporting import (
+    MetricsRow,
+    Records,
+    Show,
+    ValidationRow,
+    check_tensorboard,
+    show_progress,
+)
 from hvit_jax.training.settings import gather_settings, open_output, read_settings
-from hvit_jax.training.start import first_parameters, make_trainer
-from hvit_jax.training.trainer import Metrics, TrainState
-from hvit_jax.training.validation import find_pictures
+from hvit_jax.training.start import first_parameters
+from hvit_jax.training.states import StateFolder
+from hvit_jax.training.stopping import StopRequest, stop_requests
+from hvit_jax.training.trainer import TrainState, make_trainer
+from hvit_jax.training.validation import Validation, ends_epoch, find_pictures
+
+Batches = Iterator[dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to.
+
+    Attributes:
+        checkpoint: the folder of the trained model, for `hvit_jax.load`.
+        steps: steps in all.
+        metrics: the last row of metrics.csv.
+        validation: the last row of validation.csv, if there was a validation.
+    """
+
+    checkpoint: Path
+    steps: int
+    metrics: MetricsRow
+    validation: ValidationRow | None
 
 
 def train(
-    options: argparse.Namespace, reducer: Reducer, peers: Peers | NoPeers | None = None
-) -> None:
-    """Train as the command line says, and write OUTPUT/checkpoint.
+    config: TrainConfig,
+    *,
+    console: Console | None = None,
+    batches: Callable[..., Batches] = training_batches,
+) -> TrainResult:
+    """Train, and write the trained model to OUTPUT/checkpoint.
+
+    In several processes, all of them call this.
 
     Args:
-        options: of `hvit train`.
-        reducer: the method to train under.
-        peers: the other processes of the run, if there are any.
+        config: what to train, and how.
+        console: where process 0 reports to; default: stdout.
+        batches: makes the training batches; see `training_batches`.
 
     Raises:
         InputError: for anything wrong with the data, the start, or the output folder.
+        KeyboardInterrupt: after Ctrl-C, and `Stopped` after SIGTERM, once the state is saved; a
+            second one does not wait for that.
     """
-    if options.tensorboard:
+    if config.tensorboard:
         check_tensorboard()
-    peers = peers or NoPeers()
-    placement = place(shard=options.shard_parameters)
-    check_batch(options.batch_size, options.accumulate, placement.devices)
-    folder = read_folder(options.data, splits=("train",))
-    pictures = find_pictures(options.data, options.val, folder)
-    config, parameters, note = first_parameters(options, folder.classes)
-    reducer = reducer.resolve(config)
-    shared = gather_settings(options, config, reducer, folder, pictures)
-    check_agreement(f"{len(folder)} pictures, {shared}", resume=options.resume)
-    runtime = {**describe_runtime(placement.devices), "processes": placement.processes}
-    settings = {**shared, **runtime}
-    output = _open_output(options, settings, peers)
-    trainer, total = make_trainer(
-        options, config, reducer, len(folder) / options.batch_size, placement
-    )
-    run = Run(options, output, folder, pictures, trainer, placement, total, peers)
-    if note is not None and run.writes:
-        print(note)
-    advice = less_memory(options, placement.devices)
-    with explain_out_of_memory(options.batch_size, advice):
-        state = _train_in(run, parameters)
-    result = placement.fetch(trainer.result(state))
-    if run.writes:
-        source = {"format": "hvit_jax.train", **read_settings(output)}
-        del source["config"]
-        description = Description(config, source, folder.classes)
-        save_checkpoint(output / "checkpoint", result, description)
-        print(f"wrote {output / 'checkpoint'}")
+    quiet = jax.process_index() != 0
+    console = console or Console(highlight=False, markup=False, soft_wrap=True, quiet=quiet)
+    run = _Run(config, console, batches)
+    model, parameters, note = first_parameters(config, run.folder.classes)
+    run.open(model)
+    if note is not None:
+        console.print(note)
+    with explain_out_of_memory(config.batch_size, config.less_memory(run.placement.devices)):
+        state = run.train(parameters)
+    trained = run.placement.fetch(run.trainer.result(state))
+    checkpoint = config.output / "checkpoint"
+    if not quiet:
+        source = {"format": "hvit_jax.train", **read_settings(config.output)}
+        del source["model"]
+        save_checkpoint(checkpoint, trained, Description(model, source, run.folder.classes))
+        console.print(f"wrote {checkpoint}")
+    rows = run.records.last
+    return TrainResult(checkpoint, int(state.step), rows[MetricsRow], rows[ValidationRow])
 
 
-def _open_output(
-    options: argparse.Namespace, settings: dict[str, Any], peers: Peers | NoPeers
-) -> Path:
-    """Let process 0 make or check the folder, which all of them share."""
-    output = Path(options.output)
-    if peers.index == 0:
-        open_output(output, settings, resume=options.resume)
-    gather(None)  # The others wait for it here.
-    if not output.is_dir():
-        raise InputError(f"{output} is not the folder that process 0 made; all need to see it")
-    return output
+class _Run:
+    """A run: its pictures, its trainer, and what it writes to the output folder."""
 
+    def __init__(self, config: TrainConfig, console: Console, batches: Callable[..., Batches]):
+        self.config, self.console, self.batches = config, console, batches
+        self.placement = place(shard=config.shard_parameters)
+        self.alone = self.placement.processes == 1
+        check_batch(config.batch_size, config.accumulate, self.placement.devices)
+        self.folder = read_folder(config.data, splits=("train",))
+        self.pictures = find_pictures(config.data, config.val, self.folder)
+        self.validation: Validation | None = None
+        self.logged, self.started = 0, time.perf_counter()
 
-def _train_in(run: Run, parameters: Tree) -> TrainState:
-    """Train from the newest state in the output folder, or from the first parameters."""
-    states = StateFolder(run.output / "state")
-    try:
-        state = run.placement.put(run.trainer.init(parameters))
-        note = print if run.writes else str
-        found = states.restore(state, note=note) if run.options.resume else None
-        state, unread = found or (state, [])
-        state = _run_steps(run, states, state, unread)
-        states.close()
-        return state
-    except BaseException as stop:
-        saved = _close(run, states, stop)
-        if isinstance(stop, KeyboardInterrupt) and not stop.args:
-            kept = "--resume goes on from the newest saved state" if saved else "nothing was saved"
-            raise type(stop)(f"interrupted; {kept}") from stop
-        raise
+    def open(self, model: ViTConfig) -> None:
+        """Make the trainer, and let process 0 make or check the output folder for all of them."""
+        config, pictures = self.config, self.pictures
+        self.trainer, self.total_steps = make_trainer(
+            config, model, len(self.folder), self.placement
+        )
+        # As many pictures at once as a step takes: what trains in memory also validates.
+        size = config.batch_size // config.accumulate
+        if pictures is not None:
+            self.validation = Validation(
+                pictures, self.folder.classes, self.trainer, self.placement, size, config.workers
+            )
+        shared = gather_settings(config, model, self.trainer.reducer, self.folder, pictures)
+        check_same(f"{len(self.folder)} pictures, {shared}", resume=config.resume)
+        runtime = describe_runtime(self.placement.devices)
+        if jax.process_index() == 0:
+            settings = {**shared, **runtime, "processes": self.placement.processes}
+            open_output(config.output, settings, resume=config.resume)
+        gather(None)  # The others wait for it here.
+        if not config.output.is_dir():
+            raise InputError(
+                f"{config.output} is not the folder that process 0 made; all need to see it"
+            )
+        self.states = StateFolder(config.output / "state")
 
-
-def _close(run: Run, states: StateFolder, stop: BaseException) -> bool:
-    """Close the states of a run that ends early, and tell whether there are any."""
-    try:
-        if run.placement.processes == 1:  # With others it may wait for one that is gone.
-            states.close()
-    except InputError:
-        # What came first is to be reported; but a stop promises that its state is saved.
-        if isinstance(stop, KeyboardInterrupt):
+    def train(self, parameters: Tree) -> TrainState:
+        """Train from the newest state in the output folder, or from the first parameters."""
+        try:
+            state = self.placement.put(self.trainer.init(parameters))
+            if self.config.resume:
+                state = self.states.restore(state, note=self.console.print) or state
+            return self._take_steps(state)
+        except BaseException as error:
+            saved = self._close_early(error)
+            if isinstance(error, KeyboardInterrupt) and not error.args:
+                rest = "--resume goes on from the newest saved state"
+                rest = rest if saved else "nothing was saved"
+                raise type(error)(f"interrupted; {rest}") from error
             raise
-    finally:
-        saved = states.saved()
-        if run.writes and not saved:
-            _remove(run.output)  # Nothing to resume: leave the name to a corrected command.
-    return saved
+
+    def _close_early(self, error: BaseException) -> bool:
+        """Close the states of a run that ends early, and tell whether there are any."""
+        try:
+            if self.alone:  # With others it may wait for one that is gone.
+                self.states.close()
+        except InputError:
+            # What came first is to be reported; but a stop promises that its state is saved.
+            if isinstance(error, KeyboardInterrupt):
+                raise
+        finally:
+            saved = self.states.saved()
+            if jax.process_index() == 0 and not saved:
+                _remove(self.config.output)  # Leave the name to a corrected command.
+        return saved
+
+    def _take_steps(self, state: TrainState) -> TrainState:
+        """Train until the last step, or until a signal: the state is then saved all the same."""
+        config, step, total = self.config, int(state.step), self.total_steps
+        self.console.print(self._summary(step))
+        self.records = Records(config.output, step, tensorboard=config.tensorboard)
+        take_step, batches = self._compile(state), self._batches(step)
+        with (
+            stop_requests(self.placement) as stop,
+            show_progress(self.console, total, step) as show,
+        ):
+            self._validate(state, step, stop, show)
+            self.logged, self.started = step, time.perf_counter()
+            while step < total and not stop.is_set():
+                state = take_step(state, self._next(batches, state))
+                step += 1
+                if step == total or step % config.log_every == 0:
+                    self._log(state, step, show)
+                if step == total or step % config.save_every == 0:
+                    self._save(state)
+                self._validate(state, step, stop, show)
+            if step < total:
+                self._save(state)
+            stopped = step < total or stop.is_set()
+        self.records.close()
+        self.states.close()
+        if stopped:
+            raise stop.exception(f"interrupted after step {step}; --resume goes on from there")
+        return state
+
+    def _compile(self, state: TrainState) -> Callable[[TrainState, dict], TrainState]:
+        layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+        step = jax.jit(self.trainer.step, donate_argnums=0, out_shardings=layout)
+        divide = self.placement.divide
+        return lambda state, batch: step(state, divide(batch["pixels"]), divide(batch["label"]))
+
+    def _batches(self, first_step: int) -> Batches:
+        config = self.config
+        return self.batches(
+            self.folder,
+            Augmentation(self.trainer.config.image_shape, config.crop_scale, config.flip),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            workers=config.workers,
+            first_step=first_step,
+            process=jax.process_index(),
+            processes=self.placement.processes,
+        )
+
+    def _next(self, batches: Batches, state: TrainState) -> dict[str, np.ndarray]:
+        try:
+            return next(batches)
+        except (PictureError, WorkerLost):
+            # What is wrong with the pictures shall not cost the steps before it. Several processes
+            # save together only, and the others go on.
+            if self.alone and int(state.step):
+                self._save(state)
+            raise
+
+    def _log(self, state: TrainState, step: int, show: Show) -> None:
+        """Write a row: means since the last one, and the speed without validations."""
+        sums = jax.device_get(state.sums)
+        _check_finite(sums["loss"])
+        loss, accuracy = (float(sums[name] / sums["steps"]) for name in ("loss", "accuracy"))
+        now = time.perf_counter()
+        speed = self.config.batch_size * (step - self.logged) / (now - self.started)
+        self.logged, self.started = step, now
+        self.records.write(MetricsRow(step, self._epoch(step), loss, accuracy, speed))
+        show(step, f"loss {loss:.3f}  accuracy {accuracy:.3f}  {speed:.0f} images/s")
+
+    def _save(self, state: TrainState) -> None:
+        _check_finite(state.sums["loss"])
+        self.states.save(state)
+
+    def _validate(self, state: TrainState, step: int, stop: StopRequest, show: Show) -> None:
+        """Validate where that is due, but not once a stop is asked for: the resumed run does it."""
+        validation, last = self.validation, self.records.last[ValidationRow]
+        due = step == self.total_steps or ends_epoch(
+            step, self.config.batch_size, len(self.folder), self.config.val_every
+        )
+        if validation is None or not due or (last and last.step == step) or stop.is_set():
+            return
+
+        def on_batch(seen: int) -> None:
+            if stop.is_set():
+                raise KeyboardInterrupt
+            show(step, f"validated {seen}/{len(validation.source)}")
+
+        started = time.perf_counter()
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                self._report(step, *validation.measure(self.trainer.result(state), on_batch))
+        except PictureError:  # Found by all processes, which save together.
+            self._save(state)
+            raise
+        except (WorkerLost, RuntimeError, MemoryError) as error:
+            # Nor shall this cost the steps before it.
+            if self.alone and (isinstance(error, WorkerLost) or is_out_of_memory(error)):
+                self._save(state)
+            raise
+        self.started += time.perf_counter() - started
+
+    def _report(self, step: int, top1: float, loss: float) -> None:
+        _check_finite(loss)
+        row = ValidationRow(step, self._epoch(step), top1, loss)
+        self.records.write(row)
+        self.console.print(f"epoch {row.epoch}: top-1 {top1:.2f} %, loss {loss:.4f}")
+
+    def _epoch(self, step: int) -> float:
+        return round(step * self.config.batch_size / len(self.folder), 3)
+
+    def _summary(self, first: int) -> str:
+        """Say in a line what the run is about to do, from a step on."""
+        devices = self.placement.devices
+        on = f"{devices} x " if devices > 1 else ""
+        validated = f"validated on {len(self.pictures)}; " if self.pictures else ""
+        return (
+            f"{len(self.folder)} pictures, {len(self.folder.classes)} classes; {validated}"
+            f"{self.total_steps} steps of {self.config.batch_size} from step {first} on {on}"
+            f"{jax.local_devices()[0].device_kind}"
+        )
+
+
+def _check_finite(loss: Any) -> None:
+    """Refuse a loss that is infinite or not a number.
+
+    Raises:
+        InputError: if it is.
+    """
+    if not math.isfinite(loss):
+        raise InputError("the loss is no longer finite; begin again with a lower --learning-rate")
 
 
 def _remove(output: Path) -> None:
@@ -134,47 +310,3 @@ def _remove(output: Path) -> None:
     for _ in range(5):
         remove_folder(output)
         time.sleep(0.1)
-
-
-def _run_steps(
-    run: Run, states: StateFolder, state: TrainState, unread: Sequence[Metrics]
-) -> TrainState:
-    """Train with a progress bar, from the state's step on; `unread` as for `run_steps`."""
-    options, first = run.options, int(state.step)
-    batches = training_batches(
-        run.folder,
-        Augmentation(run.trainer.config.image_shape, options.crop_scale, options.flip),
-        batch_size=options.batch_size,
-        seed=options.seed,
-        workers=options.workers,
-        first_step=first,
-        process=run.peers.index,
-        processes=run.placement.processes,
-    )
-    layout = jax.tree.map(lambda leaf: leaf.sharding, state), run.placement.replicated
-    step = jax.jit(run.trainer.step, donate_argnums=0, out_shardings=layout)
-
-    def take_step(state: TrainState, pixels: Any, labels: Any) -> Any:
-        return step(state, run.placement.divide(pixels), run.placement.divide(labels))
-
-    console = Console(highlight=False, markup=False, soft_wrap=True, quiet=not run.writes)
-    console.print(summarize(run, first))
-    records = open_records(run.output, first, tensorboard=options.tensorboard)
-    with show_progress(console, run.total_steps, first) as bars:
-        reporter = make_reporter(run, bars, records)
-        state = run_steps(
-            take_step,
-            state,
-            batches,
-            total_steps=run.total_steps,
-            log_every=options.log_every,
-            save_every=options.save_every,
-            save=states.save,
-            unread=unread,
-            log=reporter.log,
-            processes=run.placement.processes,
-            agree=Agreement(run.placement),
-            validate=reporter.validate,
-        )
-    records.close()
-    return state

@@ -1,7 +1,8 @@
-"""One training step: loss, gradients of what is trained, update, average."""
+"""One training step: loss, gradients of what is trained, update, moving average, sums."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,27 +17,31 @@ from hvit_jax.distributed.placement import Placement
 from hvit_jax.models.parameters import Tree, abstract_parameters, build_model
 from hvit_jax.models.vit import ViT
 from hvit_jax.reducers import Reducer
-from hvit_jax.training.average import start_average, update_average
-from hvit_jax.training.spread import spread, whole_block, whole_parameters
+from hvit_jax.training.config import TrainConfig
+from hvit_jax.training.optimizer import make_optimizer
+from hvit_jax.training.sharding import gather_block, gather_parameters, on_all_devices
 
-PARTS = ("whole", "head")
 Metrics = dict[str, Float[Array, ""]]
 
 
 class TrainState(NamedTuple):
-    """Everything that a resumed run needs.
+    """Everything that must be the same after a resume.
+
+    Order and augmentation of the pictures follow from the run's seed and `step` alone.
 
     Attributes:
         step: steps done.
         parameters: all of the model's parameters, in float32.
         optimizer: the optimiser's state, of the trained parameters only.
         average: the moving average of the trained parameters, or None.
+        sums: of `loss` and `accuracy` over the `steps` that are in no row of metrics.csv yet.
     """
 
     step: Int[Array, ""]
     parameters: Tree
     optimizer: optax.OptState
     average: Tree | None
+    sums: Metrics
 
 
 @dataclass(frozen=True)
@@ -47,63 +52,68 @@ class Trainer:
         config: the model's sizes.
         reducer: the method to train under.
         optimizer: made by `make_optimizer`.
-        dtype: what blocks are computed in; parameters stay in float32.
+        compute: how blocks are computed; parameters stay in float32.
         label_smoothing: share of the target spread over all classes.
         part: what is trained, the "whole" model or its "head".
         accumulate: parts that a step takes its batch in, one after the other.
-        remat: compute blocks again in the backward pass, instead of keeping what is in them.
         ema: decay of the parameters' moving average; 0 for none.
+        log_every: steps that `sums` are summed over.
         placement: the devices that share a batch; None for one.
     """
 
     config: ViTConfig
     reducer: Reducer
     optimizer: optax.GradientTransformation
-    dtype: str = "float32"
+    compute: Compute = Compute()
     label_smoothing: float = 0.0
     part: str = "whole"
     accumulate: int = 1
-    remat: bool = False
     ema: float = 0.0
+    log_every: int = 1
     placement: Placement | None = None
 
     def init(self, parameters: Tree) -> TrainState:
         """Make the state before the first step."""
         parameters = jax.tree.map(jnp.asarray, parameters)
         trained, _ = self._split(parameters)
-        average = start_average(trained, self.ema)
-        return TrainState(
-            jnp.zeros((), jnp.int32), parameters, self.optimizer.init(trained), average
-        )
+        # A copy, since the step is given the parameters' own memory to write into.
+        average = jax.tree.map(jnp.copy, trained) if self.ema else None
+        sums = {name: jnp.zeros(()) for name in ("loss", "accuracy", "steps")}
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step, parameters, self.optimizer.init(trained), average, sums)
 
     def result(self, state: TrainState) -> Tree:
         """Give the parameters that the run stands for: the averaged ones, where there are any."""
         return {**state.parameters, **(state.average or {})}
 
     def model(self, parameters: Tree) -> ViT:
-        """Make the model around whole parameters."""
+        """Make the model around complete parameters."""
         return build_model(self.config, self.reducer, parameters, self._compute)
 
     @property
     def _compute(self) -> Compute:
-        return Compute(dtype=self.dtype, param_dtype="float32", remat=self.remat)
+        return dataclasses.replace(self.compute, param_dtype="float32")
 
-    def _model_of_shares(self, parameters: Tree) -> ViT:
-        """Make the model around one device's share of the parameters, if they are shared at all."""
+    def _model_of_shards(self, parameters: Tree) -> ViT:
+        """Make the model around one device's parameters, gathering those that are sharded."""
         if self.placement is None or not self.placement.shard:
             return self.model(parameters)
         sharding = self.placement.sharding
         shapes = abstract_parameters(self.config)
         specs = jax.tree.map(lambda leaf: sharding(leaf.shape).spec, shapes)
-        whole = whole_parameters(parameters, specs)
-        gather = whole_block(specs["blocks"])
-        return build_model(self.config, self.reducer, whole, self._compute, gather_weights=gather)
+        return build_model(
+            self.config,
+            self.reducer,
+            gather_parameters(parameters, specs),
+            self._compute,
+            gather_weights=gather_block(specs["blocks"]),
+        )
 
     def loss(
         self, parameters: Tree, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, " B"]
     ) -> tuple[Float[Array, ""], Metrics]:
         """Compute the smoothed cross entropy of a batch; then the same and the accuracy by name."""
-        logits = self._model_of_shares(parameters)(normalize(pixels))
+        logits = self._model_of_shards(parameters)(normalize(pixels))
         targets = optax.smooth_labels(
             jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing
         )
@@ -112,18 +122,23 @@ class Trainer:
 
     def step(
         self, state: TrainState, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, " B"]
-    ) -> tuple[TrainState, Metrics]:
+    ) -> TrainState:
         """Take one step; to be compiled with the state donated."""
         trained, frozen = self._split(state.parameters)
         gradients = self.gradients
         if self.placement is not None:
-            gradients = spread(gradients, self.placement, trained, frozen)
+            gradients = on_all_devices(gradients, self.placement, trained, frozen)
         grads, metrics = gradients(trained, frozen, pixels, labels)
         updates, optimizer = self.optimizer.update(grads, state.optimizer, trained)
         trained = jax.tree.map(jnp.add, trained, updates)
         average = update_average(state.average, trained, state.step, self.ema)
-        state = TrainState(state.step + 1, {**frozen, **trained}, optimizer, average)
-        return state, metrics
+        # A row of metrics.csv has been made of the sums; they begin again.
+        begin = state.step % self.log_every == 0
+        metrics["steps"] = jnp.ones(())
+        sums = {
+            name: jnp.where(begin, 0.0, state.sums[name]) + value for name, value in metrics.items()
+        }
+        return TrainState(state.step + 1, {**frozen, **trained}, optimizer, average, sums)
 
     def gradients(
         self,
@@ -169,3 +184,61 @@ def _interleave(batch: Array, parts: int) -> Array:
     Unlike parts in a row, these need no exchange of rows where devices hold a share of B each.
     """
     return batch.reshape(-1, parts, *batch.shape[1:]).swapaxes(0, 1)
+
+
+def update_average(
+    average: Tree | None, parameters: Tree, step: Int[Array, ""], decay: float
+) -> Tree | None:
+    """Move an exponential average (Polyak and Juditsky 1992) towards the parameters.
+
+    The decay is at most `(1 + step) / (10 + step)`: early on, when parameters still change much,
+    the average looks back over few steps only.
+
+    Args:
+        average: the average so far, or None without one.
+        parameters: the parameters after the step.
+        step: steps done before it.
+        decay: the share of the old average that remains.
+    """
+    if average is None:
+        return None
+    rest = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: new + rest * (old - new), average, parameters)
+
+
+def make_trainer(
+    config: TrainConfig, model: ViTConfig, pictures: int, placement: Placement
+) -> tuple[Trainer, int]:
+    """Make the trainer that a configuration describes, and count the steps.
+
+    Args:
+        config: of the run.
+        model: the model's sizes.
+        pictures: to train on.
+        placement: the devices.
+
+    Raises:
+        InputError: for a method that does not suit the model.
+    """
+    per_epoch = pictures / config.batch_size
+    total = max(1, round(config.epochs * per_epoch))
+    optimizer = make_optimizer(
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=round(config.warmup * per_epoch),
+        total_steps=total,
+        layer_decay=config.layer_decay,
+    )
+    trainer = Trainer(
+        model,
+        config.reducer.resolve(model),
+        optimizer,
+        compute=config.compute,
+        label_smoothing=config.label_smoothing,
+        part=config.train,
+        accumulate=config.accumulate,
+        ema=config.ema,
+        log_every=config.log_every,
+        placement=placement,
+    )
+    return trainer, total

@@ -20,7 +20,6 @@ from hvit_jax.evaluation.loop import BatchSharding, score
 from hvit_jax.evaluation.step import Outputs, compare
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.models.parameters import Tree
-from hvit_jax.training.loop import check_finite
 from hvit_jax.training.trainer import Trainer
 
 NONE = "none"
@@ -31,8 +30,8 @@ def find_pictures(data: str, wanted: str | None, training: ImageFolder) -> Sourc
 
     Args:
         data: what the training pictures were read from.
-        wanted: what the command line asks for: a folder, `tfds:NAME[:SPLIT]`, "none", or None for
-            the `val/` or `img_val/` beside `train/`, if there is one.
+        wanted: what is asked for: a folder, `tfds:NAME[:SPLIT]`, "none", or None for the `val/` or
+            `img_val/` beside `train/`, if there is one.
         training: the training pictures.
 
     Returns:
@@ -82,37 +81,36 @@ class Validation:
     workers: int
 
     def measure(
-        self, parameters: Tree, on_batch: Callable[[Tally], None] = lambda tally: None
-    ) -> dict[str, Any]:
+        self, parameters: Tree, on_batch: Callable[[int], None] = lambda seen: None
+    ) -> tuple[float, float]:
         """Classify every picture once.
 
         Args:
             parameters: of the model.
-            on_batch: called after each batch; what it raises ends the validation.
+            on_batch: called after each batch with the pictures so far; what it raises ends the
+                validation.
 
         Returns:
-            `top1` in per cent and the mean `loss`.
+            The top-1 accuracy in per cent, and the mean loss.
 
         Raises:
             PictureError: for a picture that cannot be read.
         """
-        tally, shape = Tally(), self.trainer.config.image_shape
+        tally, sharding = Tally(), BatchSharding(len(self.source), self.batch_size)
         places = [self.classes.index(name) for name in self.source.classes]
-        labels = [places[label] for label in self.source.labels]
-        sharding = BatchSharding(len(self.source), self.batch_size)
-        with sharding.load(self.source, shape, self.workers) as batches:
+        resolution = self.trainer.config.image_shape
+        with sharding.load(self.source, resolution, self.workers) as batches:
             score(
                 functools.partial(self._compiled, parameters),
                 batches,
-                labels,
+                [places[label] for label in self.source.labels],
                 tally,
                 put=self.placement.divide,
                 sharding=sharding,
-                on_batch=on_batch,
+                on_batch=lambda tally: on_batch(tally.totals.images),
             )
         totals = tally.totals
-        check_finite(totals.loss)
-        return {"top1": totals.percent(totals.correct), "loss": totals.mean(totals.loss)}
+        return 100.0 * totals.correct / totals.images, totals.loss / totals.images
 
     @functools.cached_property
     def _compiled(self) -> Callable[[Tree, Any, Any], Outputs]:

@@ -51,7 +51,7 @@ def test_a_batch_of_training_divides_by_parts_and_devices():
 
 SHARED = """
 import jax, numpy as np
-from hvit_jax.config import ViTConfig
+from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.distributed.placement import place
 from hvit_jax.reducers import make_reducer
@@ -70,17 +70,17 @@ states, sizes = [], []
 for shard in (False, True):
     placement = place(shard=shard)
     trainer = Trainer(
-        config, reducer, optimizer, accumulate=2, remat=True, ema=0.9, placement=placement
+        config, reducer, optimizer, Compute(remat=True), accumulate=2, ema=0.9, placement=placement
     )
     state = placement.put(trainer.init(init_parameters(config, 0)))
-    layout = jax.tree.map(lambda leaf: leaf.sharding, state), placement.replicated
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(trainer.step, out_shardings=layout)
     batch = placement.divide(pixels), placement.divide(labels)
     compiled = step.lower(state, *batch).compile()
     sizes.append(compiled.memory_analysis().argument_size_in_bytes)
     for _ in range(3):
-        state, metrics = compiled(state, *batch)
-    states.append((metrics["loss"], placement.fetch(state)))
+        state = compiled(state, *batch)
+    states.append((state.sums["loss"], placement.fetch(state)))
 np.testing.assert_allclose(states[1][0], states[0][0], rtol=1e-5)
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-3), *states)
 assert sizes[1] < sizes[0] / 6, sizes

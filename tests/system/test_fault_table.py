@@ -21,11 +21,14 @@ from PIL import Image
 import hvit_jax
 from hvit_jax.checkpoint import Description, save_checkpoint
 from hvit_jax.commands import eval as eval_command
+from hvit_jax.commands import train as train_command
 from hvit_jax.evaluation.run import Seams, evaluate
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.system import memory
+from hvit_jax.training import train
 from tests.evaluation_setup import make_pictures, no_room
 from tests.torch_files import swag_state
+from tests.training_setup import before_batch
 
 CONFIG = hvit_jax.ViTConfig(16, patch_size=8, depth=2, width=8, heads=1, mlp_width=8, num_classes=2)
 QUICK = ("--seconds", "0.001", "--no-cache")
@@ -197,20 +200,19 @@ def test_a_killed_worker(command, with_a_killed_worker, complaint):
     assert "a process that decodes pictures has died" in line
 
 
-def test_a_killed_worker_of_training(inputs, tmp_path, monkeypatch, complaint):
-    """What had been decoded before is trained on, and the steps are kept."""
-    from hvit_jax.training import run as training
+@pytest.fixture
+def with_batches(monkeypatch):
+    """Let `hvit train` take its batches from a function."""
 
-    whole = training.training_batches
+    def replace(batches):
+        monkeypatch.setattr(train_command, "train", functools.partial(train, batches=batches))
 
-    def killing(*arguments, **options):
-        for index, batch in enumerate(whole(*arguments, **options)):
-            if index == 3:
-                for child in children():
-                    os.kill(child, signal.SIGKILL)
-            yield batch
+    return replace
 
-    monkeypatch.setattr(training, "training_batches", killing)
+
+def test_a_killed_worker_of_training(inputs, tmp_path, with_batches, complaint):
+    """What had been decoded before is trained on, and the steps are saved."""
+    with_batches(before_batch(3, lambda: [os.kill(each, signal.SIGKILL) for each in children()]))
     more = ("-j", "1", "--epochs", "100")
     line = complaint("train", *words("train", inputs, tmp_path / "out", *more))
     assert "a process that decodes pictures has died" in line
@@ -229,11 +231,11 @@ EXHAUSTED = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8.00GiB.
         (("-b", "1", "--remat"), "a smaller --resolution needs less"),
     ],
 )
-def test_training_out_of_memory(inputs, tmp_path, complaint, monkeypatch, more, advice):
+def test_training_out_of_memory(inputs, tmp_path, complaint, with_batches, more, advice):
     def full(*arguments, **options):
         raise jax.errors.JaxRuntimeError(EXHAUSTED)
 
-    monkeypatch.setattr("hvit_jax.training.run.run_steps", full)
+    with_batches(full)
     line = complaint("train", *words("train", inputs, tmp_path, *more))
     assert "out of memory at batch " in line and line.endswith(advice)
     assert os.listdir(tmp_path) == []

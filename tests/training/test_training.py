@@ -1,7 +1,6 @@
 """The training command on a handful of pictures: it learns, resumes exactly, refuses nonsense."""
 
 import json
-import os
 import shutil
 import signal
 
@@ -12,9 +11,18 @@ import pytest
 from hvit_jax.checkpoint import read_description
 from hvit_jax.commands.train import main
 from hvit_jax.data.fingerprint import data_sha256
-from hvit_jax.training import run as run_module
+from hvit_jax.data.folder import read_folder
+from hvit_jax.training import TrainConfig, train
 from hvit_jax.training.data import Augmentation, training_batches
-from tests.training_setup import RECIPE, SIZES, make_data, parameters, rows
+from tests.training_setup import (
+    RECIPE,
+    SIZES,
+    command,
+    make_data,
+    parameters,
+    rows,
+    signals_before_batch,
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +30,7 @@ def data(tmp_path_factory):
     return make_data(tmp_path_factory.mktemp("data"))
 
 
-def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, monkeypatch, capsys):
+def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, capsys):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert main([str(data), "--output", str(straight), *SIZES, *RECIPE]) == 0
     losses = [float(row["loss"]) for row in rows(straight)]
@@ -32,24 +40,15 @@ def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, monkeypatch, c
     settings = json.loads((straight / "settings.json").read_text())
     assert description.source == {
         "format": "hvit_jax.train",
-        **{name: value for name, value in settings.items() if name != "config"},
+        **{name: value for name, value in settings.items() if name != "model"},
     }
-    assert (settings["method"], settings["options"]["seed"]) == ("dense", 3)
+    assert (settings["method"], settings["config"]["seed"]) == ("dense", 3)
     assert settings["devices"] == 1 and settings["versions"]["jax"] == jax.__version__
-    assert settings["data_sha256"] == data_sha256(run_module.read_folder(data, splits=("train",)))
+    assert settings["data_sha256"] == data_sha256(read_folder(data, splits=("train",)))
 
-    batches = run_module.training_batches
-
-    def interrupted(*arguments, **options):
-        for index, batch in enumerate(batches(*arguments, **options)):
-            if index == 7:
-                os.kill(os.getpid(), signal.SIGINT)
-            yield batch
-
-    monkeypatch.setattr(run_module, "training_batches", interrupted)
-    assert main([str(data), "--output", str(broken), *SIZES, *RECIPE]) == 130
+    words = [data, "--output", broken, *SIZES, *RECIPE]
+    assert command(words, batches=signals_before_batch(7, signal.SIGINT)) == 130
     assert "interrupted after step 8; --resume goes on from there" in capsys.readouterr().err
-    monkeypatch.setattr(run_module, "training_batches", batches)
     assert not (broken / "checkpoint").exists()
     capsys.readouterr()
     changed = [*RECIPE, "--learning-rate", "0.5"]
@@ -78,7 +77,7 @@ def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, monkeypatch, c
 
 
 def test_batches_do_not_depend_on_where_they_start(data):
-    folder = run_module.read_folder(data, splits=("train",))
+    folder = read_folder(data, splits=("train",))
     options = dict(batch_size=5, seed=1, workers=0)
     augmentation = Augmentation((8, 12), crop_scale=0.5, flip=True)
     whole, late = (
@@ -100,22 +99,26 @@ def test_batches_do_not_depend_on_where_they_start(data):
         (["--depth", "2", "-r", "16"], "also needs --patch-size, --width, --heads, --mlp-width"),
         (["--model", "vit_x"], "unknown model 'vit_x'"),
         ([*SIZES, "-r", "17"], "resolution 17 is not a multiple of the patch size 4"),
-        ([*SIZES, "--epochs", "0"], "--epochs 0.0 must be at least"),
-        ([*SIZES, "--epochs", "inf"], "--epochs inf must be at least 1e-09, and finite"),
-        ([*SIZES, "--seed", "-1"], "--seed -1 must be at least 0 and at most 4294967295"),
-        ([*SIZES, "--crop-scale", "2"], "--crop-scale 2.0 must be at least 0.001 and at most 1"),
-        ([*SIZES, "--layer-decay", "1.5"], "--layer-decay 1.5 must be at least 0.001 and at most"),
-        ([*SIZES, "--ema", "1"], "--ema 1.0 must be at least 0 and at most 0.999999"),
-        ([*SIZES, "--accumulate", "0"], "--accumulate 0 must be at least 1"),
-        ([*SIZES, "--val-every", "0"], "--val-every 0.0 must be at least"),
-        ([*SIZES, "--train", "neck"], "argument --train: invalid choice: 'neck'"),
+        ([*SIZES, "--epochs", "0"], "--epochs must be above 0, got 0"),
+        ([*SIZES, "--epochs", "inf"], "--epochs must be a number, got 'inf'"),
+        ([*SIZES, "--seed", "-1"], "--seed must be at least 0 and at most 4294967295, got -1"),
+        ([*SIZES, "--crop-scale", "2"], "--crop-scale must be at least 0.001 and at most 1, got 2"),
+        (
+            [*SIZES, "--layer-decay", "1.5"],
+            "--layer-decay must be at least 0.001 and at most 1, got 1.5",
+        ),
+        ([*SIZES, "--ema", "1"], "--ema must be at least 0 and at most 0.999999, got 1"),
+        ([*SIZES, "--accumulate", "0"], "--accumulate must be at least 1, got 0"),
+        ([*SIZES, "--val-every", "0"], "--val-every must be above 0, got 0"),
+        ([*SIZES, "--train", "neck"], "--train must be one of whole, head: 'neck'"),
         ([*SIZES, "--train", "head", "--layer-decay", "0.5"], "--layer-decay is about layers"),
         ([*SIZES, "--train", "head", "--remat"], "--remat saves nothing with --train head"),
         (
             [*SIZES, "-b", "9", "--accumulate", "2"],
             "--batch-size 9 does not divide by 2 (--accumulate 2); the nearest that does: 8",
         ),
-        ([*SIZES, "--keep-rate", "0.5"], "dense has no option --keep-rate"),
+        ([*SIZES, "--warmup-epochs", "11"], "--warmup-epochs 11 must be at most --epochs 10"),
+        ([*SIZES, "--keep-rate", "0.5"], "has no option --keep-rate; it is one of evit"),
         (["--checkpoint", "missing"], "checkpoint missing does not exist"),
     ],
 )
@@ -160,22 +163,11 @@ def test_a_damaged_picture_is_named_and_leaves_the_output_free(tmp_path, capsys,
     ("save_every", "message"),
     [("3", "--resume goes on from the newest saved state"), ("99", "nothing was saved")],
 )
-def test_a_second_signal_says_what_is_kept(
-    data, tmp_path, monkeypatch, capsys, save_every, message
-):
-    batches = run_module.training_batches
-
-    def interrupted(*arguments, **options):
-        for index, batch in enumerate(batches(*arguments, **options)):
-            if index == 5:
-                os.kill(os.getpid(), signal.SIGINT)
-                os.kill(os.getpid(), signal.SIGINT)
-            yield batch
-
-    monkeypatch.setattr(run_module, "training_batches", interrupted)
+def test_a_second_signal_says_what_is_kept(data, tmp_path, capsys, save_every, message):
     output = tmp_path / "run"
-    words = [str(data), "--output", str(output), *SIZES, *RECIPE, "--save-every", save_every]
-    assert main(words) == 130
+    words = [data, "--output", output, *SIZES, *RECIPE, "--save-every", save_every]
+    stop = signals_before_batch(5, signal.SIGINT, signal.SIGINT)
+    assert command(words, batches=stop) == 130
     assert f"interrupted; {message}" in capsys.readouterr().err
     assert output.exists() == (save_every == "3")
 
@@ -190,3 +182,12 @@ def test_pictures_that_went_are_missed(tmp_path, capsys):
     assert main([*words, "--resume", "--save-every", "3"]) == 2
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1 and "with pictures 24 with" in errors and "now 23" in errors
+
+
+def test_it_is_callable_from_python(data, tmp_path):
+    sizes = dict(patch_size=8, depth=1, width=8, heads=1, mlp_width=8, resolution=16)
+    config = TrainConfig(str(data), tmp_path / "run", **sizes, batch_size=8, epochs=1, log_every=2)
+    result = train(config)
+    assert (result.steps, result.metrics.step, result.validation) == (3, 3, None)
+    assert f"{result.metrics.loss}" == rows(tmp_path / "run")[-1]["loss"]
+    assert read_description(result.checkpoint).config.width == 8

@@ -6,20 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from tests.scale_setup import TRAIN, finish, run_processes, started
-from tests.training_setup import RECIPE, SIZES, column, make_data, parameters, train
+from tests.scale_setup import finish, run_processes, started
+from tests.training_setup import RECIPE, SIZES, TRAIN, column, make_data, parameters, train
 
-STOPPED = """
-import os, signal
-from hvit_jax.training import run
-whole = run.training_batches
-def stopped(*arguments, process, **options):
-    for index, batch in enumerate(whole(*arguments, process=process, **options)):
-        if index == 1 + process:
-            os.kill(os.getpid(), signal.SIGTERM)
-        yield batch
-run.training_batches = stopped
-"""
+# Both get the signal of a scheduler, at different times.
+STOPPED = """signals_before_batch(1 + int(sys.argv[-1]), signal.SIGTERM)"""
 OPTIONS = "--accumulate 2 --ema 0.9 -b 12 --epochs 3".split()
 OPTIONS += "--val-every 1 --log-every 1 --save-every 2 -j 0".split()
 
@@ -34,14 +25,13 @@ def test_two_processes_train_as_one_does_and_resume(training, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert train(training, one, *OPTIONS) == 0
     command = (training, "--output", two, *SIZES, *RECIPE, *OPTIONS, "--shard-parameters")
-    # Both get the signal of a scheduler, at different times.
-    with started(STOPPED + TRAIN, 2, *command) as processes:
+    with started(TRAIN.format(batches=STOPPED), 2, *command) as processes:
         done = [finish(process) for process in processes]
     # The one that gets it later may stop with the other before it does.
     codes = {each.returncode for each in done}
     assert 143 in codes and codes <= {130, 143}, [each.stderr for each in done]
     assert not (two / "checkpoint").exists()
-    done = run_processes(TRAIN, 2, *command, "--resume")
+    done = run_processes(TRAIN.format(batches="training_batches"), 2, *command, "--resume")
     assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
     assert "wrote" in done[0].stdout and "wrote" not in done[1].stdout
     assert "on 2 x cpu" in done[0].stdout

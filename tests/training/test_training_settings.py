@@ -8,8 +8,11 @@ from hvit_jax.training.settings import open_output, read_settings
 SETTINGS = {
     "method": "evit",
     "args": {"keep_rate": 0.7, "drop_locations": [1]},
-    "config": {"width": 16, "num_classes": 2},
-    "options": {"data": "D", "checkpoint": "C", "val": None, "seed": 0, "remat": False},
+    "model": {"width": 16, "num_classes": 2},
+    "config": {
+        **{"data": "D", "checkpoint": "C", "val": None, "seed": 0},
+        "compute": {"dtype": "float32", "remat": False},
+    },
     "pictures": "24 with names of CRC 01234567",
     "data_sha256": "1",
     "validation_sha256": "2",
@@ -28,14 +31,17 @@ def output(tmp_path):
 
 
 def with_options(**entries):
-    return {"options": {**SETTINGS["options"], **entries}}
+    return {"config": {**SETTINGS["config"], **entries}}
 
 
 @pytest.mark.parametrize(
     ("entries", "named"),
     [
         (with_options(seed=1), "with --seed 0, now 1"),
-        (with_options(remat=True), "without remat, now with"),
+        (
+            with_options(compute={"dtype": "float32", "remat": True}),
+            "without remat, now with",
+        ),
         ({"method": "tome", "args": {"r": 8}}, "with --method evit, now tome"),
         (
             {"args": {"keep_rate": 0.5, "drop_locations": [1]}},
@@ -46,11 +52,11 @@ def with_options(**entries):
             {
                 **with_options(checkpoint="E"),
                 "checkpoint_sha256": "9",
-                "config": {"width": 32, "num_classes": 2},
+                "model": {"width": 32, "num_classes": 2},
             },
             "with --checkpoint C, now E",
         ),
-        ({"config": {"width": 16, "num_classes": 3}}, "with num_classes 2, now 3"),
+        ({"model": {"width": 16, "num_classes": 3}}, "with num_classes 2, now 3"),
         ({"checkpoint_sha256": "9"}, "with another checkpoint in C than now"),
         (
             {"pictures": "23 with names of CRC 89abcdef", "data_sha256": "9"},
@@ -89,8 +95,15 @@ def test_moved_data_are_the_same(output, capsys):
     assert capsys.readouterr().err == "" and read_settings(output) == SETTINGS
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"method": {"name": "evit"}, "options": {}}'])
-def test_damaged_settings(output, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "holds no JSON object"),
+        ('{"method": {"name": "evit"}, "config": {}}', "is damaged"),
+    ],
+)
+def test_damaged_settings(output, content, message):
     (output / "settings.json").write_text(content)
-    with pytest.raises(InputError, match="settings.json is damaged"):
+    with pytest.raises(InputError, match=f"settings.json {message}"):
         open_output(output, SETTINGS, resume=True)

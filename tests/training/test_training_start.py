@@ -1,12 +1,13 @@
 """Where training starts: what becomes of a checkpoint's head."""
 
-import argparse
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hvit_jax.checkpoint import load_parameters
-from hvit_jax.training.start import SIZES, first_parameters
+from hvit_jax.training import TrainConfig
+from hvit_jax.training.start import first_parameters
 from tests.evaluation_setup import CONFIG, make_checkpoint
 
 NAMES = tuple("abcdefg")
@@ -18,9 +19,8 @@ def checkpoint(tmp_path):
 
 
 def start(checkpoint, classes, new_head=False):
-    none = dict.fromkeys((*SIZES, "model", "resolution"))
-    options = argparse.Namespace(**none, checkpoint=str(checkpoint), seed=3, new_head=new_head)
-    return first_parameters(options, classes)
+    options = dict(checkpoint=checkpoint, seed=3, new_head=new_head)
+    return first_parameters(TrainConfig("data", Path("run"), **options), classes)
 
 
 def test_outputs_follow_the_names_of_their_classes(checkpoint):

@@ -1,22 +1,24 @@
-"""States on disk: recorded checksums, damage, and what is not damage."""
+"""States on disk: their checksums, damage, and what is not damage."""
 
 import errno
 import json
 import os
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.errors import JaxRuntimeError
 
 from hvit_jax.errors import InputError
-from hvit_jax.training.files import StateFolder
+from hvit_jax.training.states import StateFolder
 from hvit_jax.training.trainer import TrainState
 
 
 def state(step):
     weights = {"kernel": jnp.arange(64, dtype=jnp.float32) + step}
-    return TrainState(jnp.int32(step), weights, {"mu": jnp.zeros(3)}, None)
+    sums = {"loss": jnp.float32(step), "steps": jnp.ones(())}
+    return TrainState(jnp.int32(step), weights, {"mu": jnp.zeros(3)}, None, sums)
 
 
 @pytest.fixture
@@ -29,8 +31,8 @@ def folder(tmp_path):
     return tmp_path / "state"
 
 
-def recorded(folder):
-    return json.loads(folder.with_name("state-checksums.json").read_text())
+def checksums_of(folder, step):
+    return folder / str(step) / "default" / "checksums.json"
 
 
 def restore(folder):
@@ -42,8 +44,8 @@ def restore(folder):
     finally:
         states.close()
     assert found is not None
-    step = int(found[0].step)
-    np.testing.assert_array_equal(found[0].parameters["kernel"], state(step).parameters["kernel"])
+    step = int(found.step)
+    jax.tree.map(np.testing.assert_array_equal, found, state(step))
     return step, notes
 
 
@@ -55,20 +57,16 @@ def flip_a_bit(folder):
     path.write_bytes(content)
 
 
-def test_states_on_disk_have_checksums(folder):
-    assert sorted(recorded(folder)) == ["6", "9"]
+def test_the_two_newest_states_stay_with_checksums_of_their_files(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["6", "9"]
+    for step in (6, 9):
+        place = checksums_of(folder, step).parent
+        files = {path for path in place.rglob("*") if path.is_file()}
+        recorded = {place / name for name in json.loads(checksums_of(folder, step).read_text())}
+        # Orbax marks the folder as complete after that.
+        assert files - recorded == {checksums_of(folder, step), place / "commit_success.txt"}
+        assert recorded <= files
     assert restore(folder) == (9, [])
-
-
-def test_those_of_the_last_state_come_with_the_next_or_on_closing(tmp_path):
-    states = StateFolder(tmp_path / "state")
-    states.save(state(1))
-    assert not (tmp_path / "state-checksums.json").exists()
-    states.save(state(2))
-    assert list(recorded(tmp_path / "state")) == ["1"]
-    states.save(state(3))
-    states.close()
-    assert sorted(recorded(tmp_path / "state")) == ["2", "3"]
 
 
 def test_a_flipped_bit_is_damage(folder):
@@ -77,35 +75,24 @@ def test_a_flipped_bit_is_damage(folder):
         step, (note,) = restore(folder)
         assert step == 6 and "the state of step 9 cannot be read, so step 6 it is" in note
         assert "has another content than was written" in note
-        assert list(recorded(folder)) == ["6"] and not (folder / "9").exists()
+        assert not (folder / "9").exists()
         states = StateFolder(folder)
         states.save(state(9))
         states.close()
-        assert sorted(recorded(folder)) == ["6", "9"]
+    assert restore(folder) == (9, [])
     assert sorted(path.name for path in folder.parent.glob("damaged-*")) == [
         "damaged-9",
         "damaged-9-2",
     ]
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
-def test_without_a_record_a_state_is_read(folder, content):
-    record = folder.with_name("state-checksums.json")
-    record.unlink()
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_a_state_without_checksums_is_damaged(folder, content):
+    checksums_of(folder, 9).unlink()
     if content is not None:
-        record.write_text(content)
-    assert restore(folder) == (9, [])
-
-
-def test_a_kill_between_state_and_record_leaves_no_record_of_another(folder):
-    """The step comes again with other content, and is killed before its record."""
-    flip_a_bit(folder / "9")
-    assert restore(folder)[0] == 6
-    states = StateFolder(folder)
-    states.save(state(9))
-    states.manager.close()
-    assert list(recorded(folder)) == ["6"]
-    assert restore(folder) == (9, [])
+        checksums_of(folder, 9).write_text(content)
+    step, (note,) = restore(folder)
+    assert step == 6 and "the state of step 9 cannot be read" in note and "checksums.json" in note
 
 
 @pytest.mark.parametrize(

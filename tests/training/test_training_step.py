@@ -9,10 +9,10 @@ import optax
 import pytest
 
 import hvit_jax
+from hvit_jax.config import Compute
 from hvit_jax.models.parameters import init_parameters
-from hvit_jax.training.average import update_average
 from hvit_jax.training.optimizer import make_optimizer
-from hvit_jax.training.trainer import Trainer
+from hvit_jax.training.trainer import Trainer, update_average
 
 CONFIG = hvit_jax.ViTConfig(16, 4, depth=3, width=16, heads=2, mlp_width=32, num_classes=5)
 RANDOM = np.random.default_rng(0)
@@ -21,9 +21,10 @@ LABELS = RANDOM.integers(0, 5, 8).astype(np.int32)
 FROZEN = ("patch_embed", "class_token", "pos_embedding", "blocks", "ln")
 
 
-def make_trainer(method="dense", optimizer=None, config=CONFIG, **options):
+def make_trainer(method="dense", optimizer=None, config=CONFIG, remat=False, **options):
     reducer = hvit_jax.make_reducer(method).resolve(config)
-    return Trainer(config, reducer, optimizer or optax.sgd(0.1), **options)
+    compute = Compute(remat=remat)
+    return Trainer(config, reducer, optimizer or optax.sgd(0.1), compute, **options)
 
 
 def gradients(trainer, parameters):
@@ -50,7 +51,7 @@ def test_the_head_alone_is_trained_and_nothing_runs_backward_below_it():
     moments = [leaf.shape for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
     assert sorted(moments) == [(5,), (5,), (16, 5), (16, 5)]
     before = jax.tree.map(np.array, parameters)
-    after, _ = jax.jit(head.step)(state, PIXELS, LABELS)
+    after = jax.jit(head.step)(state, PIXELS, LABELS)
     for name in FROZEN:
         jax.tree.map(np.testing.assert_array_equal, after.parameters[name], before[name])
     assert np.abs(after.parameters["head"]["kernel"] - before["head"]["kernel"]).max() > 0.01
@@ -123,7 +124,7 @@ def test_the_average_follows_the_parameters_and_is_the_result():
     kernels = [np.array(parameters["head"]["kernel"])]
     step = jax.jit(trainer.step, donate_argnums=0)
     for _ in range(3):
-        state, _ = step(state, PIXELS, LABELS)
+        state = step(state, PIXELS, LABELS)
         kernels.append(np.array(state.parameters["head"]["kernel"]))
     expected = kernels[0]
     # min(0.15, (1 + step) / (10 + step)) of the old average stays.
@@ -141,3 +142,15 @@ def test_without_an_average_the_parameters_are_the_result():
     assert state.average is None
     assert update_average(None, parameters, jnp.zeros((), jnp.int32), 0.0) is None
     assert trainer.result(state)["head"] is state.parameters["head"]
+
+
+def test_sums_begin_again_after_every_row():
+    trainer = make_trainer(optimizer=optax.sgd(0.0), log_every=2)
+    state, sums = trainer.init(init_parameters(CONFIG, 0)), []
+    step = jax.jit(trainer.step)
+    for _ in range(4):
+        state = step(state, PIXELS, LABELS)
+        sums.append(jax.device_get(state.sums))
+    assert [each["steps"] for each in sums] == [1, 2, 1, 2]
+    losses = [float(each["loss"]) for each in sums]
+    np.testing.assert_allclose(losses, np.array([1, 2, 1, 2]) * losses[0], rtol=1e-6)

@@ -10,7 +10,7 @@ import pytest
 
 from hvit_jax.commands.eval import main as evaluate
 from hvit_jax.training import validation as validation_module
-from hvit_jax.training.records import CsvFile
+from hvit_jax.training.reporting import MetricsRow, Table
 from hvit_jax.training.validation import ends_epoch
 from tests.training_setup import column, make_data, rows, train
 
@@ -128,10 +128,27 @@ def test_tensorboard_that_is_missing_is_said_before_any_work(data, tmp_path, cap
     assert not (tmp_path / "run").exists()
 
 
-def test_rows_behind_the_step_and_rows_cut_off_are_dropped(tmp_path):
+HEADER = "step,epoch,loss,accuracy,images_per_second"
+
+
+@pytest.mark.parametrize("torn", ["3,0.3,1,1,1\n4", "3,0.3,1,1", "2", ""])
+def test_rows_behind_the_step_and_rows_cut_off_are_dropped(tmp_path, torn):
     path = tmp_path / "rows.csv"
-    path.write_text("step,loss\n1,0.5\n2,0.4\n3,0.3\n1")
-    file = CsvFile(path, ("step", "loss"), 2)
-    assert file.steps == {1, 2}
-    file.write({"step": 3, "loss": 0.25})
-    assert path.read_text().split() == ["step,loss", "1,0.5", "2,0.4", "3,0.25"]
+    path.write_text(f"{HEADER}\n1,0.1,0.5,0.5,9.0\n2,0.2,0.4,0.75,9.0\n{torn}")
+    table = Table(path, MetricsRow, 2)
+    assert table.last == MetricsRow(2, 0.2, 0.4, 0.75, 9.0)
+    table.append(MetricsRow(3, 0.3, 0.25, 1.0, 9.0))
+    table.close()
+    assert path.read_text().split() == [
+        *(HEADER, "1,0.1,0.5,0.5,9.0", "2,0.2,0.4,0.75,9.0", "3,0.3,0.25,1.0,9.0")
+    ]
+
+
+@pytest.mark.parametrize("content", [None, "", "step,ep"])
+def test_a_table_begins_with_its_header(tmp_path, content):
+    path = tmp_path / "rows.csv"
+    if content is not None:
+        path.write_text(content)
+    table = Table(path, MetricsRow, 9)
+    table.close()
+    assert table.last is None and path.read_text().split() == [HEADER]

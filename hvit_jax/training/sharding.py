@@ -1,7 +1,7 @@
-"""The gradient of a batch that devices share, with whole parameters or a share on each device.
+"""The gradient of a batch that devices share, with a copy or a shard of the parameters on each.
 
-A share of a parameter is made whole where it is needed, a block's within the block, and its
-gradient is summed into shares again: ZeRO-3 (Rajbhandari et al. 2020), also known as FSDP.
+A sharded parameter is gathered where it is needed, a block's within the block, and its gradient is
+summed into shards again: ZeRO-3 (Rajbhandari et al. 2020), also known as FSDP.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from hvit_jax.models.parameters import Tree
 Gradients = Callable[..., tuple[Tree, dict[str, Any]]]
 
 
-def spread(gradients: Gradients, placement: Placement, trained: Tree, frozen: Tree) -> Gradients:
+def on_all_devices(
+    gradients: Gradients, placement: Placement, trained: Tree, frozen: Tree
+) -> Gradients:
     """Make a function of one device's arrays one of all devices' arrays.
 
     Every device has equally many rows, so the mean over a batch is the mean of the devices' means.
 
     Args:
-        gradients: of trained and frozen parameters, pictures and labels, in shares; it makes them
-            whole with `whole_parameters` and `whole_block`.
+        gradients: of trained and frozen parameters, pictures and labels; it gathers sharded
+            parameters with `gather_parameters` and `gather_block`.
         placement: the devices.
         trained: parameters to differentiate by, for their shapes.
         frozen: the other parameters, for theirs.
@@ -34,17 +36,17 @@ def spread(gradients: Gradients, placement: Placement, trained: Tree, frozen: Tr
     rows = PartitionSpec(AXIS)
 
     def mean(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
-        # Making a share whole has, backwards, summed its gradient already.
-        if axis_of(spec) is not None:
+        # The backward pass of gathering a shard has summed its gradient already.
+        if _axis(spec) is not None:
             return gradient / placement.devices
         return jax.lax.pmean(gradient, AXIS)
 
-    def of_one_device(*arguments: Any) -> tuple[Tree, dict[str, Any]]:
+    def on_one_device(*arguments: Any) -> tuple[Tree, dict[str, Any]]:
         found, metrics = gradients(*arguments)
         return jax.tree.map(mean, found, specs[0]), jax.lax.pmean(metrics, AXIS)
 
     return jax.shard_map(
-        of_one_device,
+        on_one_device,
         mesh=placement.mesh,
         in_specs=(*specs, rows, rows),
         out_specs=(specs[0], PartitionSpec()),
@@ -52,46 +54,46 @@ def spread(gradients: Gradients, placement: Placement, trained: Tree, frozen: Tr
     )
 
 
-def axis_of(spec: PartitionSpec) -> int | None:
-    """Tell along which axis an array is shared, if it is."""
+def _axis(spec: PartitionSpec) -> int | None:
+    """Tell along which axis an array is sharded, if it is."""
     return spec.index(AXIS) if AXIS in spec else None
 
 
-def whole_parameters(parameters: Tree, specs: Tree) -> Tree:
-    """Make shares of parameters whole, except those that a block makes whole itself.
+def gather_parameters(parameters: Tree, specs: Tree) -> Tree:
+    """Gather sharded parameters, except those that a block gathers itself.
 
     Args:
         parameters: one device's.
-        specs: how each is shared.
+        specs: how each is sharded.
     """
 
-    def whole(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
-        axis = axis_of(spec)
+    def gather(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+        axis = _axis(spec)
         return leaf if axis is None else jax.lax.all_gather(leaf, AXIS, axis=axis, tiled=True)
 
-    def whole_across(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+    def gather_across(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
         # Blocks are stacked along axis 0: what is cut across the stack cannot wait for a block.
-        return leaf if axis_of(spec) else whole(leaf, spec)
+        return leaf if _axis(spec) else gather(leaf, spec)
 
     return {
-        name: jax.tree.map(whole_across if name == "blocks" else whole, tree, specs[name])
+        name: jax.tree.map(gather_across if name == "blocks" else gather, tree, specs[name])
         for name, tree in parameters.items()
     }
 
 
-def whole_block(specs: Tree) -> Callable[[Any], Any]:
-    """Give a function that makes one block's shares whole.
+def gather_block(specs: Tree) -> Callable[[Any], Any]:
+    """Give a function that gathers one block's shards.
 
     Args:
-        specs: how the stacked parameters of all blocks are shared, in the order of a block's.
+        specs: how the stacked parameters of all blocks are sharded, in the order of a block's.
     """
-    axes = [axis_of(spec) for spec in jax.tree.leaves(specs)]
+    axes = [_axis(spec) for spec in jax.tree.leaves(specs)]
 
-    def whole(block: Any) -> Any:
+    def gather(block: Any) -> Any:
         leaves, structure = jax.tree.flatten(block)
         return structure.unflatten(
             jax.lax.all_gather(leaf, AXIS, axis=axis - 1, tiled=True) if axis else leaf
             for leaf, axis in zip(leaves, axes, strict=True)
         )
 
-    return whole
+    return gather

@@ -1,0 +1,185 @@
+"""What a training run is asked to do: the options of `hvit train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hvit_jax.config import Compute
+from hvit_jax.distributed.processes import Processes
+from hvit_jax.errors import InputError
+from hvit_jax.fields import Options, flag, nested, option
+from hvit_jax.models.reducer import Reducer
+
+# What may be trained: the whole model or its classification head.
+TRAINED = ("whole", "head")
+SIZES = ("patch_size", "depth", "width", "heads", "mlp_width")
+START, RECIPE, RUNNING = "model: from a checkpoint, a name, or sizes", "recipe", "running"
+
+
+def _size() -> Any:
+    return option(None, "for a model of your own", group=START)
+
+
+@dataclass(frozen=True)
+class TrainConfig(Options):
+    """A training run, for `train`.
+
+    Raises:
+        InputError: for values that no run can have, or that contradict each other.
+    """
+
+    data: str = option(help="class folders, or a folder whose train/ holds them", positional=True)
+    output: Path = option(help="where state, metrics and result go", metavar="DIR")
+    resume: bool = option(False, "go on from the newest state in OUTPUT")
+    reducer: Reducer = Reducer()
+    compute: Compute = nested(Compute, leave=("param_dtype", "attention", "unroll"))
+
+    checkpoint: Path | None = option(None, "start from these weights", metavar="DIR", group=START)
+    new_head: bool = option(
+        False,
+        "with --checkpoint: draw the head anew, also where it fits the number of classes",
+        group=START,
+    )
+    model: str | None = option(
+        None, "vit_b16, vit_l16 or vit_h14, with random weights", metavar="NAME", group=START
+    )
+    patch_size: int | None = _size()
+    depth: int | None = _size()
+    width: int | None = _size()
+    heads: int | None = _size()
+    mlp_width: int | None = _size()
+    resolution: int | tuple[int, int] | None = option(
+        None,
+        "pixels, one number or height,width (default: the checkpoint's or the name's)",
+        short="-r",
+        group=START,
+    )
+
+    train: str = option(
+        "whole",
+        "what is trained; the head alone is cheap, the rest then stays as it is",
+        choices=TRAINED,
+        group=RECIPE,
+    )
+    batch_size: int = option(
+        128, "pictures in a step, of all devices together", short="-b", least=1, group=RECIPE
+    )
+    epochs: float = option(10.0, "passes over the pictures", above=0, group=RECIPE)
+    warmup_epochs: float | None = option(
+        None,
+        "linear warm-up, then cosine to 0 (default: a tenth of the epochs, at most 1)",
+        least=0,
+        group=RECIPE,
+    )
+    learning_rate: float = option(1e-3, "highest rate of AdamW", above=0, group=RECIPE)
+    layer_decay: float = option(
+        1.0, "rate of a layer, relative to the one above it", least=1e-3, most=1, group=RECIPE
+    )
+    weight_decay: float = option(0.05, "of weight matrices", least=0, group=RECIPE)
+    label_smoothing: float = option(
+        0.1, "share of the target spread over all classes", least=0, most=0.999, group=RECIPE
+    )
+    crop_scale: float = option(
+        0.35, "least share of the picture's area in a crop", least=0.001, most=1, group=RECIPE
+    )
+    flip: bool = option(True, "mirror every other picture", group=RECIPE)
+    ema: float = option(
+        0.0,
+        "decay of the moving average that becomes the result; 0: none",
+        least=0,
+        most=0.999999,
+        group=RECIPE,
+    )
+    seed: int = option(
+        0, "of weights, order and augmentation", least=0, most=2**32 - 1, group=RECIPE
+    )
+
+    accumulate: int = option(
+        1, "parts that a step takes its batch in, to save memory", least=1, group=RUNNING
+    )
+    workers: int = option(
+        0,
+        "processes that decode pictures; 0: threads of this one",
+        short="-j",
+        least=0,
+        group=RUNNING,
+    )
+    log_every: int = option(50, "steps between two rows of metrics.csv", least=1, group=RUNNING)
+    save_every: int = option(500, "steps between two saved states", least=1, group=RUNNING)
+    shard_parameters: bool = option(
+        False,
+        "divide parameters and optimiser among the devices, instead of a copy on each",
+        group=RUNNING,
+    )
+    val: str | None = option(
+        None,
+        "pictures to validate on, as eval.py takes them, or none (default: DATA's val/, if any)",
+        metavar="DATA",
+        group=RUNNING,
+    )
+    val_every: float = option(1.0, "epochs between two validations", above=0, group=RUNNING)
+    tensorboard: bool = option(
+        False,
+        "also write OUTPUT/tensorboard; needs pip install 'hvit-jax[tensorboard]'",
+        group=RUNNING,
+    )
+    processes: Processes = nested(Processes)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_start()
+        if self.warmup > self.epochs:
+            raise InputError(
+                f"--warmup-epochs {self.warmup:g} must be at most --epochs {self.epochs:g}"
+            )
+        if self.compute.dtype == "float64":
+            raise InputError("--dtype must be float32 or bfloat16 in training, not float64")
+        if self.train == "head" and self.layer_decay != 1:
+            raise InputError("--layer-decay is about layers that --train head does not train")
+        if self.train == "head" and self.compute.remat:
+            raise InputError("--remat saves nothing with --train head, which has no backward pass")
+
+    def _check_start(self) -> None:
+        sizes = self.sizes
+        if bool(self.checkpoint) + bool(self.model) + any(sizes.values()) != 1:
+            raise InputError(
+                "give one of --checkpoint, --model, or the sizes of a model of your own"
+            )
+        if self.new_head and not self.checkpoint:
+            raise InputError("--new-head is for --checkpoint; other starts have a new head anyway")
+        if any(sizes.values()):
+            needed = {**sizes, "resolution": self.resolution}
+            missing = [flag(name) for name, value in needed.items() if not value]
+            if missing:
+                raise InputError(f"a model of your own also needs {', '.join(missing)}")
+
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """The sizes of a model of the user's own; all None for another start."""
+        return {name: getattr(self, name) for name in SIZES}
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of warm-up."""
+        default = min(1.0, self.epochs / 10)
+        return default if self.warmup_epochs is None else self.warmup_epochs
+
+    def less_memory(self, devices: int) -> str:
+        """Name options that help where a step does not fit; the first of them changes no result.
+
+        Args:
+            devices: that share a batch.
+        """
+        size, parts = self.batch_size, self.accumulate * devices
+        fits = (n for n in range(self.accumulate + 1, size + 1) if size % (n * devices) == 0)
+        more = next(fits, 0)
+        half = size // parts // 2 * parts
+        words = [
+            *([f"--accumulate {more}"] if more else []),
+            *(["--remat"] if not self.compute.remat and self.train != "head" else []),
+            *(["--shard-parameters"] if devices > 1 and not self.shard_parameters else []),
+            *([f"--batch-size {half}"] if half else []),
+        ]
+        return f"try {', or '.join(words)}" if words else "a smaller --resolution needs less"

@@ -236,7 +236,7 @@ def checked_value(field: dataclasses.Field, hint: Any, value: Any, label: str) -
     if any(field.metadata.get(bound) is not None for bound in ("least", "most", "above")):
         for item in value if isinstance(value, tuple) else (value,):
             if item is not None and not _in_range(field, item):
-                raise InputError(f"{label} must be {_range(field)}, got {item:g}")
+                raise InputError(f"{label} must be {_range(field)}, got {_plain(item)}")
     if isinstance(value, int) and _accepts(hint, float) and not _accepts(hint, int):
         return float(value)
     return value
@@ -258,10 +258,14 @@ def _in_range(field: dataclasses.Field, value: Any) -> bool:
 def _range(field: dataclasses.Field) -> str:
     words = {"least": "at least", "above": "above", "most": "at most"}
     return " and ".join(
-        f"{text} {field.metadata[bound]:g}"
+        f"{text} {_plain(field.metadata[bound])}"
         for bound, text in words.items()
         if field.metadata[bound] is not None
     )
+
+
+def _plain(number: int | float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def matches(value: Any, hint: Any) -> bool:

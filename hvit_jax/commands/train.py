@@ -23,6 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def command() -> int | None:
         words = sys.argv[1:] if arguments is None else arguments
         config = parse(TrainConfig, words, program=PROGRAM, description=_DESCRIPTION)
-        return run_together(lambda: train(config) and None, config.processes, PROGRAM)
+        return run_together(lambda: _train(config), config.processes, PROGRAM)
 
     return run(command, PROGRAM)
+
+
+def _train(config: TrainConfig) -> None:
+    train(config)

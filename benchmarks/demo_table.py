@@ -31,8 +31,8 @@ def measure(method: str) -> dict[str, Any]:
     """
     reducer = hvit_jax.make_reducer(method, **OPTIONS.get(method, {}))
     results = evaluate(EvalConfig(reducer=reducer))
-    reducer = reducer.resolve(read_description(demo.checkpoint_dir()).config)
-    results["tokens"] = [layer.tokens_out for layer in reducer.schedule(config)]
+    config = read_description(demo.checkpoint_dir()).config
+    results["tokens"] = [layer.tokens_out for layer in reducer.resolve(config).schedule(config)]
     return {**results, "data": "demo", "checkpoint": "demo"}
 
 

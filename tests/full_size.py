@@ -22,7 +22,6 @@ from hvit_jax.models.parameters import build_model, init_parameters
 
 FILE = Path(__file__).parent / "full_size.npz"
 MODELS = ("vit_l16", "vit_h14")
-METHODS = tuple(hvit_jax.REDUCERS)
 
 
 @functools.lru_cache(1)
@@ -54,7 +53,7 @@ def forward(model, method):
 def main():
     found = dict(np.load(FILE)) if FILE.exists() else {}
     for model in sys.argv[1:] or MODELS:
-        for method in METHODS:
+        for method in hvit_jax.REDUCERS:
             logits, seconds, planned = forward(model, method)
             print(model, method, f"{seconds:.1f} s, {planned / 1e6:.0f} MB", logits[:3], flush=True)
             found[f"{model}/{method}"] = logits

@@ -1,0 +1,52 @@
+"""Importing the package, and its tools, changes nothing in the program that does so."""
+
+import os
+import subprocess
+import sys
+
+import hvit_jax
+
+PROGRAM = """
+import logging, os, signal, sys, threading, warnings
+import flax.nnx, jax, numpy, orbax.checkpoint, PIL.Image, rich.console
+
+def state():
+    loggers = [logging.root, *map(logging.getLogger, list(logging.Logger.manager.loggerDict))]
+    return {
+        "loggers": {
+            each.name: (list(each.handlers), list(each.filters), each.level, each.propagate)
+            for each in loggers
+            if not each.name.startswith("hvit_jax")
+        },
+        "handlers": [(each, list(each.filters)) for each in logging.root.handlers],
+        "warnings": (list(warnings.filters), warnings.showwarning),
+        "signals": [signal.getsignal(number) for number in sorted(signal.valid_signals())],
+        "hooks": (sys.excepthook, sys.unraisablehook, threading.excepthook),
+        "environment": (dict(os.environ), list(sys.path), threading.active_count()),
+        "jax": dict(jax.config.values),
+    }
+
+before = state()
+import hvit_jax
+for tool in sys.argv[1:]:
+    getattr(hvit_jax, tool)
+after = state()
+print([name for name in before if before[name] != after[name]])
+"""
+
+
+def changed(*tools):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *tools], env=os.environ, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_package_changes_nothing():
+    assert changed() == "[]"
+
+
+def test_its_tools_change_nothing():
+    tools = [name for name in dir(hvit_jax) if name in hvit_jax._TOOLS]
+    assert "evaluation" in tools and changed(*tools, "costs") == "[]"

@@ -141,12 +141,7 @@ def _with_implied_budget(row: dict[str, Any], reducer: Reducer) -> Reducer:
 
 
 def _for_batches(cases: Sequence[Case], text: str) -> list[Case]:
-    """Repeat cases for several batch sizes.
-
-    Args:
-        cases: what to repeat.
-        text: such as "batch=1,8,32".
-    """
+    """Repeat cases for several batch sizes, such as "batch=1,8,32"."""
     name, _, values = text.partition("=")
     words = values.split(",")
     if name != "batch" or not all(word.isdecimal() and int(word) > 0 for word in words):

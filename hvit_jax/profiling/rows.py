@@ -127,14 +127,6 @@ def _value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _scaled(name: str, factor: float) -> Callable[[Measurement], float | None]:
-    def read(row: Measurement) -> float | None:
-        value = getattr(row, name)
-        return value and factor * value
-
-    return read
-
-
 def _published(name: str) -> Callable[[Measurement], Any]:
     return lambda row: (row.published or {}).get(name)
 
@@ -150,9 +142,9 @@ _COLUMNS: tuple[tuple[str, Callable[[Measurement], Any], str], ...] = (
     ("latency (ms)", lambda row: row.latency_ms, "{:.2f}"),
     ("p95 (ms)", lambda row: row.latency_p95_ms, "{:.2f}"),
     ("PyTorch (ms)", lambda row: row.torch_latency_ms, "{:.2f}"),
-    ("memory (GB)", _scaled("peak_memory_bytes", 1e-9), "{:.2f}"),
+    ("memory (GB)", lambda row: row.peak_memory_bytes and row.peak_memory_bytes / 1e9, "{:.2f}"),
     ("TFLOP/s", lambda row: row.tflops_per_second, "{:.2f}"),
-    ("of peak (%)", _scaled("peak_share", 100.0), "{:.0f}"),
+    ("of peak (%)", lambda row: row.peak_share and 100 * row.peak_share, "{:.0f}"),
     ("compile (s)", lambda row: row.compile_seconds, "{:.1f}"),
 )
 

@@ -174,12 +174,7 @@ def _measure(bench: Profiler, case: Case, named: Measurement) -> Measurement:
 
 
 def describe_failure(error: Exception, batch: int) -> str:
-    """Say in one line why a case failed.
-
-    Args:
-        error: one of `FAILURES`.
-        batch: images at once.
-    """
+    """Say in one line why a case of this batch size failed with one of `FAILURES`."""
     if is_out_of_memory(error):
         return describe_out_of_memory(batch, smaller_batch(batch))
     return first_line(error)

@@ -93,10 +93,8 @@ def sweep(
         check_plot(config.plot, "--plot")
     inputs, placement = open_inputs(config.data, config.checkpoint), place()
     sizes = with_resolution(inputs.description.config, config.resolution)
-    found = candidates(sizes, config.methods)
-    if settings is not None:
-        own = [replace(each, reducer=each.reducer.resolve(sizes)) for each in settings]
-        found = [found[0], *own]
+    found = candidates(sizes, config.methods if settings is None else ())
+    found += [replace(each, reducer=each.reducer.resolve(sizes)) for each in settings or ()]
     if inputs.note is not None:
         messages.print(inputs.note)
     use_compilation_cache(config.cache)
@@ -104,20 +102,20 @@ def sweep(
     part = spread(inputs.source, config.pictures)
     results = open_results(config, inputs, part, placement.devices)
     messages.print(f"{_machine(placement.devices)}, {len(part)} pictures, {len(found)} candidates")
+    # A whole batch is divided among the devices, as eval.py does it.
+    size = placement.round_up(min(config.batch_size, len(part)))
     sample = load_sample(
         part,
         inputs,
         sizes.image_shape,
-        # As eval.py does: a whole batch is divided among the devices.
-        batch_size=placement.round_up(min(config.batch_size, len(part))),
+        batch_size=size,
         workers=config.workers,
         show=lambda batches, total: _track(batches, "decoding", total, messages),
     )
-    tries, done = bench(config, inputs, sizes, sample, placement), Sweep()
-    goal = None if config.all else config.goal
+    trials, done = bench(config, inputs, sizes, sample, placement), Sweep()
     try:
         with sigterm_raises():
-            run_candidates(found, tries, goal, results, done, messages)
+            _try_all(found, trials, None if config.all else config.goal, results, done, messages)
     except KeyboardInterrupt as stop:
         kept = "are kept; --resume goes on" if config.output else "are lost without --output"
         message = f"interrupted; {len(done.rows)} finished candidates {kept}"
@@ -161,35 +159,24 @@ def _machine(devices: int) -> str:
     return f"{many}{about['device']} ({about['processor']}, {about['cpus']} cores)"
 
 
-def run_candidates(
+def _try_all(
     found: Sequence[Candidate],
-    bench: Trials,
+    trials: Trials,
     goal: Goal | None,
     results: Results[Trial],
     done: Sweep,
     messages: Console,
 ) -> None:
-    """Try the candidates that are not finished yet.
+    """Try the candidates that are not finished yet, the dense model first.
 
     Where the goal makes all of them hopeless, the one with fewest GFLOPs is tried nevertheless, so
-    that there is a nearest one to name.
-
-    Args:
-        found: the candidates, the dense model first.
-        bench: measures them.
-        goal: decides which are not worth it; None to try all.
-        results: takes each row as soon as it is finished, and has those of an earlier run.
-        done: gets every row; an interrupt leaves in it what was tried before.
-        messages: where to say how far it is.
-
-    Raises:
-        InputError: if the dense model fails, or the results cannot be written.
+    that there is a nearest one to name. An interrupt leaves in `done` what was tried before.
     """
 
     def run(candidate: Candidate, goal: Goal | None, label: str) -> None:
-        row = results.find(bench.row(candidate, candidate.reducer))
+        row = results.find(trials.row(candidate, candidate.reducer))
         if row is None:
-            row = _try(candidate, bench, goal, label, messages)
+            row = _try(candidate, trials, goal, label, messages)
             if isinstance(row, Skipped):
                 done.skipped.append(row)
                 return
@@ -199,7 +186,7 @@ def run_candidates(
                 raise InputError(
                     f"the dense model, which all others are compared with: {row.error}"
                 )
-            bench.dense_correct = np.array([right == "1" for right in row.correct or ""])
+            trials.dense_correct = np.array([right == "1" for right in row.correct or ""])
         done.rows.append(row)
 
     for number, candidate in enumerate(_track(found, "trying", len(found), messages), 1):
@@ -211,22 +198,22 @@ def run_candidates(
 
 
 def _try(
-    candidate: Candidate, bench: Trials, goal: Goal | None, label: str, messages: Console
+    candidate: Candidate, trials: Trials, goal: Goal | None, label: str, messages: Console
 ) -> Trial | Skipped:
     """Measure one candidate, unless it is not worth it."""
     reducer = candidate.reducer
     try:
-        reducer = bench.with_budgets(candidate)
+        reducer = trials.with_budgets(candidate)
         if goal is not None and reducer.name != DENSE:
-            flops, dense = (count_flops(bench.sizes, each) for each in (reducer, Reducer()))
+            flops, dense = (count_flops(trials.sizes, each) for each in (reducer, Reducer()))
             if (reason := goal.hopeless(flops, dense)) is not None:
                 return Skipped(candidate, flops, reason)
-        row = bench.row(candidate, reducer)
+        row = trials.row(candidate, reducer)
         messages.print(f"{label} {row.name}")
-        return bench.measure(candidate, reducer)
+        return trials.measure(candidate, reducer)
     except FAILURES as error:
-        failure = describe_failure(error, bench.sample.batch_size)
-        row = replace(bench.row(candidate, reducer), error=failure)
+        failure = describe_failure(error, trials.sample.batch_size)
+        row = replace(trials.row(candidate, reducer), error=failure)
         messages.print(f"{label} {row.name} failed: {failure}")
         return row
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hvit_jax.config import Compute
 from hvit_jax.distributed.processes import Processes
@@ -15,11 +15,10 @@ from hvit_jax.models.reducer import Reducer
 # What may be trained: the whole model or its classification head.
 TRAINED = ("whole", "head")
 SIZES = ("patch_size", "depth", "width", "heads", "mlp_width")
-START, RECIPE, RUNNING = "model: from a checkpoint, a name, or sizes", "recipe", "running"
-
-
-def _size() -> Any:
-    return option(None, "for a model of your own", group=START)
+_start = functools.partial(option, group="model: from a checkpoint, a name, or sizes")
+_size = functools.partial(_start, None, "for a model of your own")
+_recipe = functools.partial(option, group="recipe")
+_running = functools.partial(option, group="running")
 
 
 @dataclass(frozen=True)
@@ -36,94 +35,72 @@ class TrainConfig(Options):
     reducer: Reducer = Reducer()
     compute: Compute = nested(Compute, leave=("param_dtype", "attention", "unroll"))
 
-    checkpoint: Path | None = option(None, "start from these weights", metavar="DIR", group=START)
-    new_head: bool = option(
-        False,
-        "with --checkpoint: draw the head anew, also where it fits the number of classes",
-        group=START,
+    checkpoint: Path | None = _start(None, "start from these weights", metavar="DIR")
+    new_head: bool = _start(
+        False, "with --checkpoint: draw the head anew, also where it fits the number of classes"
     )
-    model: str | None = option(
-        None, "vit_b16, vit_l16 or vit_h14, with random weights", metavar="NAME", group=START
+    model: str | None = _start(
+        None, "vit_b16, vit_l16 or vit_h14, with random weights", metavar="NAME"
     )
     patch_size: int | None = _size()
     depth: int | None = _size()
     width: int | None = _size()
     heads: int | None = _size()
     mlp_width: int | None = _size()
-    resolution: int | tuple[int, int] | None = option(
+    resolution: int | tuple[int, int] | None = _start(
         None,
         "pixels, one number or height,width (default: the checkpoint's or the name's)",
         short="-r",
-        group=START,
     )
 
-    train: str = option(
+    train: str = _recipe(
         "whole",
         "what is trained; the head alone is cheap, the rest then stays as it is",
         choices=TRAINED,
-        group=RECIPE,
     )
-    batch_size: int = option(
-        128, "pictures in a step, of all devices together", short="-b", least=1, group=RECIPE
+    batch_size: int = _recipe(
+        128, "pictures in a step, of all devices together", short="-b", least=1
     )
-    epochs: float = option(10.0, "passes over the pictures", above=0, group=RECIPE)
-    warmup_epochs: float | None = option(
+    epochs: float = _recipe(10.0, "passes over the pictures", above=0)
+    warmup_epochs: float | None = _recipe(
         None,
         "linear warm-up, then cosine to 0 (default: a tenth of the epochs, at most 1)",
         least=0,
-        group=RECIPE,
     )
-    learning_rate: float = option(1e-3, "highest rate of AdamW", above=0, group=RECIPE)
-    layer_decay: float = option(
-        1.0, "rate of a layer, relative to the one above it", least=1e-3, most=1, group=RECIPE
+    learning_rate: float = _recipe(1e-3, "highest rate of AdamW", above=0)
+    layer_decay: float = _recipe(
+        1.0, "rate of a layer, relative to the one above it", least=1e-3, most=1
     )
-    weight_decay: float = option(0.05, "of weight matrices", least=0, group=RECIPE)
-    label_smoothing: float = option(
-        0.1, "share of the target spread over all classes", least=0, most=0.999, group=RECIPE
+    weight_decay: float = _recipe(0.05, "of weight matrices", least=0)
+    label_smoothing: float = _recipe(
+        0.1, "share of the target spread over all classes", least=0, most=0.999
     )
-    crop_scale: float = option(
-        0.35, "least share of the picture's area in a crop", least=0.001, most=1, group=RECIPE
+    crop_scale: float = _recipe(
+        0.35, "least share of the picture's area in a crop", least=0.001, most=1
     )
-    flip: bool = option(True, "mirror every other picture", group=RECIPE)
-    ema: float = option(
-        0.0,
-        "decay of the moving average that becomes the result; 0: none",
-        least=0,
-        most=0.999999,
-        group=RECIPE,
+    flip: bool = _recipe(True, "mirror every other picture")
+    ema: float = _recipe(
+        0.0, "decay of the moving average that becomes the result; 0: none", least=0, most=0.999999
     )
-    seed: int = option(
-        0, "of weights, order and augmentation", least=0, most=2**32 - 1, group=RECIPE
-    )
+    seed: int = _recipe(0, "of weights, order and augmentation", least=0, most=2**32 - 1)
 
-    accumulate: int = option(
-        1, "parts that a step takes its batch in, to save memory", least=1, group=RUNNING
+    accumulate: int = _running(1, "parts that a step takes its batch in, to save memory", least=1)
+    workers: int = _running(
+        0, "processes that decode pictures; 0: threads of this one", short="-j", least=0
     )
-    workers: int = option(
-        0,
-        "processes that decode pictures; 0: threads of this one",
-        short="-j",
-        least=0,
-        group=RUNNING,
+    log_every: int = _running(50, "steps between two rows of metrics.csv", least=1)
+    save_every: int = _running(500, "steps between two saved states", least=1)
+    shard_parameters: bool = _running(
+        False, "divide parameters and optimiser among the devices, instead of a copy on each"
     )
-    log_every: int = option(50, "steps between two rows of metrics.csv", least=1, group=RUNNING)
-    save_every: int = option(500, "steps between two saved states", least=1, group=RUNNING)
-    shard_parameters: bool = option(
-        False,
-        "divide parameters and optimiser among the devices, instead of a copy on each",
-        group=RUNNING,
-    )
-    val: str | None = option(
+    val: str | None = _running(
         None,
         "pictures to validate on, as eval.py takes them, or none (default: DATA's val/, if any)",
         metavar="DATA",
-        group=RUNNING,
     )
-    val_every: float = option(1.0, "epochs between two validations", above=0, group=RUNNING)
-    tensorboard: bool = option(
-        False,
-        "also write OUTPUT/tensorboard; needs pip install 'hvit-jax[tensorboard]'",
-        group=RUNNING,
+    val_every: float = _running(1.0, "epochs between two validations", above=0)
+    tensorboard: bool = _running(
+        False, "also write OUTPUT/tensorboard; needs pip install 'hvit-jax[tensorboard]'"
     )
     processes: Processes = nested(Processes)
 

@@ -135,7 +135,7 @@ class Records:
             if tensorboard:
                 folder = str(output / "tensorboard")
                 # TensorBoard drops what a killed run wrote behind the step it resumes from.
-                self._events = _tensorboard().SummaryWriter(folder, purge_step=first_step + 1)
+                self._events = import_tensorboard().SummaryWriter(folder, purge_step=first_step + 1)
         mine = [table.last and dataclasses.asdict(table.last) for table in self._tables.values()]
         rows = zip(_NAMES, gather(mine)[0], strict=True)
         self.last: dict[type[Row], Any] = {kind: row and kind(**row) for kind, row in rows}
@@ -164,16 +164,12 @@ class Records:
             self._events.close()
 
 
-def check_tensorboard() -> None:
-    """Check that TensorBoard's events can be written, before anything is computed.
+def import_tensorboard() -> Any:
+    """Import what writes TensorBoard's events.
 
     Raises:
-        InputError: if tensorboardX is missing.
+        InputError: if it is missing.
     """
-    _tensorboard()
-
-
-def _tensorboard() -> Any:
     try:
         import tensorboardX
     except ImportError as error:

@@ -33,7 +33,7 @@ from hvit_jax.training.reporting import (
     Records,
     Show,
     ValidationRow,
-    check_tensorboard,
+    import_tensorboard,
     show_progress,
 )
 from hvit_jax.training.settings import gather_settings, open_output, read_settings
@@ -84,7 +84,7 @@ def train(
             second one does not wait for that.
     """
     if config.tensorboard:
-        check_tensorboard()
+        import_tensorboard()  # Its lack is found before anything is computed.
     quiet = jax.process_index() != 0
     console = console or Console(highlight=False, markup=False, soft_wrap=True, quiet=quiet)
     run = _Run(config, console, batches)

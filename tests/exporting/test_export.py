@@ -96,13 +96,13 @@ def test_weights_inside_and_beside_in_both_dtypes(
     tmp_path, monkeypatch, tiny, pictures, dtype, extra
 ):
     out = tmp_path / "out"
-    words = ("--method", "tome", "--dtype", dtype, "--platforms", "cpu", *extra)
+    words = ("--method", "evit", "--dtype", dtype, "--platforms", "cpu", *extra)
     assert export_to(out, *words, checkpoint=tiny) == 0
     assert (out / "weights.npz").exists() == (not extra)
     monkeypatch.setattr(loader, "FOLDER", out)
     about, classify = loader.load()
     found = [logits for _, logits in loader.classify(about, classify, pictures)]
-    model = hvit_jax.load(tiny, "tome", dtype=dtype)
+    model = hvit_jax.load(tiny, "evit", dtype=dtype)
     expected = hvit_jax.jit_model(model)(normalize(prepared(pictures, CONFIG.resolution)))
     tolerance = 1e-5 if dtype == "float32" else 2e-2
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)

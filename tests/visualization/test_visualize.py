@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,8 +9,10 @@ import hvit_jax
 from hvit_jax import InputError, demo
 from hvit_jax.commands.visualize import main
 from hvit_jax.data.preprocess import normalize
+from hvit_jax.visualization import VisualizeConfig, visualize
 from hvit_jax.visualization.draw import SHADE, draw_groups, enlarged, heat_map, lay_over
 from hvit_jax.visualization.view import compile_views
+from tests.evaluation_setup import make_checkpoint
 from tests.reducers.test_contract import METHODS, make
 
 PICTURES = sorted(str(path) for path in (demo.FOLDER / "pictures").glob("*.jpg"))
@@ -130,17 +134,28 @@ def test_enlarges_by_whole_numbers():
     assert enlarged((2000, 1000)) == (2000, 1000)
 
 
-def test_draws_a_method(tmp_path, capfd):
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, small_config):
+    return str(make_checkpoint(tmp_path_factory.mktemp("small") / "checkpoint", small_config))
+
+
+def test_draws_a_method(tmp_path, capfd, checkpoint):
     out = tmp_path / "out.PNG"
-    assert main([*PICTURES[:2], "--method", "tome", "--r", "20", "-o", str(out)]) == 0
+    words = ["--checkpoint", checkpoint, "--method", "evit", "--after", "1,2"]
+    assert main([*PICTURES[:2], *words, "-o", str(out)]) == 0
     with Image.open(out) as picture:
         assert picture.width > picture.height > 300
     assert capfd.readouterr().out == f"written: {out}\n"
 
 
-def test_compares_all_methods(tmp_path):
+def test_compares_all_methods(tmp_path, checkpoint):
     out = tmp_path / "all.svg"
-    assert main([PICTURES[0], "--compare", "--share", "0.7", "-o", str(out)]) == 0
+    config = VisualizeConfig(
+        images=(PICTURES[0],), output=out, checkpoint=Path(checkpoint), compare=True, share=0.7
+    )
+    (row,) = visualize(config)
+    titles = [panel.title.split("\n")[0] for panel in row]
+    assert titles == ["picture", *(name for name in hvit_jax.REDUCERS if name != "dense")]
     assert out.stat().st_size > 10_000
 
 

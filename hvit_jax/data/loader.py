@@ -1,17 +1,19 @@
-"""Batches of pictures: decoded beside the program, in order, each picture once."""
+"""Batches of pictures, decoded beside the program, in order, each picture once; and who decodes."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
@@ -21,9 +23,10 @@ from jaxtyping import UInt8
 from hvit_jax.data.folder import PictureError
 from hvit_jax.data.preprocess import resize_and_crop
 from hvit_jax.data.source import Source
-from hvit_jax.data.workers import explained, start_worker
-from hvit_jax.errors import InputError
+from hvit_jax.errors import InputError, first_line
+from hvit_jax.system.library_messages import is_dead_worker
 
+Item = TypeVar("Item")
 _THREADS = 4
 _BATCHES_AHEAD = 2
 _SHARED_MEMORY = "/dev/shm"
@@ -165,7 +168,7 @@ def load_batches(
             prefetched.start_prefetch()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, old)
-        yield explained(prefetched)
+        yield explain_lost_worker(prefetched)
     finally:
         prefetched.close()
         pictures.close()
@@ -194,3 +197,46 @@ def _pictures(source, resolution, batch_size, workers, shared_memory):
         grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead),
         worker_init_fn=start_worker,
     )
+
+
+class WorkerLost(InputError):
+    """A process that decodes pictures has died."""
+
+
+def start_worker(index: int, count: int) -> None:
+    """Keep a worker off the accelerator, deaf to Ctrl-C, and end it with its program.
+
+    Args:
+        index: of the worker.
+        count: of all workers.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def explain_lost_worker(batches: Iterator[Item]) -> Iterator[Item]:
+    """Pass batches of Grain's on; a worker that dies becomes one line.
+
+    Args:
+        batches: of pictures.
+
+    Raises:
+        WorkerLost: if a worker has died.
+    """
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if not is_dead_worker(error):
+            raise
+        raise WorkerLost(
+            "a process that decodes pictures has died, perhaps for want of memory "
+            f"({first_line(error)}); try fewer --workers or a smaller --batch-size"
+        ) from error

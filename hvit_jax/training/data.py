@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image
 
 from hvit_jax.data.folder import ImageFolder
-from hvit_jax.data.loader import parse_flags
-from hvit_jax.data.workers import explained, start_worker
+from hvit_jax.data.loader import explain_lost_worker, parse_flags, start_worker
 
 # In effect without end; Grain's own "infinite" overflows with batches of one picture.
 _EPOCHS = 2**31
@@ -123,4 +122,4 @@ def training_batches(
     if workers:
         options = grain.MultiprocessingOptions(num_workers=workers)
         rest = rest.mp_prefetch(options, worker_init_fn=start_worker)
-    return explained(iter(rest))
+    return explain_lost_worker(iter(rest))

@@ -17,7 +17,7 @@ from rich.console import Console
 from hvit_jax.checkpoint import Description, save_checkpoint
 from hvit_jax.config import ViTConfig
 from hvit_jax.data.folder import PictureError, read_folder
-from hvit_jax.data.workers import WorkerLost
+from hvit_jax.data.loader import WorkerLost
 from hvit_jax.distributed.gathering import check_same, gather
 from hvit_jax.distributed.placement import check_batch, place
 from hvit_jax.errors import InputError

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hvit_jax.data.workers import WorkerLost
+from hvit_jax.data.loader import WorkerLost
 from hvit_jax.system import library_messages as messages
 from tests.data.test_data import Dying, collect
 from tests.scale_setup import run_command, run_python

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from hvit_jax.config import as_pair
@@ -27,7 +16,6 @@ from hvit_jax.evaluation.inputs import Inputs
 from hvit_jax.evaluation.tally import Rows, Tally, join_rows
 from hvit_jax.system.files import write_atomically, write_json
 
-_SECONDS_BETWEEN_LINES = 30.0
 _TABLE = (
     ("top-1 (%)", "top1", "{:.2f}"),
     ("top-5 (%)", "top5", "{:.2f}"),
@@ -176,40 +164,7 @@ def _print_warnings(console: Console, results: dict[str, Any]) -> None:
         )
 
 
-@contextmanager
-def show_progress(
-    console: Console, total: int, first: int = 0
-) -> Iterator[Callable[[Tally], None]]:
-    """Show running accuracy, speed and the time that is left: a bar on a terminal, else lines.
-
-    Args:
-        console: where to.
-        total: pictures to score.
-        first: how many an earlier run has scored.
-
-    Yields:
-        A function to call after each batch.
-    """
-    columns = (MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[scores]}"))
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    start = last = time.monotonic()
-
-    def update(tally: Tally) -> None:
-        nonlocal last
-        now, seen = time.monotonic(), tally.totals.pictures
-        bar.update(task, completed=seen, scores=_summary(tally))
-        if not console.is_terminal and now - last >= _SECONDS_BETWEEN_LINES:
-            last = now
-            left = (now - start) * (total - seen) / max(1, seen - first)
-            console.print(f"{seen}/{total} pictures, {_summary(tally)}, {left:.0f} s left")
-
-    hidden = not console.is_terminal
-    with Progress(*columns, *times, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task("", total=total, completed=first, scores="")
-        yield update
-
-
-def _summary(tally: Tally) -> str:
+def running_scores(tally: Tally) -> str:
     """Put the running results in a few words."""
     totals = tally.totals
     top1, top5 = totals.percent(totals.correct), totals.percent(totals.correct_top5)

@@ -28,8 +28,8 @@ from hvit_jax.evaluation.loop import BatchSharding, score
 from hvit_jax.evaluation.results import (
     describe,
     print_results,
+    running_scores,
     scores,
-    show_progress,
     write_files,
 )
 from hvit_jax.evaluation.resume import INTERVAL, ProgressFolder
@@ -40,6 +40,7 @@ from hvit_jax.models.parameters import build_model
 from hvit_jax.models.vit import ViT
 from hvit_jax.published import describe_configuration, find_published
 from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
+from hvit_jax.system.progress import show_progress
 from hvit_jax.system.provenance import describe_runtime
 from hvit_jax.system.signals import sigterm_raises
 
@@ -208,10 +209,10 @@ class _Evaluation:
         self.messages.print(f"compiled in {self.about['compile_seconds']:.1f} s")
         self.seams.on_stage("compiled")
         first, count = self.tally.first, len(self.inputs.source)
-        with show_progress(self.messages, count, first) as show:
+        with show_progress(self.messages, count, first, unit="pictures") as show:
 
             def on_batch(tally: Tally) -> None:
-                show(tally)
+                show(tally.totals.pictures, running_scores(tally))
                 self.progress.save_if_due(tally)
                 self.seams.on_stage("batch")
                 check_stop()

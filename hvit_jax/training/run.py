@@ -25,16 +25,15 @@ from hvit_jax.models.parameters import Tree
 from hvit_jax.system.files import remove_folder
 from hvit_jax.system.library_messages import is_out_of_memory
 from hvit_jax.system.memory import explain_out_of_memory
+from hvit_jax.system.progress import Show, show_progress
 from hvit_jax.system.provenance import describe_runtime
 from hvit_jax.training.config import TrainConfig
 from hvit_jax.training.data import Augmentation, training_batches
-from hvit_jax.training.reporting import (
+from hvit_jax.training.records import (
     MetricsRow,
     Records,
-    Show,
     ValidationRow,
     import_tensorboard,
-    show_progress,
 )
 from hvit_jax.training.settings import gather_settings, open_output, read_settings
 from hvit_jax.training.start import first_parameters
@@ -181,7 +180,7 @@ class _Run:
         take_step, batches = self._compile(state), self._batches(step)
         with (
             stop_requests(self.placement) as stop,
-            show_progress(self.console, total, step) as show,
+            show_progress(self.console, total, step, unit="steps") as show,
         ):
             self._validate(state, step, stop, show)
             self.logged, self.started = step, time.perf_counter()

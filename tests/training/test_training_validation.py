@@ -10,7 +10,7 @@ import pytest
 
 from hvit_jax.commands.eval import main as evaluate
 from hvit_jax.training import validation as validation_module
-from hvit_jax.training.reporting import MetricsRow, Table
+from hvit_jax.training.records import MetricsRow, Table
 from hvit_jax.training.validation import ends_epoch
 from tests.training_setup import column, make_data, rows, train
 

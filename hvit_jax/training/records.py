@@ -1,31 +1,18 @@
-"""A run's numbers over time: rows in CSV files and for TensorBoard, bars or lines to watch."""
+"""A run's numbers over time: rows in two CSV files, and TensorBoard's events."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from hvit_jax.distributed.gathering import gather
 from hvit_jax.errors import InputError
 from hvit_jax.system.files import writing
-
-_SECONDS_BETWEEN_LINES = 30.0
 
 
 @dataclass(frozen=True)
@@ -177,35 +164,3 @@ def import_tensorboard() -> Any:
             "--tensorboard needs tensorboardX: pip install 'hvit-jax[tensorboard]'"
         ) from error
     return tensorboardX
-
-
-Show = Callable[[int, str], None]
-
-
-@contextmanager
-def show_progress(console: Console, total: int, first: int) -> Iterator[Show]:
-    """Show how far a run is: a bar on a terminal, else a line twice a minute.
-
-    Args:
-        console: where to.
-        total: steps in all.
-        first: steps done before.
-
-    Yields:
-        A function of the steps done, and a text about them.
-    """
-    last = time.monotonic()
-
-    def show(step: int, text: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        bar.update(task, completed=step, text=text)
-        if not console.is_terminal and now - last >= _SECONDS_BETWEEN_LINES:
-            last = now
-            console.print(f"step {step}/{total}, {text}")
-
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-    hidden = not console.is_terminal
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as bar:
-        task = bar.add_task("train", total=total, completed=first, text="")
-        yield show

@@ -15,11 +15,11 @@ import numpy as np
 from rich.console import Console
 
 from hvit_jax.checkpoint import Description, save_checkpoint
-from hvit_jax.config import ViTConfig
-from hvit_jax.data.folder import PictureError, read_folder
+from hvit_jax.data.folder import ImageFolder, PictureError, read_folder
 from hvit_jax.data.loader import WorkerLost
+from hvit_jax.data.source import Source
 from hvit_jax.distributed.gathering import check_same, gather
-from hvit_jax.distributed.placement import check_batch, place
+from hvit_jax.distributed.placement import Placement, check_batch, place
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree
 from hvit_jax.system.files import remove_folder
@@ -39,7 +39,7 @@ from hvit_jax.training.settings import gather_settings, open_output, read_settin
 from hvit_jax.training.start import first_parameters
 from hvit_jax.training.states import StateFolder
 from hvit_jax.training.stopping import StopRequest, stop_requests
-from hvit_jax.training.trainer import TrainState, make_trainer
+from hvit_jax.training.trainer import Trainer, TrainState, make_trainer
 from hvit_jax.training.validation import Validation, ends_epoch, find_pictures
 
 Batches = Iterator[dict[str, np.ndarray]]
@@ -84,63 +84,73 @@ def train(
     """
     if config.tensorboard:
         import_tensorboard()  # Its lack is found before anything is computed.
-    quiet = jax.process_index() != 0
-    console = console or Console(highlight=False, markup=False, soft_wrap=True, quiet=quiet)
-    run = _Run(config, console, batches)
-    model, parameters, note = first_parameters(config, run.folder.classes)
-    run.open(model)
+    writes = jax.process_index() == 0
+    console = console or Console(highlight=False, markup=False, soft_wrap=True, quiet=not writes)
+    placement = place(shard=config.shard_parameters)
+    check_batch(config.batch_size, config.accumulate, placement.devices)
+    folder = read_folder(config.data, splits=("train",))
+    pictures = find_pictures(config.data, config.val, folder)
+    model, parameters, note = first_parameters(config, folder.classes)
+    trainer, steps = make_trainer(config, model, len(folder), placement)
+    shared = gather_settings(config, model, trainer.reducer, folder, pictures)
+    _open_output(config, shared, placement)
     if note is not None:
         console.print(note)
-    with explain_out_of_memory(config.batch_size, config.less_memory(run.placement.devices)):
+    run = _Run(config, trainer, steps, placement, folder, pictures, console, batches)
+    with explain_out_of_memory(config.batch_size, config.less_memory(placement.devices)):
         state = run.train(parameters)
-    trained = run.placement.fetch(run.trainer.result(state))
+    trained = placement.fetch(trainer.result(state))
     checkpoint = config.output / "checkpoint"
-    if not quiet:
+    if writes:
         source = {"format": "hvit_jax.train", **read_settings(config.output)}
         del source["model"]
-        save_checkpoint(checkpoint, trained, Description(model, source, run.folder.classes))
+        save_checkpoint(checkpoint, trained, Description(model, source, folder.classes))
         console.print(f"wrote {checkpoint}")
     rows = run.records.last
-    return TrainResult(checkpoint, int(state.step), rows[MetricsRow], rows[ValidationRow])
+    return TrainResult(checkpoint, steps, rows[MetricsRow], rows[ValidationRow])
+
+
+def _open_output(config: TrainConfig, shared: dict[str, Any], placement: Placement) -> None:
+    """Let process 0 make or check the output folder, which all of them share."""
+    check_same(str(shared), resume=config.resume)
+    if jax.process_index() == 0:
+        runtime = {**describe_runtime(placement.devices), "processes": placement.processes}
+        open_output(config.output, {**shared, **runtime}, resume=config.resume)
+    gather(None)  # The others wait for it here.
+    if not config.output.is_dir():
+        raise InputError(
+            f"{config.output} is not the folder that process 0 made; all need to see it"
+        )
 
 
 class _Run:
-    """A run: its pictures, its trainer, and what it writes to the output folder."""
+    """The steps of a run whose output folder is open."""
 
-    def __init__(self, config: TrainConfig, console: Console, batches: Callable[..., Batches]):
-        self.config, self.console, self.batches = config, console, batches
-        self.placement = place(shard=config.shard_parameters)
-        self.alone = self.placement.processes == 1
-        check_batch(config.batch_size, config.accumulate, self.placement.devices)
-        self.folder = read_folder(config.data, splits=("train",))
-        self.pictures = find_pictures(config.data, config.val, self.folder)
-        self.validation: Validation | None = None
-        self.logged, self.started = 0, time.perf_counter()
+    records: Records
 
-    def open(self, model: ViTConfig) -> None:
-        """Make the trainer, and let process 0 make or check the output folder for all of them."""
-        config, pictures = self.config, self.pictures
-        self.trainer, self.total_steps = make_trainer(
-            config, model, len(self.folder), self.placement
-        )
-        # As many pictures at once as a step takes: what trains in memory also validates.
-        size = config.batch_size // config.accumulate
+    def __init__(
+        self,
+        config: TrainConfig,
+        trainer: Trainer,
+        total_steps: int,
+        placement: Placement,
+        folder: ImageFolder,
+        pictures: Source | None,
+        console: Console,
+        batches: Callable[..., Batches],
+    ):
+        self.config, self.trainer, self.total_steps = config, trainer, total_steps
+        self.placement, self.alone = placement, placement.processes == 1
+        self.folder, self.console, self.batches = folder, console, batches
+        self.validation = None
         if pictures is not None:
+            # As many pictures at once as a step takes: what trains in memory also validates.
+            size = config.batch_size // config.accumulate
             self.validation = Validation(
-                pictures, self.folder.classes, self.trainer, self.placement, size, config.workers
-            )
-        shared = gather_settings(config, model, self.trainer.reducer, self.folder, pictures)
-        check_same(f"{len(self.folder)} pictures, {shared}", resume=config.resume)
-        runtime = describe_runtime(self.placement.devices)
-        if jax.process_index() == 0:
-            settings = {**shared, **runtime, "processes": self.placement.processes}
-            open_output(config.output, settings, resume=config.resume)
-        gather(None)  # The others wait for it here.
-        if not config.output.is_dir():
-            raise InputError(
-                f"{config.output} is not the folder that process 0 made; all need to see it"
+                pictures, folder.classes, trainer, placement, size, config.workers
             )
         self.states = StateFolder(config.output / "state")
+        self.logged, self.started = 0, time.perf_counter()  # The last row's step and time.
 
     def train(self, parameters: Tree) -> TrainState:
         """Train from the newest state in the output folder, or from the first parameters."""
@@ -151,11 +161,10 @@ class _Run:
             return self._take_steps(state)
         except BaseException as error:
             saved = self._close_early(error)
-            if isinstance(error, KeyboardInterrupt) and not error.args:
-                rest = "--resume goes on from the newest saved state"
-                rest = rest if saved else "nothing was saved"
-                raise type(error)(f"interrupted; {rest}") from error
-            raise
+            if not isinstance(error, KeyboardInterrupt) or error.args:
+                raise
+            rest = "--resume goes on from the newest saved state" if saved else "nothing was saved"
+            raise type(error)(f"interrupted; {rest}") from error
 
     def _close_early(self, error: BaseException) -> bool:
         """Close the states of a run that ends early, and tell whether there are any."""
@@ -286,7 +295,8 @@ class _Run:
         """Say in a line what the run is about to do, from a step on."""
         devices = self.placement.devices
         on = f"{devices} x " if devices > 1 else ""
-        validated = f"validated on {len(self.pictures)}; " if self.pictures else ""
+        count = self.validation and len(self.validation.source)
+        validated = f"validated on {count}; " if count else ""
         return (
             f"{len(self.folder)} pictures, {len(self.folder.classes)} classes; {validated}"
             f"{self.total_steps} steps of {self.config.batch_size} from step {first} on {on}"

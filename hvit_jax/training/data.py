@@ -59,25 +59,15 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
-class _Pictures:
-    """A folder as Grain's random-access source."""
+class _Load:
+    """Opens a picture and augments it."""
 
     folder: ImageFolder
-
-    def __len__(self) -> int:
-        return len(self.folder)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.folder.open(index), self.folder.labels[index]
-
-
-@dataclass(frozen=True)
-class _Transform:
     augmentation: Augmentation
 
-    def __call__(self, item, random: np.random.Generator) -> dict[str, Any]:
-        image, label = item
-        return {"pixels": self.augmentation(image, random), "label": np.int32(label)}
+    def __call__(self, index: int, random: np.random.Generator) -> dict[str, Any]:
+        pixels = self.augmentation(self.folder.open(index), random)
+        return {"pixels": pixels, "label": np.int32(self.folder.labels[index])}
 
 
 def training_batches(
@@ -111,8 +101,8 @@ def training_batches(
         WorkerLost: while iterating, if a worker has died.
     """
     parse_flags()
-    dataset = grain.MapDataset.source(_Pictures(folder)).seed(seed).shuffle().repeat(_EPOCHS)
-    dataset = dataset.random_map(_Transform(augmentation))
+    dataset = grain.MapDataset.range(len(folder)).seed(seed).shuffle().repeat(_EPOCHS)
+    dataset = dataset.random_map(_Load(folder, augmentation))
     if processes > 1:  # Shuffled and augmented before: the same pictures for any number.
         dataset = dataset[process::processes]
     dataset = dataset.batch(batch_size // processes)

@@ -96,7 +96,8 @@ class StateFolder:
             if problem in _UNREACHABLE or not place.is_dir():
                 raise InputError(f"cannot read {place}: {problem}")
             damaged[step] = problem
-        for step, reason in damaged.items():
+        if damaged:
+            step, reason = next(iter(damaged.items()))
             raise InputError(f"no state in {self.folder} can be read; step {step}: {reason}")
         return None
 
@@ -161,3 +162,5 @@ def _damage(place: Path) -> str:
     except (InputError, OSError) as error:
         reason = why_failed(error.__cause__ or error)
         return reason if reason in _UNREACHABLE else str(error)
+    except (LookupError, TypeError):
+        return f"{tree / _CHECKSUMS} is damaged"

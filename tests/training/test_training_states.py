@@ -86,7 +86,7 @@ def test_a_flipped_bit_is_damage(folder):
     ]
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]"])
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"d": 3}', '{"_METADATA": {"bytds": 1}}'])
 def test_a_state_without_checksums_is_damaged(folder, content):
     checksums_of(folder, 9).unlink()
     if content is not None:

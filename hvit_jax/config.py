@@ -95,11 +95,11 @@ class ViTConfig:
         """Channels of one attention head, `D`."""
         return self.width // self.heads
 
-    def blocks_at(self, *parts: float) -> tuple[int, ...]:
-        """Find the blocks at parts of the depth, from block 1 on, each once."""
+    def blocks_at(self, *fractions: float) -> tuple[int, ...]:
+        """Find the blocks at fractions of the depth, from block 1 on, each once."""
         last = self.depth - 1
-        blocks = {min(last, max(min(1, last), round(self.depth * part))) for part in parts}
-        return tuple(sorted(blocks))
+        near = {round(self.depth * fraction) for fraction in fractions}
+        return tuple(sorted({min(last, max(min(1, last), block)) for block in near}))
 
     @classmethod
     def vit_b16(cls) -> ViTConfig:

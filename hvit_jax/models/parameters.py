@@ -24,9 +24,9 @@ Tree = dict[str, Any]
 def get_parameters(model: ViT) -> Tree:
     """Gather a model's parameters; the blocks of all segments are joined into one stack."""
     tree = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    parts = [tree["segments"][index] for index in sorted(tree["segments"], key=int)]
-    tree["blocks"] = jax.tree.map(lambda *leaves: jax.numpy.concatenate(leaves), *parts)
-    del tree["segments"]
+    segments = tree.pop("segments")
+    stacks = [segments[index] for index in sorted(segments, key=int)]
+    tree["blocks"] = jax.tree.map(lambda *leaves: jax.numpy.concatenate(leaves), *stacks)
     return tree
 
 
@@ -92,7 +92,7 @@ def _initial(config: ViTConfig, key: jax.Array) -> Tree:
 def flatten(tree: Tree) -> dict[str, Any]:
     """Name every leaf of a tree by its path, joined with slashes."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(str(part.key) for part in path): leaf for path, leaf in leaves}
+    return {"/".join(str(step.key) for step in path): leaf for path, leaf in leaves}
 
 
 def count_parameters(tree: Tree) -> int:

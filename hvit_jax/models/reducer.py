@@ -79,9 +79,9 @@ class InPictures:
     def groups(
         self, block: Block, x: Float[Array, "B N C"], after: TokenState, layer: Layer, draws: Any
     ) -> Int[Array, "B P"]:
-        """Name for every patch the group that it shares its fate with in a block, for pictures.
+        """Give each patch the number of its group; a block treats the patches of a group alike.
 
-        That is the token that holds it after the block, unless a method says otherwise.
+        A group is what one token holds after the block, unless a method says otherwise.
 
         Args:
             block: as for `block`.
@@ -91,7 +91,7 @@ class InPictures:
             draws: the block's random numbers.
 
         Returns:
-            Numbers of groups; -1 for patches that are dropped, or left out by this block.
+            Every patch's group; -1 for patches that are dropped, or left out by this block.
         """
         assert after.source is not None, "pictures are made of traced states"
         return after.source
@@ -99,7 +99,7 @@ class InPictures:
     def attended_source(
         self, before: TokenState, after: TokenState, layer: Layer
     ) -> Int[Array, "B P"] | None:
-        """Name for every patch the token that holds it when a block attends, -1 if none does.
+        """Tell for every patch which token holds it when a block attends, -1 if none does.
 
         Args:
             before: the traced state before the block.

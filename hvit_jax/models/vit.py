@@ -119,9 +119,7 @@ class ViT(nnx.Module):
         Returns:
             What `model(images)` returns, and `Reducer.report`.
         """
-        x, state = self.embed(images, trace=False)
-        for run in self._segments(draws):
-            (x, state), _ = self._run(x, state, *run, collect=False)
+        x, state, _ = self._encode(images, draws, trace=False)
         return self._finish(x), self.reducer.report(state)
 
     def features(
@@ -133,11 +131,7 @@ class ViT(nnx.Module):
             images: as for calling the model.
             draws: as for calling the model.
         """
-        x, state = self.embed(images, trace=True)
-        steps = []
-        for run in self._segments(draws):
-            (x, state), collected = self._run(x, state, *run, collect=True)
-            steps += collected
+        x, _, steps = self._encode(images, draws, trace=True, collect=True)
         tokens, states = zip(*steps, strict=True)
         return Features(tokens=tokens, states=states, output=self._finish(x))
 
@@ -154,9 +148,7 @@ class ViT(nnx.Module):
             Features on the grid of patches after the last block, put back by `Reducer.restore` and
             normalised by the final LayerNorm, in float32.
         """
-        x, state = self.embed(images, trace=True)
-        for run in self._segments(draws):
-            (x, state), _ = self._run(x, state, *run, collect=False)
+        x, state, _ = self._encode(images, draws, trace=True)
         patches = self.ln(self.reducer.restore(x, state).astype(accumulator(self.dtype)))
         return patches.reshape(images.shape[0], *self.config.grid, -1)
 
@@ -195,6 +187,15 @@ class ViT(nnx.Module):
             start += count
         raise IndexError(f"the model's blocks are 0 to {self.config.depth - 1}, got {index}")
 
+    def _encode(self, images, draws, *, trace: bool, collect: bool = False):
+        """Run all blocks: tokens and state after the last, and after each if that is asked for."""
+        x, state = self.embed(images, trace=trace)
+        steps = []
+        for run in self._segments(draws):
+            (x, state), collected = self._run(x, state, *run, collect=collect)
+            steps += collected
+        return x, state, steps
+
     def _segments(self, draws) -> Iterator[tuple[Block, Layer, tuple[Any, ...]]]:
         draws = self.reducer.draws(self.config) if draws is None else draws
         if len(draws) != self.config.depth:
@@ -217,7 +218,7 @@ class ViT(nnx.Module):
             step = jax.checkpoint(step) if self.compute.remat else step
             only = jax.tree.map(lambda leaf: leaf[0], weights)
             carry, _ = step((x, state), (only, draws[0]))
-            return carry, [carry]
+            return carry, [carry] if collect else []
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *draws)
         # A loop's body needs no barriers against merging the second computation with the first.
         step = jax.checkpoint(step, prevent_cse=False) if self.compute.remat else step

@@ -91,8 +91,8 @@ class ACT(HashedAttention, Budgeted):
     @classmethod
     def strengths(cls, config: ViTConfig) -> Iterable[ACT]:
         """Vary the budget, down to a quarter of the tokens; see `Reducer.strengths`."""
-        parts = (part for part in steps() if part >= 0.25)
-        return (cls(max_clusters=max(2, round(part * (config.num_patches + 1)))) for part in parts)
+        tokens = config.num_patches + 1
+        return (cls(max_clusters=max(2, round(f * tokens))) for f in steps() if f >= 0.25)
 
     @classmethod
     def candidates(cls, config: ViTConfig) -> Iterable[ACT]:
@@ -159,8 +159,8 @@ class ACT(HashedAttention, Budgeted):
         """Name the cluster of every patch's query, or key, in the first head."""
         if not isinstance(layer, ActLayer):
             return super().groups(block, x, after, layer, draws)
-        groups = next(part for part in self._cluster(*block.qkv(x)[:2], layer, draws) if part)
-        return groups.members[:, 0, 1:]
+        clusterings = self._cluster(*block.qkv(x)[:2], layer, draws)
+        return next(each for each in clusterings if each is not None).members[:, 0, 1:]
 
     def _cluster(self, q, k, layer: ActLayer, draws: ActDraws) -> tuple[Groups | None, ...]:
         """Group queries and keys; queries are hashed after attention's scaling, keys as they are.

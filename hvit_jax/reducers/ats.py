@@ -98,7 +98,7 @@ class ATS(Budgeted):
         See `Reducer.strengths`.
         """
         blocks = tuple(range(config.depth // 4, config.depth))
-        budgets = (max(2, round(part * (config.num_patches + 1))) for part in steps())
+        budgets = (max(2, round(f * (config.num_patches + 1))) for f in steps())
         return (cls(blocks=blocks, max_tokens=budget) for budget in budgets)
 
     @classmethod

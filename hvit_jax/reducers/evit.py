@@ -38,7 +38,7 @@ class EViT(Reducer):
     name: ClassVar[str] = "evit"
 
     keep_rate: float = option(
-        0.7, "part of the patch tokens that a dropping block keeps, above 0 and at most 1"
+        0.7, "fraction of the patch tokens that a dropping block keeps, above 0 and at most 1"
     )
     drop_locations: tuple[int, ...] | None = option(
         None, "blocks that drop, counted from 0 (default: a quarter, half, 3/4 of the depth)"
@@ -51,18 +51,18 @@ class EViT(Reducer):
     @classmethod
     def strengths(cls, config: ViTConfig) -> Iterable[EViT]:
         """Vary the keep rate; see `Reducer.strengths`."""
-        return (cls(keep_rate=part) for part in steps())
+        return (cls(keep_rate=rate) for rate in steps())
 
     @classmethod
     def candidates(cls, config: ViTConfig) -> Iterable[EViT]:
         """Try five keep rates; see `Reducer.candidates`."""
-        return (cls(keep_rate=part) for part in (0.5, 0.6, 0.7, 0.8, 0.9))
+        return (cls(keep_rate=rate) for rate in (0.5, 0.6, 0.7, 0.8, 0.9))
 
     def resolve(self, config: ViTConfig) -> EViT:
         """Fill in the dropping blocks; see `Reducer.resolve`."""
         locations = self.drop_locations
         if locations is None:
-            locations = tuple(sorted({config.depth * part // 4 for part in (1, 2, 3)}))
+            locations = tuple(sorted({config.depth * quarter // 4 for quarter in (1, 2, 3)}))
         resolved = dataclasses.replace(self, drop_locations=locations)
         resolved.check(0 < self.keep_rate <= 1, "keep_rate", "above 0 and at most 1")
         last = config.depth - 1

@@ -80,23 +80,23 @@ class EvoViT(Reducer):
     )
     prune_ratio: float | None = option(
         None,
-        "part of the patch tokens that such a block runs on, above 0 and at most 1 (default: as "
-        "published; 0.5 for other sizes)",
+        "fraction of the patch tokens that such a block runs on, above 0 and at most 1 (default: "
+        "as published; 0.5 for other sizes)",
     )
     tradeoff: float = option(0.5, "weight of a block's own attention in the running score, 0 to 1")
 
     @classmethod
     def strengths(cls, config: ViTConfig) -> Iterable[EvoViT]:
-        """Vary the part of the tokens; see `Reducer.strengths`."""
-        return (cls(prune_ratio=part) for part in steps() if part * config.num_patches >= 1)
+        """Vary the fraction of the tokens; see `Reducer.strengths`."""
+        return (cls(prune_ratio=f) for f in steps() if f * config.num_patches >= 1)
 
     @classmethod
     def candidates(cls, config: ViTConfig) -> Iterable[EvoViT]:
-        """Try two places and three parts of the tokens; see `Reducer.candidates`."""
+        """Try two places and three fractions of the tokens; see `Reducer.candidates`."""
         # Block 0 gives the first scores, so that a model of one block leaves nothing to try.
         places = config.blocks_at(1 / 3, 1 / 2) if config.depth > 1 else ()
         ratios = sorted({max(1 / config.num_patches, ratio) for ratio in (0.35, 0.5, 0.65)})
-        return (cls(prune_location=at, prune_ratio=part) for at in places for part in ratios)
+        return (cls(prune_location=at, prune_ratio=f) for at in places for f in ratios)
 
     def resolve(self, config: ViTConfig) -> EvoViT:
         """Fill in location and ratio; see `Reducer.resolve`."""
@@ -126,7 +126,7 @@ class EvoViT(Reducer):
         self.check(0 <= self.tradeoff <= 1, "tradeoff", "between 0 and 1")
 
     def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
-        """All tokens everywhere; from `prune_location` on a block runs on a part of them."""
+        """All tokens everywhere; from `prune_location` on a block runs on some of them."""
         patches = config.num_patches
         sizes = (patches + 1, patches + 1)
         first = EvoLayer(*sizes, "first", patches)

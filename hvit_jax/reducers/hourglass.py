@@ -69,16 +69,18 @@ class Hourglass(Reducer):
         "centroids: a perfect square, or rows and columns (default: half the grid's sides)",
         short="-n",
     )
-    cluster_iters: int = option(5, "iterations of the soft k-means")
+    cluster_iters: int = option(5, "iterations of the soft k-means", least=1)
     cluster_window: int = option(5, "side of the window of centroids that a patch may join; odd")
-    cluster_temperature: float = option(1.0, "factor on the negative squared distance")
+    cluster_temperature: float = option(1.0, "factor on the negative squared distance", above=0)
     reconstruct_location: int | None = option(
         None, "put all patches back after this block, behind cluster_location (default: never)"
     )
     reconstruct_neighbors: int = option(
         3, "nearest centroids that a patch is reconstructed from; negative: all"
     )
-    reconstruct_temperature: float = option(0.05, "factor on that negative squared distance")
+    reconstruct_temperature: float = option(
+        0.05, "factor on that negative squared distance", above=0
+    )
     reconstruct_normalize: str = option(
         "l2",
         "l2: a patch's weights have unit norm, as in the original; sum: they sum to 1, as the "
@@ -89,16 +91,16 @@ class Hourglass(Reducer):
     @classmethod
     def strengths(cls, config: ViTConfig) -> Iterable[Hourglass]:
         """Vary the grid of centroids; see `Reducer.strengths`."""
-        for part in steps(max(config.grid)):
-            rows, columns = (max(1, round(part * side)) for side in config.grid)
+        for fraction in steps(max(config.grid)):
+            rows, columns = (max(1, round(fraction * side)) for side in config.grid)
             yield cls(num_clusters=(rows, columns))
 
     @classmethod
     def candidates(cls, config: ViTConfig) -> Iterable[Hourglass]:
         """Try three places and three grids of centroids; see `Reducer.candidates`."""
         places = config.blocks_at(1 / 6, 1 / 3, 1 / 2)
-        for place, part in itertools.product(places, (0.5, 0.65, 0.8)):
-            rows, columns = (max(1, round(part * side)) for side in config.grid)
+        for place, fraction in itertools.product(places, (0.5, 0.65, 0.8)):
+            rows, columns = (max(1, round(fraction * side)) for side in config.grid)
             yield cls(cluster_location=place, num_clusters=(rows, columns))
 
     def resolve(self, config: ViTConfig) -> Hourglass:
@@ -119,10 +121,8 @@ class Hourglass(Reducer):
             "cluster_location",
             f"the model's blocks are 0 to {last}",
         )
-        self.check(self.cluster_iters >= 1, "cluster_iters", "at least 1")
         odd = self.cluster_window >= 1 and self.cluster_window % 2 == 1
         self.check(odd, "cluster_window", "an odd number of at least 1")
-        self.check(self.cluster_temperature > 0, "cluster_temperature", "above 0")
         self._check_reconstruction(last)
         (kh, kw), (h, w) = self.cluster_grid, config.grid
         fits = 1 <= kh <= h and 1 <= kw <= w
@@ -139,7 +139,6 @@ class Hourglass(Reducer):
         self.check(back is None or first <= back <= last, "reconstruct_location", wanted)
         some = self.reconstruct_neighbors != 0
         self.check(some, "reconstruct_neighbors", "at least 1, or negative for all")
-        self.check(self.reconstruct_temperature > 0, "reconstruct_temperature", "above 0")
 
     @property
     def cluster_grid(self) -> tuple[int, int]:
@@ -161,10 +160,10 @@ class Hourglass(Reducer):
         clusters, location = self.cluster_grid, known(self.cluster_location)
         full, reduced = config.num_patches + 1, math.prod(clusters) + 1
         cluster = ClusterLayer(full, reduced, "cluster", config.grid, clusters)
-        before, whole = (Layer(full, full),) * location, Layer(reduced, reduced)
+        before, inside = (Layer(full, full),) * location, Layer(reduced, reduced)
         if self.reconstruct_location is None:
-            return (*before, cluster, *(whole,) * (config.depth - location - 1))
-        between = (whole,) * (self.reconstruct_location - location - 1)
+            return (*before, cluster, *(inside,) * (config.depth - location - 1))
+        between = (inside,) * (self.reconstruct_location - location - 1)
         behind = (Layer(full, full),) * (config.depth - self.reconstruct_location - 1)
         return (*before, cluster, *between, Layer(reduced, full, "reconstruct"), *behind)
 

@@ -114,7 +114,7 @@ class SMYRF(HashedAttention):
         """Name the cluster of every patch's query, in the first round and head."""
         if draws is None:
             return super().groups(block, x, after, layer, draws)
-        q, k = (part.swapaxes(1, 2)[:, :1] for part in block.qkv(x)[:2])
+        q, k = (heads.swapaxes(1, 2)[:, :1] for heads in block.qkv(x)[:2])
         projected = project_asymmetric(q, k, draws)[0][0, :, 0]
         return ranks(projected)[:, 1:] // self.q_cluster_size
 

@@ -52,7 +52,7 @@ class ToMe(Reducer):
     `r` is a whole number for all blocks; a list with one number a block, padded with 0; or
     (r, inflection), a linear schedule of mean `r`: from 2r to 0 for an inflection of -1.0, from 0
     to 2r for 1.0. Two numbers are the latter exactly if the second is a float: (8, 1.0) is a
-    schedule and (8, 1) a list, on the command line too (`--r 8 1.0` and `--r 8 1`).
+    schedule and (8, 1) a list, on the command line too (`--r 8,1.0` and `--r 8,1`).
 
     The default merges 47% of the patches over the depth: 20 a block for ViT-L/16 at 512 and for
     ViT-H/14 at 518, the middle rows of the published table.
@@ -77,8 +77,8 @@ class ToMe(Reducer):
     @classmethod
     def candidates(cls, config: ViTConfig) -> Iterable[ToMe]:
         """Try to merge from a quarter to 85% of the patches; see `Reducer.candidates`."""
-        a_block = config.num_patches / config.depth
-        return (cls(r=max(1, round(part * a_block))) for part in (0.25, 0.4, 0.55, 0.7, 0.85))
+        even = config.num_patches / config.depth
+        return (cls(r=max(1, round(f * even))) for f in (0.25, 0.4, 0.55, 0.7, 0.85))
 
     def resolve(self, config: ViTConfig) -> ToMe:
         """Fill in the default of `r`, and check it; see `Reducer.resolve`."""

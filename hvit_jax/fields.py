@@ -179,7 +179,7 @@ def from_json(record: type[Record], content: dict[str, Any], **replaced: Any) ->
 
 
 def _from_json(hint: Any, value: Any) -> Any:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = alternatives(hint)
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, Options) and isinstance(value, dict):
             return from_json(kind, value)
@@ -243,7 +243,7 @@ def checked_value(field: dataclasses.Field, hint: Any, value: Any, label: str) -
 
 
 def _accepts(hint: Any, kind: type) -> bool:
-    return kind in (typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,))
+    return kind in alternatives(hint)
 
 
 def _in_range(field: dataclasses.Field, value: Any) -> bool:
@@ -266,6 +266,11 @@ def _range(field: dataclasses.Field) -> str:
 
 def _plain(number: int | float) -> str:
     return str(number) if isinstance(number, int) else f"{number:g}"
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """List the types that a field accepts."""
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
 def matches(value: Any, hint: Any) -> bool:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 from rich.console import Console
 from rich.progress import Progress
 
-from hvit_jax.commands import flags
+from hvit_jax.commands.flags import command
 from hvit_jax.config import ViTConfig, model_name
 from hvit_jax.convert import convert_file, export_file
 from hvit_jax.convert.config import ConvertConfig
 from hvit_jax.convert.detect import published_heads
 from hvit_jax.convert.keys import SWAG
 from hvit_jax.models.parameters import abstract_parameters, count_parameters
-from hvit_jax.system.run import run
 
 PROGRAM = "hvit convert"
 DESCRIPTION = "Convert a PyTorch checkpoint of a SWAG vision transformer for hvit_jax."
@@ -38,16 +35,7 @@ Their weights are licensed CC-BY-NC 4.0.
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    words = sys.argv[1:] if arguments is None else arguments
-    return run(lambda: _main(words), PROGRAM)
-
-
-def _main(arguments: Sequence[str]) -> None:
-    config = flags.parse(
-        ConvertConfig, arguments, program=PROGRAM, description=DESCRIPTION, epilog=EPILOG
-    )
+def _convert(config: ConvertConfig) -> None:
     jax.config.update("jax_platforms", "cpu")  # An accelerator's memory is left to others.
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -100,3 +88,6 @@ def summary(sizes: ViTConfig, destination: Path, facts: dict[str, str]) -> str:
     }
     lines = [f"  {name:<10}  {value}" for name, value in rows.items()]
     return "\n".join([f"wrote {destination} ({megabytes:,.1f} MB)", *lines])
+
+
+main = command(PROGRAM, ConvertConfig, _convert, DESCRIPTION, EPILOG)

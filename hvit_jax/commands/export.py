@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-
-from hvit_jax.commands import flags
+from hvit_jax.commands.flags import command
 from hvit_jax.exporting import ExportConfig, export
 from hvit_jax.exporting.run import LOADER
-from hvit_jax.system.run import run
 
 PROGRAM = "hvit export"
 DESCRIPTION = """Write a checkpoint under a method as jax.export programs, with weights, the values
@@ -16,14 +12,7 @@ that pictures are prepared with, and a loader that needs neither this package no
 --checkpoint it exports the bundled demo."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    words = sys.argv[1:] if arguments is None else arguments
-    return run(lambda: _main(words), PROGRAM)
-
-
-def _main(arguments: Sequence[str]) -> None:
-    config = flags.parse(ExportConfig, arguments, program=PROGRAM, description=DESCRIPTION)
+def _export(config: ExportConfig) -> None:
     about = export(config)
     options = ", ".join(f"{name}={value}" for name, value in about["args"].items())
     method = f"{about['method']}({options})" if options else about["method"]
@@ -32,3 +21,6 @@ def _main(arguments: Sequence[str]) -> None:
     platforms = " and ".join(about["programs"])
     print(f"exported: {method} at {size}, {about['dtype']}, for {platforms}; {batch}")
     print(f"run it: python {config.output / LOADER} PICTURE ...")
+
+
+main = command(PROGRAM, ExportConfig, _export, DESCRIPTION)

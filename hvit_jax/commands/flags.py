@@ -10,17 +10,26 @@ import argparse
 import dataclasses
 import difflib
 import re
-import types
+import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from hvit_jax.errors import InputError, unknown
-from hvit_jax.fields import Options, checked_value, default_of, flag, hints, show
+from hvit_jax.fields import (
+    Options,
+    alternatives,
+    checked_value,
+    default_of,
+    flag,
+    hints,
+    show,
+)
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.reducers import REDUCERS, make_reducer
 from hvit_jax.system.files import read_json
+from hvit_jax.system.run import run
 from hvit_jax.version import __version__
 
 Record = TypeVar("Record", bound=Options)
@@ -48,12 +57,39 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
+def command(
+    program: str,
+    record: type[Record],
+    work: Callable[[Record], int | None],
+    description: str,
+    epilog: str | None = None,
+) -> Callable[[Sequence[str] | None], int]:
+    """Make the main function of a command.
+
+    Args:
+        program: the command, such as "hvit eval".
+        record: the class of its options.
+        work: what it does with them; returns an exit status, None for 0.
+        description: what it does, for `--help`.
+        epilog: what `--help` ends with.
+
+    Returns:
+        A function of the command line, without the program's name (default: the process's own),
+        which returns the exit status; see `run` for what it is after mistakes and interruptions.
+    """
+
+    def main(arguments: Sequence[str] | None = None) -> int:
+        words, about = sys.argv[1:] if arguments is None else arguments, (description, epilog)
+        return run(lambda: work(parse(record, words, program, *about)), program)
+
+    return main
+
+
 def parse(
     record: type[Record],
     arguments: Sequence[str],
-    *,
     program: str,
-    description: str,
+    description: str = "",
     epilog: str | None = None,
 ) -> Record:
     """Read a command line, without the program's name, as a record.
@@ -300,30 +336,26 @@ def _declaration(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
 
 def kinds_of(hint: Any) -> set[Any]:
     """List the plain types that an option accepts, those in its lists too."""
-    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     found: set[Any] = set()
-    for part in parts:
+    for part in alternatives(hint):
         inner = typing.get_args(part) if typing.get_origin(part) is tuple else (part,)
         found |= set(inner) - {Ellipsis, type(None)}
     return found
 
 
 def _is_list(hint: Any) -> bool:
-    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return any(typing.get_origin(part) is tuple for part in parts)
+    return any(typing.get_origin(part) is tuple for part in alternatives(hint))
 
 
 def _of_any_length(hint: Any) -> bool:
-    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return any(Ellipsis in typing.get_args(part) for part in parts)
+    return any(Ellipsis in typing.get_args(part) for part in alternatives(hint))
 
 
 def _several(text: str, hint: Any) -> Any:
     """Read `6,12,18`; one value stays alone where the option takes single ones too."""
     words = [word.strip() for word in text.split(",") if word.strip()]
     values = tuple(map(_number, words)) if kinds_of(hint) & {int, float} else tuple(words)
-    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    alone = any(part in (int, float, str, Path) for part in parts)
+    alone = any(part in (int, float, str, Path) for part in alternatives(hint))
     return values[0] if len(values) == 1 and alone else values
 
 

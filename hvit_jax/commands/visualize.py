@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-
-from hvit_jax.commands import flags
-from hvit_jax.system.run import run
+from hvit_jax.commands.flags import command
 from hvit_jax.visualization import VisualizeConfig, visualize
 
 PROGRAM = "hvit visualize"
@@ -16,13 +12,9 @@ colour with outlines, dropped patches dark, and what CLS attends to as a heat ma
 act and smyrf, which keep all tokens, the groups are those of the queries in the first head."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
-    words = sys.argv[1:] if arguments is None else arguments
-    return run(lambda: _main(words), PROGRAM)
-
-
-def _main(arguments: Sequence[str]) -> None:
-    config = flags.parse(VisualizeConfig, arguments, program=PROGRAM, description=DESCRIPTION)
+def _visualize(config: VisualizeConfig) -> None:
     visualize(config)
     print(f"written: {config.output}")
+
+
+main = command(PROGRAM, VisualizeConfig, _visualize, DESCRIPTION)

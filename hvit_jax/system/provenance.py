@@ -9,16 +9,16 @@ from typing import Any
 
 import jax
 
-from hvit_jax.fields import show
+from hvit_jax.fields import flag, show
 from hvit_jax.version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "grain")
-# Content, the option that names where it lies, and what to call it.
-_CONTENTS = (
-    ("checkpoint_sha256", "checkpoint", "another checkpoint in"),
-    ("data_sha256", "data", "other pictures in"),
-    ("validation_sha256", "val", "other validation pictures in"),
-)
+# Content: the option that names where it lies, and what to call it.
+_CONTENTS = {
+    "checkpoint_sha256": ("--checkpoint", "another checkpoint in"),
+    "data_sha256": ("DATA", "other pictures in"),
+    "validation_sha256": ("--val", "other validation pictures in"),
+}
 # Entries that hold options of a command line, and those that say nothing more about content.
 _OPTIONS = ("settings", "options", "args")
 _REPEATED = ("checkpoint_source",)
@@ -61,46 +61,37 @@ def changes(
     Returns:
         Such as "with --batch-size 8, now 16"; empty if nothing differs.
     """
-    content, same = _content_changes(before, now, but)
-    found = []
-    for name, value in now.items():
-        old = before.get(name)
-        if name not in before or old == value or name in (*_REPEATED, *but):
+    old, new = _flat(before, but), _flat(now, but)
+    found, contents = [], []
+    for name, (place, words) in _CONTENTS.items():
+        if name in old and name in new:
+            moved = old.get(place) != new.get(place)
+            if old.pop(name) == new.pop(name):
+                new.pop(place, None)
+            elif not moved and name not in but:
+                contents.append(f"with {words} {new.get(place) or 'DATA'} than now")
+    for name, value in new.items():
+        if name in old and old[name] != value:
+            found.append(_change(name, old[name], value))
+    return found + contents
+
+
+def _flat(about: Mapping[str, Any], but: Collection[str]) -> dict[str, Any]:
+    """Name entries as messages do: options by their flags, what lies in dictionaries alone."""
+    flat = {}
+    for name, value in about.items():
+        if name in (*_REPEATED, *but) and name not in _CONTENTS:
             continue
-        if isinstance(value, Mapping) and isinstance(old, Mapping):
+        if not isinstance(value, Mapping):
+            flat["--method" if name == "method" else name] = value
+        else:
             named = _as_flag if name in _OPTIONS else str
-            found += [
-                _change(named(each), old[each], value[each])
-                for each in value
-                if each in old and old[each] != value[each] and each not in same
-            ]
-        elif name not in (each for each, _, _ in _CONTENTS):
-            found.append(_change(_as_flag(name) if name == "method" else name, old, value))
-    return found + content
-
-
-def _content_changes(
-    before: Mapping[str, Any], now: Mapping[str, Any], but: Collection[str]
-) -> tuple[list[str], list[str]]:
-    """Compare content: what changed in its place, and the options whose content did not."""
-    found, same = [], []
-    for name, option, words in _CONTENTS:
-        if name not in before or name not in now:
-            continue
-        old, new = (_option(about, option) for about in (before, now))
-        if before[name] == now[name]:
-            same.append(option)
-        elif old == new and name not in but:
-            found.append(f"with {words} {new or 'DATA'} than now")
-    return found, same
-
-
-def _option(about: Mapping[str, Any], name: str) -> Any:
-    return next((about[each].get(name) for each in _OPTIONS if name in about.get(each, {})), None)
+            flat |= {named(each): inner for each, inner in value.items()}
+    return flat
 
 
 def _as_flag(name: str) -> str:
-    return "DATA" if name == "data" else "--" + name.replace("_", "-")
+    return "DATA" if name == "data" else flag(name)
 
 
 def _change(name: str, before: Any, now: Any) -> str:

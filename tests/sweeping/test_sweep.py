@@ -204,7 +204,7 @@ def test_resume_after_kill(fast, tmp_path, capsys):
     output = tmp_path / "s.json"
     words = [*fast, "--output", str(output)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "hvit_jax.commands.sweep", *words],
+        [sys.executable, "-m", "hvit_jax", "sweep", *words],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DEFAULT_MATMUL_PRECISION": "highest"},
         stderr=subprocess.DEVNULL,
     )

@@ -53,6 +53,12 @@ def test_only_what_differs_is_named(entries, named):
     assert changes(RUN, changed(**entries)) == named
 
 
+def test_what_may_change_is_not_named():
+    other = changed(device="H100", versions={"jax": "3"}, data_sha256="e", settings={"data": "/b"})
+    assert changes(RUN, other, but=("versions", "device")) == ["with DATA /a, now /b"]
+    assert changes(RUN, changed(data_sha256="e"), but=("data_sha256",)) == []
+
+
 def test_what_an_older_release_did_not_note_is_not_compared():
     old = {name: RUN[name] for name in ("device", "settings")}
     assert changes(old, changed(settings={"batch_size": 9})) == ["with --batch-size 8, now 9"]

@@ -264,7 +264,7 @@ def _range(field: dataclasses.Field) -> str:
     )
 
 
-def _plain(number: int | float) -> str:
+def _plain(number: Any) -> str:
     return str(number) if isinstance(number, int) else f"{number:g}"
 
 

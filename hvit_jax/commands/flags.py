@@ -63,7 +63,7 @@ def command(
     work: Callable[[Record], int | None],
     description: str,
     epilog: str | None = None,
-) -> Callable[[Sequence[str] | None], int]:
+) -> Callable[..., int]:
     """Make the main function of a command.
 
     Args:

@@ -16,7 +16,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.models.vit import ViT
-from hvit_jax.ops.precision import accumulator
+from hvit_jax.ops.attention import attention_weights
 from hvit_jax.reducers import Budgeted
 
 Anywhere = Array | np.ndarray  # On the device while it runs, on the host afterwards.
@@ -97,7 +97,7 @@ def _tokens(reducer: Reducer, after: TokenState, layer: Layer, batch: int) -> In
 class _Seen:
     """CLS's query, the keys that it is compared with, their bias, and how many are real."""
 
-    query: Float[Array, "B H D"] | None = None
+    query: Float[Array, "B 1 H D"] | None = None
     keys: Float[Array, "B N H D"] | None = None
     bias: Float[Array, "B N"] | None = None
     lengths: Int[Array, " B"] | None = None
@@ -105,15 +105,10 @@ class _Seen:
     def class_attention(self) -> Float[Array, "B N"]:
         """Compute the row of CLS in the attention matrix, averaged over heads."""
         assert self.query is not None and self.keys is not None, "every block makes keys"
-        wide = accumulator(self.keys.dtype)
-        query, keys = self.query.astype(wide), self.keys.astype(wide)
-        scores = jnp.einsum("bhd,bnhd->bhn", query, keys) * query.shape[-1] ** -0.5
-        if self.bias is not None:
-            scores = scores + self.bias[:, None]
-        if self.lengths is not None:
-            exists = jnp.arange(scores.shape[-1]) < self.lengths[:, None]
-            scores = jnp.where(exists[:, None], scores, -jnp.inf)
-        return jax.nn.softmax(scores, axis=-1).mean(1)
+        weights = attention_weights(
+            self.query, self.keys, key_bias=self.bias, key_lengths=self.lengths
+        )
+        return weights.mean(1)[:, 0]
 
 
 class _WatchedBlock(Block):
@@ -123,7 +118,7 @@ class _WatchedBlock(Block):
 
     def qkv(self, x: Float[Array, "B N C"]):
         q, k, v = super().qkv(x)
-        self.seen.query, self.seen.keys = q[:, 0], k
+        self.seen.query, self.seen.keys = q[:, :1], k
         return q, k, v
 
     def attend(self, q, k, v, *, key_bias=None, key_lengths=None):

@@ -143,6 +143,14 @@ class TrainConfig(Options):
         default = min(1.0, self.epochs / 10)
         return default if self.warmup_epochs is None else self.warmup_epochs
 
+    def total_steps(self, pictures: int) -> int:
+        """Count the steps of a run on so many pictures."""
+        return max(1, round(self.epochs * pictures / self.batch_size))
+
+    def warmup_steps(self, pictures: int) -> int:
+        """Count the steps of warm-up of a run on so many pictures."""
+        return round(self.warmup * pictures / self.batch_size)
+
     def less_memory(self, devices: int) -> str:
         """Name options that help where a step does not fit; the first of them changes no result.
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 from PIL import Image
 
 from hvit_jax.data.folder import ImageFolder
 from hvit_jax.data.loader import explain_lost_worker, parse_flags, start_worker
+from hvit_jax.training.config import TrainConfig
 
 # In effect without end; Grain's own "infinite" overflows with batches of one picture.
 _EPOCHS = 2**31
@@ -71,27 +73,17 @@ class _Load:
 
 
 def training_batches(
-    folder: ImageFolder,
-    augmentation: Augmentation,
-    *,
-    batch_size: int,
-    seed: int,
-    workers: int,
-    first_step: int = 0,
-    process: int = 0,
-    processes: int = 1,
+    config: TrainConfig, folder: ImageFolder, resolution: tuple[int, int], first_step: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Make batches without end; batch `i` is the same whatever step the iteration starts at.
 
+    In several processes, each gets every so many rows of the batches.
+
     Args:
+        config: has the batch's size, the augmentation, and the seed of both.
         folder: the pictures.
-        augmentation: applied to each of them.
-        batch_size: pictures in a batch, of all processes together.
-        seed: of the order and of the augmentation.
-        workers: processes that decode; 0 decodes in threads of this process.
+        resolution: height and width of the augmented pictures.
         first_step: number of the first batch.
-        process: which process this is; it gets its share of every batch.
-        processes: how many there are.
 
     Yields:
         `pixels`, uint8 (batch, height, width, 3), and `label`, int32 (batch,).
@@ -101,15 +93,17 @@ def training_batches(
         WorkerLost: while iterating, if a worker has died.
     """
     parse_flags()
-    dataset = grain.MapDataset.range(len(folder)).seed(seed).shuffle().repeat(_EPOCHS)
+    processes = jax.process_count()
+    augmentation = Augmentation(resolution, config.crop_scale, config.flip)
+    dataset = grain.MapDataset.range(len(folder)).seed(config.seed).shuffle().repeat(_EPOCHS)
     dataset = dataset.random_map(_Load(folder, augmentation))
     if processes > 1:  # Shuffled and augmented before: the same pictures for any number.
-        dataset = dataset[process::processes]
-    dataset = dataset.batch(batch_size // processes)
+        dataset = dataset[jax.process_index() :: processes]
+    dataset = dataset.batch(config.batch_size // processes)
     rest = dataset.slice(slice(first_step, None)).to_iter_dataset(
         grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
     )
-    if workers:
-        options = grain.MultiprocessingOptions(num_workers=workers)
+    if config.workers:
+        options = grain.MultiprocessingOptions(num_workers=config.workers)
         rest = rest.mp_prefetch(options, worker_init_fn=start_worker)
     return explain_lost_worker(iter(rest))

@@ -9,36 +9,33 @@ import jax.numpy as jnp
 import optax
 
 from hvit_jax.models.parameters import Tree
+from hvit_jax.training.config import TrainConfig
 
 _BEFORE_BLOCKS = ("patch_embed", "class_token", "pos_embedding")
 
 
-def make_optimizer(
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    warmup_steps: int,
-    total_steps: int,
-    layer_decay: float = 1.0,
-) -> optax.GradientTransformation:
+def make_optimizer(config: TrainConfig, pictures: int) -> optax.GradientTransformation:
     """Build AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) for a fixed number of steps.
 
+    The rate rises from 0 in the steps of warm-up and falls back to 0 as a cosine. Weight decay is
+    that of weight matrices only, not of biases, norms and embeddings.
+
     Args:
-        learning_rate: the highest rate, reached after warm-up.
-        weight_decay: applied to weight matrices only, not to biases, norms and embeddings.
-        warmup_steps: steps of linear warm-up from 0.
-        total_steps: steps after which the cosine reaches 0.
-        layer_decay: what the rate shrinks by from each layer to the one before it; 1 for one rate.
+        config: the recipe.
+        pictures: to train on.
     """
+    total, warmup = config.total_steps(pictures), config.warmup_steps(pictures)
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, warmup_steps, max(total_steps, warmup_steps + 1)
+        0.0, config.learning_rate, warmup, max(total, warmup + 1)
     )
     parts = [
         optax.clip_by_global_norm(1.0),
-        optax.adamw(schedule, weight_decay=weight_decay, mask=_decayed),
+        optax.adamw(schedule, weight_decay=config.weight_decay, mask=_decayed),
     ]
-    if layer_decay != 1:
-        parts.append(optax.stateless(lambda updates, _: _scale_by_layer(updates, layer_decay)))
+    if config.layer_decay != 1:
+        parts.append(
+            optax.stateless(lambda updates, _: _scale_by_layer(updates, config.layer_decay))
+        )
     return optax.chain(*parts)
 
 

@@ -28,7 +28,8 @@ from hvit_jax.system.memory import explain_out_of_memory
 from hvit_jax.system.progress import Show, show_progress
 from hvit_jax.system.provenance import describe_runtime
 from hvit_jax.training.config import TrainConfig
-from hvit_jax.training.data import Augmentation, training_batches
+from hvit_jax.training.data import training_batches
+from hvit_jax.training.optimizer import make_optimizer
 from hvit_jax.training.records import (
     MetricsRow,
     Records,
@@ -39,7 +40,7 @@ from hvit_jax.training.settings import gather_settings, open_output, read_settin
 from hvit_jax.training.start import first_parameters
 from hvit_jax.training.states import StateFolder
 from hvit_jax.training.stopping import StopRequest, stop_requests
-from hvit_jax.training.trainer import Trainer, TrainState, make_trainer
+from hvit_jax.training.trainer import Trainer, TrainState
 from hvit_jax.training.validation import Validation, ends_epoch, find_pictures
 
 Batches = Iterator[dict[str, np.ndarray]]
@@ -91,12 +92,12 @@ def train(
     folder = read_folder(config.data, splits=("train",))
     pictures = find_pictures(config.data, config.val, folder)
     model, parameters, note = first_parameters(config, folder.classes)
-    trainer, steps = make_trainer(config, model, len(folder), placement)
-    shared = gather_settings(config, model, trainer.reducer, folder, pictures)
-    _open_output(config, shared, placement)
+    optimizer = make_optimizer(config, len(folder))
+    trainer = Trainer(config, model, config.reducer.resolve(model), optimizer, placement)
+    _open_output(config, gather_settings(trainer, folder, pictures), placement)
     if note is not None:
         console.print(note)
-    run = _Run(config, trainer, steps, placement, folder, pictures, console, batches)
+    run = _Run(trainer, folder, pictures, console, batches)
     with explain_out_of_memory(config.batch_size, config.less_memory(placement.devices)):
         state = run.train(parameters)
     trained = placement.fetch(trainer.result(state))
@@ -107,7 +108,7 @@ def train(
         save_checkpoint(checkpoint, trained, Description(model, source, folder.classes))
         console.print(f"wrote {checkpoint}")
     rows = run.records.last
-    return TrainResult(checkpoint, steps, rows[MetricsRow], rows[ValidationRow])
+    return TrainResult(checkpoint, run.total_steps, rows[MetricsRow], rows[ValidationRow])
 
 
 def _open_output(config: TrainConfig, shared: dict[str, Any], placement: Placement) -> None:
@@ -130,25 +131,20 @@ class _Run:
 
     def __init__(
         self,
-        config: TrainConfig,
         trainer: Trainer,
-        total_steps: int,
-        placement: Placement,
         folder: ImageFolder,
         pictures: Source | None,
         console: Console,
         batches: Callable[..., Batches],
     ):
-        self.config, self.trainer, self.total_steps = config, trainer, total_steps
-        self.placement, self.alone = placement, placement.processes == 1
+        self.config = config = trainer.config
+        self.trainer, self.placement = trainer, trainer.placement
+        self.alone = self.placement.processes == 1
         self.folder, self.console, self.batches = folder, console, batches
+        self.total_steps = config.total_steps(len(folder))
         self.validation = None
         if pictures is not None:
-            # As many pictures at once as a step takes: what trains in memory also validates.
-            size = config.batch_size // config.accumulate
-            self.validation = Validation(
-                pictures, folder.classes, trainer, placement, size, config.workers
-            )
+            self.validation = Validation(trainer, pictures, folder.classes)
         self.states = StateFolder(config.output / "state")
         self.logged, self.started = 0, time.perf_counter()  # The last row's step and time.
 
@@ -186,7 +182,9 @@ class _Run:
         config, step, total = self.config, int(state.step), self.total_steps
         self.console.print(self._summary(step))
         self.records = Records(config.output, step, tensorboard=config.tensorboard)
-        take_step, batches = self._compile(state), self._batches(step)
+        take_step = self._compile(state)
+        resolution = self.trainer.model_config.image_shape
+        batches = self.batches(config, self.folder, resolution, step)
         with (
             stop_requests(self.placement) as stop,
             show_progress(self.console, total, step, unit="steps") as show,
@@ -215,19 +213,6 @@ class _Run:
         step = jax.jit(self.trainer.step, donate_argnums=0, out_shardings=layout)
         divide = self.placement.divide
         return lambda state, batch: step(state, divide(batch["pixels"]), divide(batch["label"]))
-
-    def _batches(self, first_step: int) -> Batches:
-        config = self.config
-        return self.batches(
-            self.folder,
-            Augmentation(self.trainer.config.image_shape, config.crop_scale, config.flip),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            workers=config.workers,
-            first_step=first_step,
-            process=jax.process_index(),
-            processes=self.placement.processes,
-        )
 
     def _next(self, batches: Batches, state: TrainState) -> dict[str, np.ndarray]:
         try:

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from hvit_jax.checkpoint import describe_checkpoint
-from hvit_jax.config import ViTConfig
 from hvit_jax.data.fingerprint import data_sha256, names_crc32
 from hvit_jax.data.source import Source
 from hvit_jax.errors import InputError
 from hvit_jax.fields import as_json
-from hvit_jax.reducers import Reducer
 from hvit_jax.system.files import new_folder, read_json, write_json
 from hvit_jax.system.provenance import changes
-from hvit_jax.training.config import TrainConfig
+from hvit_jax.training.trainer import Trainer
 
 # Options that a resumed run may change; those of the method are settings of their own.
 _FREE = ("resume", "output", "workers", "log_every", "save_every", "tensorboard")
@@ -29,26 +27,21 @@ _PARTS = ("args", "config", "model")
 
 
 def gather_settings(
-    config: TrainConfig,
-    model: ViTConfig,
-    reducer: Reducer,
-    pictures: Source,
-    validation: Source | None,
+    trainer: Trainer, pictures: Source, validation: Source | None
 ) -> dict[str, Any]:
     """Gather what all processes of a run, and all resumed ones, must share.
 
     Args:
-        config: of the run.
-        model: the model's sizes.
-        reducer: the method, resolved for them.
+        trainer: of the run.
         pictures: to train on.
         validation: to validate on, if any.
     """
+    config, reducer = trainer.config, trainer.reducer
     fixed = {name: value for name, value in as_json(config).items() if name not in _FREE}
     settings = {
         "method": reducer.name,
         "args": as_json(reducer),
-        "model": dataclasses.asdict(model),
+        "model": dataclasses.asdict(trainer.model_config),
         "config": fixed,
         # Steps, order and labels follow from these; what is in the files may be repaired.
         "pictures": f"{len(pictures)} with names of CRC {names_crc32(pictures):08x}",

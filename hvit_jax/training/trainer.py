@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from hvit_jax.config import Compute, ViTConfig
+from hvit_jax.config import ViTConfig
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.models.parameters import Tree, abstract_parameters, build_model
 from hvit_jax.models.vit import ViT
 from hvit_jax.reducers import Reducer
 from hvit_jax.training.config import TrainConfig
-from hvit_jax.training.optimizer import make_optimizer
 from hvit_jax.training.sharding import gather_block, gather_parameters, on_all_devices
 
 Metrics = dict[str, Float[Array, ""]]
@@ -49,35 +49,25 @@ class Trainer:
     """What stays fixed during a run.
 
     Attributes:
-        config: the model's sizes.
-        reducer: the method to train under.
+        config: of the run.
+        model_config: the model's sizes.
+        reducer: the method to train under, resolved for them.
         optimizer: made by `make_optimizer`.
-        compute: how blocks are computed; parameters stay in float32.
-        label_smoothing: share of the target spread over all classes.
-        part: what is trained, the "whole" model or its "head".
-        accumulate: parts that a step takes its batch in, one after the other.
-        ema: decay of the parameters' moving average; 0 for none.
-        log_every: steps that `sums` are summed over.
-        placement: the devices that share a batch; None for one.
+        placement: the devices that share a batch.
     """
 
-    config: ViTConfig
+    config: TrainConfig
+    model_config: ViTConfig
     reducer: Reducer
     optimizer: optax.GradientTransformation
-    compute: Compute = Compute()
-    label_smoothing: float = 0.0
-    part: str = "whole"
-    accumulate: int = 1
-    ema: float = 0.0
-    log_every: int = 1
-    placement: Placement | None = None
+    placement: Placement
 
     def init(self, parameters: Tree) -> TrainState:
         """Make the state before the first step."""
         parameters = jax.tree.map(jnp.asarray, parameters)
         trained, _ = self._split(parameters)
         # A copy, since the step is given the parameters' own memory to write into.
-        average = jax.tree.map(jnp.copy, trained) if self.ema else None
+        average = jax.tree.map(jnp.copy, trained) if self.config.ema else None
         sums = {name: jnp.zeros(()) for name in ("loss", "accuracy", "steps")}
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, parameters, self.optimizer.init(trained), average, sums)
@@ -86,28 +76,21 @@ class Trainer:
         """Give the parameters that the run stands for: the averaged ones, where there are any."""
         return {**state.parameters, **(state.average or {})}
 
-    def model(self, parameters: Tree) -> ViT:
-        """Make the model around complete parameters."""
-        return build_model(self.config, self.reducer, parameters, self._compute)
-
-    @property
-    def _compute(self) -> Compute:
-        return dataclasses.replace(self.compute, param_dtype="float32")
+    def model(self, parameters: Tree, gather_weights: Callable[[Any], Any] | None = None) -> ViT:
+        """Make the model around parameters; `gather_weights` as for `ViT`."""
+        compute = dataclasses.replace(self.config.compute, param_dtype="float32")
+        return build_model(
+            self.model_config, self.reducer, parameters, compute, gather_weights=gather_weights
+        )
 
     def _model_of_shards(self, parameters: Tree) -> ViT:
         """Make the model around one device's parameters, gathering those that are sharded."""
-        if self.placement is None or not self.placement.shard:
+        if not self.placement.shard:
             return self.model(parameters)
         sharding = self.placement.sharding
-        shapes = abstract_parameters(self.config)
+        shapes = abstract_parameters(self.model_config)
         specs = jax.tree.map(lambda leaf: sharding(leaf.shape).spec, shapes)
-        return build_model(
-            self.config,
-            self.reducer,
-            gather_parameters(parameters, specs),
-            self._compute,
-            gather_weights=gather_block(specs["blocks"]),
-        )
+        return self.model(gather_parameters(parameters, specs), gather_block(specs["blocks"]))
 
     def loss(
         self, parameters: Tree, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, " B"]
@@ -115,7 +98,7 @@ class Trainer:
         """Compute the smoothed cross entropy of a batch; then the same and the accuracy by name."""
         logits = self._model_of_shards(parameters)(normalize(pixels))
         targets = optax.smooth_labels(
-            jax.nn.one_hot(labels, logits.shape[-1]), self.label_smoothing
+            jax.nn.one_hot(labels, logits.shape[-1]), self.config.label_smoothing
         )
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         return loss, {"loss": loss, "accuracy": (logits.argmax(-1) == labels).mean()}
@@ -125,15 +108,13 @@ class Trainer:
     ) -> TrainState:
         """Take one step; to be compiled with the state donated."""
         trained, frozen = self._split(state.parameters)
-        gradients = self.gradients
-        if self.placement is not None:
-            gradients = on_all_devices(gradients, self.placement, trained, frozen)
+        gradients = on_all_devices(self.gradients, self.placement, trained, frozen)
         grads, metrics = gradients(trained, frozen, pixels, labels)
         updates, optimizer = self.optimizer.update(grads, state.optimizer, trained)
         trained = jax.tree.map(jnp.add, trained, updates)
-        average = update_average(state.average, trained, state.step, self.ema)
+        average = update_average(state.average, trained, state.step, self.config.ema)
         # A row of metrics.csv has been made of the sums; they begin again.
-        begin = state.step % self.log_every == 0
+        begin = state.step % self.config.log_every == 0
         metrics["steps"] = jnp.ones(())
         sums = {
             name: jnp.where(begin, 0.0, state.sums[name]) + value for name, value in metrics.items()
@@ -162,18 +143,19 @@ class Trainer:
 
             return jax.grad(loss, has_aux=True)(trained)
 
-        if self.accumulate == 1:
+        count = self.config.accumulate
+        if count == 1:
             return of(pixels, labels)
-        parts = _interleave(pixels, self.accumulate), _interleave(labels, self.accumulate)
+        parts = _interleave(pixels, count), _interleave(labels, count)
         zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(of, *(part[0] for part in parts)))
         total, _ = jax.lax.scan(
             lambda sums, part: (jax.tree.map(jnp.add, sums, of(*part)), None), zeros, parts
         )
-        return jax.tree.map(lambda sums: sums / self.accumulate, total)
+        return jax.tree.map(lambda sums: sums / count, total)
 
     def _split(self, parameters: Tree) -> tuple[Tree, Tree]:
         """Separate what is trained from what is not."""
-        names = ("head",) if self.part == "head" else tuple(parameters)
+        names = ("head",) if self.config.train == "head" else tuple(parameters)
         trained = {name: parameters[name] for name in names}
         return trained, {name: parameters[name] for name in parameters if name not in names}
 
@@ -204,41 +186,3 @@ def update_average(
         return None
     rest = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda old, new: new + rest * (old - new), average, parameters)
-
-
-def make_trainer(
-    config: TrainConfig, model: ViTConfig, pictures: int, placement: Placement
-) -> tuple[Trainer, int]:
-    """Make the trainer that a configuration describes, and count the steps.
-
-    Args:
-        config: of the run.
-        model: the model's sizes.
-        pictures: to train on.
-        placement: the devices.
-
-    Raises:
-        InputError: for a method that does not suit the model.
-    """
-    per_epoch = pictures / config.batch_size
-    total = max(1, round(config.epochs * per_epoch))
-    optimizer = make_optimizer(
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        warmup_steps=round(config.warmup * per_epoch),
-        total_steps=total,
-        layer_decay=config.layer_decay,
-    )
-    trainer = Trainer(
-        model,
-        config.reducer.resolve(model),
-        optimizer,
-        compute=config.compute,
-        label_smoothing=config.label_smoothing,
-        part=config.train,
-        accumulate=config.accumulate,
-        ema=config.ema,
-        log_every=config.log_every,
-        placement=placement,
-    )
-    return trainer, total

@@ -14,7 +14,6 @@ from jaxtyping import Array, Int, UInt8
 from hvit_jax.data.folder import SPLITS, ImageFolder, read_folder
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.data.source import Source, open_source
-from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.loop import BatchSharding, score
 from hvit_jax.evaluation.step import Outputs, compare
@@ -65,20 +64,14 @@ class Validation:
     """Scores parameters on the validation pictures.
 
     Attributes:
+        trainer: makes the model.
         source: the pictures.
         classes: names of the classes in the head's order.
-        trainer: makes the model.
-        placement: the devices.
-        batch_size: pictures at once.
-        workers: processes that decode.
     """
 
+    trainer: Trainer
     source: Source
     classes: tuple[str, ...]
-    trainer: Trainer
-    placement: Placement
-    batch_size: int
-    workers: int
 
     def measure(
         self, parameters: Tree, on_batch: Callable[[int], None] = lambda seen: None
@@ -96,16 +89,18 @@ class Validation:
         Raises:
             PictureError: for a picture that cannot be read.
         """
-        tally, sharding = Tally(), BatchSharding(len(self.source), self.batch_size)
+        config, placement = self.trainer.config, self.trainer.placement
+        # As many pictures at once as a step takes: what trains in memory also validates.
+        sharding = BatchSharding(len(self.source), config.batch_size // config.accumulate)
         places = [self.classes.index(name) for name in self.source.classes]
-        resolution = self.trainer.config.image_shape
-        with sharding.load(self.source, resolution, self.workers) as batches:
+        tally, resolution = Tally(), self.trainer.model_config.image_shape
+        with sharding.load(self.source, resolution, config.workers) as batches:
             score(
                 functools.partial(self._compiled, parameters),
                 batches,
                 [places[label] for label in self.source.labels],
                 tally,
-                put=self.placement.divide,
+                put=placement.divide,
                 sharding=sharding,
                 on_batch=lambda tally: on_batch(tally.totals.images),
             )
@@ -120,7 +115,7 @@ class Validation:
             logits, report = self.trainer.model(parameters).classify(normalize(pixels))
             return compare(logits, labels, report)
 
-        return self.placement.compile(step)
+        return self.trainer.placement.compile(step)
 
 
 def ends_epoch(step: int, batch_size: int, pictures: int, every: float) -> bool:

@@ -51,27 +51,28 @@ def test_a_batch_of_training_divides_by_parts_and_devices():
 
 SHARED = """
 import jax, numpy as np
+from pathlib import Path
 from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.distributed.placement import place
 from hvit_jax.reducers import make_reducer
+from hvit_jax.training import TrainConfig
 from hvit_jax.training.optimizer import make_optimizer
 from hvit_jax.training.trainer import Trainer
 
 config = ViTConfig(16, patch_size=8, depth=3, width=64, heads=2, mlp_width=256, num_classes=7)
 reducer = make_reducer("evit", drop_locations=(1,)).resolve(config)
-optimizer = make_optimizer(
-    learning_rate=1e-3, weight_decay=0.1, warmup_steps=1, total_steps=9, layer_decay=0.9
-)
+options = {"model": "vit_b16", "compute": Compute(remat=True), "accumulate": 2, "ema": 0.9}
+options |= {"weight_decay": 0.1, "layer_decay": 0.9, "label_smoothing": 0, "log_every": 1}
+recipe = TrainConfig("data", Path("run"), batch_size=10, epochs=0.9, warmup_epochs=0.1, **options)
+optimizer = make_optimizer(recipe, 100)
 random = np.random.default_rng(0)
 pixels = random.integers(0, 256, (16, 16, 16, 3), np.uint8)
 labels = random.integers(0, 7, 16, np.int32)
 states, sizes = [], []
 for shard in (False, True):
     placement = place(shard=shard)
-    trainer = Trainer(
-        config, reducer, optimizer, Compute(remat=True), accumulate=2, ema=0.9, placement=placement
-    )
+    trainer = Trainer(recipe, config, reducer, optimizer, placement)
     state = placement.put(trainer.init(init_parameters(config, 0)))
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(trainer.step, out_shardings=layout)

@@ -13,7 +13,7 @@ from hvit_jax.commands.train import main
 from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.folder import read_folder
 from hvit_jax.training import TrainConfig, train
-from hvit_jax.training.data import Augmentation, training_batches
+from hvit_jax.training.data import training_batches
 from tests.training_setup import (
     RECIPE,
     SIZES,
@@ -78,11 +78,9 @@ def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, capsys):
 
 def test_batches_do_not_depend_on_where_they_start(data):
     folder = read_folder(data, splits=("train",))
-    options = dict(batch_size=5, seed=1, workers=0)
-    augmentation = Augmentation((8, 12), crop_scale=0.5, flip=True)
-    whole, late = (
-        training_batches(folder, augmentation, first_step=step, **options) for step in (0, 6)
-    )
+    options = dict(model="vit_b16", batch_size=5, seed=1, crop_scale=0.5)
+    config = TrainConfig(str(data), data / "run", **options)
+    whole, late = (training_batches(config, folder, (8, 12), step) for step in (0, 6))
     expected = [next(whole) for _ in range(8)][6:]
     for batch in expected:
         again = next(late)

@@ -1,6 +1,7 @@
 """One training step: what is trained, how fast, in how many parts, with how much memory."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ import pytest
 
 import hvit_jax
 from hvit_jax.config import Compute
+from hvit_jax.distributed.placement import place
 from hvit_jax.models.parameters import init_parameters
+from hvit_jax.training import TrainConfig
 from hvit_jax.training.optimizer import make_optimizer
 from hvit_jax.training.trainer import Trainer, update_average
 
@@ -21,10 +24,15 @@ LABELS = RANDOM.integers(0, 5, 8).astype(np.int32)
 FROZEN = ("patch_embed", "class_token", "pos_embedding", "blocks", "ln")
 
 
-def make_trainer(method="dense", optimizer=None, config=CONFIG, remat=False, **options):
-    reducer = hvit_jax.make_reducer(method).resolve(config)
-    compute = Compute(remat=remat)
-    return Trainer(config, reducer, optimizer or optax.sgd(0.1), compute, **options)
+def recipe(**options):
+    return TrainConfig("data", Path("run"), model="vit_b16", **options)
+
+
+def make_trainer(method="dense", optimizer=None, model=CONFIG, remat=False, **options):
+    config = recipe(**{"label_smoothing": 0, "compute": Compute(remat=remat), **options})
+    reducer = hvit_jax.make_reducer(method).resolve(model)
+    one = place(jax.devices()[:1])
+    return Trainer(config, model, reducer, optimizer or optax.sgd(0.1), one)
 
 
 def gradients(trainer, parameters):
@@ -44,9 +52,9 @@ def compiled_step(trainer, parameters):
 
 
 def test_the_head_alone_is_trained_and_nothing_runs_backward_below_it():
-    optimizer = make_optimizer(learning_rate=0.1, weight_decay=0.1, warmup_steps=0, total_steps=9)
+    optimizer = make_optimizer(recipe(learning_rate=0.1, weight_decay=0.1, warmup_epochs=0), 90)
     parameters = init_parameters(CONFIG, 0)
-    head, whole = (make_trainer(optimizer=optimizer, part=part) for part in ("head", "whole"))
+    head, whole = (make_trainer(optimizer=optimizer, train=part) for part in ("head", "whole"))
     state = head.init(parameters)
     moments = [leaf.shape for leaf in jax.tree.leaves(state.optimizer) if leaf.ndim]
     assert sorted(moments) == [(5,), (5,), (16, 5), (16, 5)]
@@ -66,12 +74,12 @@ def test_the_head_alone_is_trained_and_nothing_runs_backward_below_it():
 
 
 def test_layers_below_the_head_move_less():
-    options = dict(learning_rate=0.1, weight_decay=0.5, warmup_steps=0, total_steps=9)
+    options = dict(learning_rate=0.1, weight_decay=0.5, warmup_epochs=0)
     parameters = init_parameters(CONFIG, 0)
     grads = jax.tree.map(lambda leaf: RANDOM.normal(size=leaf.shape).astype("f"), parameters)
     moves = []
     for layer_decay in (1.0, 0.5):
-        optimizer = make_optimizer(**options, layer_decay=layer_decay)
+        optimizer = make_optimizer(recipe(**options, layer_decay=layer_decay), 90)
         moves.append(optimizer.update(grads, optimizer.init(parameters), parameters)[0])
     ratios = jax.tree.map(lambda slow, fast: np.asarray(slow / fast), moves[1], moves[0])
     for name, expected in (("head", 1), ("ln", 1), *((name, 0.5**4) for name in FROZEN[:3])):
@@ -88,7 +96,7 @@ def test_remat_changes_no_gradient(method):
     config = dataclasses.replace(CONFIG, depth=2)
     parameters = init_parameters(config, 0)
     plain, remat = (
-        gradients(make_trainer(method, config=config, remat=remat), parameters)
+        gradients(make_trainer(method, model=config, remat=remat), parameters)
         for remat in (False, True)
     )
     assert_close(remat, plain, 1e-5)
@@ -100,7 +108,7 @@ def test_remat_takes_less_memory():
     parameters = init_parameters(config, 0)
     bytes = []
     for remat in (False, True):
-        trainer = make_trainer(config=config, remat=remat)
+        trainer = make_trainer(model=config, remat=remat)
         state = jax.eval_shape(trainer.init, parameters)
         compiled = jax.jit(trainer.step).lower(state, pixels, LABELS).compile()
         bytes.append(compiled.memory_analysis().temp_size_in_bytes)
@@ -118,7 +126,7 @@ def test_parts_of_a_batch_add_up_to_it():
 
 def test_the_average_follows_the_parameters_and_is_the_result():
     parameters = init_parameters(CONFIG, 0)
-    trainer = make_trainer(ema=0.15, part="head")
+    trainer = make_trainer(ema=0.15, train="head")
     state = trainer.init(parameters)
     assert trainer.init(parameters).average.keys() == {"head"}
     kernels = [np.array(parameters["head"]["kernel"])]

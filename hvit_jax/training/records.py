@@ -87,17 +87,23 @@ class Table:
 def _remaining(
     content: bytes, header: list[str], kind: type[Row], first_step: int
 ) -> tuple[int, Row | None]:
-    """Find how many bytes hold whole rows up to a step, and the last of these rows."""
+    """Find how many bytes hold the header and whole rows up to a step, and the last row."""
     size, last = 0, None
     for line in content.splitlines(keepends=True):
         values = line.decode(errors="replace").strip().split(",")
-        whole = line.endswith(b"\n") and len(values) == len(header)
-        if not whole or (values != header if size == 0 else int(values[0]) > first_step):
+        row = _row(values, kind)
+        right = values == header if size == 0 else row is not None and row.step <= first_step
+        if not right or not line.endswith(b"\n"):
             break
-        if size:
-            last = kind(int(values[0]), *map(float, values[1:]))
-        size += len(line)
+        size, last = size + len(line), row
     return size, last
+
+
+def _row(values: list[str], kind: type[Row]) -> Row | None:
+    try:
+        return kind(int(values[0]), *map(float, values[1:]))
+    except (ValueError, TypeError):
+        return None
 
 
 class Records:

@@ -115,9 +115,9 @@ def _path(output: Path) -> Path:
 
 def _with_options(settings: dict[str, Any]) -> dict[str, Any]:
     """Write the configuration as one level of options, for `changes`."""
-    rest = dict(settings)
-    options = rest.pop("config")
-    return {**rest, "options": {**options, **options["compute"], "compute": None}}
+    options = dict(settings["config"])
+    options |= options.pop("compute")
+    return {**settings, "config": None, "options": options}
 
 
 def _refused(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -131,7 +131,7 @@ def test_tensorboard_that_is_missing_is_said_before_any_work(data, tmp_path, cap
 HEADER = "step,epoch,loss,accuracy,images_per_second"
 
 
-@pytest.mark.parametrize("torn", ["3,0.3,1,1,1\n4", "3,0.3,1,1", "2", ""])
+@pytest.mark.parametrize("torn", ["3,0.3,1,1,1\n4", "2,0.3,1,1", "2", "", "x,0.3,1,1,1\n", "2,1\n"])
 def test_rows_behind_the_step_and_rows_cut_off_are_dropped(tmp_path, torn):
     path = tmp_path / "rows.csv"
     path.write_text(f"{HEADER}\n1,0.1,0.5,0.5,9.0\n2,0.2,0.4,0.75,9.0\n{torn}")

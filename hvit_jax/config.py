@@ -150,6 +150,11 @@ class Compute(Options):
         if "float64" in (self.dtype, self.param_dtype) and not jax.config.read("jax_enable_x64"):
             raise InputError("dtype 'float64' needs JAX_ENABLE_X64=1 in the environment")
 
+    @classmethod
+    def label(cls, name: str) -> str:
+        """Name a field in messages as `hvit_jax.load` does; command lines name their own flags."""
+        return name
+
     @property
     def types(self) -> tuple[jnp.dtype, jnp.dtype]:
         """The types that blocks are computed in, and that their weights are stored in."""

@@ -1,5 +1,7 @@
 """ACT in a model; its operations are tested in test_hashing and test_grouping."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,44 +9,24 @@ import pytest
 from flax import nnx
 
 import hvit_jax
-from hvit_jax.config import Compute
-from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.ops.grouping import group_tokens
 from hvit_jax.reducers import make_reducer
-from tests.frozen import block_of
+from tests.small_models import block_of, build, classify, contrasts, features, sharp_parameters
 
 TOKENS, HEADS = 49, 2
 
 
+make = functools.partial(build, method="act")
+
+
 @pytest.fixture(scope="module")
 def parameters(small_config):
-    """Random weights with large queries and keys, so that hashes differ between tokens."""
-    parameters = init_parameters(small_config, 3)
-    kernel = parameters["blocks"]["in_proj"]["kernel"]
-    parameters["blocks"]["in_proj"]["kernel"] = 6 * kernel
-    return parameters
+    return sharp_parameters(small_config, 6)
 
 
 @pytest.fixture(scope="module")
 def images(small_config):
-    shape = (3, *small_config.image_shape, 3)
-    noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    return jnp.asarray(noise * np.array([0.3, 1.0, 3.0], np.float32)[:, None, None, None])
-
-
-def make(config, parameters, *, method="act", dtype="float32", unroll=False, **options):
-    reducer = make_reducer(method, **options)
-    return build_model(config, reducer, parameters, Compute(dtype=dtype, unroll=unroll))
-
-
-def classify(model, images):
-    graph, state = nnx.split(model)
-    return jax.jit(lambda state, images: nnx.merge(graph, state).classify(images))(state, images)
-
-
-def features(model, images):
-    graph, state = nnx.split(model)
-    return jax.jit(lambda state, images: nnx.merge(graph, state).features(images))(state, images)
+    return contrasts(small_config)
 
 
 def clusters_of_block(model, x, index, *, keys=False):

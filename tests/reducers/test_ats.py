@@ -1,6 +1,7 @@
 """ATS as a method of the model; the sampling itself is tested in test_sampling.py."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,37 +10,23 @@ import pytest
 from flax import nnx
 
 import hvit_jax
-from hvit_jax.config import Compute, named_config
-from hvit_jax.models.parameters import build_model, init_parameters
+from hvit_jax.config import named_config
 from tests.ats_reference import run_alone
 from tests.published_rows import published, row_config, row_name, token_counts
+from tests.small_models import build, contrasts, features, sharp_parameters
+
+make = functools.partial(build, method="ats")
 
 
 @pytest.fixture(scope="module")
 def parameters(small_config):
-    """Random weights with sharp attention, so that images keep different numbers of tokens."""
-    parameters = init_parameters(small_config, 3)
-    kernel = parameters["blocks"]["in_proj"]["kernel"]
-    parameters["blocks"]["in_proj"]["kernel"] = 3 * kernel
-    parameters["class_token"] = jax.random.normal(jax.random.key(1), (small_config.width,))
-    return parameters
+    class_token = jax.random.normal(jax.random.key(1), (small_config.width,))
+    return {**sharp_parameters(small_config, 3), "class_token": class_token}
 
 
 @pytest.fixture(scope="module")
 def images(small_config):
-    shape = (3, *small_config.image_shape, 3)
-    noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    return jnp.asarray(noise * np.array([0.3, 1.0, 3.0], np.float32)[:, None, None, None])
-
-
-def make(config, parameters, *, dtype="float32", unroll=False, **options):
-    reducer = hvit_jax.make_reducer("ats", **options)
-    return build_model(config, reducer, parameters, Compute(dtype=dtype, unroll=unroll))
-
-
-def features(model, images):
-    graph, state = nnx.split(model)
-    return jax.jit(lambda state, images: nnx.merge(graph, state).features(images))(state, images)
+    return contrasts(small_config)
 
 
 @pytest.fixture(scope="module")

@@ -85,12 +85,6 @@ def name(case):
 BUDGETED = [case for case in METHODS if issubclass(hvit_jax.REDUCERS[name(case)], Budgeted)]
 
 
-@pytest.fixture(scope="module")
-def images(small_config):
-    shape = (3, *small_config.image_shape, 3)
-    return jnp.asarray(np.random.default_rng(0).normal(size=shape).astype(np.float32))
-
-
 def test_every_method_has_a_case():
     assert set(map(name, CASES)) == set(hvit_jax.REDUCERS)
 

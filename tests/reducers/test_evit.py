@@ -10,8 +10,8 @@ import hvit_jax
 from hvit_jax import InputError
 from hvit_jax.models.reducer import Layer, TokenState
 from hvit_jax.reducers.evit import EViT
-from tests.frozen import block_of, frozen
 from tests.published_rows import published, row_config, row_name, token_counts
+from tests.small_models import block_of, frozen
 
 # Patch tokens after each drop, by model and keep rate.
 KEPT = {
@@ -28,12 +28,6 @@ VARIANTS = [{"score": "cls"}, {"fuse_token": True}]
 def make(config, **options):
     settings = {"keep_rate": 0.6, "drop_locations": (1, 2), **options}
     return hvit_jax.create(config, "evit", seed=1, **settings)
-
-
-@pytest.fixture(scope="module")
-def images(small_config):
-    shape = (3, *small_config.image_shape, 3)
-    return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
 
 @pytest.mark.parametrize("row", published("evit"), ids=row_name)

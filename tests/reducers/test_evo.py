@@ -11,8 +11,8 @@ from hvit_jax import InputError
 from hvit_jax.models.vit import segments
 from hvit_jax.reducers import evo
 from hvit_jax.reducers.evo import EvoState, EvoViT
-from tests.frozen import block_of, frozen
 from tests.published_rows import published, row_config, row_name, token_counts
+from tests.small_models import block_of, frozen
 
 # Patches that a pruned block runs on, by model and ratio.
 PROCESSED = {
@@ -27,12 +27,6 @@ PROCESSED = {
 def make(config, **options):
     settings = {"prune_location": 2, "prune_ratio": 0.5, **options}
     return hvit_jax.create(config, "evo", seed=1, **settings)
-
-
-@pytest.fixture(scope="module")
-def images(small_config):
-    shape = (3, *small_config.image_shape, 3)
-    return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
 
 
 @pytest.mark.parametrize("row", published("evo"), ids=row_name)

@@ -1,5 +1,7 @@
 """SMYRF as a method of the model; its operations are tested in test_clustered_attention."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,38 +9,25 @@ import pytest
 from flax import nnx
 
 import hvit_jax
-from hvit_jax.config import Compute, named_config
+from hvit_jax.config import named_config
 from hvit_jax.costs import count_flops
 from hvit_jax.errors import InputError
-from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.ops.attention import attend
 from hvit_jax.ops.clustered_attention import straddling_attention
 from hvit_jax.reducers import make_reducer
-from tests.frozen import block_of
 from tests.published_rows import published, row_config, row_name, token_counts
+from tests.small_models import block_of, build, sharp_parameters
 
 TOKENS = 49
 OPTIONS = {"first_block": 1, "rounds": 4, "q_cluster_size": 10, "k_cluster_size": 10}
 
 
+make = functools.partial(build, method="smyrf")
+
+
 @pytest.fixture(scope="module")
 def parameters(small_config):
-    """Random weights with sharp attention, so that it matters which keys a query sees."""
-    parameters = init_parameters(small_config, 3)
-    kernel = parameters["blocks"]["in_proj"]["kernel"]
-    parameters["blocks"]["in_proj"]["kernel"] = 2 * kernel
-    return parameters
-
-
-@pytest.fixture(scope="module")
-def images(small_config):
-    shape = (3, *small_config.image_shape, 3)
-    return jnp.asarray(np.random.default_rng(0).normal(size=shape).astype(np.float32))
-
-
-def make(config, parameters, *, method="smyrf", dtype="float32", unroll=False, **options):
-    reducer = make_reducer(method, **options)
-    return build_model(config, reducer, parameters, Compute(dtype=dtype, unroll=unroll))
+    return sharp_parameters(small_config, 2)
 
 
 class TestTables:

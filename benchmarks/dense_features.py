@@ -28,7 +28,7 @@ from hvit_jax.commands.flags import ArgumentParser
 from hvit_jax.costs import at_cost, cost_share
 from hvit_jax.data.loader import load_batches
 from hvit_jax.data.preprocess import normalize
-from hvit_jax.data.source import open_source, spread
+from hvit_jax.data.source import open_source, take_evenly
 from hvit_jax.system.figures import check_plot, pyplot, save_figure
 from hvit_jax.system.files import check_destination, write_atomically
 from hvit_jax.system.run import run
@@ -156,7 +156,7 @@ def _main() -> None:
     check_destination(options.output, overwrite=True)
     check_plot(picture, "--output")
     dense = hvit_jax.load(options.checkpoint)
-    source = spread(open_source(options.data), options.pictures)
+    source = take_evenly(open_source(options.data), options.pictures)
     shape = dense.config.image_shape
     with load_batches(source, shape, batch_size=BATCH, workers=0) as batches:
         pixels = [batch.pixels[batch.valid] for batch in batches]

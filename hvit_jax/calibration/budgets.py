@@ -86,7 +86,7 @@ def measure(
     for batch in batches:
         for problem in batch.problems.values():
             raise InputError(problem)
-        counts = jax.device_get(compiled(state, placement.divide(batch.pixels)))
+        counts = jax.device_get(compiled(state, placement.shard_batch(batch.pixels)))
         collected.append(jax.tree.map(lambda leaf, rows=batch.valid: leaf[rows], counts))
     joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *collected)
     return [

@@ -16,7 +16,7 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.costs import count_flops
 from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.loader import load_batches
-from hvit_jax.data.source import SAMPLING, open_source, spread
+from hvit_jax.data.source import SAMPLING, open_source, take_evenly
 from hvit_jax.distributed.placement import place
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import or_demo
@@ -64,7 +64,7 @@ def calibrate(
     free = as_budgeted(config.reducer)
     _check(free, sizes)
     pictures, placement = open_source(data), place()
-    part = spread(pictures, config.batches * config.batch_size)
+    part = take_evenly(pictures, config.batches * config.batch_size)
     model = build_model(sizes, free, fitted_parameters(checkpoint, sizes), config.compute)
     size = placement.round_up(min(config.batch_size, len(part)))
     messages = messages or Console(stderr=True)

@@ -10,7 +10,7 @@ from PIL import Image
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.tfds import PREFIX, read_tfds
 
-# How `spread` chooses, for files that name what numbers depend on: no chance, so no seed.
+# How `take_evenly` chooses, for files that name what numbers depend on: no chance, so no seed.
 SAMPLING = "at even distances"
 
 
@@ -97,7 +97,7 @@ class Subset:
         return self.source.open(self.indices[index])
 
 
-def spread(source: Source, count: int) -> Subset:
+def take_evenly(source: Source, count: int) -> Subset:
     """Take pictures at even distances, since neighbours are often of one class.
 
     Args:

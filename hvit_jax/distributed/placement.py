@@ -1,4 +1,4 @@
-"""Data parallelism: every device takes a share of each batch, and holds all parameters or a share.
+"""Data parallelism: each batch is sharded over the devices, parameters are replicated or sharded.
 
 Where arrays lie is decided here alone. A step is written for one device, and every device runs it
 on its own rows: left to XLA's partitioner, a loop over images and heads would run them all on each
@@ -26,7 +26,7 @@ class Placement:
 
     Attributes:
         mesh: the devices, along one axis `data`, those of a process side by side.
-        shard: whether a state is divided among the devices as well, as far as its shapes allow.
+        shard: whether a state is sharded as well, as far as its shapes allow.
     """
 
     mesh: Mesh
@@ -48,8 +48,8 @@ class Placement:
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
-    def divided(self) -> NamedSharding:
-        """A share of the first axis on every device: pictures and labels."""
+    def batch_sharding(self) -> NamedSharding:
+        """The first axis divided among the devices: pictures and labels."""
         return NamedSharding(self.mesh, PartitionSpec(AXIS))
 
     def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
@@ -68,30 +68,30 @@ class Placement:
         """Put a tree of arrays, which every process has, on every device."""
         return self._put(tree, lambda leaf: self.replicated)
 
-    def put(self, state: Any) -> Any:
+    def shard_state(self, state: Any) -> Any:
         """Put a tree of arrays, which every process has, where `sharding` says."""
         return self._put(state, lambda leaf: self.sharding(np.shape(leaf)))
 
-    def fetch(self, tree: Any) -> Any:
-        """Give every process a tree's whole arrays, as NumPy arrays; all processes call this."""
-        whole = jax.jit(lambda tree: tree, out_shardings=self.replicated)
-        return jax.device_get(tree if self.devices == 1 else whole(tree))
+    def gather(self, tree: Any) -> Any:
+        """Give every process all of a tree's arrays, as NumPy arrays; all processes call this."""
+        replicate = jax.jit(lambda tree: tree, out_shardings=self.replicated)
+        return jax.device_get(tree if self.devices == 1 else replicate(tree))
 
     def _put(self, tree: Any, sharding: Callable[[Any], NamedSharding]) -> Any:
         if self.processes == 1:
             return jax.device_put(tree, jax.tree.map(sharding, tree))
         return jax.tree.map(lambda leaf: _put(leaf, sharding(leaf)), tree)
 
-    def divide(self, array: np.ndarray) -> jax.Array:
-        """Put a share of a batch on every device.
+    def shard_batch(self, array: np.ndarray) -> jax.Array:
+        """Divide a batch among the devices.
 
         Args:
             array: the rows that this process has, of any shape (B, ...).
         """
-        return jax.make_array_from_process_local_data(self.divided, array)
+        return jax.make_array_from_process_local_data(self.batch_sharding, array)
 
     def round_up(self, batch_size: int) -> int:
-        """Give the smallest batch of at least this size that the devices share evenly."""
+        """Give the smallest batch of at least this size that divides by the number of devices."""
         return -(-batch_size // self.devices) * self.devices
 
     def compile(
@@ -100,7 +100,7 @@ class Placement:
         """Compile a function whose results are rows, one for each picture.
 
         Args:
-            function: of a tree, which every device sees whole, and its rows of some arrays, such as
+            function: of a tree, which every device has all of, and its rows of some arrays, such as
                 pictures and labels.
             arrays: how many these are.
             **options: of `jax.jit`.
@@ -118,8 +118,8 @@ class Placement:
 
 def _put(array: Any, sharding: NamedSharding) -> jax.Array:
     """Put an array that every process has; `device_put` would compare all copies first."""
-    whole = np.asarray(array)
-    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+    values = np.asarray(array)
+    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
 
 def place(devices: Sequence[Any] | None = None, *, shard: bool = False) -> Placement:
@@ -127,7 +127,7 @@ def place(devices: Sequence[Any] | None = None, *, shard: bool = False) -> Place
 
     Args:
         devices: which ones.
-        shard: whether they share a state, instead of each holding all of it.
+        shard: whether a state is sharded over them, instead of each holding all of it.
 
     Raises:
         InputError: if one process has more devices than another.

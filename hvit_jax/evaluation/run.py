@@ -222,7 +222,7 @@ class _Evaluation:
                 batches,
                 self.inputs.labels[first:],
                 self.tally,
-                put=self.placement.divide,
+                put=self.placement.shard_batch,
                 sharding=self.sharding,
                 skip_unreadable=self.config.on_error == "skip",
                 on_batch=on_batch,

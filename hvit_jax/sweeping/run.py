@@ -14,7 +14,7 @@ from rich.progress import track
 from hvit_jax.api import with_resolution
 from hvit_jax.costs import count_flops
 from hvit_jax.data.fingerprint import fingerprints
-from hvit_jax.data.source import SAMPLING, Subset, spread
+from hvit_jax.data.source import SAMPLING, Subset, take_evenly
 from hvit_jax.distributed.placement import place
 from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError
@@ -99,7 +99,7 @@ def sweep(
         messages.print(inputs.note)
     use_compilation_cache(config.cache)
     # At even distances over the data, and so over its classes.
-    part = spread(inputs.source, config.pictures)
+    part = take_evenly(inputs.source, config.pictures)
     results = open_results(config, inputs, part, placement.devices)
     messages.print(f"{_machine(placement.devices)}, {len(part)} pictures, {len(found)} candidates")
     # A whole batch is divided among the devices, as eval.py does it.

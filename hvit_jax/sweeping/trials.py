@@ -203,15 +203,15 @@ class Trials(Bench[Step]):
     def _score(self, step: Step) -> tuple[Tally, Bool[np.ndarray, " n"]]:
         """Score the sample: the sums, and which pictures are right."""
         tally, sample = Tally(), self.sample
-        score(step, sample.batches, sample.labels, tally, put=self.placement.divide)
+        score(step, sample.batches, sample.labels, tally, put=self.placement.shard_batch)
         if count := tally.totals.not_finite:
             raise FloatingPointError(f"the logits of {count} pictures are not finite numbers")
         return tally, np.concatenate([rows.top1 == rows.labels for rows in tally.rows])
 
     def _work(self, step: Step) -> Work:
         """Make the first batch something to time."""
-        pixels = self.placement.divide(self.sample.batches[0].pixels)
-        labels = self.placement.divide(np.zeros(len(pixels), np.int32))
+        pixels = self.placement.shard_batch(self.sample.batches[0].pixels)
+        labels = self.placement.shard_batch(np.zeros(len(pixels), np.int32))
         return device_work(lambda: step(pixels, labels))
 
 

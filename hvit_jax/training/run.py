@@ -100,7 +100,7 @@ def train(
     run = _Run(trainer, folder, pictures, console, batches)
     with explain_out_of_memory(config.batch_size, config.less_memory(placement.devices)):
         state = run.train(parameters)
-    trained = placement.fetch(trainer.result(state))
+    trained = placement.gather(trainer.result(state))
     checkpoint = config.output / "checkpoint"
     if writes:
         source = {"format": "hvit_jax.train", **read_settings(config.output)}
@@ -151,7 +151,7 @@ class _Run:
     def train(self, parameters: Tree) -> TrainState:
         """Train from the newest state in the output folder, or from the first parameters."""
         try:
-            state = self.placement.put(self.trainer.init(parameters))
+            state = self.placement.shard_state(self.trainer.init(parameters))
             if self.config.resume:
                 state = self.states.restore(state, note=self.console.print) or state
             return self._take_steps(state)
@@ -211,8 +211,8 @@ class _Run:
     def _compile(self, state: TrainState) -> Callable[[TrainState, dict], TrainState]:
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
         step = jax.jit(self.trainer.step, donate_argnums=0, out_shardings=layout)
-        divide = self.placement.divide
-        return lambda state, batch: step(state, divide(batch["pixels"]), divide(batch["label"]))
+        shard = self.placement.shard_batch
+        return lambda state, batch: step(state, shard(batch["pixels"]), shard(batch["label"]))
 
     def _next(self, batches: Batches, state: TrainState) -> dict[str, np.ndarray]:
         try:

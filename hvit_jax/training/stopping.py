@@ -41,7 +41,7 @@ class StopRequest:
         if self._placement.processes == 1:
             return self._wanted
         rows = self._placement.devices // self._placement.processes
-        self._asked.append(self._any(self._placement.divide(np.full(rows, self._wanted))))
+        self._asked.append(self._any(self._placement.shard_batch(np.full(rows, self._wanted))))
         if len(self._asked) > _LATE and self._asked.popleft():
             self._found = True
         return self._found

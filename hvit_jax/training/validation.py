@@ -100,7 +100,7 @@ class Validation:
                 batches,
                 [places[label] for label in self.source.labels],
                 tally,
-                put=placement.divide,
+                put=placement.shard_batch,
                 sharding=sharding,
                 on_batch=lambda tally: on_batch(tally.totals.images),
             )

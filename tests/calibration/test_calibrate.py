@@ -15,7 +15,7 @@ from hvit_jax.commands.flags import read_method_args
 from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.preprocess import normalize, resize_and_crop
-from hvit_jax.data.source import Source, spread
+from hvit_jax.data.source import Source, take_evenly
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.reducers import Budgeted
 
@@ -107,12 +107,12 @@ class TestProposals:
 
 def test_spread_takes_even_distances(pictures):
     source = read_folder(pictures)
-    part = spread(source, 3)
+    part = take_evenly(source, 3)
     assert isinstance(part, Source) and len(part) == 3
     assert part.paths == ("even/0.png", "even/4.png", "odd/1.png")
     assert part.labels == (0, 0, 1) and part.classes == ("even", "odd")
     assert part.open(1).tobytes() == source.open(2).tobytes()
-    assert spread(source, 99).paths == source.paths
+    assert take_evenly(source, 99).paths == source.paths
 
 
 @pytest.mark.parametrize(

@@ -73,15 +73,15 @@ states, sizes = [], []
 for shard in (False, True):
     placement = place(shard=shard)
     trainer = Trainer(recipe, config, reducer, optimizer, placement)
-    state = placement.put(trainer.init(init_parameters(config, 0)))
+    state = placement.shard_state(trainer.init(init_parameters(config, 0)))
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(trainer.step, out_shardings=layout)
-    batch = placement.divide(pixels), placement.divide(labels)
+    batch = placement.shard_batch(pixels), placement.shard_batch(labels)
     compiled = step.lower(state, *batch).compile()
     sizes.append(compiled.memory_analysis().argument_size_in_bytes)
     for _ in range(3):
         state = compiled(state, *batch)
-    states.append((state.sums["loss"], placement.fetch(state)))
+    states.append((state.sums["loss"], placement.gather(state)))
 np.testing.assert_allclose(states[1][0], states[0][0], rtol=1e-5)
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-3), *states)
 assert sizes[1] < sizes[0] / 6, sizes

@@ -47,11 +47,12 @@ def run_together(
     if not processes.several():
         return command()
     _meet(processes, program)
-    ended = threading.Event()
+    done = False
 
     def finish() -> int | None:
+        nonlocal done
         status = command()
-        ended.set()
+        done = True
         return status
 
     try:
@@ -63,7 +64,7 @@ def run_together(
             print(f"{program}: {why}", file=sys.stderr)
         else:
             traceback.print_exc()
-    if not ended.is_set() or status >= _STOPPED:
+    if not done or status >= _STOPPED:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)  # Leaving in order would wait for the others.

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "can't allocate memory")
-_LOST_CONNECTION = re.compile(r"\b(gloo|nccl|coordination service)\b", re.IGNORECASE)
+_LOST_CONNECTION = re.compile(r"\bgloo\b|\bnccl\b|coordination.?service", re.I)
 _SYSTEM_CODE = re.compile(r"os_error_code='(\d+)'")
 _REFUSED_CLASS = re.compile(r"GLOBAL ([\w.]+)")
 

@@ -127,8 +127,11 @@ def test_nobody_waits_for_a_process_that_is_gone(failing, fault, status, line):
     assert time.monotonic() - began < 60
     gone, other = done[failing], done[1 - failing]
     assert gone.returncode == status and gone.stderr.endswith(line)
-    assert other.returncode == -signal.SIGABRT
-    assert "JAX distributed service detected fatal errors" in other.stderr
+    # At the very beginning, JAX may be asking process 0 for something when that goes.
+    noticed = failing == 0 and other.returncode == 1
+    assert noticed or other.returncode == -signal.SIGABRT
+    own, jaxs = "x: another process has stopped", "JAX distributed service detected fatal errors"
+    assert (own if noticed else jaxs) in other.stderr and "Traceback" not in other.stderr
 
 
 def test_a_status_is_passed_on_when_all_are_done():

@@ -18,9 +18,9 @@ import jax
 
 import hvit_jax
 from hvit_jax import demo
-from hvit_jax.data.loader import load_batches
 from hvit_jax.data.source import open_source
-from hvit_jax.evaluation.loop import score
+from hvit_jax.distributed.placement import place
+from hvit_jax.evaluation.loop import BatchSharding, score
 from hvit_jax.evaluation.step import compile_step
 from hvit_jax.evaluation.tally import Tally
 
@@ -55,10 +55,12 @@ def watch(folder: Path, workers: int) -> list[dict[str, float]]:
             rows.append({"images": tally.totals.images, "seconds": seconds, "bytes": memory})
             print(f"{tally.totals.images} pictures, {memory / 1e6:.0f} MB", flush=True)
 
-    step = compile_step(model, BATCH)
-    shape = model.config.image_shape
-    with load_batches(source, shape, batch_size=BATCH, workers=workers) as batches:
-        score(step, batches, source.labels, tally, on_batch=on_batch)
+    placement, sharding = place(), BatchSharding(len(source), BATCH)
+    step = compile_step(model, BATCH, placement)
+    with sharding.load(source, model.config.image_shape, workers) as batches:
+        score(
+            step, batches, source.labels, tally, sharding, placement.shard_batch, on_batch=on_batch
+        )
     print(f"top-1 {tally.totals.percent(tally.totals.correct):.2f} %")
     return rows
 

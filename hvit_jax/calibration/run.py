@@ -19,7 +19,6 @@ from hvit_jax.data.loader import load_batches
 from hvit_jax.data.source import SAMPLING, open_source, take_evenly
 from hvit_jax.distributed.placement import place
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.inputs import or_demo
 from hvit_jax.fields import as_json, flag, show
 from hvit_jax.models.parameters import build_model
 from hvit_jax.published import describe_configuration
@@ -59,7 +58,7 @@ def calibrate(
     """
     if config.output is not None:
         refuse_existing(config.output)
-    data, checkpoint = or_demo(config.data, config.checkpoint)
+    data, checkpoint = config.inputs
     sizes = with_resolution(read_description(checkpoint).config, config.resolution)
     free = as_budgeted(config.reducer)
     _check(free, sizes)

@@ -6,21 +6,17 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvit_jax import demo
 from hvit_jax.config import Compute
 from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.inputs import check_both_or_neither
 from hvit_jax.fields import Options, nested, option
 from hvit_jax.models.reducer import Reducer
 
 
 @dataclass(frozen=True)
 class OnPictures(Options):
-    """What every command is told that runs a checkpoint on labelled pictures.
-
-    Raises:
-        InputError: for values that are wrong or do not go together.
-    """
+    """What every command is told that runs a checkpoint on labelled pictures."""
 
     data: str | None = option(
         None,
@@ -47,7 +43,20 @@ class OnPictures(Options):
 
     def __post_init__(self):
         super().__post_init__()
-        check_both_or_neither(self.data, self.checkpoint)
+        if (self.data is None) != (self.checkpoint is None):
+            given = "--checkpoint DIR is given without DATA"
+            if self.data is not None:
+                given = f"DATA is given without --checkpoint DIR, as {self.data!r}"
+            raise InputError(
+                f"{given}; give both DATA and --checkpoint DIR, or neither for the demo"
+            )
+
+    @property
+    def inputs(self) -> tuple[str, Path]:
+        """Data and checkpoint; the demo's where neither is named."""
+        if self.data is None or self.checkpoint is None:
+            return str(demo.images_dir()), demo.checkpoint_dir()
+        return self.data, self.checkpoint
 
 
 @dataclass(frozen=True)
@@ -83,9 +92,7 @@ class EvalConfig(OnPictures):
     def __post_init__(self):
         super().__post_init__()
         if self.resume and self.output is None:
-            raise InputError(
-                "--resume needs --output FILE.json, beside which scored pictures are saved"
-            )
+            raise InputError("--resume needs --output FILE.json, where scored pictures are saved")
         if self.output and self.predictions:
             if self.output.absolute() == self.predictions.absolute():
                 raise InputError(f"--output and --predictions both name {self.output}")

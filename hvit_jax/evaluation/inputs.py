@@ -6,29 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvit_jax import demo
+from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import Description, read_description
+from hvit_jax.config import ViTConfig
 from hvit_jax.data.source import Source, open_source
 from hvit_jax.errors import InputError
+from hvit_jax.evaluation.config import OnPictures
+from hvit_jax.models.reducer import Reducer
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Data and checkpoint, which fit each other.
+    """Data and checkpoint, which fit each other."""
 
-    Attributes:
-        data: what the command line calls DATA.
-        source: its pictures.
-        checkpoint: the checkpoint's folder.
-        description: what it says of itself.
-        labels: of all pictures, numbered as the head's outputs.
-    """
-
-    data: str
+    data: str  # What the command line calls so.
     source: Source
     checkpoint: Path
     description: Description
-    labels: tuple[int, ...]
+    sizes: ViTConfig  # At the wanted resolution.
+    labels: tuple[int, ...]  # Of all pictures, numbered as the head's outputs.
 
     @property
     def note(self) -> str | None:
@@ -39,55 +35,28 @@ class Inputs:
         return "the data's class names are not the checkpoint's; classes go by their order"
 
 
-def check_both_or_neither(data: str | None, checkpoint: Path | None) -> None:
-    """Check that data and checkpoint are both named, or neither, which stands for the demo.
+def open_inputs(config: OnPictures, reducer: Reducer = Reducer()) -> Inputs:
+    """Open data and checkpoint, and check that they and a method fit each other.
 
     Raises:
-        InputError: if only one is.
+        InputError: if anything cannot be opened or does not fit.
     """
-    if (data is None) != (checkpoint is None):
-        given = "--checkpoint DIR is given without DATA"
-        if data is not None:
-            given = f"DATA is given without --checkpoint DIR, as {data!r}"
-        raise InputError(f"{given}; give both DATA and --checkpoint DIR, or neither for the demo")
-
-
-def or_demo(data: str | None, checkpoint: Path | None) -> tuple[str, Path]:
-    """Take the demo's pictures and checkpoint where neither is named."""
-    if data is None or checkpoint is None:
-        return str(demo.images_dir()), demo.checkpoint_dir()
-    return data, checkpoint
-
-
-def open_inputs(data: str | None, checkpoint: Path | None) -> Inputs:
-    """Check everything that can be checked before weights and pictures are read.
-
-    Args:
-        data: a folder or `tfds:NAME[:SPLIT]`; None for the demo's pictures.
-        checkpoint: its folder; None for the demo's.
-
-    Raises:
-        InputError: if either cannot be opened, or they do not fit each other.
-    """
-    data, checkpoint = or_demo(data, checkpoint)
+    data, checkpoint = config.inputs
     description = read_description(checkpoint)
+    sizes = with_resolution(description.config, config.resolution)
+    reducer.resolve(sizes)  # Found wrong before thousands of pictures are listed.
     source = open_source(data)
     labels = head_labels(source.labels, source.classes, description)
-    return Inputs(data, source, checkpoint, description, labels)
+    return Inputs(data, source, checkpoint, description, sizes, labels)
 
 
 def head_labels(
     labels: Sequence[int], classes: Sequence[str], description: Description
 ) -> tuple[int, ...]:
-    """Translate labels to the numbers of the head's outputs.
+    """Translate labels, which are indices into `classes`, to the numbers of the head's outputs.
 
     Where data and checkpoint name the same classes, names decide; else the places in the order of
     both, as for ImageNet, whose folders and head are in the order of the WordNet numbers.
-
-    Args:
-        labels: indices into `classes`.
-        classes: names of the data's classes.
-        description: the checkpoint's.
 
     Raises:
         InputError: if the checkpoint has no head, or one for another number of classes.

@@ -35,12 +35,14 @@ class BatchSharding:
         batch_size: rows of a batch, of all processes together; they divide evenly.
         process: which process this is.
         processes: how many there are.
+        first: the picture to begin with; those before it are left out.
     """
 
     pictures: int
     batch_size: int
     process: int = field(default_factory=jax.process_index)
     processes: int = field(default_factory=jax.process_count)
+    first: int = 0
 
     @property
     def rows(self) -> int:
@@ -50,49 +52,26 @@ class BatchSharding:
     @property
     def batches(self) -> int:
         """Batches that every process runs."""
-        return -(-self.pictures // self.batch_size)
+        return -(-(self.pictures - self.first) // self.batch_size)
 
     @property
     def indices(self) -> tuple[int, ...]:
         """The pictures that this process decodes, in ascending order."""
-        places = np.arange(self.pictures)
+        places = np.arange(self.pictures - self.first)
         mine = places[places % self.batch_size // self.rows == self.process]
-        return tuple(mine.tolist())
+        return tuple((self.first + mine).tolist())
 
     def load(
         self, source: Source, resolution: tuple[int, int], workers: int
     ) -> AbstractContextManager[Iterator[Batch]]:
-        """Start to decode this process's rows of every batch; see `load_batches`.
-
-        Args:
-            source: the pictures, all of them.
-            resolution: height and width of the prepared pictures.
-            workers: processes that decode.
-        """
-        mine = source if self.processes == 1 else Subset(source, self.indices)
+        """Start to decode this process's rows of every batch; see `load_batches`."""
         return load_batches(
-            mine, resolution, batch_size=self.rows, workers=workers, batches=self.batches
+            Subset(source, self.indices),
+            resolution,
+            batch_size=self.rows,
+            workers=workers,
+            batches=self.batches,
         )
-
-    def gather(self, number: int, batch: Batch, labels: Int[np.ndarray, " B"]) -> Batch:
-        """Describe a batch of all processes, which all call this.
-
-        Args:
-            number: of the batch.
-            batch: this process's rows of it.
-            labels: of all rows; UNREADABLE tells pictures that could not be read.
-
-        Returns:
-            Indices and problems of all rows; its pixels are left out, as zeros of no size.
-        """
-        first = number * self.batch_size
-        indices = tuple(range(first, min(first + self.batch_size, self.pictures)))
-        problems = {}
-        if (labels == UNREADABLE).any():
-            # JSON's keys are strings; pairs keep the rows.
-            for process, pairs in enumerate(gather(list(batch.problems.items()))):
-                problems |= {process * self.rows + row: text for row, text in pairs}
-        return Batch(np.zeros((self.batch_size, 0, 0, 3), np.uint8), indices, problems)
 
 
 def score(
@@ -100,9 +79,9 @@ def score(
     batches: Iterable[Batch],
     labels: Sequence[int],
     tally: Tally,
+    sharding: BatchSharding,
+    put: Callable[[np.ndarray], jax.Array],
     *,
-    put: Callable[[np.ndarray], jax.Array] = jax.device_put,
-    sharding: BatchSharding | None = None,
     skip_unreadable: bool = False,
     on_batch: Callable[[Tally], None] = lambda tally: None,
 ) -> None:
@@ -112,11 +91,11 @@ def score(
 
     Args:
         step: from `compile_step`.
-        batches: from `load_batches` or `BatchSharding.load`, of the step's size.
+        batches: from `BatchSharding.load`.
         labels: the right class of every picture of the source.
         tally: gets every batch; an exception leaves in it what was scored before.
-        put: puts pictures and labels where the step takes them.
-        sharding: how the processes divide the pictures; default: this one has them all.
+        sharding: how the processes divide the pictures.
+        put: puts pictures and labels where the step takes them, such as `Placement.shard_batch`.
         skip_unreadable: leave out pictures that cannot be read, instead of raising.
         on_batch: called after each batch, to show progress.
 
@@ -124,29 +103,23 @@ def score(
         PictureError: for a picture that cannot be read.
     """
     running = collections.deque()
-    several = sharding if sharding is not None and sharding.processes > 1 else None
-    known = np.asarray(labels, np.int32)
-    mine = known if several is None else known[list(several.indices)]
-
-    def check(batch: Batch) -> None:
-        if batch.problems and not skip_unreadable:
-            raise PictureError(batch.problems[min(batch.problems)])
+    mine = np.asarray(labels, np.int32)[list(sharding.indices)]
 
     def finish_oldest() -> None:
-        number, batch, outputs, started, waited = running.popleft()
+        problems, outputs, started, waited = running.popleft()
         outputs = jax.device_get(outputs)
-        if several is not None:
-            batch = several.gather(number, batch, outputs.labels)
-            check(batch)
-        tally.add(batch, outputs.labels, outputs, started, waited)
+        if (outputs.labels == UNREADABLE).any():  # In any process, so that all of them gather.
+            problems = [each for found in gather(problems) for each in found]
+            if not skip_unreadable:
+                raise PictureError(problems[0])
+        tally.add(outputs, problems, started, waited)
         on_batch(tally)
 
-    for number, (batch, waited) in enumerate(_timed(batches)):
-        if several is None:
-            check(batch)
+    for batch, waited in _timed(batches):
         started = time.perf_counter()
         outputs = step(put(batch.pixels), put(_labels(batch, mine)))
-        running.append((number, batch, outputs, started, waited))
+        problems = [batch.problems[row] for row in sorted(batch.problems)]
+        running.append((problems, outputs, started, waited))
         if len(running) > _IN_FLIGHT:
             finish_oldest()
     while running:
@@ -154,12 +127,7 @@ def score(
 
 
 def _labels(batch: Batch, known: Int[np.ndarray, " N"]) -> Int[np.ndarray, " B"]:
-    """Give the label of every row; PADDING or UNREADABLE where there is no picture.
-
-    Args:
-        batch: some pictures.
-        known: the labels of all pictures that this process decodes.
-    """
+    """Give the label of every row; `known` are those of all pictures that this process decodes."""
     labels = np.full(len(batch.pixels), PADDING, np.int32)
     labels[: len(batch.indices)] = known[list(batch.indices)]
     labels[list(batch.problems)] = UNREADABLE

@@ -9,12 +9,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from hvit_jax.config import as_pair
-from hvit_jax.errors import InputError
-from hvit_jax.evaluation.config import EvalConfig
 from hvit_jax.evaluation.inputs import Inputs
-from hvit_jax.evaluation.tally import Rows, Tally, join_rows
-from hvit_jax.system.files import write_atomically, write_json
+from hvit_jax.evaluation.tally import Rows, Tally, Totals, join_rows
+from hvit_jax.fields import show
+from hvit_jax.system.files import write_atomically
 
 _TABLE = (
     ("top-1 (%)", "top1", "{:.2f}"),
@@ -30,13 +28,9 @@ _SKIPPED_SHOWN = 10
 
 
 def describe(results: dict[str, Any]) -> str:
-    """Name a configuration in a few words.
-
-    Args:
-        results: as `results.json` has them; the scores are not needed.
-    """
-    arguments = ", ".join(f"{name}={value}" for name, value in results["args"].items())
-    shape = "x".join(map(str, as_pair(results["resolution"])))
+    """Name a configuration in a few words; the scores are not needed."""
+    arguments = ", ".join(f"{name}={show(value)}" for name, value in results["args"].items())
+    shape = "x".join(map(str, results["resolution"]))
     method = f"{results['method']}({arguments})" if arguments else results["method"]
     count = results.get("devices", 1)
     devices = f"{count} x {results['device']}" if count > 1 else results["device"]
@@ -44,15 +38,7 @@ def describe(results: dict[str, Any]) -> str:
 
 
 def scores(tally: Tally) -> dict[str, Any]:
-    """Give the results so far, in the form that `results.json` has.
-
-    Args:
-        tally: what has been scored.
-
-    Returns:
-        Accuracies in per cent, mean loss, counts, steady speed, share of the time spent waiting for
-        pictures; None where there is no number.
-    """
+    """Give the scores as --output writes them: accuracies in per cent; None for what is missing."""
     totals = tally.totals
     return {
         "top1": totals.percent(totals.correct),
@@ -67,49 +53,13 @@ def scores(tally: Tally) -> dict[str, Any]:
     }
 
 
-def write_files(
-    config: EvalConfig, inputs: Inputs, tally: Tally, results: dict[str, Any]
-) -> tuple[list[Path], list[str]]:
-    """Write --predictions and --output, in this order: the results are the sign that all is done.
-
-    Args:
-        config: names the files.
-        inputs: data and checkpoint.
-        tally: what has been scored.
-        results: what --output is to hold.
-
-    Returns:
-        The files that were written, and what is wrong with the others.
-    """
-    written, problems = [], []
-    for path, write in (
-        (config.predictions, lambda path: write_predictions(path, tally, inputs)),
-        (config.output, lambda path: write_json(path, results)),
-    ):
-        if path is not None:
-            try:
-                write(path)
-                written.append(path)
-            except InputError as error:
-                problems.append(str(error))
-    return written, problems
-
-
 def write_predictions(path: Path, tally: Tally, inputs: Inputs) -> None:
-    """Write the scored pictures' `paths`, `labels`, `logits` and `top1`, in the source's order.
-
-    Args:
-        path: the .npz file, replaced atomically.
-        tally: what has been scored; it kept its logits.
-        inputs: the pictures and the classes.
-
-    Raises:
-        InputError: if it cannot be written.
-    """
+    """Write the scored pictures' `paths`, `labels`, `logits` and `top1`, in the source's order."""
     paths, classes = inputs.source.paths, inputs.description.config.num_classes
     # Rows without pictures give shapes and types where nothing was scored.
     none = np.zeros(0, np.int32)
-    rows = join_rows([Rows(none, none, none, np.zeros((0, classes), np.float32), ()), *tally.rows])
+    empty = Rows(none, none, none, np.zeros((0, classes), np.float32), (), Totals())
+    rows = join_rows([empty, *tally.rows])
     arrays = {
         "paths": np.array([paths[index] for index in rows.indices], np.str_),
         **{name: getattr(rows, name) for name in ("labels", "top1", "logits")},
@@ -118,12 +68,7 @@ def write_predictions(path: Path, tally: Tally, inputs: Inputs) -> None:
 
 
 def print_results(console: Console, results: dict[str, Any]) -> None:
-    """Print the final table, beside the published row if the configuration is one.
-
-    Args:
-        console: where to.
-        results: as `results.json` has them.
-    """
+    """Print the final table, beside the published row if the configuration is one."""
     published = (results["published"] or {}).get("published", {})
     table = Table()
     table.add_column("")
@@ -167,8 +112,7 @@ def _print_warnings(console: Console, results: dict[str, Any]) -> None:
 def running_scores(tally: Tally) -> str:
     """Put the running results in a few words."""
     totals = tally.totals
-    top1, top5 = totals.percent(totals.correct), totals.percent(totals.correct_top5)
-    speed = totals.images_per_second
-    if top1 is None or top5 is None or speed is None:
+    if not totals.images:
         return "nothing scored yet"
-    return f"top-1 {top1:.2f} top-5 {top5:.2f} {speed:.1f} images/s"
+    top1, top5 = totals.percent(totals.correct), totals.percent(totals.correct_top5)
+    return f"top-1 {top1:.2f} top-5 {top5:.2f} {totals.images_per_second:.1f} images/s"

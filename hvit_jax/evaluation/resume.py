@@ -17,7 +17,6 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,9 @@ class ProgressFolder:
     """The folder of one evaluation, locked within a `with` statement.
 
     Without --output, and in all processes but the first, nothing is checked, read or saved.
+
+    Attributes:
+        keep: whether the folder stays, even without pictures: --resume may replace partial results.
     """
 
     def __init__(
@@ -57,7 +59,6 @@ class ProgressFolder:
         *,
         active: bool = True,
         interval: float = INTERVAL,
-        clock: Callable[[], float] = time.monotonic,
     ):
         """Name the folder; nothing is read or written yet.
 
@@ -66,11 +67,11 @@ class ProgressFolder:
             messages: where to say what becomes of scored pictures.
             active: whether this process saves for all of them.
             interval: seconds between two savings.
-            clock: tells the time in seconds.
         """
+        self.keep = True
         self._config, self._messages, self._active = config, messages, active
-        self._interval, self._clock, self._saved_at = interval, clock, clock()
-        self._batches, self._pictures, self._lock, self._keep = 0, 0, None, True
+        self._interval, self._saved_at = interval, time.monotonic()
+        self._batches, self._lock = 0, None
         output = config.output if active else None
         self._folder = None if output is None else output.with_name(f"{output.name}.progress")
 
@@ -87,7 +88,7 @@ class ProgressFolder:
             if path is not None and self._active:
                 check_destination(path, overwrite=config.overwrite or resumes)
         if folder is not None:
-            self._keep = folder.is_dir()
+            self.keep = folder.is_dir()
             self._lock = _lock(folder)
             if self._saved() and not config.resume and not config.overwrite:
                 os.close(self._lock)
@@ -100,8 +101,8 @@ class ProgressFolder:
     def __exit__(self, *_: object) -> None:
         """Unlock the folder; remove it where it is new and there is nothing to resume."""
         try:
-            if self._folder is not None and not self._keep and not self._saved():
-                remove_folder(self._folder)
+            if not self.keep and not self._saved():
+                self.remove()
         finally:
             if self._lock is not None:
                 os.close(self._lock)
@@ -121,23 +122,31 @@ class ProgressFolder:
         if folder is None:
             return
         if self._config.resume and (self._saved() or (folder / _SETTINGS).exists()):
-            self._restore(folder, settings, tally)
+            tally.rows = self._read(folder, settings, logits=tally.keep_logits)
+            if tally.skipped and self._config.on_error != "skip":
+                raise PictureError(f"{tally.skipped[0]}; --on-error skip goes on without it")
         else:
             for path in reversed(self._saved()):  # So that a kill leaves the first ones.
                 path.unlink()
             write_json(folder / _SETTINGS, settings)
-        if tally.first:
-            self._messages.print(f"going on: {tally.first} of {count} pictures were scored before")
+        self._batches = len(tally.rows)
+        if done := tally.totals.pictures:
+            self._messages.print(f"going on: {done} of {count} pictures were scored before")
         elif self._config.resume:
             self._messages.print("nothing to go on with: this is the beginning")
-        self._batches, self._pictures = tally.totals.batches, tally.first
 
-    def _restore(self, folder: Path, settings: dict[str, Any], tally: Tally) -> None:
+    def _read(self, folder: Path, settings: dict[str, Any], *, logits: bool) -> list[Rows]:
+        """Read all files in order, after comparing the settings."""
+        rows, first = [], 0
         try:
             before = read_json(folder / _SETTINGS)
             if settings.keys() - before.keys():
                 raise ValueError(f"{_SETTINGS} is not complete")
-            parts = self._read(tally.keep_logits)
+            for path in self._saved():
+                if path.name != _name(first):
+                    raise ValueError(f"{_name(first)} is missing")
+                rows.append(_read_rows(path, logits))
+                first = rows[-1].totals.pictures
         except _DAMAGE as error:
             raise InputError(
                 f"{folder} is damaged ({error}); without --resume, --overwrite begins again"
@@ -147,44 +156,27 @@ class ProgressFolder:
                 f"{folder} was begun {', '.join(found)}; repeat that command, or leave --resume "
                 "out and begin again with --overwrite"
             )
-        if parts:
-            tally.restore(parts)
-        if tally.skipped and self._config.on_error != "skip":
-            raise PictureError(f"{tally.skipped[0]}; --on-error skip goes on without it")
-
-    def _read(self, logits: bool) -> list[tuple[Rows, Totals]]:
-        """Read the files in order: each one's rows, and the sums until then."""
-        parts, first = [], 0
-        for path in self._saved():
-            if path.name != _name(first):
-                raise ValueError(f"{_name(first)} is missing")
-            parts.append(_read_rows(path, logits))
-            first = parts[-1][1].pictures
-        return parts
+        return rows
 
     def save_if_due(self, tally: Tally) -> None:
         """Save what was scored since the last time, now and then."""
-        if self._clock() - self._saved_at >= self._interval:
-            self._saved_at = self._clock()
+        if time.monotonic() - self._saved_at >= self._interval:
+            self._saved_at = time.monotonic()
             self.save(tally)
 
     def save(self, tally: Tally) -> None:
         """Save what was scored since the last time; a full disk does not stop the evaluation."""
-        totals = tally.totals
-        if self._folder is None or totals.pictures == self._pictures:
+        new = tally.rows[self._batches :]
+        if self._folder is None or not new:
             return
-        rows = join_rows(tally.rows[self._batches : totals.batches])
+        first = tally.rows[self._batches - 1].totals.pictures if self._batches else 0
         try:
-            path = self._folder / _name(self._pictures)
-            write_atomically(path, lambda file: _write_rows(file, rows, totals))
+            path = self._folder / _name(first)
+            write_atomically(path, lambda file: _write_rows(file, join_rows(new)))
         except InputError as error:
             self._messages.print(f"{error}; a run that is killed loses more")
         else:
-            self._batches, self._pictures = totals.batches, totals.pictures
-
-    def keep(self) -> None:
-        """Keep the folder, even without pictures: --resume may replace partial results."""
-        self._keep = True
+            self._batches += len(new)
 
     def remove(self) -> None:
         """Remove the folder: the results are written. Another evaluation may make it anew."""
@@ -200,33 +192,24 @@ def _name(first: int) -> str:
     return f"{first:09d}.npz"
 
 
-def _write_rows(file: Any, rows: Rows, totals: Totals) -> None:
+def _write_rows(file: Any, rows: Rows) -> None:
     arrays = {name: value for name, value in vars(rows).items() if isinstance(value, np.ndarray)}
-    about = {"totals": dataclasses.asdict(totals), "problems": rows.problems}
+    about = {"totals": dataclasses.asdict(rows.totals), "problems": rows.problems}
     np.savez(file, allow_pickle=False, about=np.array(json.dumps(about)), **arrays)
 
 
-def _read_rows(path: Path, logits: bool) -> tuple[Rows, Totals]:
-    """Read one file: its rows, with or without logits, and the sums until then."""
+def _read_rows(path: Path, logits: bool) -> Rows:
     with np.load(path) as file:
         if damaged := file.zip.testzip():  # Not all that NumPy reads is checked.
             raise ValueError(f"{path.name} has another {damaged} than was written")
         about = json.loads(str(file["about"]))
         indices, labels, top1 = (file[name] for name in ("indices", "labels", "top1"))
         found = file["logits"] if logits else None
-    rows = Rows(indices, labels, top1, found, tuple(about["problems"]))
-    return rows, Totals(**about["totals"])
+    return Rows(indices, labels, top1, found, tuple(about["problems"]), Totals(**about["totals"]))
 
 
 def _lock(folder: Path) -> int:
-    """Lock a folder, made where it is missing, until a descriptor is closed or its process ends.
-
-    Returns:
-        The descriptor.
-
-    Raises:
-        InputError: if another evaluation has locked it.
-    """
+    """Lock a folder, made where it is missing, until the descriptor returned is closed."""
     path = folder / _LOCK
     with writing(folder):
         folder.mkdir(exist_ok=True)

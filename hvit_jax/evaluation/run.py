@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,25 +12,23 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from hvit_jax.api import with_resolution
-from hvit_jax.checkpoint import describe_checkpoint, fitted_parameters, read_description
+from hvit_jax.checkpoint import describe_checkpoint, fitted_parameters
 from hvit_jax.costs import count_flops
 from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.folder import PictureError
 from hvit_jax.data.loader import Batch
-from hvit_jax.data.source import Subset
 from hvit_jax.distributed.gathering import check_same, gather
 from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.config import EvalConfig
-from hvit_jax.evaluation.inputs import open_inputs, or_demo
+from hvit_jax.evaluation.inputs import open_inputs
 from hvit_jax.evaluation.loop import BatchSharding, score
 from hvit_jax.evaluation.results import (
     describe,
     print_results,
     running_scores,
     scores,
-    write_files,
+    write_predictions,
 )
 from hvit_jax.evaluation.resume import INTERVAL, ProgressFolder
 from hvit_jax.evaluation.step import Step, compile_step
@@ -39,12 +37,12 @@ from hvit_jax.fields import as_json
 from hvit_jax.models.parameters import build_model
 from hvit_jax.models.vit import ViT
 from hvit_jax.published import describe_configuration, find_published
+from hvit_jax.system.files import write_json
 from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
 from hvit_jax.system.progress import show_progress
 from hvit_jax.system.provenance import describe_runtime
 from hvit_jax.system.signals import sigterm_raises
 
-Stop = KeyboardInterrupt | InputError
 # What scored pictures depend on, so that --resume needs the same; batch and devices may change.
 _RESULTS_DEPEND_ON = ("method", "args", "model", "device", "matmul_precision", "versions")
 _RESULTS_DEPEND_ON += ("data_sha256", "checkpoint_sha256")
@@ -54,18 +52,13 @@ _SAME_EVERYWHERE = ("args", "versions", "matmul_precision", "data_sha256", "chec
 
 @dataclass(frozen=True)
 class Seams:
-    """Where tests take hold of an evaluation.
-
-    Attributes:
-        compile: makes the step of a model.
-        on_stage: called with "opened", "begun", "compiled", "batch" (after each one), "scored" and
-            "written"; what it raises stops the evaluation.
-        interval: seconds between two savings.
-    """
+    """Where tests take hold of an evaluation."""
 
     compile: Callable[[ViT, int, Placement], Step] = compile_step
+    # Called with "opened", "begun", "compiled", "batch" (after each one), "scored" and "written";
+    # what it raises stops the evaluation.
     on_stage: Callable[[str], None] = lambda stage: None
-    interval: float = INTERVAL
+    interval: float = INTERVAL  # Seconds between two savings.
 
 
 def evaluate(
@@ -107,7 +100,7 @@ def evaluate(
         # The workers start to decode while the model compiles.
         with evaluation.load() as batches:
             stop = evaluation.score(batches, check_stop)
-            results = evaluation.results(partial=stop is not None)
+            results = {**evaluation.about, "partial": stop is not None, **scores(evaluation.tally)}
             # An error before the first picture leaves nothing to write.
             if first and (results["images"] or not isinstance(stop, InputError)):
                 evaluation.finish(results, console)
@@ -124,36 +117,37 @@ class _Evaluation:
     ):
         """Open everything, find out what is left to do, and let all processes agree on it."""
         self.config, self.messages, self.progress, self.seams = config, messages, progress, seams
-        _, checkpoint = or_demo(config.data, config.checkpoint)
-        sizes = with_resolution(read_description(checkpoint).config, config.resolution)
-        # Wrong options are found before thousands of pictures are listed.
-        config.reducer.resolve(sizes)
-        self.inputs = open_inputs(config.data, config.checkpoint)
+        self.inputs = open_inputs(config, config.reducer)
+        self.source, sizes = self.inputs.source, self.inputs.sizes
         if self.inputs.note is not None:
             messages.print(self.inputs.note)
-        parameters = fitted_parameters(checkpoint, sizes)
+        parameters = fitted_parameters(self.inputs.checkpoint, sizes)
         self.model = build_model(sizes, config.reducer, parameters, config.compute)
         seams.on_stage("opened")
-        self.placement, count = place(), len(self.inputs.source)
+        self.placement, count = place(), len(self.source)
+        self.batch_size = self.placement.round_up(min(config.batch_size, count))
+        self.about = self._describe()
+        self.text = f"{count} pictures, {len(self.source.classes)} classes; {describe(self.about)}"
+        same = {name: self.about[name] for name in _SAME_EVERYWHERE}
+        same |= {name: self.about["config"][name] for name in ("compute", "on_error")}
+        check_same(f"batches of {self.batch_size}; {self.text}", **same)
         self.tally = Tally(keep_logits=config.predictions is not None)
-        size = self.placement.round_up(min(config.batch_size, count))
-        self.about = self._describe(size)
         progress.begin(self._settings(), self.tally, count)
-        self.tally.first = gather(self.tally.first)[0]
-        self.sharding = BatchSharding(count - self.tally.first, size)
+        self.first = gather(self.tally.totals.pictures)[0]
+        self.sharding = BatchSharding(count, self.batch_size, first=self.first)
         seams.on_stage("begun")
 
-    def _describe(self, batch_size: int) -> dict[str, Any]:
-        """Give what the results say besides the scores, after checking that all processes agree."""
+    def _describe(self) -> dict[str, Any]:
+        """Give what the results say besides the scores."""
         model, inputs = self.model, self.inputs
-        about = {
+        return {
             **describe_configuration(model.config, model.reducer),
             "dtype": model.dtype.name,
             "gflops": count_flops(model.config, model.reducer) / 1e9,
             "published": find_published(model.config, model.reducer),
             **describe_runtime(self.placement.devices),
             "processes": self.placement.processes,
-            "batch_size": batch_size,
+            "batch_size": self.batch_size,
             "data": inputs.data,
             "data_sha256": data_sha256(inputs.source),
             "checkpoint": str(inputs.checkpoint),
@@ -161,38 +155,25 @@ class _Evaluation:
             "compile_seconds": None,
             "config": as_json(self.config),
         }
-        same = {name: about[name] for name in _SAME_EVERYWHERE}
-        same |= {name: about["config"][name] for name in ("compute", "on_error")}
-        check_same(f"{self._counts}batches of {batch_size}; {describe(about)}", **same)
-        return about
 
     def _settings(self) -> dict[str, Any]:
         """List what scored pictures depend on; DATA and --checkpoint say where it lies."""
-        predictions = self.config.predictions
-        options = {
-            "resolution": self.about["resolution"],
-            **as_json(self.config.compute),
-            "predictions": predictions and str(predictions),
-            "data": self.about["data"],
-            "checkpoint": self.about["checkpoint"],
-        }
+        config = self.about["config"]
+        options = {name: self.about[name] for name in ("resolution", "data", "checkpoint")}
+        options |= {**config["compute"], "predictions": config["predictions"]}
         return {**{name: self.about[name] for name in _RESULTS_DEPEND_ON}, "options": options}
-
-    @property
-    def _counts(self) -> str:
-        return f"{len(self.inputs.source)} pictures, {len(self.inputs.source.classes)} classes; "
 
     def load(self) -> AbstractContextManager[Iterator[Batch]]:
         """Start to decode the pictures that are left."""
-        source, first = self.inputs.source, self.tally.first
-        left = Subset(source, tuple(range(first, len(source)))) if first else source
-        return self.sharding.load(left, self.model.config.image_shape, self.config.workers)
+        return self.sharding.load(self.source, self.model.config.image_shape, self.config.workers)
 
-    def score(self, batches: Iterator[Batch], check_stop: Callable[[], None]) -> Stop | None:
+    def score(
+        self, batches: Iterator[Batch], check_stop: Callable[[], None]
+    ) -> KeyboardInterrupt | InputError | None:
         """Score what is left; returns what stopped it before the end, if anything did."""
-        size = self.sharding.batch_size
+        size = self.batch_size
         try:
-            self.messages.print(self._counts + describe(self.about))
+            self.messages.print(self.text)
             with explain_out_of_memory(size, smaller_batch(size, self.placement.devices)):
                 self._compile_and_score(batches, check_stop)
             self.seams.on_stage("scored")
@@ -204,12 +185,11 @@ class _Evaluation:
 
     def _compile_and_score(self, batches: Iterator[Batch], check_stop: Callable[[], None]) -> None:
         started = time.perf_counter()
-        step = self.seams.compile(self.model, self.sharding.batch_size, self.placement)
+        step = self.seams.compile(self.model, self.batch_size, self.placement)
         self.about["compile_seconds"] = time.perf_counter() - started
         self.messages.print(f"compiled in {self.about['compile_seconds']:.1f} s")
         self.seams.on_stage("compiled")
-        first, count = self.tally.first, len(self.inputs.source)
-        with show_progress(self.messages, count, first, unit="pictures") as show:
+        with show_progress(self.messages, len(self.source), self.first, unit="pictures") as show:
 
             def on_batch(tally: Tally) -> None:
                 show(tally.totals.pictures, running_scores(tally))
@@ -220,40 +200,51 @@ class _Evaluation:
             score(
                 step,
                 batches,
-                self.inputs.labels[first:],
+                self.inputs.labels,
                 self.tally,
-                put=self.placement.shard_batch,
-                sharding=self.sharding,
+                self.sharding,
+                self.placement.shard_batch,
                 skip_unreadable=self.config.on_error == "skip",
                 on_batch=on_batch,
             )
 
-    def results(self, *, partial: bool) -> dict[str, Any]:
-        """Give the results so far, as --output writes them."""
-        return {**self.about, "partial": partial, **scores(self.tally)}
-
     def finish(self, results: dict[str, Any], console: Console) -> None:
         """Write and print the results, in the first process, which does that for all."""
-        written, problems = write_files(self.config, self.inputs, self.tally, results)
+        written, problems = self._write(results)
         self.seams.on_stage("written")
         if results["partial"] or problems:
             self.progress.save(self.tally)
-            if written:
-                self.progress.keep()
+            self.progress.keep |= bool(written)
         else:
             self.progress.remove()
         # Only now: where printing fails, for want of a reader or of space, all else is done.
-        self._print(console, results, written)
+        print_results(console, results)
+        count = len(self.source)
+        if results["partial"]:
+            more = "; --resume goes on" if self.config.output else ""
+            console.print(f"interrupted: {results['images']} of {count} pictures were scored{more}")
+        for path in written:
+            console.print(f"written: {path}", soft_wrap=True)
         if problems:
             raise InputError("; ".join(problems))
         if not results["partial"] and not results["images"]:
-            raise InputError(f"none of the {len(self.inputs.source)} pictures could be read")
+            raise InputError(f"none of the {count} pictures could be read")
 
-    def _print(self, console: Console, results: dict[str, Any], written: Sequence[Path]) -> None:
-        print_results(console, results)
-        if results["partial"]:
-            more = "; --resume goes on" if self.config.output else ""
-            done, count = results["images"], len(self.inputs.source)
-            console.print(f"interrupted: {done} of {count} pictures were scored{more}")
-        for path in written:
-            console.print(f"written: {path}", soft_wrap=True)
+    def _write(self, results: dict[str, Any]) -> tuple[list[Path], list[str]]:
+        """Write what is asked for: the files that were written, and what is wrong with others."""
+        written, problems = [], []
+        for path, write in (
+            (
+                self.config.predictions,
+                lambda path: write_predictions(path, self.tally, self.inputs),
+            ),
+            # The results come last: they are the sign that all is done.
+            (self.config.output, lambda path: write_json(path, results)),
+        ):
+            if path is not None:
+                try:
+                    write(path)
+                    written.append(path)
+                except InputError as error:
+                    problems.append(str(error))
+        return written, problems

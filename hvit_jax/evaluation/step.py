@@ -26,27 +26,16 @@ Anywhere = Array | np.ndarray  # On the device while it runs, on the host afterw
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Outputs:
-    """What a batch came to, row by row; rows of padding hold numbers without meaning.
+    """What a batch came to, row by row; rows without a picture hold numbers without meaning."""
 
-    Attributes:
-        logits: in float32.
-        top1: the class with the largest logit.
-        correct: whether that class is the label.
-        correct_top5: whether the label is among the five largest logits, or fewer classes.
-        loss: cross entropy of the softmax.
-        finite: whether all logits are numbers; if not, the picture counts as wrong.
-        report: what the method reports of each picture.
-        labels: as they were given; negative in rows without a picture.
-    """
-
-    logits: Float[Anywhere, "B classes"]
+    logits: Float[Anywhere, "B classes"]  # In float32.
     top1: Int[Anywhere, " B"]
     correct: Bool[Anywhere, " B"]
     correct_top5: Bool[Anywhere, " B"]
-    loss: Float[Anywhere, " B"]
-    finite: Bool[Anywhere, " B"]
-    report: Mapping[str, Float[Anywhere, " B"]]
-    labels: Int[Anywhere, " B"]
+    loss: Float[Anywhere, " B"]  # Cross entropy of the softmax.
+    finite: Bool[Anywhere, " B"]  # If a logit is no number, the picture counts as wrong.
+    report: Mapping[str, Float[Anywhere, " B"]]  # Of the method.
+    labels: Int[Anywhere, " B"]  # As they were given; negative in rows without a picture.
 
 
 Step = Callable[[UInt8[Array, "B H W 3"], Int[Array, " B"]], Outputs]
@@ -57,13 +46,7 @@ def compare(
     labels: Int[Array, " B"],
     report: Mapping[str, Float[Array, " B"]],
 ) -> Outputs:
-    """Compare a batch's logits with its labels.
-
-    Args:
-        logits: of the model.
-        labels: the right classes, PADDING or UNREADABLE; passed through.
-        report: of the method; passed through.
-    """
+    """Compare a batch's logits with its labels, of which some are PADDING or UNREADABLE."""
     logits = logits.astype(jnp.float32)
     _, best = jax.lax.top_k(logits, min(TOP, logits.shape[-1]))
     finite = jnp.isfinite(logits).all(-1)
@@ -79,14 +62,13 @@ def compare(
     )
 
 
-def compile_step(model: ViT, batch_size: int, placement: Placement | None = None) -> Step:
+def compile_step(model: ViT, batch_size: int, placement: Placement) -> Step:
     """Compile the evaluation of one batch ahead of time; it never compiles again.
 
     Args:
         model: a model with a head.
         batch_size: rows of every batch, of all devices together.
-        placement: the devices that share a batch; default: JAX's default device. The results lie
-            on each of them.
+        placement: the devices that share a batch; the results lie on each of them.
 
     Returns:
         A function of uint8 pictures and int32 labels. It returns before the device has finished.
@@ -99,10 +81,5 @@ def compile_step(model: ViT, batch_size: int, placement: Placement | None = None
 
     pixels = jax.ShapeDtypeStruct((batch_size, *model.config.image_shape, 3), jnp.uint8)
     labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    if placement is None:
-        jitted = jax.jit(step)
-    else:
-        state = placement.replicate(state)
-        jitted = placement.compile(step)
-    compiled = jitted.lower(state, pixels, labels).compile()
-    return functools.partial(compiled, state)
+    state = placement.replicate(state)
+    return functools.partial(placement.compile(step).lower(state, pixels, labels).compile(), state)

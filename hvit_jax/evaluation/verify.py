@@ -43,14 +43,10 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def repeated(path: Path, recorded: dict[str, Any]) -> EvalConfig:
-    """Make the record of an evaluation from its results.
-
-    Args:
-        path: the file that `recorded` was read from.
-        recorded: its content, from `read_results`.
+    """Make the record of an evaluation from its results, which were read from `path`.
 
     Raises:
-        InputError: if it holds options that no evaluation has.
+        InputError: if they hold options that no evaluation has.
     """
     content = {
         name: value for name, value in recorded["config"].items() if name not in _NOT_REPEATED
@@ -65,15 +61,7 @@ def repeated(path: Path, recorded: dict[str, Any]) -> EvalConfig:
 
 
 def differences(recorded: dict[str, Any], results: dict[str, Any]) -> list[str]:
-    """Compare two results.
-
-    Args:
-        recorded: the earlier one.
-        results: the one of now.
-
-    Returns:
-        What differs by more than rounding can explain; empty if nothing does.
-    """
+    """Say what differs between two results by more than rounding can explain."""
     found = [
         f"{name} was {recorded[name]} and is {results[name]}"
         for name in _SAME
@@ -91,16 +79,7 @@ def differences(recorded: dict[str, Any], results: dict[str, Any]) -> list[str]:
 
 
 def print_verification(console: Console, recorded: dict[str, Any], results: dict[str, Any]) -> bool:
-    """Say whether a result holds.
-
-    Args:
-        console: where to.
-        recorded: the earlier result.
-        results: the one of now.
-
-    Returns:
-        Whether it does.
-    """
+    """Print whether the recorded results hold, and return it."""
     before, now = ({name: about.get(name) for name in _FREE} for about in (recorded, results))
     for change in changes(before, now):
         console.print(f"recorded {change}")

@@ -11,7 +11,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from hvit_jax.api import with_resolution
 from hvit_jax.costs import count_flops
 from hvit_jax.data.fingerprint import fingerprints
 from hvit_jax.data.source import SAMPLING, Subset, take_evenly
@@ -91,8 +90,8 @@ def sweep(
     refuse_several("hvit sweep")
     if config.plot is not None:
         check_plot(config.plot, "--plot")
-    inputs, placement = open_inputs(config.data, config.checkpoint), place()
-    sizes = with_resolution(inputs.description.config, config.resolution)
+    inputs, placement = open_inputs(config), place()
+    sizes = inputs.sizes
     found = candidates(sizes, config.methods if settings is None else ())
     found += [replace(each, reducer=each.reducer.resolve(sizes)) for each in settings or ()]
     if inputs.note is not None:

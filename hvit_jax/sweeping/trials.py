@@ -18,7 +18,7 @@ from hvit_jax.data.source import Subset
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import Inputs, head_labels
-from hvit_jax.evaluation.loop import score
+from hvit_jax.evaluation.loop import BatchSharding, score
 from hvit_jax.evaluation.step import Step, compile_step
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.models.reducer import Reducer
@@ -203,7 +203,8 @@ class Trials(Bench[Step]):
     def _score(self, step: Step) -> tuple[Tally, Bool[np.ndarray, " n"]]:
         """Score the sample: the sums, and which pictures are right."""
         tally, sample = Tally(), self.sample
-        score(step, sample.batches, sample.labels, tally, put=self.placement.shard_batch)
+        sharding = BatchSharding(len(sample.labels), sample.batch_size)
+        score(step, sample.batches, sample.labels, tally, sharding, self.placement.shard_batch)
         if count := tally.totals.not_finite:
             raise FloatingPointError(f"the logits of {count} pictures are not finite numbers")
         return tally, np.concatenate([rows.top1 == rows.labels for rows in tally.rows])

@@ -100,8 +100,8 @@ class Validation:
                 batches,
                 [places[label] for label in self.source.labels],
                 tally,
-                put=placement.shard_batch,
-                sharding=sharding,
+                sharding,
+                placement.shard_batch,
                 on_batch=lambda tally: on_batch(tally.totals.images),
             )
         totals = tally.totals

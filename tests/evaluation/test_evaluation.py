@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +13,14 @@ import hvit_jax
 from hvit_jax.checkpoint import Description, read_description
 from hvit_jax.commands.eval import main
 from hvit_jax.data.folder import read_folder
-from hvit_jax.data.loader import Batch
 from hvit_jax.data.preprocess import normalize, resize_and_crop
+from hvit_jax.distributed.placement import place
 from hvit_jax.evaluation import EvalConfig
 from hvit_jax.evaluation import evaluate as evaluate_config
 from hvit_jax.evaluation.inputs import head_labels
 from hvit_jax.evaluation.results import print_results, scores
-from hvit_jax.evaluation.step import compare, compile_step
-from hvit_jax.evaluation.tally import Tally, Totals
+from hvit_jax.evaluation.step import PADDING, UNREADABLE, compare, compile_step
+from hvit_jax.evaluation.tally import Rows, Tally, Totals
 from hvit_jax.fields import as_json
 from tests.evaluation_setup import evaluate, make_checkpoint, make_pictures, results_of
 
@@ -61,20 +60,19 @@ def test_compare_with_few_classes_and_broken_logits():
     assert outputs.finite.tolist() == [True, False]
 
 
-def batch_of(indices, problems, size=4):
-    return Batch(np.zeros((size, 1, 1, 3), np.uint8), indices, problems)
-
-
 def test_tally_ignores_padding_and_unreadable_rows():
-    tally, labels = Tally(keep_logits=True), np.array([0, 1, 1, 0])
+    tally = Tally(keep_logits=True)
     logits = jnp.array([[3.0, 0], [3, 0], [0, 3], [0, 3]])
     report = {"over_budget": jnp.array([1.0, 2, 4, 8])}
-    outputs = jax.device_get(compare(logits, jnp.array(labels), report))
-    tally.add(batch_of((0, 1, 2, 3), {1: "picture x: broken"}), labels, outputs, 0.0)
-    tally.add(batch_of((4,), {}), labels, outputs, 0.0)
+    for labels, problems in (
+        ((0, UNREADABLE, 1, 0), ["picture x: broken"]),
+        ((0, PADDING, PADDING, PADDING), []),
+    ):
+        outputs = jax.device_get(compare(logits, jnp.array(labels), report))
+        tally.add(outputs, problems, 0.0)
     totals = tally.totals
     assert (totals.images, totals.correct, totals.correct_top5) == (4, 3, 4)
-    assert (totals.unreadable, totals.batches) == (1, 2)
+    assert (totals.unreadable, totals.pictures) == (1, 5)
     assert totals.report == {"over_budget": 14.0}
     assert totals.loss == pytest.approx(3 * np.log1p(np.exp(-3)) + np.log1p(np.exp(3)), rel=1e-6)
     assert tally.skipped == ["picture x: broken"]
@@ -83,14 +81,8 @@ def test_tally_ignores_padding_and_unreadable_rows():
     assert tally.rows[1].logits.tolist() == [[3, 0]]
 
 
-def test_tally_shows_whole_batches_only():
-    tally = Tally()
-    tally._rows.append(SimpleNamespace(problems=("half added",)))
-    assert tally.rows == [] and tally.skipped == []
-
-
 def test_speed_counts_from_the_first_batch_in_hand():
-    several = Totals(images=100, batches=3, seconds=10.0)
+    several = Totals(images=100, seconds=10.0)
     assert several.images_per_second == 10.0
     assert Totals().images_per_second is None
     assert Totals().percent(0) is None
@@ -113,7 +105,7 @@ def test_nothing_compiles_after_the_step(checkpoint, pictures, caplog):
 
 
 def test_step_takes_no_other_batch(checkpoint):
-    step = compile_step(hvit_jax.load(checkpoint), 2)
+    step = compile_step(hvit_jax.load(checkpoint), 2, place())
     with pytest.raises(TypeError):
         step(np.zeros((1, 16, 24, 3), np.uint8), np.zeros(1, np.int32))
 
@@ -200,7 +192,7 @@ def test_published_row_is_shown_beside(capsys):
     row = hvit_jax.published.published_rows()[3]
     results = dict.fromkeys(("top1", "top5", "loss", "images_per_second", "gflops"), 1.0)
     results |= {"images": 5, "partial": False, "published": row, "report": {"over_budget": 3.0}}
-    results |= {"method": "m", "model": "x", "resolution": 8, "args": {"a": 1}, "dtype": "f"}
+    results |= {"method": "m", "model": "x", "resolution": [8, 8], "args": {"a": 1}, "dtype": "f"}
     results |= {"device": "d", "skipped": [f"picture {n}: bad" for n in range(12)], "not_finite": 2}
     print_results(Console(width=100, highlight=False, markup=False), results)
     out = capsys.readouterr().out
@@ -210,7 +202,9 @@ def test_published_row_is_shown_beside(capsys):
 
 
 def test_what_has_no_number_is_null_in_json():
-    tally = Tally(totals=Totals(images=1, loss=float("nan")))
+    nothing = np.zeros(0, np.int32)
+    totals = Totals(images=1, loss=float("nan"))
+    tally = Tally(rows=[Rows(nothing, nothing, nothing, None, (), totals)])
     assert json.loads(json.dumps(scores(tally), allow_nan=False))["loss"] is None
     assert json.loads(json.dumps(scores(Tally()), allow_nan=False))["top1"] is None
 

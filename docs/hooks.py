@@ -47,7 +47,7 @@ def options_table(method: str) -> str:
 def command_tables(name: str) -> str:
     """List a command's options by group, those of its reduction method left out."""
     groups: dict[str, list[tuple[str, ...]]] = {}
-    for field, _, _ in options_of(records()[name][1]):
+    for field, _ in options_of(records()[name][1]):
         if field.metadata.get("help") is None:
             continue
         title = field.metadata["group"] or "options"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import operator
 import sys
 import types
 import typing
@@ -19,6 +20,12 @@ from hvit_jax.errors import InputError
 
 Value = TypeVar("Value")
 Record = TypeVar("Record", bound="Options")
+# What limits a number: the words for it, and how it is compared.
+_BOUNDS = {
+    "least": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "most": ("at most", operator.le),
+}
 
 
 def option(
@@ -49,18 +56,8 @@ def option(
         group: title of the part of `--help` that the option stands in.
         positional: whether it is written without a flag.
     """
-    metadata = {
-        "help": help,
-        "short": short,
-        "choices": choices,
-        "least": least,
-        "most": most,
-        "above": above,
-        "metavar": metavar,
-        "group": group,
-        "positional": positional,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
+    metadata = dict(locals())
+    return dataclasses.field(default=metadata.pop("default"), metadata=metadata)
 
 
 def nested(kind: type[Record], *, leave: tuple[str, ...] = ()) -> Any:
@@ -82,8 +79,11 @@ class Options:
     """
 
     def __post_init__(self):
-        for name, value in checked_values(self).items():
-            object.__setattr__(self, name, value)
+        kinds = hints(type(self))
+        for field in dataclasses.fields(self):
+            value, label = getattr(self, field.name), self.label(field.name)
+            value = checked_value(field, kinds[field.name], value, label)
+            object.__setattr__(self, field.name, value)
 
     @classmethod
     def label(cls, name: str) -> str:
@@ -171,97 +171,52 @@ def from_json(record: type[Record], content: dict[str, Any], **replaced: Any) ->
     surplus = sorted(set(content) - set(names))
     if surplus:
         raise InputError(f"{record.__name__} has no {', '.join(surplus)}")
-    kinds, values = hints(record), {}
-    for name, value in content.items():
-        if name not in replaced:
-            values[name] = _from_json(kinds[name], value)
-    return record(**{**values, **replaced})
-
-
-def _from_json(hint: Any, value: Any) -> Any:
-    kinds = alternatives(hint)
-    for kind in kinds:
-        if isinstance(kind, type) and issubclass(kind, Options) and isinstance(value, dict):
-            return from_json(kind, value)
-    if isinstance(value, str) and Path in kinds and str not in kinds:
-        return Path(value)
-    if isinstance(value, list):
-        paths = any(Path in typing.get_args(kind) for kind in kinds)
-        return tuple(_from_json(Path, item) if paths else item for item in value)
-    return value
-
-
-def checked_values(record: Options) -> dict[str, Any]:
-    """Check a record's values against the types, choices and ranges of their fields.
-
-    Returns:
-        The values by field; lists have become tuples, so that the record stays hashable, and words
-        have become paths where the field holds paths.
-
-    Raises:
-        InputError: for a value that its field does not accept.
-    """
-    kinds = hints(type(record))
-    return {
-        field.name: checked_value(
-            field, kinds[field.name], getattr(record, field.name), record.label(field.name)
-        )
-        for field in dataclasses.fields(record)
-    }
+    kinds, values = hints(record), dict(replaced)
+    for name in content.keys() - replaced.keys():
+        value, kind = content[name], kinds[name]
+        holds = isinstance(kind, type) and issubclass(kind, Options) and isinstance(value, dict)
+        values[name] = from_json(kind, value) if holds else value
+    return record(**values)
 
 
 def checked_value(field: dataclasses.Field, hint: Any, value: Any, label: str) -> Any:
-    """Check one value against its field; see `checked_values`.
+    """Check a value against the type, choices and range of its field.
 
     Args:
         field: the field.
         hint: its type.
         value: what it is to hold.
         label: names it in messages.
+
+    Returns:
+        The value; a list has become a tuple, so that the record stays hashable, and words have
+        become paths where the field holds paths.
+
+    Raises:
+        InputError: for a value that the field does not accept.
     """
-    value = tuple(value) if isinstance(value, list) else value
-    if isinstance(value, str) and not _accepts(hint, str) and _accepts(hint, Path):
+    value, kinds = tuple(value) if isinstance(value, list) else value, alternatives(hint)
+    if isinstance(value, str) and Path in kinds and str not in kinds:
         value = Path(value)
     if isinstance(value, tuple) and hint == tuple[Path, ...]:
         value = tuple(Path(item) if isinstance(item, str) else item for item in value)
+    items = [each for each in (value if isinstance(value, tuple) else (value,)) if each is not None]
     choices = field.metadata.get("choices")
-    for item in value if isinstance(value, tuple) else (value,):
-        if choices and item is not None and item not in choices:
+    for item in items:
+        if choices and item not in choices:
             near = difflib.get_close_matches(str(item), map(str, choices), n=1)
             nearest = f", did you mean {near[0]}?" if near else ""
             known = ", ".join(map(str, choices))
             raise InputError(f"{label} must be one of {known}: {item!r}{nearest}")
     if not matches(value, hint):
-        raise InputError(f"{label} must be {describe(hint)}, got {value!r}")
-    if any(field.metadata.get(bound) is not None for bound in ("least", "most", "above")):
-        for item in value if isinstance(value, tuple) else (value,):
-            if item is not None and not _in_range(field, item):
-                raise InputError(f"{label} must be {_range(field)}, got {_plain(item)}")
-    if isinstance(value, int) and _accepts(hint, float) and not _accepts(hint, int):
-        return float(value)
-    return value
-
-
-def _accepts(hint: Any, kind: type) -> bool:
-    return kind in alternatives(hint)
-
-
-def _in_range(field: dataclasses.Field, value: Any) -> bool:
-    least, most, above = (field.metadata[bound] for bound in ("least", "most", "above"))
-    return (
-        (least is None or value >= least)
-        and (most is None or value <= most)
-        and (above is None or value > above)
-    )
-
-
-def _range(field: dataclasses.Field) -> str:
-    words = {"least": "at least", "above": "above", "most": "at most"}
-    return " and ".join(
-        f"{text} {_plain(field.metadata[bound])}"
-        for bound, text in words.items()
-        if field.metadata[bound] is not None
-    )
+        raise InputError(f"{label} must be {_describe(hint)}, got {value!r}")
+    bounds = {name: field.metadata.get(name) for name in _BOUNDS}
+    bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+    for item in items:
+        if not all(_BOUNDS[name][1](item, bound) for name, bound in bounds.items()):
+            wanted = (f"{_BOUNDS[name][0]} {_plain(bound)}" for name, bound in bounds.items())
+            raise InputError(f"{label} must be {' and '.join(wanted)}, got {_plain(item)}")
+    return float(value) if isinstance(value, int) and float in kinds and int not in kinds else value
 
 
 def _plain(number: Any) -> str:
@@ -290,16 +245,16 @@ def matches(value: Any, hint: Any) -> bool:
     return isinstance(value, typing.get_origin(hint) or hint)
 
 
-def describe(hint: Any) -> str:
+def _describe(hint: Any) -> str:
     """Say in words which values a field's type accepts."""
     if isinstance(hint, types.UnionType):
-        return " or ".join(describe(part) for part in hint.__args__ if part is not type(None))
+        return " or ".join(_describe(part) for part in hint.__args__ if part is not type(None))
     if typing.get_origin(hint) is tuple:
         parts = typing.get_args(hint)
         if parts[-1] is not Ellipsis and len(set(parts)) > 1:
-            return f"({', '.join(map(describe, parts))})"
+            return f"({', '.join(map(_describe, parts))})"
         count = "a list of" if parts[-1] is Ellipsis else str(len(parts))
-        return f"{count} {describe(parts[0]).removeprefix('a ')}s"
+        return f"{count} {_describe(parts[0]).removeprefix('a ')}s"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
     return {**names, Path: "a path"}.get(hint) or f"a {hint.__name__}"
 

@@ -32,9 +32,7 @@ def completion(shell: str, commands: dict[str, tuple[str, type[Options]]]) -> st
     root = ArgumentParser(prog="hvit")
     each = root.add_subparsers()
     for name, (help, record) in commands.items():
-        own = make_parser(
-            record, program=f"hvit {name}", description=help, others=list(REDUCERS), add_help=False
-        )
+        own = make_parser(record, f"hvit {name}", help, methods=REDUCERS, add_help=False)
         _name_values(own, record, shtab.FILE, shtab.DIRECTORY)
         each.add_parser(name, help=help, parents=[own])
     return shtab.complete(root, shell)
@@ -43,7 +41,7 @@ def completion(shell: str, commands: dict[str, tuple[str, type[Options]]]) -> st
 def _name_values(parser: ArgumentParser, record: type[Options], file: Any, folder: Any) -> None:
     """Tell which values options take, as shtab looks for them."""
     actions = {name: action for action in parser._actions for name in _names(action)}
-    found = [(field, hint) for field, hint, _ in options_of(record)]
+    found = list(options_of(record))
     for reducer in REDUCERS.values():
         kinds = hints(reducer)
         found += [(field, kinds[field.name]) for field in dataclasses.fields(reducer)]

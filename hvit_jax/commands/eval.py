@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 from rich.console import Console
 
-from hvit_jax.commands.flags import build, make_parser, method_of, parse_given
+from hvit_jax.commands.flags import parse, value_of
 from hvit_jax.distributed.together import run_together
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation import EvalConfig, evaluate
@@ -22,10 +23,7 @@ DIFFERS = 1  # Exit status.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; see `hvit eval --help`.
-
-    Args:
-        arguments: without the program's name; default: the process's own.
+    """Run the command line, without the program's name; default: the process's own.
 
     Returns:
         0; 1 if --verify finds differences; 2 after a user's mistake; 130 or 143 where Ctrl-C or
@@ -43,16 +41,14 @@ def read(arguments: Sequence[str]) -> EvalConfig:
     Raises:
         InputError: for anything in it that is wrong.
     """
-    parser = make_parser(
-        EvalConfig, program=PROGRAM, description=_DESCRIPTION, method=method_of(arguments)
-    )
-    given = parse_given(parser, EvalConfig, arguments)
-    path = given.get("verify")
-    if path is None:
-        return build(EvalConfig, given)
-    if "reducer" in given:
-        raise InputError("--verify repeats what its file names; leave --method out")
-    return build(EvalConfig, given, base=repeated(path, read_results(path)))
+    path = value_of("--verify", arguments, PROGRAM)
+    base = None if path is None else repeated(Path(path))
+    config = parse(EvalConfig, arguments, PROGRAM, _DESCRIPTION, base=base)
+    if base is not None and config.reducer is not base.reducer:
+        raise InputError(
+            "--verify repeats the method that its file names; leave --method out, and its options"
+        )
+    return config
 
 
 def _main(config: EvalConfig) -> int | None:

@@ -12,7 +12,7 @@ import difflib
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -79,8 +79,8 @@ def command(
     """
 
     def main(arguments: Sequence[str] | None = None) -> int:
-        words, about = sys.argv[1:] if arguments is None else arguments, (description, epilog)
-        return run(lambda: work(parse(record, words, program, *about)), program)
+        words = sys.argv[1:] if arguments is None else arguments
+        return run(lambda: work(parse(record, words, program, description, epilog)), program)
 
     return main
 
@@ -91,42 +91,52 @@ def parse(
     program: str,
     description: str = "",
     epilog: str | None = None,
+    *,
+    base: Record | None = None,
 ) -> Record:
     """Read a command line, without the program's name, as a record.
+
+    Args:
+        record: its class.
+        arguments: the command line.
+        program: as for `command`, like the next two.
+        description: see there.
+        epilog: see there.
+        base: what the record has where the command line says nothing; default: the defaults. A
+            method of which the command line has an option is made anew.
 
     Raises:
         InputError: for anything in it that is wrong.
     """
-    parser = make_parser(
-        record, program=program, description=description, epilog=epilog, method=method_of(arguments)
-    )
-    return build(record, parse_given(parser, record, arguments))
+    method = value_of("--method", arguments, program)
+    if method is None and base is not None:
+        method = next(
+            (each.name for each in vars(base).values() if isinstance(each, Reducer)), None
+        )
+    parser = make_parser(record, program, description, epilog, methods=[method] if method else None)
+    options, surplus = parser.parse_known_args(list(arguments))
+    if surplus:
+        raise _not_an_option(parser, surplus[0], method)
+    return _build(record, _checked(record, vars(options), method), base)
+
+
+def value_of(name: str, arguments: Sequence[str], program: str) -> str | None:
+    """Find what a command line gives for one option, before the others can be declared."""
+    finder = ArgumentParser(prog=program, add_help=False)
+    finder.add_argument(name, dest="value")
+    return finder.parse_known_args(list(arguments))[0].value
 
 
 def make_parser(
     record: type[Options],
-    *,
     program: str,
     description: str,
     epilog: str | None = None,
-    method: str | None = None,
-    others: Sequence[str] = (),
+    *,
+    methods: Iterable[str] | None = None,
     add_help: bool = True,
 ) -> ArgumentParser:
-    """Declare every option of a record.
-
-    Args:
-        record: its class.
-        program: the command, such as "hvit eval".
-        description: what it does, for `--help`.
-        epilog: what `--help` ends with.
-        method: whose options are declared; None: those of the record's default method.
-        others: more methods whose options are declared.
-        add_help: whether there is `--help`.
-
-    Raises:
-        InputError: for an unknown method.
-    """
+    """Declare every option of a record, and those of methods; default: of the record's own."""
     parser = ArgumentParser(
         prog=program,
         description=description,
@@ -136,62 +146,36 @@ def make_parser(
     )
     parser.add_argument("--version", action="version", version=f"hvit_jax {__version__}")
     groups: dict[str | None, Any] = {None: parser}
-    for field, hint, _ in options_of(record):
+    for field, hint in options_of(record):
         title = field.metadata.get("group")
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         if _holds(hint, Reducer):
-            _add_methods(parser, [method or default_of(field).name, *others])
+            _add_methods(parser, methods or [default_of(field).name])
         else:
             _add(groups[title], field, hint, field.name)
     return parser
 
 
-def options_of(record: type[Options]) -> Iterator[tuple[dataclasses.Field, Any, tuple[str, ...]]]:
-    """List a record's options and those of the records in it: field, type, and way to it."""
+def options_of(record: type[Options]) -> Iterator[tuple[dataclasses.Field, Any]]:
+    """List a record's options and those of the records in it: field and type."""
     kinds = hints(record)
     for field in dataclasses.fields(record):
         kind = kinds[field.name]
-        if isinstance(kind, type) and issubclass(kind, Options) and not issubclass(kind, Reducer):
-            for inner, hint, way in options_of(kind):
-                if inner.name not in field.metadata.get("leave", ()):
-                    yield inner, hint, (field.name, *way)
+        if _is_nested(kind):
+            left_out = field.metadata["leave"]
+            yield from (each for each in options_of(kind) if each[0].name not in left_out)
         else:
-            yield field, kind, (field.name,)
+            yield field, kind
 
 
-def method_of(arguments: Sequence[str]) -> str | None:
-    """Find the method that a command line names, before its options can be declared."""
-    finder = ArgumentParser(add_help=False)
-    finder.add_argument("--method")
-    return finder.parse_known_args(list(arguments))[0].method
-
-
-def parse_given(
-    parser: ArgumentParser, record: type[Options], arguments: Sequence[str]
-) -> dict[str, Any]:
-    """Read a command line as the values that it names, by the name of their field.
-
-    Args:
-        parser: from `make_parser`.
-        record: the class that it was made from.
-        arguments: the command line, without the program's name.
-
-    Returns:
-        The values; what is not named is left out. A method is built of its name, file and options.
-
-    Raises:
-        InputError: for words that are no options, or values that an option does not accept.
-    """
-    options, surplus = parser.parse_known_args(list(arguments))
-    if surplus:
-        raise _not_an_option(parser, surplus[0], method_of(arguments))
-    found = vars(options)
+def _checked(record: type[Options], found: dict[str, Any], method: str | None) -> dict[str, Any]:
+    """Check the values that were found, and build the method of its name, file and options."""
     values = {}
-    for field, hint, _ in options_of(record):
+    for field, hint in options_of(record):
         if _holds(hint, Reducer):
             if any(name in ("method", "method_args") or _METHOD in name for name in found):
-                values[field.name] = _method(found, default_of(field).name)
+                values[field.name] = _method(found, method or default_of(field).name)
         elif field.name in found:
             label = field.name.upper() if field.metadata["positional"] else flag(field.name)
             value = checked_value(field, hint, found[field.name], label)
@@ -204,38 +188,21 @@ def parse_given(
     return values
 
 
-def build(record: type[Record], values: dict[str, Any], *, base: Record | None = None) -> Record:
-    """Make a record from values by the name of their field, those of nested records too.
-
-    Args:
-        record: its class.
-        values: from `parse_given`.
-        base: what the record has where `values` has nothing; default: the defaults.
-    """
-    own: dict[str, Any] = {}
-    nests: dict[str, dict[str, Any]] = {}
-    for field, _, way in options_of(record):
-        if field.name not in values:
-            continue
-        if len(way) == 1:
-            own[field.name] = values[field.name]
-        else:
-            nests.setdefault(way[0], {})[field.name] = values[field.name]
-    kinds = hints(record)
-    for name, inner in nests.items():
-        own[name] = build(kinds[name], inner, base=None if base is None else getattr(base, name))
+def _build(record: type[Record], values: dict[str, Any], base: Record | None) -> Record:
+    """Make a record, and those in it, from values by the names of their fields."""
+    own, kinds = {}, hints(record)
+    for field in dataclasses.fields(record):
+        name = field.name
+        if _is_nested(kinds[name]):
+            inner = {each: values[each] for each in values if each not in field.metadata["leave"]}
+            own[name] = _build(kinds[name], inner, None if base is None else getattr(base, name))
+        elif name in values:
+            own[name] = values[name]
     return record(**own) if base is None else dataclasses.replace(base, **own)
 
 
 def read_method_args(path: str | Path, method: str) -> dict[str, Any]:
     """Read a method's options from a file: calibrate's, or the results of an evaluation.
-
-    Args:
-        path: the JSON file.
-        method: the method that they are wanted for.
-
-    Returns:
-        Options for `make_reducer(method, ...)`.
 
     Raises:
         InputError: if the file cannot be read, is of another method, or its options are wrong.
@@ -258,7 +225,11 @@ def _holds(hint: Any, kind: type) -> bool:
     return isinstance(hint, type) and issubclass(hint, kind)
 
 
-def _add_methods(parser: ArgumentParser, methods: Sequence[str]) -> None:
+def _is_nested(hint: Any) -> bool:
+    return _holds(hint, Options) and not _holds(hint, Reducer)
+
+
+def _add_methods(parser: ArgumentParser, methods: Iterable[str]) -> None:
     """Declare `--method`, `--method-args` and the options of methods."""
     text = f"one of {', '.join(REDUCERS)}; --method NAME --help lists its options"
     parser.add_argument("--method", default=argparse.SUPPRESS, metavar="NAME", help=text)
@@ -277,8 +248,7 @@ def _add_methods(parser: ArgumentParser, methods: Sequence[str]) -> None:
             _add(group, field, kinds[field.name], _METHOD + field.name)
 
 
-def _method(found: dict[str, Any], default: str) -> Reducer:
-    name = found.get("method", default)
+def _method(found: dict[str, Any], name: str) -> Reducer:
     from_file = read_method_args(found["method_args"], name) if "method_args" in found else {}
     options = {
         key.removeprefix(_METHOD): value for key, value in found.items() if key.startswith(_METHOD)
@@ -311,27 +281,27 @@ def _add(group: Any, field: dataclasses.Field, hint: Any, name: str) -> None:
 def _declaration(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
     """Say how argparse reads a field."""
     help, default, choices = field.metadata["help"], field.default, field.metadata["choices"]
-    if default not in (None, dataclasses.MISSING, False, ()):
-        shown = {True: "yes"}.get(default, default) if isinstance(default, bool) else show(default)
+    if default is not False and default not in (None, dataclasses.MISSING, ()):
+        shown = "yes" if default is True else show(default)
         help = f"{help} (default: {shown})" if help else f"default: {shown}"
-    common = {"default": argparse.SUPPRESS, "help": help.replace("%", "%%")}
-    kinds = kinds_of(hint)
+    declared = {"default": argparse.SUPPRESS, "help": help.replace("%", "%%")}
+    kinds, numbers = kinds_of(hint), kinds_of(hint) & {int, float}
     if bool in kinds:
-        return {**common, "action": argparse.BooleanOptionalAction}
-    if metavar := field.metadata["metavar"]:
-        common["metavar"] = metavar
-    elif choices:
-        common["metavar"] = "{" + ",".join(map(str, choices)) + "}"
-    elif int in kinds or float in kinds or _is_list(hint):
-        several = "N[,N...]" if _of_any_length(hint) else "N[,N]"
-        alone = "X" if float in kinds else "N"
-        common["metavar"] = several if _is_list(hint) else alone
+        return {**declared, "action": argparse.BooleanOptionalAction}
+    if field.metadata["metavar"] or choices:
+        declared["metavar"] = field.metadata["metavar"] or "{" + ",".join(map(str, choices)) + "}"
+    elif _is_list(hint):
+        any_length = any(Ellipsis in typing.get_args(part) for part in alternatives(hint))
+        declared["metavar"] = "N[,N...]" if any_length else "N[,N]"
+    elif numbers:
+        declared["metavar"] = "X" if float in kinds else "N"
     if _is_list(hint):
-        parsed = {**common, "type": lambda text: _several(text, hint)}
-        # Files may also be named one flag each.
-        return {**parsed, "action": "extend"} if Path in kinds else parsed
-    words = kinds & {str, Path}
-    return common if words and not kinds & {int, float} else {**common, "type": _number}
+        declared["type"] = lambda text: _several(text, hint)
+    elif numbers:
+        declared["type"] = _number
+    if _is_list(hint) and Path in kinds:
+        declared["action"] = "extend"  # Files may also be named one flag each.
+    return declared
 
 
 def kinds_of(hint: Any) -> set[Any]:
@@ -345,10 +315,6 @@ def kinds_of(hint: Any) -> set[Any]:
 
 def _is_list(hint: Any) -> bool:
     return any(typing.get_origin(part) is tuple for part in alternatives(hint))
-
-
-def _of_any_length(hint: Any) -> bool:
-    return any(Ellipsis in typing.get_args(part) for part in alternatives(hint))
 
 
 def _several(text: str, hint: Any) -> Any:

@@ -42,12 +42,13 @@ def read_results(path: Path) -> dict[str, Any]:
     return recorded
 
 
-def repeated(path: Path, recorded: dict[str, Any]) -> EvalConfig:
-    """Make the record of an evaluation from its results, which were read from `path`.
+def repeated(path: Path) -> EvalConfig:
+    """Make the record of an evaluation from its results.
 
     Raises:
-        InputError: if they hold options that no evaluation has.
+        InputError: if they cannot be read, or hold options that no evaluation has.
     """
+    recorded = read_results(path)
     content = {
         name: value for name, value in recorded["config"].items() if name not in _NOT_REPEATED
     }

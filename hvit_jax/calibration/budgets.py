@@ -25,12 +25,12 @@ MULTIPLE = 8
 
 @dataclass(frozen=True)
 class BlockCounts:
-    """What one block needed for each picture.
+    """What one block needed for each picture, in one column or one a head.
 
     Attributes:
-        block: the block, counted from 0.
+        block: counted from 0.
         counted: what was counted, such as "tokens".
-        needed: counts by picture; one column, or one a head.
+        needed: the counts.
     """
 
     block: int
@@ -57,19 +57,16 @@ class BlockCounts:
 def measure(
     model: ViT, batches: Iterable[Batch], *, batch_size: int, placement: Placement
 ) -> list[BlockCounts]:
-    """Count what every block of a method with budgets needs.
+    """Count what every block needs, and every thing that is counted there.
 
     Args:
-        model: a model under that method, without budgets.
+        model: a model under a method with budgets, which are not given.
         batches: pictures; padding is left out.
         batch_size: rows of every batch, of all devices together.
         placement: the devices that divide a batch.
 
-    Returns:
-        One entry for every block and every thing that is counted there.
-
     Raises:
-        InputError: if the method has no budgets, or a picture cannot be read.
+        InputError: if a picture cannot be read.
     """
     graph, state = nnx.split(model)
     reducer = as_budgeted(model.reducer)
@@ -106,28 +103,18 @@ def propose(
 ) -> Budgeted:
     """Give a method the budgets that suffice for a share of the pictures.
 
-    A block's budget is the count at the percentile, rounded up to a multiple of 8, and never more
-    than all tokens.
-
-    Args:
-        reducer: the method, without budgets.
-        config: the model's sizes.
-        counts: what its blocks needed, at least one entry for each of its `budget_blocks`.
-        percentile: the share in per cent, above 0 and at most 100; 100 takes the maximum.
-        common: whether all blocks get the largest budget. Blocks that are alike compile as one.
+    A block's budget is the count at the percentile, which 100 makes the maximum, rounded up to a
+    multiple of 8 and never more than all tokens. With `common` all blocks get the largest budget:
+    blocks that are alike compile as one.
 
     Returns:
         The method, resolved, with a budget for every block.
-
-    Raises:
-        InputError: for a percentile out of range.
     """
-    if not 0 < percentile <= 100:
-        raise InputError(f"the percentile must be above 0 and at most 100, got {percentile:g}")
-    resolved, budgets = reducer.resolve(config), []
-    for block in resolved.budget_blocks(config):
-        needed = max(entry.at_percentile(percentile) for entry in counts if entry.block == block)
-        rounded = -(-needed // MULTIPLE) * MULTIPLE
-        budgets.append(min(rounded, config.num_patches + 1))
+    resolved, needed = reducer.resolve(config), {}
+    for entry in counts:
+        count = -(-entry.at_percentile(percentile) // MULTIPLE) * MULTIPLE
+        needed[entry.block] = max(count, needed.get(entry.block, 0))
+    blocks = resolved.budget_blocks(config)
+    budgets = [min(needed[block], config.num_patches + 1) for block in blocks]
     chosen = (max(budgets),) * len(budgets) if common else tuple(budgets)
     return resolved.with_budgets(chosen).resolve(config)

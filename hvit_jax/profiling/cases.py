@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +15,7 @@ from hvit_jax.errors import InputError, unknown
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.profiling.config import DEFAULT_MODEL, ProfileConfig
 from hvit_jax.profiling.rows import Measurement
-from hvit_jax.published import (
-    describe_configuration,
-    find_published,
-    published_rows,
-)
+from hvit_jax.published import describe_configuration, find_published, published_rows
 from hvit_jax.reducers import REDUCERS, Budgeted, make_reducer
 
 
@@ -47,11 +42,7 @@ class Case:
         return count_flops(self.config, self.reducer) / 1e9
 
     def row(self, dtype: str | None = None) -> Measurement:
-        """Give the case's row with what needs no measuring.
-
-        Args:
-            dtype: what it will be measured in; None if it is not.
-        """
+        """Give the case's row with what needs no measuring; `dtype` is what it will run in."""
         return Measurement(
             **describe_configuration(self.config, self.reducer),
             batch=self.batch,
@@ -73,7 +64,7 @@ def cases_of(config: ProfileConfig) -> list[Case]:
         cases = published_cases(config.rows, batch=config.batch_size)
     else:
         cases = [make_case(_model(config), config.reducer, config.batch_size)]
-    return cases if config.sweep is None else _for_batches(cases, config.sweep)
+    return [dataclasses.replace(case, batch=batch) for case in cases for batch in config.batches]
 
 
 def _model(config: ProfileConfig) -> ViTConfig:
@@ -98,14 +89,10 @@ def make_case(config: ViTConfig, reducer: Reducer, batch: int) -> Case:
 
 
 def published_cases(selection: str, *, batch: int) -> list[Case]:
-    """List the published configurations.
+    """List the published configurations: all, or those of a method or a model.
 
     ATS and ACT get budgets for as many tokens or clusters as their published GFLOPs imply and 15 %
     more; without budgets they would save nothing.
-
-    Args:
-        selection: "all", a method, or a model.
-        batch: images at once.
 
     Raises:
         InputError: for an unknown selection.
@@ -117,7 +104,9 @@ def published_cases(selection: str, *, batch: int) -> list[Case]:
         if selection in ("all", row["method"], row["model"]):
             config = with_resolution(named_config(row["model"]), tuple(row["resolution"]))
             reducer = make_reducer(row["method"], **row["args"])
-            reducer = _with_implied_budget(row, reducer)
+            implied = row.get("mean_tokens_implied", row.get("mean_clusters_implied"))
+            if isinstance(reducer, Budgeted) and implied is not None:
+                reducer = reducer.with_budgets(round(1.15 * implied))
             cases.append(Case(config, reducer.resolve(config), batch, _results(row)))
     return cases
 
@@ -131,23 +120,6 @@ def _results(row: dict[str, Any]) -> dict[str, Any]:
     )
     throughput = row["published"].get("throughput")
     return {**row["published"], "speedup": throughput and throughput / dense}
-
-
-def _with_implied_budget(row: dict[str, Any], reducer: Reducer) -> Reducer:
-    implied = row.get("mean_tokens_implied", row.get("mean_clusters_implied"))
-    if implied is None or not isinstance(reducer, Budgeted):
-        return reducer
-    return reducer.with_budgets(round(1.15 * implied))
-
-
-def _for_batches(cases: Sequence[Case], text: str) -> list[Case]:
-    """Repeat cases for several batch sizes, such as "batch=1,8,32"."""
-    name, _, values = text.partition("=")
-    words = values.split(",")
-    if name != "batch" or not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise InputError(f"--sweep takes batch=N,N,... such as batch=1,8,32, got {text!r}")
-    pairs = itertools.product(cases, map(int, words))
-    return [dataclasses.replace(case, batch=batch) for case, batch in pairs]
 
 
 def with_dense(cases: Sequence[Case]) -> list[Case]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,18 @@ class ProfileConfig(Options):
         if self.gflops_only:
             names = ("trace", "plot", "against", "sweep")
             self._refuse("--gflops-only measures nothing", names)
+        sizes = r"batch=[1-9]\d*(,[1-9]\d*)*"
+        if self.sweep is not None and not re.fullmatch(sizes, self.sweep):
+            raise InputError(
+                f"--sweep takes batch=N,N,... such as batch=1,8,32, got {self.sweep!r}"
+            )
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The batch sizes to measure at."""
+        if self.sweep is None:
+            return (self.batch_size,)
+        return tuple(map(int, self.sweep.removeprefix("batch=").split(",")))
 
     def _refuse(self, reason: str, names: tuple[str, ...]) -> None:
         for name in names:

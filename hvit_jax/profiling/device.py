@@ -9,16 +9,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hvit_jax.errors import InputError
 from hvit_jax.system.provenance import describe_runtime
 
-ROUNDS = 5
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -53,15 +52,10 @@ def device_work(run: Callable[[], object]) -> Work:
     return Work(run, jax.block_until_ready)
 
 
-def time_in_turns(
-    works: Sequence[Work], *, seconds: float, rounds: int = ROUNDS
-) -> list[list[float]]:
+def time_in_turns(works: Sequence[Work], *, seconds: float, rounds: int = 5) -> list[list[float]]:
     """Time several works in turns, so that a machine that grows slower harms all alike.
 
-    Args:
-        works: what to time; each is called once before, to warm up.
-        seconds: how long a round of one work should take, about.
-        rounds: how often each has its turn.
+    Each is called once to warm up, and then has its turn of about `seconds` in every round.
 
     Returns:
         Seconds of one call, for each work a list of its rounds.
@@ -76,36 +70,47 @@ def time_in_turns(
     return [list(of_one) for of_one in zip(*turns, strict=True)]
 
 
-def time_alone(work: Work, *, seconds: float, least: int = 5, most: int = 200) -> list[float]:
-    """Time calls one by one, each waited for: what a single request takes.
+def rates_and_ratios(
+    times: Sequence[Sequence[float]], batch: int
+) -> tuple[list[float], list[list[float]]]:
+    """Give images a second of the first work, and how many times faster it was than each other.
 
-    Args:
-        work: what to time.
-        seconds: when to stop, about.
-        least: calls at least.
-        most: calls at most.
-
-    Returns:
-        Seconds of each call.
+    Both are lists of rounds, made of what `time_in_turns` returned.
     """
+    own, *others = times
+    ratios = [[theirs / mine for theirs, mine in zip(other, own, strict=True)] for other in others]
+    return [batch / seconds for seconds in own], ratios
+
+
+def time_alone(work: Work, *, seconds: float) -> list[float]:
+    """Time 5 to 200 calls one by one, each waited for: what a single request takes."""
     work.seconds(1)
     times, end = [], time.perf_counter() + seconds
-    while len(times) < least or (len(times) < most and time.perf_counter() < end):
+    while len(times) < 5 or (len(times) < 200 and time.perf_counter() < end):
         times.append(work.seconds(1))
     return times
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """Find the value that a share of the values, from 0 to 1, does not exceed."""
-    return float(np.quantile(values, share, method="higher"))
+class Latest(Generic[Value]):
+    """A function that remembers its last result, and frees it before it makes another."""
+
+    def __init__(self, make: Callable[..., Value]):
+        self._make, self._last = make, None
+
+    def __call__(self, *key: Any) -> Value:
+        """Give the function's result for these arguments."""
+        if self._last is None or self._last[0] != key:
+            self._last = None
+            self._last = key, self._make(*key)
+        return self._last[1]
 
 
 def describe_device(devices: int = 1, *, torch: bool = False) -> dict[str, Any]:
-    """Name device, backend, processors, versions and XLA's flags.
+    """Name what numbers depend on: devices, processors, versions and XLA's flags.
 
     Args:
-        devices: how many of them compute.
-        torch: whether numbers depend on PyTorch's version too.
+        devices: how many compute.
+        torch: whether PyTorch's version matters too.
     """
     runtime = describe_runtime(devices)
     if torch:
@@ -130,15 +135,7 @@ def _processor() -> str:
 
 
 def matmul_peak(dtype: str, *, seconds: float) -> float:
-    """Measure the fastest large matrix product, in floating-point operations per second.
-
-    Args:
-        dtype: of both factors.
-        seconds: how long to measure, about.
-
-    Returns:
-        Operations per second; a multiply-add counts as two.
-    """
+    """Measure the fastest large matrix product, in operations a second; a multiply-add is two."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
     x = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(jnp.matmul)
@@ -148,18 +145,13 @@ def matmul_peak(dtype: str, *, seconds: float) -> float:
 
 
 def use_compilation_cache(wanted: bool = True) -> Path | None:
-    """Keep compiled programs on disk, so that a second run starts in seconds.
+    """Keep compiled programs on disk, so that a second run starts in seconds; give the folder.
 
     JAX_COMPILATION_CACHE_DIR wins over the default, hvit_jax/xla in XDG_CACHE_HOME or ~/.cache.
-
-    Args:
-        wanted: False to keep and read none, whatever the environment says.
-
-    Returns:
-        The folder; None if not wanted.
+    Where it is not wanted, no program is kept or read, whatever the environment says.
 
     Raises:
-        InputError: if it cannot be made.
+        InputError: if the folder cannot be made.
     """
     if not wanted:
         jax.config.update("jax_compilation_cache_dir", None)

@@ -12,19 +12,13 @@ from hvit_jax.system.figures import new_figure, save_figure
 from hvit_jax.system.files import read_json
 
 Kind = TypeVar("Kind", bound=Row)
-_CONFIGURATION = ("method", "model", "args", "resolution")
 
 
 def read_accuracies(files: Sequence[Path], checkpoint_sha256: str | None) -> dict[str, float]:
-    """Read the top-1 of configurations from results that `eval.py --output` wrote.
+    """Read top-1 in per cent, by `Row.configuration`, from results that `eval.py --output` wrote.
 
-    Args:
-        files: one for each configuration.
-        checkpoint_sha256: of the checkpoint that is timed; None where weights are random, which
-            have the speed of any.
-
-    Returns:
-        Top-1 in per cent, by `Row.configuration`.
+    The checkpoint is the one that is timed; None where weights are random, which have the speed of
+    any.
 
     Raises:
         InputError: if a file cannot be read, is of another checkpoint, or two are of the same
@@ -33,19 +27,22 @@ def read_accuracies(files: Sequence[Path], checkpoint_sha256: str | None) -> dic
     found, names, pictures = {}, {}, None
     for path in files:
         results = read_json(path)
-        if not all(name in results for name in (*_CONFIGURATION, "top1")):
-            raise InputError(f"{path} holds no results, as hvit eval --output writes them")
-        if results.get("partial") or not isinstance(results["top1"], (int, float)):
+        try:
+            key, top1 = configuration_key(results), results["top1"]
+        except KeyError as error:
+            raise InputError(
+                f"{path} holds no results, as hvit eval --output writes them"
+            ) from error
+        if results.get("partial") or not isinstance(top1, int | float):
             raise InputError(f"{path} is of an evaluation that did not finish")
         if checkpoint_sha256 not in (None, results.get("checkpoint_sha256", checkpoint_sha256)):
             raise InputError(f"{path} is of another checkpoint: {results.get('checkpoint')}")
         pictures = pictures or results.get("data_sha256")
         if pictures != results.get("data_sha256"):
             raise InputError(f"{files[0]} and {path} were scored on different pictures")
-        key = configuration_key(*(results[name] for name in _CONFIGURATION))
         if key in found:
             raise InputError(f"{names[key]} and {path} are of the same configuration")
-        found[key], names[key] = results["top1"], path
+        found[key], names[key] = top1, path
     return found
 
 
@@ -54,8 +51,8 @@ def plot(rows: Sequence[Row], path: Path, top1: Mapping[str, float], kind: str) 
 
     Args:
         rows: those without either figure are left out.
-        path: the file to write, replaced if it exists.
-        top1: accuracies in per cent, by `Row.configuration`.
+        path: the file to write.
+        top1: in per cent, by `Row.configuration`.
         kind: of accuracy: "published" or "measured".
 
     Raises:
@@ -79,10 +76,7 @@ def draw_methods(
 ) -> None:
     """Draw rows as points, a colour for each method, and their Pareto front as a line.
 
-    Args:
-        panel: matplotlib axes.
-        rows: what to draw.
-        place: tells a row's place, both of whose coordinates are the better the larger.
+    Both coordinates of a row's place are the better the larger.
     """
     for method in dict.fromkeys(row.method for row in rows):
         xs, ys = zip(*[place(row) for row in rows if row.method == method], strict=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -38,13 +37,8 @@ class Results(Generic[Kind]):
     ):
         """Check that the files can be written, and read finished rows where a run goes on.
 
-        Args:
-            paths: files to write: .json holds everything, .csv and .md the table.
-            kind: the class of the rows.
-            config: what the command was asked for.
-            about: device, versions and content; a run that goes on must have the same.
-            settings: names of options that numbers depend on, which must be the same too.
-            resume: go on with the rows of the .json file, and replace the files.
+        A run that goes on must have the same `about` (device, versions and content), and the same
+        `settings`, which names the options that numbers depend on.
 
         Raises:
             InputError: if a file exists without `resume`, cannot be written, is damaged, or comes
@@ -67,44 +61,38 @@ class Results(Generic[Kind]):
 
     def _read(self, path: Path) -> list[Kind]:
         """Read the finished rows of an earlier run; those that failed are tried again."""
-        content, now = read_json(path), self._compared(self._about, self._config)
+        content = read_json(path)
         try:
-            about = {name: content[name] for name in self._about}
-            before = self._compared(about, content["config"])
+            before = self._compared(content, content["config"])
             rows = [self._kind(**row) for row in content["rows"] if row["error"] is None]
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{path} is no report of this command, or of another release of it"
             ) from error
-        changed = changes(before, now)
+        changed = changes(before, self._compared(self._about, self._config))
         if changed:
             raise InputError(f"{path} was written {'; '.join(changed)}; choose another --output")
         return rows
 
     def _compared(self, about: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+        """Choose what must be the same when a run goes on."""
         options = {**config, **config["compute"]}
         settings = {name: options[name] for name in self._settings}
-        return {**json.loads(json.dumps(about)), "settings": settings}
+        return {**{name: about[name] for name in self._about}, "settings": settings}
 
     def find(self, row: Row) -> Kind | None:
         """Find the finished row of the same case."""
         return next((each for each in self.rows if each.key == row.key), None)
 
     def add(self, row: Kind) -> None:
-        """Add a row and write the files.
-
-        Raises:
-            InputError: if they cannot be written.
-        """
+        """Add a row and write the files: .json holds everything, .csv and .md the table."""
         self.rows.append(row)
+        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        content = {"date": date, **self._about, "config": self._config, "rows": rows}
         for path in self._paths:
             if path.suffix == ".json":
-                write_json(path, self._content())
+                write_json(path, content)
             else:
                 text = _TABLES[path.suffix](self.rows)
                 write_atomically(path, lambda file, text=text: file.write(text.encode()))
-
-    def _content(self) -> dict[str, Any]:
-        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        rows = [dataclasses.asdict(row) for row in self.rows]
-        return {"date": date, **self._about, "config": self._config, "rows": rows}

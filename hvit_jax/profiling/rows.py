@@ -52,8 +52,8 @@ class Row:
 
     @property
     def configuration(self) -> str:
-        """Method, model, options and resolution in one word, to compare rows by."""
-        return configuration_key(self.method, self.model, self.args, self.resolution)
+        """What was computed, whatever the batch and dtype, to compare rows by."""
+        return configuration_key(dataclasses.asdict(self))
 
     @property
     def key(self) -> tuple:
@@ -103,9 +103,14 @@ class Measurement(Row):
     torch_latency_ms: float | None = None
 
 
-def configuration_key(*names: Any) -> str:
-    """Write method, model, options and resolution as one word; see `Row.configuration`."""
-    return json.dumps(names, sort_keys=True)
+def configuration_key(about: dict[str, Any]) -> str:
+    """Write method, model, options and resolution as one word; see `Row.configuration`.
+
+    Raises:
+        KeyError: if one of them is missing.
+    """
+    names = ("method", "model", "args", "resolution")
+    return json.dumps([about[name] for name in names], sort_keys=True)
 
 
 def method_name(method: str, args: dict[str, Any]) -> str:
@@ -146,42 +151,32 @@ _COLUMNS: tuple[tuple[str, Callable[[Measurement], Any], str], ...] = (
     ("TFLOP/s", lambda row: row.tflops_per_second, "{:.2f}"),
     ("of peak (%)", lambda row: row.peak_share and 100 * row.peak_share, "{:.0f}"),
     ("compile (s)", lambda row: row.compile_seconds, "{:.1f}"),
+    ("error", lambda row: row.error and row.error.replace("|", "\\|"), "{}"),
 )
 
 
 def markdown_table(rows: Sequence[Measurement]) -> str:
     """Write rows as a Markdown table; columns without any figure are left out."""
     shown = [column for column in _COLUMNS if any(column[1](row) is not None for row in rows)]
-    names = ["model", "method", "batch", *[name for name, _, _ in shown]]
-    rule = ["---", "---", *["---:"] * (len(names) - 2)]
     lines = [
-        [f"{row.model} {row.size}", row.name, str(row.batch)]
-        + [_cell(read(row), form) for _, read, form in shown]
-        for row in rows
+        ["model", "method", "batch", *(name for name, _, _ in shown)],
+        ["---", "---", "---:", *("---:" for _ in shown)],
     ]
-    if any(row.error for row in rows):
-        names, rule = [*names, "error"], [*rule, "---:"]
-        errors = [(row.error or "").replace("|", "\\|") for row in rows]
-        lines = [[*line, error] for line, error in zip(lines, errors, strict=True)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in (names, rule, *lines))
-
-
-def _cell(value: Any, form: str) -> str:
-    return "" if value is None else form.format(value)
+    for row in rows:
+        values = ((read(row), form) for _, read, form in shown)
+        cells = ["" if value is None else form.format(value) for value, form in values]
+        lines.append([f"{row.model} {row.size}", row.name, str(row.batch), *cells])
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def csv_table(rows: Sequence[Row]) -> str:
-    """Write rows with all their fields as CSV; lists and options are JSON inside a cell."""
+    """Write rows, at least one, with all their fields; lists and options are JSON in a cell."""
     text = io.StringIO()
-    fields = [field.name for field in dataclasses.fields(rows[0])] if rows else []
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in dataclasses.fields(rows[0]))
     for row in rows:
-        cells = {name: getattr(row, name) for name in fields}
+        cells = dataclasses.asdict(row).values()
         writer.writerow(
-            {
-                name: json.dumps(cell) if isinstance(cell, (dict, list)) else cell
-                for name, cell in cells.items()
-            }
+            json.dumps(cell) if isinstance(cell, dict | list) else cell for cell in cells
         )
     return text.getvalue()

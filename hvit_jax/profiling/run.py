@@ -57,7 +57,7 @@ def profile(
     console = console or Console(highlight=False, markup=False, soft_wrap=True)
     messages = messages or Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     cases = cases_of(config)
-    top1 = _check(config, cases)
+    measured = _check(config, cases)
     results = open_results(config)
     if config.gflops_only:
         rows = run_cases(cases, None, results, messages)
@@ -79,18 +79,16 @@ def profile(
     console.print(markdown_table(rows), end="")
     if config.plot is not None:
         # All rows of the files, those of earlier runs too.
-        if top1:
-            missing = [row for row in results.rows if row.configuration not in top1]
-            for name in dict.fromkeys(f"{row.model} {row.name}" for row in missing):
-                messages.print(f"not drawn, since no file of --accuracy is of it: {name}")
-            plot(results.rows, config.plot, top1, "measured")
-        else:
-            plot(results.rows, config.plot, _published_top1(results.rows), "published")
+        missing = [row for row in results.rows if measured and row.configuration not in measured]
+        for name in dict.fromkeys(f"{row.model} {row.name}" for row in missing):
+            messages.print(f"not drawn, since no file of --accuracy is of it: {name}")
+        kind = "measured" if measured else "published"
+        plot(results.rows, config.plot, measured or _published_top1(results.rows), kind)
     return rows
 
 
 def _check(config: ProfileConfig, cases: Sequence[Case]) -> dict[str, float]:
-    """Find mistakes before anything is measured, and read the accuracies."""
+    """Find mistakes before anything is measured, and read the accuracies of --accuracy."""
     if config.trace is not None:
         refuse_existing(config.trace)
         check_destination(config.trace, overwrite=False)
@@ -101,17 +99,17 @@ def _check(config: ProfileConfig, cases: Sequence[Case]) -> dict[str, float]:
     check_plot(config.plot, "--plot")
     rows = [case.row() for case in cases]
     if not config.accuracy:
-        if _published_top1(rows):
-            return {}
-        raise InputError(
-            "--plot draws published accuracies, and this configuration has none; "
-            "--accuracy RESULTS.json draws measured ones"
-        )
+        if not _published_top1(rows):
+            raise InputError(
+                "--plot draws published accuracies, and this configuration has none; "
+                "--accuracy RESULTS.json draws measured ones"
+            )
+        return {}
     timed = None if config.checkpoint is None else checkpoint_sha256(config.checkpoint)
-    top1 = read_accuracies(config.accuracy, timed)
-    if not any(row.configuration in top1 for row in rows):
+    measured = read_accuracies(config.accuracy, timed)
+    if not any(row.configuration in measured for row in rows):
         raise InputError("no file of --accuracy is of a configuration that is measured here")
-    return top1
+    return measured
 
 
 def _published_top1(rows: Sequence[Measurement]) -> dict[str, float]:
@@ -137,40 +135,29 @@ def run_cases(
     results: Results[Measurement],
     messages: Console,
 ) -> list[Measurement]:
-    """Measure the cases that are not finished yet; one that fails does not stop the others.
+    """Measure the cases that `results` does not have yet; without a bench, count only.
 
-    Args:
-        cases: what to measure.
-        bench: measures them; None to count only.
-        results: takes each row as soon as it is finished, and has those of an earlier run.
-        messages: where to say how far it is.
+    One that fails does not stop the others. Each row is written as soon as it is finished.
 
     Returns:
         The rows of all cases, in order.
-
-    Raises:
-        InputError: if the results cannot be written.
     """
     rows = []
     for number, case in enumerate(cases, 1):
-        named = case.row(bench and bench.compute.dtype)
+        named = case.row(bench and bench.config.compute.dtype)
         row = results.find(named)
         if row is None:
             row = named
             if bench is not None:
                 messages.print(f"{number}/{len(cases)} {named.name}, batch {case.batch}")
-                row = _measure(bench, case, named)
-                messages.print("\n".join(_lines(row, bench)))
+                try:
+                    row = bench.measure(case)
+                except FAILURES as error:
+                    row = dataclasses.replace(named, error=describe_failure(error, case.batch))
+                messages.print("\n".join([_line(row, bench), *map("  {}".format, bench.problems)]))
             results.add(row)
         rows.append(row)
     return rows
-
-
-def _measure(bench: Profiler, case: Case, named: Measurement) -> Measurement:
-    try:
-        return bench.measure(case)
-    except FAILURES as error:
-        return dataclasses.replace(named, error=describe_failure(error, case.batch))
 
 
 def describe_failure(error: Exception, batch: int) -> str:
@@ -180,16 +167,15 @@ def describe_failure(error: Exception, batch: int) -> str:
     return first_line(error)
 
 
-def _lines(row: Measurement, bench: Profiler) -> list[str]:
+def _line(row: Measurement, bench: Profiler) -> str:
     """Say what the table has no room for."""
-    problems = [f"  {problem}" for problem in bench.problems]
     if row.error is not None:
-        return [f"  failed: {row.error}", *problems]
+        return f"  failed: {row.error}"
     low, high = row.throughput_range or (0.0, 0.0)
     source = "from the cache" if row.compile_from_cache else "cold"
-    line = (
+    rival = f"\n  compared with {row.torch}" if row.torch else ""
+    return (
         f"  {row.throughput:.2f} images/s ({low:.2f} to {high:.2f}), compiled in "
         f"{row.compile_seconds:.1f} s ({source}); matrix products reach "
-        f"{bench.peak / 1e12:.2f} TFLOP/s here"
+        f"{bench.peak / 1e12:.2f} TFLOP/s here{rival}"
     )
-    return [line, *([f"  compared with {row.torch}"] if row.torch else []), *problems]

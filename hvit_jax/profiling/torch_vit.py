@@ -22,6 +22,15 @@ from hvit_jax.profiling.device import Work, time_in_turns
 
 # Logits of the two may differ by this share of their standard deviation, in the root mean square.
 _TOLERANCES = {"float32": 1e-3, "tf32": 2e-2, "bfloat16": 0.1}
+# SWAG's names of weights, and ours of PyTorch's layers.
+_RENAMED = {
+    "encoder.layers.layer_": "blocks.",
+    "self_attention.": "",
+    "in_proj_": "in_proj.",
+    "mlp.": "",
+    "encoder.": "",
+    "head.layers.": "",
+}
 
 
 @dataclass(frozen=True)
@@ -43,13 +52,7 @@ class TorchRivals:
     """PyTorch's ways to run one dense model on one batch; needs the extra `convert`."""
 
     def __init__(self, config: ViTConfig, parameters: Tree, images: Array, dtype: str):
-        """Make PyTorch's model of given weights, on a GPU if there is one.
-
-        Args:
-            config: the model's sizes.
-            parameters: its weights.
-            images: the batch, (B, H, W, 3).
-            dtype: "float32", or "bfloat16" as autocast and throughout.
+        """Copy weights and images to PyTorch, on a GPU if there is one.
 
         Raises:
             InputError: if PyTorch is not installed, or sees no GPU where JAX does.
@@ -138,17 +141,15 @@ def _fastest(works: Sequence[Work], seconds: float) -> int:
 
 def _build(torch: Any, config: ViTConfig, state: dict[str, Any]) -> Any:
     """Make SWAG's vision transformer from PyTorch's own layers."""
-    nn, width = torch.nn, config.width
+    nn, width, side = torch.nn, config.width, config.patch_size
 
     class TorchBlock(nn.Module):
-        def __init__(self, prefix: str):
+        def __init__(self):
             super().__init__()
-            self.ln_1, self.ln_2 = (norm(f"{prefix}.{name}") for name in ("ln_1", "ln_2"))
-            self.in_proj = linear(f"{prefix}.self_attention.in_proj_")
-            self.out_proj = linear(f"{prefix}.self_attention.out_proj.")
-            self.linear_1, self.linear_2 = (
-                linear(f"{prefix}.mlp.{name}.") for name in ("linear_1", "linear_2")
-            )
+            self.ln_1, self.ln_2 = nn.LayerNorm(width, 1e-6), nn.LayerNorm(width, 1e-6)
+            self.in_proj, self.out_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.linear_1 = nn.Linear(width, config.mlp_width)
+            self.linear_2 = nn.Linear(config.mlp_width, width)
 
         def forward(self, x):
             batch, tokens, _ = x.shape
@@ -161,32 +162,26 @@ def _build(torch: Any, config: ViTConfig, state: dict[str, Any]) -> Any:
     class TorchViT(nn.Module):
         def __init__(self):
             super().__init__()
-            side = config.patch_size
-            self.patches = nn.Conv2d(3, width, side, side)
-            self.patches.weight.data = state["conv_proj.weight"]
-            self.patches.bias.data = state["conv_proj.bias"]
-            self.cls = nn.Parameter(state["class_token"])
-            self.positions = nn.Parameter(state["encoder.pos_embedding"].transpose(0, 1))
-            self.blocks = nn.Sequential(
-                *[TorchBlock(f"encoder.layers.layer_{i}") for i in range(config.depth)]
-            )
-            self.ln = norm("encoder.ln")
-            self.head = linear("head.layers.head.") if config.num_classes else nn.Identity()
+            self.conv_proj = nn.Conv2d(3, width, side, side)
+            self.class_token = nn.Parameter(torch.empty(1, 1, width))
+            self.pos_embedding = nn.Parameter(torch.empty(config.num_patches + 1, 1, width))
+            self.blocks = nn.Sequential(*[TorchBlock() for _ in range(config.depth)])
+            self.ln = nn.LayerNorm(width, 1e-6)
+            classes = config.num_classes
+            self.head = nn.Linear(width, classes) if classes else nn.Identity()
 
         def forward(self, images):
-            x = self.patches(images).flatten(2).transpose(1, 2)
-            x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.positions
-            return self.head(self.ln(self.blocks(x)[:, 0]))
+            x = self.conv_proj(images).flatten(2).transpose(1, 2)
+            x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
+            x = self.blocks(x + self.pos_embedding.transpose(0, 1))
+            return self.head(self.ln(x[:, 0]))
 
-    def linear(prefix: str):
-        weight = state[f"{prefix}weight"]
-        layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device)
-        layer.weight.data, layer.bias.data = weight, state[f"{prefix}bias"]
-        return layer
-
-    def norm(prefix: str):
-        layer = nn.LayerNorm(width, eps=1e-6)
-        layer.weight.data, layer.bias.data = state[f"{prefix}.weight"], state[f"{prefix}.bias"]
-        return layer
-
-    return TorchViT().eval()
+    with torch.device("meta"):
+        model = TorchViT()
+    renamed = {}
+    for key, tensor in state.items():
+        for theirs, ours in _RENAMED.items():
+            key = key.replace(theirs, ours)
+        renamed[key] = tensor
+    model.load_state_dict(renamed, assign=True)
+    return model.eval()

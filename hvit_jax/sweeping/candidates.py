@@ -37,12 +37,7 @@ class Candidate:
 
 
 def candidates(config: ViTConfig, methods: Iterable[str]) -> list[Candidate]:
-    """List the dense model, and for every method what is worth trying on a model of this size.
-
-    Args:
-        config: the model's sizes.
-        methods: names of methods other than dense.
-    """
+    """List the dense model, and for every other method what is worth trying on such a model."""
     found = [Candidate(Reducer().resolve(config))]
     for method in methods:
         settings = [each.resolve(config) for each in REDUCERS[method].candidates(config)]

@@ -45,15 +45,15 @@ class Trial(Row):
         """What tells one row from another: what was tried, whatever budgets came of it."""
         return self.method, json.dumps(self.tried, sort_keys=True)
 
+    @property
+    def place(self) -> tuple[float, float]:
+        """Speed over dense, and top-1."""
+        return self.speedup or 0.0, self.top1 or 0.0
+
 
 @dataclass(frozen=True)
 class Goal:
-    """What is wanted; at most one of the two.
-
-    Attributes:
-        speedup: at least this many times the dense model's images per second.
-        drop: at most this much top-1 lost, in percentage points.
-    """
+    """What is wanted: a speed over dense, or at most so many percentage points of top-1 lost."""
 
     speedup: float | None = None
     drop: float | None = None
@@ -65,18 +65,13 @@ class Goal:
 
     def reached(self, row: Trial) -> bool:
         """Tell whether a measured candidate is good enough, and faster than dense."""
-        speedup, _ = place(row)
+        speedup, _ = row.place
         if self.speedup is not None:
             return speedup >= self.speedup
-        return _drop(row) <= (self.drop or 0.0) and speedup > 1
+        return (row.drop or 0.0) <= (self.drop or 0.0) and speedup > 1
 
     def hopeless(self, flops: int, dense: int) -> str | None:
-        """Say why a candidate need not be tried, if so.
-
-        Args:
-            flops: its multiply-adds.
-            dense: those of the dense model.
-        """
+        """Say why a candidate of so many multiply-adds need not be tried, if so."""
         if flops >= dense:
             return "as many GFLOPs as dense, or more"
         least = NEAR * (self.speedup or 0.0)
@@ -87,29 +82,15 @@ class Goal:
 
 def front(rows: Sequence[Trial]) -> list[Trial]:
     """Find the candidates that no other beats in both speed and accuracy, from the fastest on."""
-    measured = [row for row in rows if row.error is None]
-    places = {place(row): row for row in reversed(measured)}
+    places = {row.place: row for row in reversed(rows) if row.error is None}
     return [places[point] for point in pareto_front(list(places))]
 
 
-def place(row: Trial) -> tuple[float, float]:
-    """Locate a candidate that did not fail: speed over dense, and top-1."""
-    return row.speedup or 0.0, row.top1 or 0.0
-
-
-def _drop(row: Trial) -> float:
-    return row.drop or 0.0
-
-
 def choose(rows: Sequence[Trial], goal: Goal) -> tuple[Trial | None, bool]:
-    """Choose a setting.
+    """Choose a setting among candidates and the dense model.
 
     For a speed the most accurate one that reaches it, for a drop the fastest one within it. Where
     none is, the nearest: the fastest of all, or the one that is faster than dense and loses least.
-
-    Args:
-        rows: candidates, the dense model among them.
-        goal: what is wanted.
 
     Returns:
         The setting, None if nothing is faster than dense; and whether it reaches the goal.
@@ -118,8 +99,8 @@ def choose(rows: Sequence[Trial], goal: Goal) -> tuple[Trial | None, bool]:
     good = [row for row in measured if goal.reached(row)]
     if good:
         by_accuracy = goal.speedup is not None
-        return max(good, key=lambda row: place(row)[::-1] if by_accuracy else place(row)), True
-    faster = [row for row in measured if place(row)[0] > 1]
+        return max(good, key=lambda row: row.place[::-1] if by_accuracy else row.place), True
+    faster = [row for row in measured if row.place[0] > 1]
     if goal.speedup is not None:
-        return max(faster, key=place, default=None), False
-    return min(faster, key=lambda row: (_drop(row), -place(row)[0]), default=None), False
+        return max(faster, key=lambda row: row.place, default=None), False
+    return min(faster, key=lambda row: (row.drop or 0.0, -row.place[0]), default=None), False

@@ -11,15 +11,15 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from hvit_jax.checkpoint import fitted_parameters
 from hvit_jax.costs import count_flops
 from hvit_jax.data.fingerprint import fingerprints
-from hvit_jax.data.source import SAMPLING, Subset, take_evenly
+from hvit_jax.data.source import SAMPLING, take_evenly
 from hvit_jax.distributed.placement import place
 from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.inputs import Inputs, open_inputs
+from hvit_jax.evaluation.inputs import open_inputs
 from hvit_jax.models.reducer import Reducer
-from hvit_jax.profiling.bench import DENSE
 from hvit_jax.profiling.device import describe_device, use_compilation_cache
 from hvit_jax.profiling.results import Results
 from hvit_jax.profiling.run import FAILURES, describe_failure
@@ -38,7 +38,7 @@ SETTINGS = ("data", "checkpoint", "resolution", "batch_size", "dtype", "attentio
 
 @dataclass(frozen=True)
 class Skipped:
-    """A candidate that is not worth trying, its multiply-adds, and the reason."""
+    """A candidate that is not worth trying: how many multiply-adds it has, and the reason."""
 
     candidate: Candidate
     flops: int
@@ -99,19 +99,29 @@ def sweep(
     use_compilation_cache(config.cache)
     # At even distances over the data, and so over its classes.
     part = take_evenly(inputs.source, config.pictures)
-    results = open_results(config, inputs, part, placement.devices)
-    messages.print(f"{_machine(placement.devices)}, {len(part)} pictures, {len(found)} candidates")
-    # A whole batch is divided among the devices, as eval.py does it.
-    size = placement.round_up(min(config.batch_size, len(part)))
-    sample = load_sample(
+    about = {
+        **describe_device(placement.devices),
+        "pictures": len(part),
+        "sampling": SAMPLING,
+        "checkpoint_source": inputs.description.source,
+        **fingerprints(inputs.source, inputs.checkpoint),
+    }
+    paths = [] if config.output is None else [config.output]
+    results = Results(paths, Trial, config, about, settings=SETTINGS, resume=config.resume)
+    machine = f"{about['device']} ({about['processor']}, {about['cpus']} cores)"
+    many = f"{placement.devices} x " if placement.devices > 1 else ""
+    messages.print(f"{many}{machine}, {len(part)} pictures, {len(found)} candidates")
+    batches = load_sample(
         part,
-        inputs,
         sizes.image_shape,
-        batch_size=size,
+        # A whole batch is divided among the devices, as eval.py does it.
+        batch_size=placement.round_up(min(config.batch_size, len(part))),
         workers=config.workers,
         show=lambda batches, total: _track(batches, "decoding", total, messages),
     )
-    trials, done = bench(config, inputs, sizes, sample, placement), Sweep()
+    weights = fitted_parameters(inputs.checkpoint, sizes)
+    labels = [inputs.labels[index] for index in part.indices]
+    trials, done = bench(config, sizes, weights, batches, labels, placement), Sweep()
     try:
         with sigterm_raises():
             _try_all(found, trials, None if config.all else config.goal, results, done, messages)
@@ -130,32 +140,6 @@ def sweep(
 
 def _track(items: Iterable[Item], what: str, total: int, messages: Console) -> Iterable[Item]:
     return track(items, what, total, console=messages, disable=not messages.is_terminal)
-
-
-def open_results(config: SweepConfig, inputs: Inputs, part: Subset, devices: int) -> Results[Trial]:
-    """Open the file of --output; see `Results`.
-
-    Args:
-        config: names it.
-        inputs: data and checkpoint.
-        part: the sample.
-        devices: how many divide a batch.
-    """
-    about = {
-        **describe_device(devices),
-        "pictures": len(part),
-        "sampling": SAMPLING,
-        "checkpoint_source": inputs.description.source,
-        **fingerprints(inputs.source, inputs.checkpoint),
-    }
-    paths = [] if config.output is None else [config.output]
-    return Results(paths, Trial, config, about, settings=SETTINGS, resume=config.resume)
-
-
-def _machine(devices: int) -> str:
-    about = describe_device(devices)
-    many = f"{devices} x " if devices > 1 else ""
-    return f"{many}{about['device']} ({about['processor']}, {about['cpus']} cores)"
 
 
 def _try_all(
@@ -180,7 +164,7 @@ def _try_all(
                 done.skipped.append(row)
                 return
             results.add(row)
-        if row.method == DENSE:
+        if row.method == "dense":
             if row.error is not None:
                 raise InputError(
                     f"the dense model, which all others are compared with: {row.error}"
@@ -190,7 +174,7 @@ def _try_all(
 
     for number, candidate in enumerate(_track(found, "trying", len(found), messages), 1):
         run(candidate, goal, f"{number}/{len(found)}")
-    if done.skipped and all(row.method == DENSE for row in done.rows):
+    if done.skipped and all(row.method == "dense" for row in done.rows):
         least = min(done.skipped, key=lambda each: each.flops)
         done.skipped.remove(least)
         run(least.candidate, None, "fewest GFLOPs:")
@@ -203,7 +187,7 @@ def _try(
     reducer = candidate.reducer
     try:
         reducer = trials.with_budgets(candidate)
-        if goal is not None and reducer.name != DENSE:
+        if goal is not None and reducer.name != "dense":
             flops, dense = (count_flops(trials.sizes, each) for each in (reducer, Reducer()))
             if (reason := goal.hopeless(flops, dense)) is not None:
                 return Skipped(candidate, flops, reason)
@@ -211,7 +195,7 @@ def _try(
         messages.print(f"{label} {row.name}")
         return trials.measure(candidate, reducer)
     except FAILURES as error:
-        failure = describe_failure(error, trials.sample.batch_size)
+        failure = describe_failure(error, trials.batch)
         row = replace(trials.row(candidate, reducer), error=failure)
         messages.print(f"{label} {row.name} failed: {failure}")
         return row

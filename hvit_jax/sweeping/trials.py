@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+import functools
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Bool
 
 from hvit_jax.calibration.budgets import BlockCounts, measure, propose
-from hvit_jax.checkpoint import fitted_parameters
 from hvit_jax.config import ViTConfig
 from hvit_jax.costs import count_flops
 from hvit_jax.data.loader import Batch, load_batches
-from hvit_jax.data.source import Subset
+from hvit_jax.data.source import Source
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.inputs import Inputs, head_labels
 from hvit_jax.evaluation.loop import BatchSharding, score
 from hvit_jax.evaluation.step import Step, compile_step
 from hvit_jax.evaluation.tally import Tally
+from hvit_jax.models.parameters import Tree, build_model
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.models.vit import ViT
-from hvit_jax.profiling.bench import DENSE, Bench
-from hvit_jax.profiling.device import Work, device_work
+from hvit_jax.profiling.device import Latest, Work, device_work, rates_and_ratios, time_in_turns
 from hvit_jax.published import describe_configuration
 from hvit_jax.reducers import as_budgeted
 from hvit_jax.sweeping.candidates import Candidate
@@ -34,106 +33,70 @@ from hvit_jax.sweeping.config import SweepConfig
 MOST_BYTES = 4 * 10**9
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Prepared pictures, decoded once and kept in memory.
-
-    Attributes:
-        batches: the pictures in batches of equal size, the last one padded.
-        labels: the right class of every picture, as the head's outputs are numbered.
-    """
-
-    batches: tuple[Batch, ...]
-    labels: tuple[int, ...]
-
-    @property
-    def batch_size(self) -> int:
-        """Rows of every batch."""
-        return len(self.batches[0].pixels)
-
-
 def load_sample(
-    part: Subset,
-    inputs: Inputs,
+    pictures: Source,
     resolution: tuple[int, int],
     *,
     batch_size: int,
     workers: int,
     show: Callable[[Iterable[Batch], int], Iterable[Batch]] = lambda batches, total: batches,
     most_bytes: int = MOST_BYTES,
-) -> Sample:
-    """Decode pictures.
+) -> list[Batch]:
+    """Decode pictures once, in batches of equal size that stay in memory.
 
-    Args:
-        part: the pictures.
-        inputs: all pictures, and the checkpoint.
-        resolution: height and width of the prepared pictures.
-        batch_size: rows of a batch.
-        workers: processes that decode.
-        show: wraps the batches, of which it is told the number, to show progress.
-        most_bytes: of memory that the sample may take.
+    `show` wraps the batches, of which it is told the number, to show progress.
 
     Raises:
-        InputError: if a picture cannot be read, or the sample would take too much memory.
+        InputError: if a picture cannot be read, or they would take more than `most_bytes`.
     """
     size, (height, width) = batch_size, resolution
-    needed = -(-len(part) // size) * size * height * width * 3
+    count = -(-len(pictures) // size)
+    needed = count * size * height * width * 3
     if needed > most_bytes:
         most = most_bytes // (height * width * 3) // size * size
         raise InputError(
-            f"{len(part)} pictures of {height} x {width} take {needed / 1e9:.1f} GB of memory, "
+            f"{len(pictures)} pictures of {height} x {width} take {needed / 1e9:.1f} GB of memory, "
             f"more than {most_bytes / 1e9:g}; use --pictures {most}"
         )
-    with load_batches(part, resolution, batch_size=size, workers=workers) as batches:
-        decoded = tuple(show(batches, -(-len(part) // size)))
+    with load_batches(pictures, resolution, batch_size=size, workers=workers) as batches:
+        decoded = list(show(batches, count))
     for batch in decoded:
         for problem in batch.problems.values():
             raise InputError(problem)
-    return Sample(decoded, head_labels(part.labels, part.classes, inputs.description))
+    return decoded
 
 
-class Trials(Bench[Step]):
-    """Tries candidates.
+@dataclass
+class Trials:
+    """Tries candidates on the same pictures, the dense model first.
 
     Attributes:
+        config: how to try.
         sizes: the model's.
-        sample: the pictures.
+        weights: its parameters.
+        batches: the pictures, from `load_sample`.
+        labels: the right class of every picture, as the head's outputs are numbered.
         placement: the devices, which divide every batch.
-        dense_correct: which pictures the dense model has right, once that is known.
+        timer: times works in turns; see `time_in_turns`.
+        dense_correct: which pictures the dense model has right; to be set once that is known.
     """
 
-    def __init__(
-        self,
-        config: SweepConfig,
-        inputs: Inputs,
-        sizes: ViTConfig,
-        sample: Sample,
-        placement: Placement,
-        **options: Any,
-    ):
-        """Read the weights.
+    config: SweepConfig
+    sizes: ViTConfig
+    weights: Tree
+    batches: Sequence[Batch]
+    labels: Sequence[int]
+    placement: Placement
+    timer: Callable[..., list[list[float]]] = time_in_turns
+    dense_correct: Bool[np.ndarray, " n"] = field(init=False)
 
-        Args:
-            config: how to try.
-            inputs: the checkpoint.
-            sizes: its sizes, at the wanted resolution.
-            sample: the pictures.
-            placement: the devices.
-            **options: of `Bench`.
-        """
+    def __post_init__(self):
+        self._counts = Latest(self._count)
 
-        def weights(sizes: ViTConfig) -> Any:
-            return fitted_parameters(inputs.checkpoint, sizes)
-
-        super().__init__(config.compute, weights, seconds=config.seconds, **options)
-        self.sizes, self.sample, self.placement = sizes, sample, placement
-        self.dense_correct: Bool[np.ndarray, " n"] | None = None
-        self._counts: tuple[Reducer, list[BlockCounts]] | None = None
-        self.parameters(sizes)
-
-    def compile(self, model: ViT, batch: int) -> Step:
-        """Compile the scoring of a batch."""
-        return compile_step(model, batch, self.placement)
+    @property
+    def batch(self) -> int:
+        """Pictures in every batch, with padding."""
+        return len(self.batches[0].pixels)
 
     def with_budgets(self, candidate: Candidate) -> Reducer:
         """Give a candidate's method the budgets that its pictures need; others stay as they are.
@@ -141,28 +104,22 @@ class Trials(Bench[Step]):
         Raises:
             RuntimeError: if the device runs out of memory.
         """
+        free = candidate.reducer
         if candidate.percentile is None:
-            return candidate.reducer
-        free, size = candidate.reducer, self.sample.batch_size
-        if self._counts is None or self._counts[0] != free:
-            model, batches = self.model(self.sizes, free), self.sample.batches
-            counts = measure(model, batches, batch_size=size, placement=self.placement)
-            self._counts = free, counts
-        return propose(
-            as_budgeted(free), self.sizes, self._counts[1], percentile=candidate.percentile
-        )
+            return free
+        counts = self._counts(free)
+        return propose(as_budgeted(free), self.sizes, counts, percentile=candidate.percentile)
+
+    def _count(self, free: Reducer) -> list[BlockCounts]:
+        model = self._model(free)
+        return measure(model, self.batches, batch_size=self.batch, placement=self.placement)
 
     def row(self, candidate: Candidate, reducer: Reducer) -> Trial:
-        """Give a candidate's row with what needs no measuring.
-
-        Args:
-            candidate: what is tried.
-            reducer: its method, with budgets.
-        """
+        """Give the row of a candidate, whose method has budgets now, before it is measured."""
         return Trial(
             **describe_configuration(self.sizes, reducer),
-            batch=self.sample.batch_size,
-            dtype=self.compute.dtype,
+            batch=self.batch,
+            dtype=self.config.compute.dtype,
             gflops=count_flops(self.sizes, reducer) / 1e9,
             tried=candidate.tried,
             devices=self.placement.devices,
@@ -171,68 +128,63 @@ class Trials(Bench[Step]):
     def measure(self, candidate: Candidate, reducer: Reducer) -> Trial:
         """Score the sample, and time a batch in turns with the dense model.
 
-        Args:
-            candidate: what is tried; the dense model must be the first.
-            reducer: its method, with budgets.
-
         Raises:
             FloatingPointError: if logits are not finite.
             RuntimeError: if the device runs out of memory.
         """
-        dense, size = reducer.name == DENSE, self.sample.batch_size
-        step = self.program(self.sizes, reducer, size)
+        dense = reducer.name == "dense"
+        step = self._dense if dense else self._compile(reducer)
         tally, correct = self._score(step)
-        if dense:
-            self.dense_correct = correct
-        others = {} if dense else {DENSE: self._work(self.program(self.sizes, Reducer(), size))}
-        speed = self.time(self._work(step), others, batch=size)
-        ratios = speed.ratios.get(DENSE, [1.0])
-        drop, error = paired_difference(self.dense_correct, correct)
+        works = [self._work(each) for each in ([step] if dense else [step, self._dense])]
+        times = self.timer(works, seconds=self.config.seconds)
+        rates, ratios = rates_and_ratios(times, self.batch)
+        (speedups,) = ratios or [[1.0]]
+        drop, error = paired_difference(correct if dense else self.dense_correct, correct)
         return replace(
             self.row(candidate, reducer),
-            throughput=speed.throughput,
+            throughput=statistics.median(rates),
             top1=tally.totals.percent(tally.totals.correct),
             drop=drop,
             drop_error=error,
-            speedup=1.0 if dense else speed.over(DENSE),
-            speedup_range=[min(ratios), max(ratios)],
+            speedup=statistics.median(speedups),
+            speedup_range=[min(speedups), max(speedups)],
             report=tally.totals.report,
             correct="".join("01"[int(right)] for right in correct),
         )
 
+    @functools.cached_property
+    def _dense(self) -> Step:
+        return self._compile(Reducer())
+
+    def _compile(self, reducer: Reducer) -> Step:
+        return compile_step(self._model(reducer), self.batch, self.placement)
+
+    def _model(self, reducer: Reducer) -> ViT:
+        return build_model(self.sizes, reducer, self.weights, self.config.compute)
+
     def _score(self, step: Step) -> tuple[Tally, Bool[np.ndarray, " n"]]:
         """Score the sample: the sums, and which pictures are right."""
-        tally, sample = Tally(), self.sample
-        sharding = BatchSharding(len(sample.labels), sample.batch_size)
-        score(step, sample.batches, sample.labels, tally, sharding, self.placement.shard_batch)
+        tally, sharding = Tally(), BatchSharding(len(self.labels), self.batch)
+        score(step, self.batches, self.labels, tally, sharding, self.placement.shard_batch)
         if count := tally.totals.not_finite:
             raise FloatingPointError(f"the logits of {count} pictures are not finite numbers")
         return tally, np.concatenate([rows.top1 == rows.labels for rows in tally.rows])
 
     def _work(self, step: Step) -> Work:
         """Make the first batch something to time."""
-        pixels = self.placement.shard_batch(self.sample.batches[0].pixels)
+        pixels = self.placement.shard_batch(self.batches[0].pixels)
         labels = self.placement.shard_batch(np.zeros(len(pixels), np.int32))
         return device_work(lambda: step(pixels, labels))
 
 
 def paired_difference(
-    before: Bool[np.ndarray, " n"] | None, after: Bool[np.ndarray, " n"]
+    before: Bool[np.ndarray, " n"], after: Bool[np.ndarray, " n"]
 ) -> tuple[float, float]:
-    """Compare two models on the same pictures.
+    """Give the accuracy that is lost, in percentage points, and its standard error.
 
-    Most pictures are right or wrong under both, so the difference is known far better than either
-    accuracy.
-
-    Args:
-        before: which pictures the first has right.
-        after: which ones the second has.
-
-    Returns:
-        The accuracy lost, in percentage points, and its standard error as a mean over pictures.
+    Most pictures are right or wrong under both models, so the difference is known far better than
+    either accuracy.
     """
-    if before is None:
-        raise ValueError("the dense model has not been measured")
     lost = 100.0 * (before.astype(float) - after.astype(float))
     spread = lost.std(ddof=1) if len(lost) > 1 else 0.0
     return float(lost.mean()), float(spread / len(lost) ** 0.5)

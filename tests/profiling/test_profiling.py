@@ -4,9 +4,11 @@ import csv
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -479,11 +481,25 @@ def test_turns_are_medians_of_one_call():
     times = device.time_in_turns(works, seconds=1e-9, rounds=3)
     assert [len(rounds) for rounds in times] == [3, 3]
     assert "".join(order) == "ab" + "ab" + "ababab"
-    bench = Profiler(configured(), timer=lambda works, seconds: [[1.0] * 3, [2.0, 9.0, 4.0]])
-    speed = bench.time(works[0], {"other": works[1]}, batch=6)
-    assert (speed.throughput, speed.over("other"), speed.over("none")) == (6, 4, None)
-    assert device.percentile([float(value) for value in range(101)], 0.95) == 95
-    assert device.percentile([3.0], 0.95) == 3
+    rates, (ratios,) = device.rates_and_ratios([[1.0] * 3, [2.0, 9.0, 4.0]], batch=6)
+    assert (statistics.median(rates), statistics.median(ratios)) == (6, 4)
+
+
+def test_the_latest_result_is_freed_before_the_next_is_made():
+    class Weights:
+        """Something large."""
+
+    made, alive = [], weakref.WeakSet()
+
+    def make(key):
+        made.append((key, len(alive)))
+        alive.add(weights := Weights())
+        return weights
+
+    latest = device.Latest(make)
+    for key in "aab":
+        latest(key)
+    assert made == [("a", 0), ("b", 0)]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,9 +20,7 @@ from hvit_jax.checkpoint import Description, save_checkpoint
 from hvit_jax.commands.eval import main as evaluate
 from hvit_jax.commands.flags import parse
 from hvit_jax.commands.sweep import DESCRIPTION, PROGRAM, main
-from hvit_jax.data.source import take_evenly
-from hvit_jax.evaluation.config import OnPictures
-from hvit_jax.evaluation.inputs import open_inputs
+from hvit_jax.data.source import open_source, take_evenly
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.sweeping import SweepConfig, sweep
 from hvit_jax.sweeping.candidates import Candidate
@@ -345,10 +342,9 @@ def test_files_and_pictures_are_checked_before_the_work(fast, inputs, tmp_path, 
         assert main(words) == 2
         assert message in capsys.readouterr().err
     assert taken.read_text() == "mine"
-    opened = open_inputs(OnPictures(inputs[0], Path(inputs[2])))
-    part = take_evenly(opened.source, 1000)
+    part = take_evenly(open_source(inputs[0]), 1000)
     with pytest.raises(hvit_jax.InputError, match="more than 9e-06; use --pictures 4"):
-        load_sample(part, opened, (16, 24), batch_size=4, workers=0, most_bytes=9000)
+        load_sample(part, (16, 24), batch_size=4, workers=0, most_bytes=9000)
     (tmp_path / "data" / "c0").mkdir(parents=True)
     for index in range(1, 7):
         (tmp_path / "data" / f"c{index}").mkdir()

@@ -33,15 +33,12 @@ def gather(value: Any) -> list[Any]:
 
 
 def check_same(text: str, *, gather: Callable[[Any], list[Any]] = gather, **more: Any) -> None:
-    """Check that all processes are about to do the same.
+    """Refuse to go on where another process is about to do something else.
 
     Args:
         text: what this one does, for people.
         gather: gives every process what each of them has.
         **more: what else has to be the same, such as the content of files that each of them reads.
-
-    Raises:
-        InputError: if another process does something else.
     """
     mine = json.loads(json.dumps(more))
     for process, (said, other) in enumerate(gather([text, mine])):

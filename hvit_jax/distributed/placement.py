@@ -53,11 +53,7 @@ class Placement:
         return NamedSharding(self.mesh, PartitionSpec(AXIS))
 
     def sharding(self, shape: tuple[int, ...]) -> NamedSharding:
-        """Say where an array of a state lies: divided along its largest axis that divides, if any.
-
-        Args:
-            shape: of the whole array.
-        """
+        """Say where an array of a state lies: divided along its largest axis that divides."""
         divides = [axis for axis, size in enumerate(shape) if size and size % self.devices == 0]
         if not self.shard or not divides:
             return self.replicated
@@ -66,72 +62,54 @@ class Placement:
 
     def replicate(self, tree: Any) -> Any:
         """Put a tree of arrays, which every process has, on every device."""
-        return self._put(tree, lambda leaf: self.replicated)
+        return self._put(tree, lambda shape: self.replicated)
 
     def shard_state(self, state: Any) -> Any:
         """Put a tree of arrays, which every process has, where `sharding` says."""
-        return self._put(state, lambda leaf: self.sharding(np.shape(leaf)))
+        return self._put(state, self.sharding)
 
     def gather(self, tree: Any) -> Any:
         """Give every process all of a tree's arrays, as NumPy arrays; all processes call this."""
         replicate = jax.jit(lambda tree: tree, out_shardings=self.replicated)
         return jax.device_get(tree if self.devices == 1 else replicate(tree))
 
-    def _put(self, tree: Any, sharding: Callable[[Any], NamedSharding]) -> Any:
+    def _put(self, tree: Any, sharding: Callable[[tuple[int, ...]], NamedSharding]) -> Any:
         if self.processes == 1:
-            return jax.device_put(tree, jax.tree.map(sharding, tree))
-        return jax.tree.map(lambda leaf: _put(leaf, sharding(leaf)), tree)
+            return jax.device_put(tree, jax.tree.map(lambda leaf: sharding(np.shape(leaf)), tree))
+
+        def put(leaf: Any) -> jax.Array:  # `device_put` would compare all copies first.
+            values = np.asarray(leaf)
+            shape = values.shape
+            return jax.make_array_from_callback(shape, sharding(shape), values.__getitem__)
+
+        return jax.tree.map(put, tree)
 
     def shard_batch(self, array: np.ndarray) -> jax.Array:
-        """Divide a batch among the devices.
-
-        Args:
-            array: the rows that this process has, of any shape (B, ...).
-        """
+        """Divide a batch among the devices, of which this process has the rows (B, ...)."""
         return jax.make_array_from_process_local_data(self.batch_sharding, array)
 
     def round_up(self, batch_size: int) -> int:
         """Give the smallest batch of at least this size that divides by the number of devices."""
         return -(-batch_size // self.devices) * self.devices
 
-    def compile(
-        self, function: Callable[..., Any], *, arrays: int = 2, **options: Any
-    ) -> jax.stages.Wrapped:
-        """Compile a function whose results are rows, one for each picture.
+    def compile(self, function: Callable[..., Any], *, arrays: int = 2) -> jax.stages.Wrapped:
+        """Compile a function whose results are rows, one for each picture; all devices get them.
 
         Args:
             function: of a tree, which every device has all of, and its rows of some arrays, such as
                 pictures and labels.
             arrays: how many these are.
-            **options: of `jax.jit`.
-
-        Returns:
-            A function of the same, whose results lie on every device.
         """
         rows = PartitionSpec(AXIS)
         specs = (PartitionSpec(), *(rows,) * arrays)
         on_rows = jax.shard_map(
             function, mesh=self.mesh, in_specs=specs, out_specs=rows, check_vma=False
         )
-        return jax.jit(on_rows, out_shardings=self.replicated, **options)
-
-
-def _put(array: Any, sharding: NamedSharding) -> jax.Array:
-    """Put an array that every process has; `device_put` would compare all copies first."""
-    values = np.asarray(array)
-    return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+        return jax.jit(on_rows, out_shardings=self.replicated)
 
 
 def place(devices: Sequence[Any] | None = None, *, shard: bool = False) -> Placement:
-    """Use all devices of all processes, or the given ones.
-
-    Args:
-        devices: which ones.
-        shard: whether a state is sharded over them, instead of each holding all of it.
-
-    Raises:
-        InputError: if one process has more devices than another.
-    """
+    """Use all devices of all processes, or the given ones; each process needs as many."""
     found = sorted(devices or jax.devices(), key=lambda each: (each.process_index, each.id))
     owners = [device.process_index for device in found]
     counts = {owners.count(process) for process in set(owners)}
@@ -141,24 +119,3 @@ def place(devices: Sequence[Any] | None = None, *, shard: bool = False) -> Place
             f"{max(counts)}"
         )
     return Placement(Mesh(np.array(found), (AXIS,)), shard)
-
-
-def check_batch(batch_size: int, accumulate: int, devices: int) -> None:
-    """Check that every device gets as many pictures of a batch as any other.
-
-    Args:
-        batch_size: pictures in a step.
-        accumulate: parts that a step takes them in.
-        devices: devices that share each part.
-
-    Raises:
-        InputError: if the batch does not divide.
-    """
-    parts = accumulate * devices
-    if batch_size % parts:
-        near = max(1, round(batch_size / parts)) * parts
-        shared = f" and {devices} devices" if devices > 1 else ""
-        raise InputError(
-            f"--batch-size {batch_size} does not divide by {parts} (--accumulate {accumulate}"
-            f"{shared}); the nearest that does: {near}"
-        )

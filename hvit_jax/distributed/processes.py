@@ -20,11 +20,7 @@ _LAUNCHERS = (
 
 @dataclass(frozen=True)
 class Processes(Options):
-    """The processes of a run; without any of these options a launcher tells, or there is one.
-
-    Raises:
-        InputError: if only some of the options are given, or they contradict each other.
-    """
+    """The processes of a run; without any of these options a launcher tells, or there is one."""
 
     coordinator: str | None = option(
         None, "where process 0 listens, a free port of its", metavar="HOST:PORT", group=GROUP
@@ -60,35 +56,20 @@ class Processes(Options):
             )
 
     def several(self, environment: Mapping[str, str] = os.environ) -> bool:
-        """Tell whether this process is one of several.
-
-        Args:
-            environment: where a launcher describes itself.
-        """
-        if self.processes is None:
-            return launched(environment)
-        return self.processes > 1
+        """Tell whether this process is one of several."""
+        return _launched(environment) if self.processes is None else self.processes > 1
 
 
 def refuse_several(program: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse a launcher's processes for a command that runs in one.
-
-    Args:
-        program: the command, such as "hvit sweep".
-        environment: where a launcher describes itself.
-
-    Raises:
-        InputError: if a launcher started several.
-    """
-    if launched(environment):
+    """Refuse a launcher's several processes for a command that runs in one."""
+    if _launched(environment):
         raise InputError(
             f"{program} runs in one process, with all devices that it sees; start it once, without "
             "srun or mpirun"
         )
 
 
-def launched(environment: Mapping[str, str]) -> bool:
-    """Tell whether a launcher started several processes, of which this is one."""
+def _launched(environment: Mapping[str, str]) -> bool:
     for sign, count in _LAUNCHERS:
         number = environment.get(count, "")
         if sign in environment and number.isdecimal() and int(number) > 1:

@@ -19,7 +19,7 @@ from hvit_jax.errors import InputError, first_line
 from hvit_jax.system.library_messages import is_lost_connection
 from hvit_jax.system.run import run
 
-LOST = 1  # Exit status where another process is gone, or this one has a defect.
+_LOST = 1  # Exit status where another process is gone, or this one has a defect.
 _STOPPED = 128  # Exit statuses from here on mean a signal: the others are not done.
 _MEETING, _PATIENCE = 300, 5  # Seconds until processes give up, and until they say they wait.
 
@@ -40,9 +40,6 @@ def run_together(
 
     Returns:
         The command's status.
-
-    Raises:
-        InputError: if this process cannot meet the others.
     """
     if not processes.several():
         return command()
@@ -58,7 +55,7 @@ def run_together(
     try:
         status = run(finish, program)
     except Exception as error:  # A library names no class where a connection breaks.
-        status = LOST
+        status = _LOST
         if is_lost_connection(error):
             why = f"another process has stopped or cannot be reached ({first_line(error)})"
             print(f"{program}: {why}", file=sys.stderr)

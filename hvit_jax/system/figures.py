@@ -12,14 +12,11 @@ FORMATS = (".png", ".jpg", ".jpeg", ".svg", ".pdf")
 
 
 def check_plot(path: Path, flag: str) -> None:
-    """Check that a plot can be made, before anything is computed for it.
+    """Refuse a plot that cannot be made, before anything is computed for it.
 
     Args:
         path: the file to write; replaced if it exists.
         flag: the option that names it, for the error.
-
-    Raises:
-        InputError: if matplotlib is missing, the format is unknown, or the file cannot be written.
     """
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"{flag} takes a name that ends in {', '.join(FORMATS)}, got {path}")
@@ -41,23 +38,14 @@ def pyplot() -> Any:
 
 
 def new_figure(panels: int, *, width: float = 6.0) -> tuple[Any, Any]:
-    """Make a figure with panels side by side.
-
-    Args:
-        panels: how many.
-        width: of each, in inches.
-    """
+    """Make a figure with panels side by side, each of a width in inches."""
     size = (width * panels, 4.5)
     figure, axes = pyplot().subplots(1, panels, figsize=size, squeeze=False, layout="constrained")
     return figure, axes[0]
 
 
 def save_figure(figure: Any, path: Path, *, dpi: int = 150) -> None:
-    """Write a figure and free it.
-
-    Raises:
-        InputError: if the file cannot be written.
-    """
+    """Write a figure and free it."""
     options = {"format": path.suffix[1:].lower(), "dpi": dpi, "bbox_inches": "tight"}
     write_atomically(path, lambda file: figure.savefig(file, **options))
     pyplot().close(figure)

@@ -10,6 +10,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,82 +22,57 @@ _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # Seconds between attempts at a remov
 
 @contextlib.contextmanager
 def writing(name: str | Path) -> Iterator[None]:
-    """Report what the system says against writing as one line.
-
-    Args:
-        name: what is being written.
-
-    Raises:
-        InputError: instead of an OSError.
-    """
+    """Turn what the system says against writing a file or folder into an InputError."""
     try:
         yield
     except OSError as error:
         raise InputError(f"cannot write {name}: {error.strerror or error}") from error
 
 
-@contextlib.contextmanager
-def new_folder(directory: str | Path) -> Iterator[Path]:
+def new_folder(directory: str | Path) -> AbstractContextManager[Path]:
     """Make a folder that takes its name only once it is complete.
 
-    Args:
-        directory: the final name.
-
-    Yields:
-        A temporary folder beside it, to be filled.
-
-    Raises:
-        InputError: if the name is taken, or the place cannot be written.
+    Returns:
+        A context of a temporary folder beside it, to be filled; it raises an InputError if the name
+        is taken, or the place cannot be written.
     """
-    temporary = _beside(directory)
-    try:
-        with writing(directory):
-            refuse_existing(directory)
-            temporary.parent.mkdir(parents=True, exist_ok=True)
-            temporary.mkdir()
-            yield temporary
-            refuse_existing(directory)
-            temporary.rename(Path(directory).absolute())
-    except BaseException:
-        _remove_tree(temporary)
-        raise
+    return _new(directory, Path.mkdir, _remove_tree)
+
+
+def new_file(name: str | Path, *, replace: bool = False) -> AbstractContextManager[Path]:
+    """Make a file as `new_folder` makes folders; `replace` lets it take the place of another."""
+    return _new(name, Path.touch, _remove_file, replace=replace)
 
 
 @contextlib.contextmanager
-def new_file(name: str | Path, *, replace: bool = False) -> Iterator[Path]:
-    """Make a file that takes its name only once it is complete.
-
-    Args:
-        name: the final name.
-        replace: whether a file of that name may be there already.
-
-    Yields:
-        A temporary empty file beside it, to be filled.
-
-    Raises:
-        InputError: if the name is taken, or the place cannot be written.
-    """
+def _new(
+    name: str | Path,
+    make: Callable[[Path], None],
+    remove: Callable[[Path], None],
+    *,
+    replace: bool = False,
+) -> Iterator[Path]:
     temporary = _beside(name)
     try:
         with writing(name):
             if not replace:
                 refuse_existing(name)
                 temporary.parent.mkdir(parents=True, exist_ok=True)
-            temporary.touch(exist_ok=False)
+            make(temporary)
             yield temporary
             if not replace:
                 refuse_existing(name)
             temporary.replace(Path(name).absolute())
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    except BaseException:
+        remove(temporary)
+        raise
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file that appears whole or not at all, even where the machine stops.
+    """Write or replace a file, whole or not at all, even where the machine stops.
 
     Args:
-        path: where to; replaced if it exists.
+        path: where to.
         write: writes the contents to an open file.
 
     Raises:
@@ -126,11 +102,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write one JSON object, whole or not at all; NaN and infinity are refused.
-
-    Raises:
-        InputError: if it cannot be written.
-    """
+    """Write one JSON object, whole or not at all; NaN and infinity are refused."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
@@ -139,12 +111,6 @@ def remove_folder(folder: Path) -> None:
     """Remove a folder, if it is there, even while something still writes into it.
 
     Its name is free at once, so that a kill leaves all of it or nothing under that name.
-
-    Args:
-        folder: which one.
-
-    Raises:
-        InputError: if it cannot be removed.
     """
     gone = _beside(folder)
     try:
@@ -160,6 +126,11 @@ def _beside(name: str | Path) -> Path:
     """Name a hidden temporary file or folder beside another; no two are the same."""
     target = Path(name).absolute()
     return target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.partial")
+
+
+def _remove_file(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _remove_tree(folder: Path) -> None:
@@ -190,14 +161,11 @@ def refuse_existing(name: str | Path) -> None:
 
 
 def check_destination(path: Path, *, overwrite: bool) -> None:
-    """Check that a file can be written, before the work that fills it starts.
+    """Refuse a file that cannot be written, before the work that fills it starts.
 
     Args:
         path: where to.
         overwrite: whether a file that exists may be replaced.
-
-    Raises:
-        InputError: if it exists, or its folder is missing or cannot be written.
     """
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "no regular file"
@@ -212,20 +180,16 @@ def check_destination(path: Path, *, overwrite: bool) -> None:
         with writing(path):
             probe.write_bytes(b"x" * 4096)
     finally:
-        with contextlib.suppress(OSError):
-            probe.unlink(missing_ok=True)
+        _remove_file(probe)
 
 
 def require_space(name: str | Path, folder: Path, needed: int) -> None:
-    """Check that a disk has room, before a library runs into its end half-way.
+    """Refuse to write where there is no room, before a library runs into a disk's end half-way.
 
     Args:
         name: what is to be written.
         folder: where it goes; exists.
         needed: bytes.
-
-    Raises:
-        InputError: if less is free.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -235,8 +199,13 @@ def require_space(name: str | Path, folder: Path, needed: int) -> None:
         )
 
 
-def checksum(path: Path) -> dict[str, int]:
-    """Measure a file: its length in bytes and the CRC-32 of its content."""
+def checksums(folder: Path) -> dict[str, dict[str, int]]:
+    """Measure every file below a folder, by its path relative to it: length and CRC-32."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
+
+
+def _checksum(path: Path) -> dict[str, int]:
     crc = 0
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
@@ -244,22 +213,8 @@ def checksum(path: Path) -> dict[str, int]:
     return {"bytes": path.stat().st_size, "crc32": crc}
 
 
-def checksums(folder: Path) -> dict[str, dict[str, int]]:
-    """Measure every file below a folder, by its path relative to it."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): checksum(path) for path in files}
-
-
 def damages(folder: Path, recorded: dict[str, dict[str, int]]) -> list[str]:
-    """Compare files with what `checksums` recorded.
-
-    Args:
-        folder: where they lie.
-        recorded: what was recorded; files that are not in it are not looked at.
-
-    Returns:
-        One description for every file that is missing or differs.
-    """
+    """Describe every file that is missing or differs from what `checksums` recorded of it."""
     found = []
     for name, wanted in recorded.items():
         path = folder / name
@@ -267,6 +222,6 @@ def damages(folder: Path, recorded: dict[str, dict[str, int]]) -> list[str]:
             found.append(f"{name} is missing")
         elif path.stat().st_size != wanted["bytes"]:
             found.append(f"{name} has {path.stat().st_size} bytes, not {wanted['bytes']}")
-        elif checksum(path) != wanted:
+        elif _checksum(path) != wanted:
             found.append(f"{name} has another content than was written")
     return found

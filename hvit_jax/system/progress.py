@@ -22,13 +22,7 @@ Show = Callable[[int, str], None]
 
 @contextmanager
 def show_progress(console: Console, total: int, first: int = 0, *, unit: str) -> Iterator[Show]:
-    """Show what is done and the time that is left.
-
-    Args:
-        console: where to.
-        total: what there is to do, in units.
-        first: how many an earlier run has done.
-        unit: such as "pictures".
+    """Show what is done, of `total` units, and the time left; an earlier run has done `first`.
 
     Yields:
         A function to call now and then with the units done, and a text about them.

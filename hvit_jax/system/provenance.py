@@ -19,9 +19,8 @@ _CONTENTS = {
     "data_sha256": ("DATA", "other pictures in"),
     "validation_sha256": ("--val", "other validation pictures in"),
 }
-# Entries that hold options of a command line, and those that say nothing more about content.
-_OPTIONS = ("settings", "options", "args")
-_REPEATED = ("checkpoint_source",)
+_OPTIONS = ("settings", "options", "args")  # Entries that hold options of a command line.
+_REPEATED = ("checkpoint_source",)  # These say nothing more about content.
 
 
 def versions() -> dict[str, str]:
@@ -48,18 +47,14 @@ def describe_runtime(devices: int = 1) -> dict[str, Any]:
 def changes(
     before: Mapping[str, Any], now: Mapping[str, Any], *, but: Collection[str] = ()
 ) -> list[str]:
-    """Name what differs between two runs, and nothing else.
+    """Name what differs between two runs, such as "with --batch-size 8, now 16".
 
     Data and checkpoint are what they contain: where they lie matters only if that differs.
 
     Args:
-        before: how the first run was described, as in its file; what it does not have is not
-            compared.
+        before: how the first run was described; what it does not have is not compared.
         now: how the second one is.
         but: entries whose changes are not named.
-
-    Returns:
-        Such as "with --batch-size 8, now 16"; empty if nothing differs.
     """
     old, new = _flat(before, but), _flat(now, but)
     found, contents = [], []
@@ -84,26 +79,19 @@ def _flat(about: Mapping[str, Any], but: Collection[str]) -> dict[str, Any]:
             continue
         if not isinstance(value, Mapping):
             flat["--method" if name == "method" else name] = value
+        elif name in _OPTIONS:
+            flat |= {"DATA" if each == "data" else flag(each): value[each] for each in value}
         else:
-            named = _as_flag if name in _OPTIONS else str
-            flat |= {named(each): inner for each, inner in value.items()}
+            flat |= value
     return flat
-
-
-def _as_flag(name: str) -> str:
-    return "DATA" if name == "data" else flag(name)
 
 
 def _change(name: str, before: Any, now: Any) -> str:
     if isinstance(before, bool) and isinstance(now, bool):
         words = name.removeprefix("--").replace("-", " ")
-        return f"{_with(before)} {words}, now {_with(now)}"
+        return f"with {words}, now without" if before else f"without {words}, now with"
     if before in (None, ""):
         return f"without {name}, now {show(now)}"
     if now in (None, ""):
         return f"with {name} {show(before)}, now without"
     return f"with {name} {show(before)}, now {show(now)}"
-
-
-def _with(given: bool) -> str:
-    return "with" if given else "without"

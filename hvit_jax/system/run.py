@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.system.library_messages import is_out_of_memory, without_tracebacks_of_orbax
-from hvit_jax.system.signals import exit_status, insistent
+from hvit_jax.system.signals import Stopped, insistent
 
-USAGE_ERROR = 2
-BROKEN_PIPE = 141
+_USAGE_ERROR, _BROKEN_PIPE = 2, 141
 
 
 def run(main: Callable[[], int | None], program: str) -> int:
     """Run a command; its failures become one line on stderr and an exit status.
 
     Args:
-        main: the command, without its entry point; returns an exit status, None for 0.
+        main: the command; returns an exit status, None for 0.
         program: the name that the line starts with, such as "hvit convert".
 
     Returns:
@@ -38,22 +38,23 @@ def run(main: Callable[[], int | None], program: str) -> int:
     except BrokenPipeError:
         # Python flushes stdout once more on its way out; let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return _BROKEN_PIPE
     except SystemExit as error:
         if isinstance(error.__context__, BrokenPipeError):
-            return BROKEN_PIPE  # Rich ends the program where nobody reads what it prints.
+            return _BROKEN_PIPE  # Rich ends the program where nobody reads what it prints.
         raise
     except KeyboardInterrupt as error:
-        return _complain(program, str(error) or "interrupted", exit_status(error))
+        number = signal.SIGTERM if isinstance(error, Stopped) else signal.SIGINT
+        return _complain(program, str(error) or "interrupted", 128 + number)
     except InputError as error:
-        return _complain(program, str(error), USAGE_ERROR)
+        return _complain(program, str(error), _USAGE_ERROR)
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        return _complain(program, f"{where}{error.strerror or error}", USAGE_ERROR)
+        return _complain(program, f"{where}{error.strerror or error}", _USAGE_ERROR)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        return _complain(program, f"out of memory: {first_line(error)}", USAGE_ERROR)
+        return _complain(program, f"out of memory: {first_line(error)}", _USAGE_ERROR)
 
 
 def _complain(program: str, message: str, status: int) -> int:

@@ -16,18 +16,12 @@ class Stopped(KeyboardInterrupt):
     """SIGTERM, as an exception like the one that Ctrl-C raises."""
 
 
-def exit_status(stop: KeyboardInterrupt) -> int:
-    """Give the exit status that shells expect: 128 and the signal's number."""
-    return 128 + (signal.SIGTERM if isinstance(stop, Stopped) else signal.SIGINT)
-
-
 @contextlib.contextmanager
 def sigterm_raises() -> Iterator[Callable[[], None]]:
     """Turn SIGTERM into `Stopped` inside the context; only a main thread can.
 
     Yields:
-        A function to call now and then, which raises `Stopped` again if SIGTERM came: a library
-        that the exception passed through may have lost it.
+        A function to call now and then, which raises `Stopped` again if a library lost it.
     """
     asked: list[int] = []
 
@@ -52,10 +46,7 @@ def sigterm_raises() -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is done, for libraries that write in the background.
-
-    Outside the main thread, where Ctrl-C never arrives, nothing is done.
-    """
+    """Hold Ctrl-C back until the block is done, for libraries that write in the background."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield

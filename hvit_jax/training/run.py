@@ -19,7 +19,7 @@ from hvit_jax.data.folder import ImageFolder, PictureError, read_folder
 from hvit_jax.data.loader import WorkerLost
 from hvit_jax.data.source import Source
 from hvit_jax.distributed.gathering import check_same, gather
-from hvit_jax.distributed.placement import Placement, check_batch, place
+from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree
 from hvit_jax.system.files import remove_folder
@@ -88,7 +88,7 @@ def train(
     writes = jax.process_index() == 0
     console = console or Console(highlight=False, markup=False, soft_wrap=True, quiet=not writes)
     placement = place(shard=config.shard_parameters)
-    check_batch(config.batch_size, config.accumulate, placement.devices)
+    _check_batch(config.batch_size, config.accumulate, placement.devices)
     folder = read_folder(config.data, splits=("train",))
     pictures = find_pictures(config.data, config.val, folder)
     model, parameters, note = first_parameters(config, folder.classes)
@@ -297,6 +297,18 @@ def _check_finite(loss: Any) -> None:
     """
     if not math.isfinite(loss):
         raise InputError("the loss is no longer finite; begin again with a lower --learning-rate")
+
+
+def _check_batch(batch_size: int, accumulate: int, devices: int) -> None:
+    """Check that every device gets as many pictures of each part of a batch as any other."""
+    parts = accumulate * devices
+    if batch_size % parts:
+        near = max(1, round(batch_size / parts)) * parts
+        shared = f" and {devices} devices" if devices > 1 else ""
+        raise InputError(
+            f"--batch-size {batch_size} does not divide by {parts} (--accumulate {accumulate}"
+            f"{shared}); the nearest that does: {near}"
+        )
 
 
 def _remove(output: Path) -> None:

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from hvit_jax.distributed.placement import check_batch, place
+from hvit_jax.distributed.placement import place
 from hvit_jax.errors import InputError
+from hvit_jax.training.run import _check_batch
 from tests.evaluation_setup import make_checkpoint, make_pictures, results_of
 from tests.scale_setup import EIGHT, EVALUATE, run_python
 
@@ -43,10 +44,10 @@ def test_a_batch_is_rounded_up_to_the_devices():
 
 
 def test_a_batch_of_training_divides_by_parts_and_devices():
-    check_batch(16, 2, 8)
+    _check_batch(16, 2, 8)
     wrong = r"--batch-size 20 does not divide by 16 \(--accumulate 2 and 8 devices\).*does: 16"
     with pytest.raises(InputError, match=wrong):
-        check_batch(20, 2, 8)
+        _check_batch(20, 2, 8)
 
 
 SHARED = """

@@ -33,17 +33,12 @@ _OVERHEAD = 1 << 18  # bytes that a checkpoint takes beside its numbers, generou
 
 @dataclass(frozen=True)
 class Description:
-    """What `model.json` says.
-
-    Attributes:
-        config: the model's sizes.
-        source: where the weights came from: file name, SHA-256, format, and the like.
-        classes: names of the classes in the head's order; empty if they are not known.
-    """
+    """What `model.json` says."""
 
     config: ViTConfig
+    # Where the weights came from: file name, SHA-256, format, and the like.
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()  # In the head's order; empty if they are not known.
 
 
 def save_checkpoint(directory: str | Path, parameters: Tree, description: Description) -> None:
@@ -72,14 +67,12 @@ def save_checkpoint(directory: str | Path, parameters: Tree, description: Descri
                 checkpointer.save(temporary / WEIGHTS, parameters)
         except Exception as error:  # Orbax and TensorStore have no common base class.
             raise InputError(f"cannot write {directory}: {why_failed(error)}") from error
-        text = {
+        about = {
             "format_version": FORMAT_VERSION,
-            "config": dataclasses.asdict(description.config),
-            "source": description.source,
-            "classes": list(description.classes),
+            **dataclasses.asdict(description),
             "weights": checksums(temporary / WEIGHTS),
         }
-        (temporary / DESCRIPTION).write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
+        (temporary / DESCRIPTION).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def read_description(directory: str | Path) -> Description:
@@ -192,25 +185,13 @@ def _compare(what: str, found: dict[str, Any], config: ViTConfig) -> None:
 
 
 def resize_parameters(parameters: Tree, config: ViTConfig, new: ViTConfig) -> Tree:
-    """Fit parameters to another resolution by resizing the position embeddings.
-
-    Args:
-        parameters: a tree for `config`.
-        config: the sizes it has.
-        new: the same sizes with another resolution.
-    """
-    positions = resize_positions(
-        np.asarray(parameters["pos_embedding"], np.float32), config.grid, new.grid
-    )
-    return {**parameters, "pos_embedding": positions}
+    """Fit parameters of one resolution to another by resizing the position embeddings."""
+    positions = np.asarray(parameters["pos_embedding"], np.float32)
+    return {**parameters, "pos_embedding": resize_positions(positions, config.grid, new.grid)}
 
 
 def fitted_parameters(directory: str | Path, config: ViTConfig) -> Tree:
-    """Read a checkpoint's weights for a configuration that has its sizes, or another resolution.
-
-    Args:
-        directory: the checkpoint.
-        config: its description's sizes, with the wanted resolution.
+    """Read a checkpoint's weights for its sizes at the same or another resolution.
 
     Raises:
         InputError: as `load_parameters`.

@@ -123,14 +123,6 @@ class Compute(Options):
 
     Raises:
         InputError: for a value that is not accepted, or float64 where JAX does not compute in it.
-
-    Attributes:
-        dtype: what blocks are computed in.
-        param_dtype: what the blocks' weights are stored in; None for `dtype`.
-        attention: "auto", "cudnn" or "xla".
-        unroll: whether every block is compiled on its own instead of scanning equal ones.
-        remat: whether a backward pass computes each block once more, and only the tokens between
-            blocks are stored for it: less memory for more time.
     """
 
     dtype: str = option("float32", "what blocks are computed in", choices=DTYPES)
@@ -161,11 +153,7 @@ class Compute(Options):
         return jnp.dtype(self.dtype), jnp.dtype(self.param_dtype or self.dtype)
 
 
-MODELS = {
-    "vit_b16": ViTConfig.vit_b16(),
-    "vit_l16": ViTConfig.vit_l16(),
-    "vit_h14": ViTConfig.vit_h14(),
-}
+MODELS = {name: getattr(ViTConfig, name)() for name in ("vit_b16", "vit_l16", "vit_h14")}
 
 
 def named_config(name: str) -> ViTConfig:

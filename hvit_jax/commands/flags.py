@@ -96,23 +96,16 @@ def parse(
 ) -> Record:
     """Read a command line, without the program's name, as a record.
 
-    Args:
-        record: its class.
-        arguments: the command line.
-        program: as for `command`, like the next two.
-        description: see there.
-        epilog: see there.
-        base: what the record has where the command line says nothing; default: the defaults. A
-            method of which the command line has an option is made anew.
+    What it does not say is as in `base`, by default as in the record's defaults; a method of which
+    it has any option is made anew.
 
     Raises:
         InputError: for anything in it that is wrong.
     """
-    method = value_of("--method", arguments, program)
-    if method is None and base is not None:
-        method = next(
-            (each.name for each in vars(base).values() if isinstance(each, Reducer)), None
-        )
+    before = (
+        [each.name for each in vars(base).values() if isinstance(each, Reducer)] if base else []
+    )
+    method = value_of("--method", arguments, program) or (before[0] if before else None)
     parser = make_parser(record, program, description, epilog, methods=[method] if method else None)
     options, surplus = parser.parse_known_args(list(arguments))
     if surplus:

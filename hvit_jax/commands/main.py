@@ -79,17 +79,13 @@ def records() -> dict[str, tuple[str, type[Options]]]:
 def usage() -> str:
     """List the commands."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, (text, _) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: hvit COMMAND ...",
-            "",
-            "Vision transformers with token reduction in JAX.",
-            "",
-            *lines,
-            "",
-            "hvit COMMAND --help lists a command's options.",
-            "hvit --version, hvit --print-completion bash|zsh",
-            "",
-        ]
-    )
+    lines = "\n".join(f"  {name:<{width}}  {text}" for name, (text, _) in COMMANDS.items())
+    return f"""usage: hvit COMMAND ...
+
+Vision transformers with token reduction in JAX.
+
+{lines}
+
+hvit COMMAND --help lists a command's options.
+hvit --version, hvit --print-completion bash|zsh
+"""

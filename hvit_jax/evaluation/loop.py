@@ -29,20 +29,13 @@ class BatchSharding:
     The rows of a batch are in the source's order whatever the number of processes, so that results
     are too. All processes run the same number of batches; the last one may have no pictures for
     some of them.
-
-    Attributes:
-        pictures: of the source.
-        batch_size: rows of a batch, of all processes together; they divide evenly.
-        process: which process this is.
-        processes: how many there are.
-        first: the picture to begin with; those before it are left out.
     """
 
-    pictures: int
-    batch_size: int
+    pictures: int  # Of the source.
+    batch_size: int  # Rows of all processes together, which divide them evenly.
     process: int = field(default_factory=jax.process_index)
     processes: int = field(default_factory=jax.process_count)
-    first: int = 0
+    first: int = 0  # The picture to begin with; those before it are left out.
 
     @property
     def rows(self) -> int:

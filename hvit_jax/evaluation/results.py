@@ -23,7 +23,6 @@ _TABLE = (
     ("waiting for pictures", "input_wait", "{:.1%}"),
     ("GFLOPs (tables' convention)", "gflops", "{:.3f}"),
 )
-_PUBLISHED_NAMES = {"images_per_second": "throughput"}
 _SKIPPED_SHOWN = 10
 
 
@@ -60,11 +59,9 @@ def write_predictions(path: Path, tally: Tally, inputs: Inputs) -> None:
     none = np.zeros(0, np.int32)
     empty = Rows(none, none, none, np.zeros((0, classes), np.float32), (), Totals())
     rows = join_rows([empty, *tally.rows])
-    arrays = {
-        "paths": np.array([paths[index] for index in rows.indices], np.str_),
-        **{name: getattr(rows, name) for name in ("labels", "top1", "logits")},
-    }
-    write_atomically(path, lambda file: np.savez(file, **arrays))
+    names = np.array([paths[index] for index in rows.indices], np.str_)
+    arrays = {"labels": rows.labels, "logits": rows.logits, "top1": rows.top1}
+    write_atomically(path, lambda file: np.savez(file, paths=names, **arrays))
 
 
 def print_results(console: Console, results: dict[str, Any]) -> None:
@@ -78,7 +75,8 @@ def print_results(console: Console, results: dict[str, Any]) -> None:
     for label, name, form in _TABLE:
         row = [label, _show(results.get(name), form)]
         if published:
-            row.append(_show(published.get(_PUBLISHED_NAMES.get(name, name)), "{}"))
+            there = "throughput" if name == "images_per_second" else name
+            row.append(_show(published.get(there), "{}"))
         table.add_row(*row)
     for name, total in results["report"].items():
         table.add_row(name.replace("_", " "), f"{total:g}")
@@ -103,10 +101,8 @@ def _print_warnings(console: Console, results: dict[str, Any]) -> None:
         if len(skipped) > _SKIPPED_SHOWN:
             console.print(f"  and {len(skipped) - _SKIPPED_SHOWN} more; --output lists all")
     if broken:
-        console.print(
-            f"{broken} pictures gave logits that are not finite numbers; they count as wrong",
-            soft_wrap=True,
-        )
+        text = f"{broken} pictures gave logits that are not finite numbers; they count as wrong"
+        console.print(text, soft_wrap=True)
 
 
 def running_scores(tally: Tally) -> str:

@@ -46,7 +46,7 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zip
 class ProgressFolder:
     """The folder of one evaluation, locked within a `with` statement.
 
-    Without --output, and in all processes but the first, nothing is checked, read or saved.
+    Without --output, and in processes that are not `active`, nothing is checked, read or saved.
 
     Attributes:
         keep: whether the folder stays, even without pictures: --resume may replace partial results.
@@ -60,14 +60,7 @@ class ProgressFolder:
         active: bool = True,
         interval: float = INTERVAL,
     ):
-        """Name the folder; nothing is read or written yet.
-
-        Args:
-            config: of the evaluation.
-            messages: where to say what becomes of scored pictures.
-            active: whether this process saves for all of them.
-            interval: seconds between two savings.
-        """
+        """Name the folder, and the seconds between two savings; nothing is read or written yet."""
         self.keep = True
         self._config, self._messages, self._active = config, messages, active
         self._interval, self._saved_at = interval, time.monotonic()
@@ -79,8 +72,7 @@ class ProgressFolder:
         """Lock the folder, after checking that results can be written and that none are lost.
 
         Raises:
-            InputError: if they cannot, another evaluation is at work, or an earlier one left some,
-                and it is not said what to do.
+            InputError: if they cannot, another evaluation is at work, or one has left pictures.
         """
         config, folder = self._config, self._folder
         resumes = config.resume and folder is not None and folder.is_dir()
@@ -108,12 +100,7 @@ class ProgressFolder:
                 os.close(self._lock)
 
     def begin(self, settings: dict[str, Any], tally: Tally, count: int) -> None:
-        """Resume what an earlier run has scored, if that is wanted, or begin anew.
-
-        Args:
-            settings: what results depend on; JSON can hold them.
-            tally: empty; gets what was scored before.
-            count: pictures in all.
+        """Put into a tally what an earlier run has scored, if that is wanted, or begin anew.
 
         Raises:
             InputError: if the folder is damaged, or of an evaluation with other settings.

@@ -233,18 +233,14 @@ class _Evaluation:
     def _write(self, results: dict[str, Any]) -> tuple[list[Path], list[str]]:
         """Write what is asked for: the files that were written, and what is wrong with others."""
         written, problems = [], []
-        for path, write in (
-            (
-                self.config.predictions,
-                lambda path: write_predictions(path, self.tally, self.inputs),
-            ),
-            # The results come last: they are the sign that all is done.
-            (self.config.output, lambda path: write_json(path, results)),
-        ):
-            if path is not None:
-                try:
-                    write(path)
-                    written.append(path)
-                except InputError as error:
-                    problems.append(str(error))
+        # The results come last: they are the sign that all is done.
+        for path in filter(None, (self.config.predictions, self.config.output)):
+            try:
+                if path == self.config.output:
+                    write_json(path, results)
+                else:
+                    write_predictions(path, self.tally, self.inputs)
+                written.append(path)
+            except InputError as error:
+                problems.append(str(error))
         return written, problems

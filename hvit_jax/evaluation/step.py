@@ -31,7 +31,7 @@ class Outputs:
     logits: Float[Anywhere, "B classes"]  # In float32.
     top1: Int[Anywhere, " B"]
     correct: Bool[Anywhere, " B"]
-    correct_top5: Bool[Anywhere, " B"]
+    correct_top5: Bool[Anywhere, " B"]  # Among the five largest logits, or fewer classes.
     loss: Float[Anywhere, " B"]  # Cross entropy of the softmax.
     finite: Bool[Anywhere, " B"]  # If a logit is no number, the picture counts as wrong.
     report: Mapping[str, Float[Anywhere, " B"]]  # Of the method.

@@ -14,29 +14,17 @@ from hvit_jax.evaluation.step import Anywhere, Outputs
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the pictures scored so far, each counted once.
-
-    Attributes:
-        images: pictures scored.
-        correct: those whose largest logit is the label's.
-        correct_top5: those whose label is among the five largest.
-        loss: summed cross entropy.
-        not_finite: pictures with a logit that is no number.
-        unreadable: pictures that could not be read, which no other count includes.
-        report: sums of what the method reports.
-        seconds: from the first batch in hand to the last one done, of all runs.
-        waited: the part of them in which the program waited for pictures.
-    """
+    """Sums over the pictures scored so far, each counted once; see `Outputs`."""
 
     images: int = 0
     correct: int = 0
     correct_top5: int = 0
     loss: float = 0.0
     not_finite: int = 0
-    unreadable: int = 0
+    unreadable: int = 0  # Pictures that could not be read, which no other count includes.
     report: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-    waited: float = 0.0
+    seconds: float = 0.0  # From the first batch in hand to the last one done, of all runs.
+    waited: float = 0.0  # The part of them in which the program waited for pictures.
 
     @property
     def pictures(self) -> int:

@@ -25,17 +25,11 @@ MULTIPLE = 8
 
 @dataclass(frozen=True)
 class BlockCounts:
-    """What one block needed for each picture, in one column or one a head.
-
-    Attributes:
-        block: counted from 0.
-        counted: what was counted, such as "tokens".
-        needed: the counts.
-    """
+    """What one block needed for each picture."""
 
     block: int
-    counted: str
-    needed: Int[np.ndarray, "pictures S"]
+    counted: str  # Such as "tokens".
+    needed: Int[np.ndarray, "pictures S"]  # One column, or one a head.
 
     def at_percentile(self, percentile: float) -> int:
         """Find the count that suffices for this share of the pictures, in all their columns."""
@@ -57,13 +51,7 @@ class BlockCounts:
 def measure(
     model: ViT, batches: Iterable[Batch], *, batch_size: int, placement: Placement
 ) -> list[BlockCounts]:
-    """Count what every block needs, and every thing that is counted there.
-
-    Args:
-        model: a model under a method with budgets, which are not given.
-        batches: pictures; padding is left out.
-        batch_size: rows of every batch, of all devices together.
-        placement: the devices that divide a batch.
+    """Count what every block of a method needs whose budgets are not given; padding is left out.
 
     Raises:
         InputError: if a picture cannot be read.

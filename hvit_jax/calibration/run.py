@@ -30,17 +30,11 @@ from hvit_jax.system.provenance import describe_runtime
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a calibration found.
+    """What a calibration found."""
 
-    Attributes:
-        reducer: the method with the proposed budgets, resolved.
-        counts: what its blocks needed.
-        measured: the counts in short and what they depend on, as the file has it.
-    """
-
-    reducer: Budgeted
-    counts: list[BlockCounts]
-    measured: dict[str, Any]
+    reducer: Budgeted  # The method with the proposed budgets, resolved.
+    counts: list[BlockCounts]  # What its blocks needed.
+    measured: dict[str, Any]  # The counts in short and what they depend on, as the file has it.
 
 
 def calibrate(

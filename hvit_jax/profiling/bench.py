@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -102,16 +102,9 @@ class Profiler:
         problems: what went wrong beside the last case without stopping it.
     """
 
-    def __init__(
-        self,
-        config: ProfileConfig,
-        *,
-        peak: float | None = None,
-        timer: Callable[..., list[list[float]]] = time_in_turns,
-    ):
+    def __init__(self, config: ProfileConfig, *, peak: float | None = None):
         """Make nothing yet; `peak` is that of the device, by default measured."""
-        self.config, self._peak, self._timer = config, peak, timer
-        self.problems: list[str] = []
+        self.config, self._peak, self.problems = config, peak, []
         self._weights = Latest(self._read_or_draw)
         self._dense = Latest(lambda sizes, batch: self._compile(sizes, Reducer(), batch))
         self._rival = Latest(self._find_rival)
@@ -135,15 +128,15 @@ class Profiler:
             program = self._dense(case.config, case.batch)
         else:
             program = self._compile(case.config, case.reducer, case.batch)
-        works = {"own": program.work}
+        others = {}
         if config.dense and not dense:
-            works["dense"] = self._dense(case.config, case.batch).work
+            others["dense"] = self._dense(case.config, case.batch).work
         rival = self._rival(case.config, case.batch) if config.against == "torch" else None
         if rival is not None:
-            works["torch"] = rival.work
-        times = self._timer(list(works.values()), seconds=config.seconds)
+            others["torch"] = rival.work
+        times = time_in_turns([program.work, *others.values()], seconds=config.seconds)
         rates, ratios = rates_and_ratios(times, case.batch)
-        speedups = dict(zip([*works][1:], map(statistics.median, ratios), strict=True))
+        speedups = dict(zip(others, map(statistics.median, ratios), strict=True))
         throughput = statistics.median(rates)
         operations = 2e9 * row.gflops * throughput
         if config.trace is not None and case.reducer.name == config.reducer.name:

@@ -21,20 +21,12 @@ from hvit_jax.reducers import REDUCERS, Budgeted, make_reducer
 
 @dataclass(frozen=True)
 class Case:
-    """One row of a report.
-
-    Attributes:
-        config: the model's sizes.
-        reducer: the method, resolved for them.
-        batch: images at once, for the throughput.
-        published: the published results of this configuration, with the speed-up over dense that
-            follows from them; or None.
-    """
+    """One row of a report."""
 
     config: ViTConfig
-    reducer: Reducer
-    batch: int
-    published: dict[str, Any] | None
+    reducer: Reducer  # Resolved for the model.
+    batch: int  # Images at once, for the throughput.
+    published: dict[str, Any] | None  # Its published results, with the speed-up over dense.
 
     @property
     def gflops(self) -> float:

@@ -22,15 +22,10 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Work:
-    """Something to time.
+    """Something to time."""
 
-    Attributes:
-        start: begins the work, and may return before it is done; its result goes to `wait`.
-        wait: returns when the result, and so all work before it, is done.
-    """
-
-    start: Callable[[], object]
-    wait: Callable[[object], object]
+    start: Callable[[], object]  # Begins the work, and may return before it is done.
+    wait: Callable[[object], object]  # Returns when this result, and all before it, is there.
 
     def seconds(self, calls: int) -> float:
         """Time several calls that are enqueued together; the average of one."""

@@ -46,14 +46,15 @@ class Results(Generic[Kind]):
         """
         self._paths, self._kind, self._about = paths, kind, about
         self._config, self._settings = as_json(config), settings
+        self.rows: list[Kind] = []
+        files = [path for path in paths if path.suffix == ".json"]
         for path in paths:
             if path.suffix not in (".json", *_TABLES):
                 raise InputError(f"--output takes .json, .csv or .md files, got {path}")
             if not resume and path.exists():
-                raise InputError(f"{path} exists already; --resume goes on with it")
+                advice = "--resume goes on with it" if files else "choose another --output"
+                raise InputError(f"{path} exists already; {advice}")
             check_destination(path, overwrite=True)
-        self.rows: list[Kind] = []
-        files = [path for path in paths if path.suffix == ".json"]
         if resume and not files:
             raise InputError("--resume needs --output FILE.json, whose rows it goes on with")
         if resume and files[0].exists():

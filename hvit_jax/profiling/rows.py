@@ -16,29 +16,17 @@ from hvit_jax.reducers import REDUCERS
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A configuration and what came of it; what the rows of all result files have.
-
-    Attributes:
-        method: the method's name.
-        model: the name of the model's size, or "custom".
-        args: the method's options.
-        resolution: height and width in pixels.
-        batch: images at once.
-        dtype: what blocks are computed in; None if nothing ran.
-        gflops: multiply-adds of one image in the tables' convention, in billions.
-        throughput: images per second.
-        error: why it failed; None if it did not.
-    """
+    """A configuration and what came of it; what the rows of all result files have."""
 
     method: str
-    model: str
-    args: dict[str, Any]
-    resolution: list[int]
-    batch: int
-    dtype: str | None
-    gflops: float
-    throughput: float | None = None
-    error: str | None = None
+    model: str  # The name of its size, or "custom".
+    args: dict[str, Any]  # The method's options.
+    resolution: list[int]  # Height and width in pixels.
+    batch: int  # Images at once.
+    dtype: str | None  # What blocks are computed in; None if nothing ran.
+    gflops: float  # Billions of multiply-adds of one image, in the tables' convention.
+    throughput: float | None = None  # Images per second.
+    error: str | None = None  # Why it failed; None if it did not.
 
     @property
     def name(self) -> str:
@@ -147,7 +135,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Measurement], Any], str], ...] = (
     ("latency (ms)", lambda row: row.latency_ms, "{:.2f}"),
     ("p95 (ms)", lambda row: row.latency_p95_ms, "{:.2f}"),
     ("PyTorch (ms)", lambda row: row.torch_latency_ms, "{:.2f}"),
-    ("memory (GB)", lambda row: row.peak_memory_bytes and row.peak_memory_bytes / 1e9, "{:.2f}"),
+    ("memory (GB)", lambda row: row.peak_memory_bytes and row.peak_memory_bytes / 1e9, "{:.3g}"),
     ("TFLOP/s", lambda row: row.tflops_per_second, "{:.2f}"),
     ("of peak (%)", lambda row: row.peak_share and 100 * row.peak_share, "{:.0f}"),
     ("compile (s)", lambda row: row.compile_seconds, "{:.1f}"),

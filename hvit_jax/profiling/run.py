@@ -25,8 +25,7 @@ from hvit_jax.system.memory import describe_out_of_memory, smaller_batch
 from hvit_jax.system.signals import sigterm_raises
 
 # Options that numbers depend on, beside those that a row names itself.
-SETTINGS = ("checkpoint", "attention", "unroll", "against", "dense", "latency", "seconds")
-SETTINGS += ("gflops_only",)
+SETTINGS = tuple("checkpoint attention unroll against dense latency seconds gflops_only".split())
 # What may stop one case only. JAX's and PyTorch's errors are RuntimeErrors, out of memory too.
 FAILURES = (RuntimeError, MemoryError, FloatingPointError, InputError)
 
@@ -75,7 +74,8 @@ def profile(
     except KeyboardInterrupt as stop:
         if results.rows:
             console.print(markdown_table(results.rows), end="")
-        raise type(stop)("interrupted; finished rows are kept") from stop
+        kept = "are kept" if config.output else "are only printed without --output"
+        raise type(stop)(f"interrupted; finished rows {kept}") from stop
     console.print(markdown_table(rows), end="")
     if config.plot is not None:
         # All rows of the files, those of earlier runs too.
@@ -161,7 +161,7 @@ def run_cases(
 
 
 def describe_failure(error: Exception, batch: int) -> str:
-    """Say in one line why a case of this batch size failed with one of `FAILURES`."""
+    """Say in one line why a case failed with one of `FAILURES`."""
     if is_out_of_memory(error):
         return describe_out_of_memory(batch, smaller_batch(batch))
     return first_line(error)

@@ -35,17 +35,11 @@ _RENAMED = {
 
 @dataclass(frozen=True)
 class Rival:
-    """One way to run PyTorch's model.
+    """One way to run PyTorch's model."""
 
-    Attributes:
-        name: precision and mode.
-        work: the forward pass of the batch.
-        single: that of its first image; of another way where that one is faster.
-    """
-
-    name: str
-    work: Work
-    single: Work
+    name: str  # Precision and mode.
+    work: Work  # The forward pass of the batch.
+    single: Work  # That of its first image; of another way where that one is faster.
 
 
 class TorchRivals:

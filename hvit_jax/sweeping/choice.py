@@ -16,29 +16,17 @@ NEAR = 0.75
 
 @dataclass(frozen=True, kw_only=True)
 class Trial(Row):
-    """A row of `hvit sweep`; figures of a candidate that failed are None.
+    """A row of `hvit sweep`; figures of a candidate that failed are None."""
 
-    Attributes:
-        tried: the candidate's options and, for a method with budgets, the percentile.
-        devices: how many divided every batch.
-        top1: accuracy in per cent.
-        drop: accuracy lost against dense on the same pictures, in percentage points.
-        drop_error: the standard error of that.
-        speedup: images per second over the dense model's in the same minutes.
-        speedup_range: the slowest and the fastest round's.
-        report: sums of what the method reports.
-        correct: for every picture of the sample 1 if it is right, else 0.
-    """
-
-    tried: dict[str, Any]
-    devices: int
-    top1: float | None = None
-    drop: float | None = None
-    drop_error: float | None = None
-    speedup: float | None = None
-    speedup_range: list[float] | None = None
-    report: dict[str, float] | None = None
-    correct: str | None = None
+    tried: dict[str, Any]  # The candidate's options and, for a method with budgets, the percentile.
+    devices: int  # How many divided every batch.
+    top1: float | None = None  # In per cent.
+    drop: float | None = None  # Percentage points lost against dense on the same pictures.
+    drop_error: float | None = None  # The standard error of that.
+    speedup: float | None = None  # Images per second over the dense model's in the same minutes.
+    speedup_range: list[float] | None = None  # The slowest and the fastest round's.
+    report: dict[str, float] | None = None  # Sums of what the method reports.
+    correct: str | None = None  # For every picture of the sample 1 if it is right, else 0.
 
     @property
     def key(self) -> tuple:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -31,7 +30,6 @@ from hvit_jax.sweeping.trials import Trials, load_sample
 from hvit_jax.system.figures import check_plot
 from hvit_jax.system.signals import sigterm_raises
 
-Item = TypeVar("Item")
 # Options that numbers depend on.
 SETTINGS = ("data", "checkpoint", "resolution", "batch_size", "dtype", "attention", "seconds")
 
@@ -47,19 +45,12 @@ class Skipped:
 
 @dataclass
 class Sweep:
-    """What a sweep has come to.
+    """What a sweep has come to."""
 
-    Attributes:
-        rows: of the candidates that were tried, now or before.
-        skipped: those that were not tried.
-        chosen: the setting to use; None without a goal, or if nothing is faster than dense.
-        reached: whether that reaches the goal; True without one.
-    """
-
-    rows: list[Trial] = field(default_factory=list)
+    rows: list[Trial] = field(default_factory=list)  # Of what was tried, now or before.
     skipped: list[Skipped] = field(default_factory=list)
-    chosen: Trial | None = None
-    reached: bool = True
+    chosen: Trial | None = None  # None without a goal, or if nothing is faster than dense.
+    reached: bool = True  # Whether the chosen setting reaches the goal; True without one.
 
 
 def sweep(
@@ -117,7 +108,7 @@ def sweep(
         # A whole batch is divided among the devices, as eval.py does it.
         batch_size=placement.round_up(min(config.batch_size, len(part))),
         workers=config.workers,
-        show=lambda batches, total: _track(batches, "decoding", total, messages),
+        messages=messages,
     )
     weights = fitted_parameters(inputs.checkpoint, sizes)
     labels = [inputs.labels[index] for index in part.indices]
@@ -136,10 +127,6 @@ def sweep(
         plot_sweep(done.rows, done.chosen, config.goal, config.plot)
         console.print(f"drawn: {config.plot}")
     return done
-
-
-def _track(items: Iterable[Item], what: str, total: int, messages: Console) -> Iterable[Item]:
-    return track(items, what, total, console=messages, disable=not messages.is_terminal)
 
 
 def _try_all(
@@ -172,7 +159,8 @@ def _try_all(
             trials.dense_correct = np.array([right == "1" for right in row.correct or ""])
         done.rows.append(row)
 
-    for number, candidate in enumerate(_track(found, "trying", len(found), messages), 1):
+    shown = track(found, "trying", console=messages, disable=not messages.is_terminal)
+    for number, candidate in enumerate(shown, 1):
         run(candidate, goal, f"{number}/{len(found)}")
     if done.skipped and all(row.method == "dense" for row in done.rows):
         least = min(done.skipped, key=lambda each: each.flops)

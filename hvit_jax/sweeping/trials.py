@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Bool
+from rich.console import Console
+from rich.progress import track
 
 from hvit_jax.calibration.budgets import BlockCounts, measure, propose
 from hvit_jax.config import ViTConfig
@@ -39,12 +41,10 @@ def load_sample(
     *,
     batch_size: int,
     workers: int,
-    show: Callable[[Iterable[Batch], int], Iterable[Batch]] = lambda batches, total: batches,
+    messages: Console,
     most_bytes: int = MOST_BYTES,
 ) -> list[Batch]:
     """Decode pictures once, in batches of equal size that stay in memory.
-
-    `show` wraps the batches, of which it is told the number, to show progress.
 
     Raises:
         InputError: if a picture cannot be read, or they would take more than `most_bytes`.
@@ -59,7 +59,8 @@ def load_sample(
             f"more than {most_bytes / 1e9:g}; use --pictures {most}"
         )
     with load_batches(pictures, resolution, batch_size=size, workers=workers) as batches:
-        decoded = list(show(batches, count))
+        hidden = not messages.is_terminal
+        decoded = list(track(batches, "decoding", count, console=messages, disable=hidden))
     for batch in decoded:
         for problem in batch.problems.values():
             raise InputError(problem)
@@ -68,26 +69,16 @@ def load_sample(
 
 @dataclass
 class Trials:
-    """Tries candidates on the same pictures, the dense model first.
-
-    Attributes:
-        config: how to try.
-        sizes: the model's.
-        weights: its parameters.
-        batches: the pictures, from `load_sample`.
-        labels: the right class of every picture, as the head's outputs are numbered.
-        placement: the devices, which divide every batch.
-        timer: times works in turns; see `time_in_turns`.
-        dense_correct: which pictures the dense model has right; to be set once that is known.
-    """
+    """Tries candidates on the same pictures, the dense model first."""
 
     config: SweepConfig
     sizes: ViTConfig
     weights: Tree
-    batches: Sequence[Batch]
-    labels: Sequence[int]
+    batches: Sequence[Batch]  # From `load_sample`.
+    labels: Sequence[int]  # Of every picture, numbered as the head's outputs.
     placement: Placement
     timer: Callable[..., list[list[float]]] = time_in_turns
+    # Which pictures the dense model has right; to be set as soon as that is known.
     dense_correct: Bool[np.ndarray, " n"] = field(init=False)
 
     def __post_init__(self):

@@ -14,6 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 import hvit_jax
 from hvit_jax.checkpoint import Description, save_checkpoint
@@ -344,7 +345,8 @@ def test_files_and_pictures_are_checked_before_the_work(fast, inputs, tmp_path, 
     assert taken.read_text() == "mine"
     part = take_evenly(open_source(inputs[0]), 1000)
     with pytest.raises(hvit_jax.InputError, match="more than 9e-06; use --pictures 4"):
-        load_sample(part, (16, 24), batch_size=4, workers=0, most_bytes=9000)
+        options = {"workers": 0, "messages": Console(stderr=True), "most_bytes": 9000}
+        load_sample(part, (16, 24), batch_size=4, **options)
     (tmp_path / "data" / "c0").mkdir(parents=True)
     for index in range(1, 7):
         (tmp_path / "data" / f"c{index}").mkdir()

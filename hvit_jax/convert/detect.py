@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from hvit_jax.config import MODELS, ViTConfig
 from hvit_jax.convert.keys import FORMATS, Entry, Format
-from hvit_jax.convert.reader import Source
+from hvit_jax.convert.reader import StateDict
 from hvit_jax.errors import InputError
 
 Shape = tuple[int, ...]
 
 
-def detect(source: Source) -> tuple[Format, dict[str, int]]:
+def detect(source: StateDict) -> tuple[Format, dict[str, int]]:
     """Tell a state dict's format and sizes from its keys and shapes.
-
-    Args:
-        source: what was read.
 
     Returns:
         The format, and its sizes by the letters of `Entry`, with `depth`; K is 0 without a head.
@@ -55,14 +53,11 @@ def detect(source: Source) -> tuple[Format, dict[str, int]]:
 
 def _matching(layout: Format, shapes: Mapping[str, Shape]) -> dict[str, tuple[Entry, int | None]]:
     """Find the keys that a format knows: their rows and block numbers."""
-    rows = [(entry, entry.pattern()) for entry in layout.entries]
     found = {}
-    for key in shapes:
-        for entry, pattern in rows:
-            match = pattern.fullmatch(key)
-            if match:
-                found[key] = entry, int(match[1]) if entry.stacked else None
-                break
+    for entry in layout.entries:
+        pattern = re.compile(re.escape(entry.key).replace(r"\{i\}", r"(0|[1-9]\d{0,2})"))
+        for match in filter(None, map(pattern.fullmatch, shapes)):
+            found[match[0]] = entry, int(match[1]) if entry.stacked else None
     return found
 
 
@@ -84,12 +79,7 @@ def _vote(
 
 
 def expected_keys(layout: Format, sizes: Mapping[str, int]) -> Iterator[tuple[str, Entry]]:
-    """List every key that a model has, with its row, in the order of PyTorch's own state dicts.
-
-    Args:
-        layout: the format.
-        sizes: `depth`, and the classes K.
-    """
+    """List every key that a model has, with its row, in the order of PyTorch's own state dicts."""
     blocks = [entry for entry in layout.entries if entry.stacked]
     for entry in layout.entries:
         if entry.path.startswith("head/") and not sizes["K"]:
@@ -119,9 +109,6 @@ def config_of(name: str, sizes: Mapping[str, int], heads: int | None) -> ViTConf
         name: what to call the file in an error.
         sizes: as `detect` returns them.
         heads: attention heads, which no file stores; None: those of the published size.
-
-    Raises:
-        InputError: if the grid of patches is not square, or the heads are unknown or do not fit.
     """
     side = math.isqrt(max(sizes["S"] - 1, 0))
     if side * side != sizes["S"] - 1 or not side:
@@ -147,7 +134,6 @@ def config_of(name: str, sizes: Mapping[str, int], heads: int | None) -> ViTConf
 
 def published_heads(*, depth: int, width: int, mlp_width: int) -> int | None:
     """Look up the attention heads of a published size; None if it is none."""
-    for known in MODELS.values():
-        if (depth, width, mlp_width) == (known.depth, known.width, known.mlp_width):
-            return known.heads
-    return None
+    body = depth, width, mlp_width
+    known = {(size.depth, size.width, size.mlp_width): size.heads for size in MODELS.values()}
+    return known.get(body)

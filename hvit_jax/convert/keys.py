@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32
 
-BLOCKS = "blocks/"
-_BLOCK_NUMBER = r"(0|[1-9]\d{0,2})"
-
 
 @dataclass(frozen=True)
 class Layout:
-    """How PyTorch's array becomes ours, and back.
-
-    Attributes:
-        to_ours: from PyTorch's layout to the one in `hvit_jax.models.parameters`.
-        to_torch: its inverse.
-    """
+    """How PyTorch's array becomes ours, as in `hvit_jax.models.parameters`, and back."""
 
     to_ours: Callable[[Float32[np.ndarray, "*shape"]], Float32[np.ndarray, "*shape"]]
     to_torch: Callable[[Float32[np.ndarray, "*shape"]], Float32[np.ndarray, "*shape"]]
@@ -64,21 +56,12 @@ class Entry:
     @property
     def stacked(self) -> bool:
         """Whether every block has one of these."""
-        return self.path.startswith(BLOCKS)
-
-    def pattern(self) -> re.Pattern[str]:
-        """Match the keys of this row; group 1 is the block's number, if it has one."""
-        return re.compile(re.escape(self.key).replace(r"\{i\}", _BLOCK_NUMBER))
+        return self.path.startswith("blocks/")
 
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of checkpoint.
-
-    Attributes:
-        name: written to the description of what was converted.
-        entries: the table, one row a parameter; the head's rows may be absent from a file.
-    """
+    """A kind of checkpoint: a row for every parameter; the head's may be absent from a file."""
 
     name: str
     entries: tuple[Entry, ...]
@@ -128,22 +111,9 @@ SWAG = Format(
         head="head.layers.head",
     ),
 )
-TORCHVISION = Format(
-    "torchvision",
-    _table(
-        positions=("1 S C", BATCH_FIRST),
-        block="encoder_layer_{i}",
-        mlp=("0", "3"),
-        head="heads.head",
-    ),
+_vision_table = functools.partial(
+    _table, positions=("1 S C", BATCH_FIRST), block="encoder_layer_{i}", head="heads.head"
 )
-TORCHVISION_OLD = Format(
-    "torchvision (older)",
-    _table(
-        positions=("1 S C", BATCH_FIRST),
-        block="encoder_layer_{i}",
-        mlp=("linear_1", "linear_2"),
-        head="heads.head",
-    ),
-)
+TORCHVISION = Format("torchvision", _vision_table(mlp=("0", "3")))
+TORCHVISION_OLD = Format("torchvision (older)", _vision_table(mlp=("linear_1", "linear_2")))
 FORMATS = (SWAG, TORCHVISION, TORCHVISION_OLD)

@@ -19,18 +19,18 @@ from rich.progress import Progress
 from hvit_jax.errors import InputError
 from hvit_jax.system.library_messages import refused_class
 
-WRAPPERS = ("model", "state_dict")
+_ENTRIES = ("model", "state_dict")
 _ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"
 _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
-class Source:
+class StateDict:
     """A state dict as it was read.
 
     Attributes:
         name: what to call the file in errors.
-        state: float32 arrays by key; half precision has been widened.
+        arrays: in float32, by key; half precision has been widened.
         shapes: the shape of every entry, () for one that is no array.
         flaws: what is wrong with an entry, by key.
         sha256: of the file.
@@ -38,7 +38,7 @@ class Source:
     """
 
     name: str
-    state: dict[str, Float32[np.ndarray, "*shape"]]
+    arrays: dict[str, Float32[np.ndarray, "*shape"]]
     shapes: dict[str, tuple[int, ...]]
     flaws: dict[str, str]
     sha256: str
@@ -46,11 +46,7 @@ class Source:
 
 
 def import_torch() -> ModuleType:
-    """Import PyTorch, which the library itself does not need.
-
-    Raises:
-        InputError: if it is not installed.
-    """
+    """Import PyTorch, which the library itself does not need."""
     try:
         import torch
     except ImportError as error:
@@ -60,12 +56,11 @@ def import_torch() -> ModuleType:
     return torch
 
 
-def read_source(path: Path, progress: Progress) -> Source:
-    """Read a checkpoint of PyTorch.
+def read_state_dict(path: Path, progress: Progress) -> StateDict:
+    """Read a state dict, or a dict that holds one as "model" or "state_dict".
 
     Args:
-        path: a file written by `torch.save`: a state dict, or a dict that holds one as "model" or
-            "state_dict".
+        path: a file written by `torch.save`.
         progress: shows how far it is.
 
     Raises:
@@ -76,35 +71,24 @@ def read_source(path: Path, progress: Progress) -> Source:
         raise InputError(_why_no_file(path))
     torch = import_torch()
     entry, state = _unwrap(path, _load(torch, path, progress))
-    arrays: dict[str, np.ndarray] = {}
-    flaws: dict[str, str] = {}
-    named = [(_name(key), value) for key, value in state.items()]
-    for key, value in progress.track(named, description="checking numbers"):
-        flaws[key] = _flaw(torch, value)
-        if not flaws[key]:
-            arrays[key] = value.detach().float().numpy()
-            if not np.isfinite(arrays[key]).all():
-                flaws[key] = "holds NaN or infinite numbers"
-    return Source(
-        name=str(path),
-        state=arrays,
-        shapes={
-            key: tuple(value.shape) if isinstance(value, torch.Tensor) else ()
-            for key, value in named
-        },
-        flaws={key: flaw for key, flaw in flaws.items() if flaw},
-        sha256=_sha256(path, progress),
-        entry=entry,
-    )
+    read = StateDict(str(path), {}, {}, {}, _sha256(path, progress), entry)
+    for name, value in progress.track(state.items(), description="checking numbers"):
+        key = str(name) if isinstance(name, str | int) else f"<{type(name).__name__}>"
+        read.shapes[key] = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+        flaw = _flaw(torch, value)
+        if not flaw:
+            read.arrays[key] = value.detach().float().numpy()
+            flaw = "" if np.isfinite(read.arrays[key]).all() else "holds NaN or infinite numbers"
+        if flaw:
+            read.flaws[key] = flaw
+    return read
 
 
 def _unwrap(path: Path, top: Any) -> tuple[str, Mapping[Any, Any]]:
     """Find the state dict in what a file holds, and the entry that holds it."""
-    entry, state = "", top
-    for wrapper in WRAPPERS:
-        if isinstance(top, Mapping) and isinstance(top.get(wrapper), Mapping):
-            entry, state = wrapper, top[wrapper]
-            break
+    found = isinstance(top, Mapping)
+    entries = [name for name in _ENTRIES if found and isinstance(top.get(name), Mapping)]
+    entry, state = (entries[0], top[entries[0]]) if entries else ("", top)
     if not isinstance(state, Mapping) or not state:
         raise InputError(
             f"{path} holds {'an empty' if state == {} else 'a'} {type(state).__name__}, "
@@ -164,22 +148,17 @@ def _check_records(path: Path, progress: Progress) -> None:
                     progress.advance(task, len(chunk))
 
 
-def _name(key: Any) -> str:
-    return str(key) if isinstance(key, str | int) else f"<{type(key).__name__}>"
-
-
 def _flaw(torch: ModuleType, value: Any) -> str:
     """Tell why a value cannot be a parameter; "" if it can."""
     if not isinstance(value, torch.Tensor):
         return f"is of type {type(value).__name__}, not a tensor"
     if value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"is {value.dtype}, not float32, float16 or bfloat16"
-    if value.layout == torch.strided and value.device.type == "cpu":
-        stored = value.untyped_storage().nbytes() // value.element_size()
-        if value.numel() > stored:
-            return f"claims {value.numel()} numbers, of which {stored} are stored"
     if value.layout != torch.strided or value.device.type != "cpu":
         return f"is a {value.layout} tensor on device {value.device}, not a plain one"
+    stored = value.untyped_storage().nbytes() // value.element_size()
+    if value.numel() > stored:
+        return f"claims {value.numel()} numbers, of which {stored} are stored"
     return ""
 
 

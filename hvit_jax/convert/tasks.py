@@ -1,13 +1,9 @@
-"""The two conversions: a PyTorch file to a checkpoint, and a checkpoint to a PyTorch file.
-
-Between them a state dict becomes our tree of parameters, or the reverse, by the tables in `keys`.
-"""
+"""The two conversions, from a PyTorch file to a checkpoint and back, by the tables in `keys`."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +14,12 @@ from rich.progress import Progress
 from hvit_jax.checkpoint import Description, load_parameters, read_description, save_checkpoint
 from hvit_jax.convert.detect import config_of, detect, expected_keys
 from hvit_jax.convert.keys import SWAG, Format
-from hvit_jax.convert.reader import import_torch, read_source
+from hvit_jax.convert.reader import import_torch, read_state_dict
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.models.parameters import Tree, flatten
 from hvit_jax.system.files import new_file, refuse_existing, require_space
 
-SILENT = Progress(disable=True)
+_SILENT = Progress(disable=True)
 
 
 def convert_file(
@@ -31,7 +27,7 @@ def convert_file(
     destination: str | Path,
     *,
     heads: int | None = None,
-    progress: Progress = SILENT,
+    progress: Progress = _SILENT,
 ) -> Description:
     """Convert a PyTorch file to a checkpoint that `hvit_jax.load` reads.
 
@@ -49,11 +45,11 @@ def convert_file(
             destination exists or cannot be written.
     """
     refuse_existing(destination)
-    read = read_source(Path(source), progress)
+    read = read_state_dict(Path(source), progress)
     layout, sizes = detect(read)
     config = config_of(read.name, sizes, heads)
-    parameters = to_tree(read.state, layout, config.depth)
-    _check(to_state(parameters, layout), read.state)
+    parameters = _to_tree(read.arrays, layout, config.depth)
+    _check(to_state(parameters, layout), read.arrays)
     origin = {"file": Path(source).name, "sha256": read.sha256, "format": layout.name}
     description = Description(config, {**origin, **({"entry": read.entry} if read.entry else {})})
     progress.add_task("writing", total=None)
@@ -80,7 +76,7 @@ def _equal_bits(a: Float32[np.ndarray, "*shape"], b: Float32[np.ndarray, "*shape
 
 
 def export_file(
-    checkpoint: str | Path, destination: str | Path, *, progress: Progress = SILENT
+    checkpoint: str | Path, destination: str | Path, *, progress: Progress = _SILENT
 ) -> Description:
     """Write a checkpoint, converted or fine-tuned, as a PyTorch file of SWAG's format.
 
@@ -122,19 +118,13 @@ def _read_back(
     progress: Progress,
 ) -> None:
     """Prove that a file holds a state dict; what is wrong with it is the checkpoint's fault."""
-    read = dataclasses.replace(read_source(path, progress), name=str(checkpoint))
+    read = dataclasses.replace(read_state_dict(path, progress), name=str(checkpoint))
     detect(read)
-    _check(read.state.items(), state)
+    _check(read.arrays.items(), state)
 
 
-def to_tree(state: Mapping[str, Float32[np.ndarray, "*shape"]], layout: Format, depth: int) -> Tree:
-    """Arrange a state dict as our tree; it must be whole, as `detect` checks.
-
-    Args:
-        state: float32 arrays by PyTorch's keys.
-        layout: its format.
-        depth: its blocks.
-    """
+def _to_tree(state: dict[str, Float32[np.ndarray, "*shape"]], layout: Format, depth: int) -> Tree:
+    """Arrange a state dict as our tree; it must be whole, as `detect` checks."""
     tree: dict[str, Any] = {}
     for entry in layout.entries:
         if entry.stacked:
@@ -155,19 +145,10 @@ def to_tree(state: Mapping[str, Float32[np.ndarray, "*shape"]], layout: Format, 
 def to_state(
     parameters: Tree, layout: Format
 ) -> Iterator[tuple[str, Float32[np.ndarray, "*shape"]]]:
-    """Arrange our tree as a state dict, array by array, in the order of PyTorch's own.
-
-    Args:
-        parameters: the tree.
-        layout: the format wanted.
-    """
+    """Arrange our tree as a state dict, array by array, in the order of PyTorch's own."""
     leaves = flatten(parameters)
-    depth = len(leaves["blocks/ln_1/scale"])
-    classes = int("head/kernel" in leaves)
-    counts: Counter[str] = Counter()
-    for key, entry in expected_keys(layout, {"depth": depth, "K": classes}):
-        leaf = leaves[entry.path]
-        if entry.stacked:
-            leaf = leaf[counts[entry.path]]
-            counts[entry.path] += 1
+    sizes = {"depth": len(leaves["blocks/ln_1/scale"]), "K": int("head/kernel" in leaves)}
+    blocks = {path: iter(leaf) for path, leaf in leaves.items() if path.startswith("blocks/")}
+    for key, entry in expected_keys(layout, sizes):
+        leaf = next(blocks[entry.path]) if entry.stacked else leaves[entry.path]
         yield key, entry.layout.to_torch(leaf)

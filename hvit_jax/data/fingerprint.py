@@ -7,22 +7,8 @@ import os
 import zlib
 from pathlib import Path
 
-from hvit_jax.checkpoint import checkpoint_sha256
 from hvit_jax.data.folder import ImageFolder
 from hvit_jax.data.source import Source
-
-
-def fingerprints(source: Source, checkpoint: str | Path) -> dict[str, str]:
-    """Name data and checkpoint by their content, as far as that is cheap.
-
-    Args:
-        source: pictures, all of them.
-        checkpoint: a folder.
-    """
-    return {
-        "data_sha256": data_sha256(source),
-        "checkpoint_sha256": checkpoint_sha256(checkpoint),
-    }
 
 
 def data_sha256(source: Source) -> str:

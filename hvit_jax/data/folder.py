@@ -43,20 +43,12 @@ class ImageFolder:
         return len(self.paths)
 
     def open(self, index: int) -> Image.Image:
-        """Decode one picture to RGB; the orientation in EXIF is not applied, as in torchvision.
-
-        Raises:
-            PictureError: if it cannot be read or decoded.
-        """
+        """Decode one picture to RGB; the orientation in EXIF is not applied, as in torchvision."""
         return open_picture(self.root / self.paths[index], self.paths[index])
 
 
 def open_picture(file: Path | io.BytesIO, name: str) -> Image.Image:
     """Decode a picture to RGB; of an animation, its first frame.
-
-    Args:
-        file: where it is stored.
-        name: what to call it in an error.
 
     Raises:
         PictureError: if it cannot be read or decoded, or has more than `MAX_PIXELS`.
@@ -66,7 +58,11 @@ def open_picture(file: Path | io.BytesIO, name: str) -> Image.Image:
         if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
             raise PictureError(f"picture {name}: not a regular file")
         with Image.open(file) as image:
-            _check_size(image, name)
+            if image.width * image.height > MAX_PIXELS:
+                raise PictureError(
+                    f"picture {name}: {image.width} x {image.height} pixels are more than the "
+                    f"{MAX_PIXELS / 1e6:.0f} million that are decoded; scale it down"
+                )
             image.load()
             image.info.pop("transparency", None)  # Pillow would warn that it ignores it.
             return image.convert("RGB")
@@ -77,14 +73,6 @@ def open_picture(file: Path | io.BytesIO, name: str) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files.
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise PictureError(f"picture {name}: {reason}") from error
-
-
-def _check_size(image: Image.Image, name: str) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise PictureError(
-            f"picture {name}: {image.width} x {image.height} pixels are more than the "
-            f"{MAX_PIXELS / 1e6:.0f} million that are decoded; scale it down"
-        )
 
 
 def read_folder(path: str | Path, splits: tuple[str, ...] = SPLITS) -> ImageFolder:

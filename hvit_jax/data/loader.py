@@ -70,7 +70,7 @@ class _Decode:
         return {"index": index, "pixels": pixels, "problem": problem}
 
 
-class _Batches:
+class _Batches(Iterator[Batch]):
     """Grain's pictures in batches.
 
     Grain's own batches would be asked for a state to save, and in answering start one worker after
@@ -81,9 +81,6 @@ class _Batches:
         self, pictures: Iterator[dict[str, Any]], count: int, shape: tuple[int, ...], batches: int
     ):
         self.pictures, self.left, self.shape, self.batches = pictures, count, shape, batches
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
 
     def __next__(self) -> Batch:
         if not self.batches:
@@ -204,12 +201,7 @@ class WorkerLost(InputError):
 
 
 def start_worker(index: int, count: int) -> None:
-    """Keep a worker off the accelerator, deaf to Ctrl-C, and end it with its program.
-
-    Args:
-        index: of the worker.
-        count: of all workers.
-    """
+    """Keep a worker of Grain's off the accelerator, deaf to Ctrl-C, and end it with its program."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["JAX_PLATFORMS"] = "cpu"
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -223,14 +215,7 @@ def _end_with_parent() -> None:
 
 
 def explain_lost_worker(batches: Iterator[Item]) -> Iterator[Item]:
-    """Pass batches of Grain's on; a worker that dies becomes one line.
-
-    Args:
-        batches: of pictures.
-
-    Raises:
-        WorkerLost: if a worker has died.
-    """
+    """Pass batches of Grain's on; a worker that dies raises `WorkerLost`."""
     try:
         yield from batches
     except RuntimeError as error:

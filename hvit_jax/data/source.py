@@ -16,13 +16,7 @@ SAMPLING = "at even distances"
 
 @runtime_checkable
 class Source(Protocol):
-    """Labelled pictures with random access; it can be pickled, so that other processes may read it.
-
-    Attributes:
-        paths: names of the pictures, sorted.
-        labels: the class of every picture, an index into `classes`.
-        classes: names of the classes.
-    """
+    """Labelled pictures with random access, which can be pickled for other processes to read."""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -64,12 +58,7 @@ def open_source(name: str) -> Source:
 
 @dataclass(frozen=True)
 class Subset:
-    """Some of a source's pictures; a `Source` itself.
-
-    Attributes:
-        source: all pictures.
-        indices: which of them, in ascending order.
-    """
+    """Some of a source's pictures, by ascending indices; a `Source` itself."""
 
     source: Source
     indices: tuple[int, ...]
@@ -81,12 +70,12 @@ class Subset:
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """The class of every picture, an index into `classes`."""
+        """The class of every picture."""
         return tuple(self.source.labels[index] for index in self.indices)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the whole source's classes."""
+        """Those of the whole source."""
         return self.source.classes
 
     def __len__(self) -> int:
@@ -98,11 +87,6 @@ class Subset:
 
 
 def take_evenly(source: Source, count: int) -> Subset:
-    """Take pictures at even distances, since neighbours are often of one class.
-
-    Args:
-        source: the pictures.
-        count: how many to take, at least 1; no more than there are.
-    """
+    """Take so many pictures, if there are, at even distances: neighbours are often of one class."""
     count = min(count, len(source))
     return Subset(source, tuple(place * len(source) // count for place in range(count)))

@@ -13,25 +13,17 @@ from hvit_jax.data.folder import open_picture
 from hvit_jax.errors import InputError
 
 PREFIX = "tfds:"
-SPLITS = ("validation", "test")
+_DEFAULT_SPLITS = ("validation", "test")
 _NAME = re.compile(r"tfds:(?P<name>[^:\[\]]+(?::\d+\.\d+\.\d+)?)(?::(?P<split>.+))?")
 _CHUNK = 512
 
 
 @dataclass(frozen=True)
 class TfdsPictures:
-    """Pictures of one split, in the order of its records.
+    """Pictures of one split, in the order of its records, named SPLIT/NUMBER."""
 
-    Attributes:
-        records: the split's data source, which leaves pictures encoded.
-        feature: the name of the picture in a record.
-        paths: SPLIT/NUMBER of every record.
-        labels: the class of every picture, an index into `classes`.
-        classes: names of the classes.
-    """
-
-    records: Any
-    feature: str
+    records: Any  # The split's data source, which leaves pictures encoded.
+    feature: str  # The name of the picture in a record.
     paths: tuple[str, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
@@ -40,11 +32,7 @@ class TfdsPictures:
         return len(self.paths)
 
     def open(self, index: int) -> Image.Image:
-        """Decode one picture to RGB.
-
-        Raises:
-            PictureError: if it cannot be decoded.
-        """
+        """Decode one picture to RGB."""
         return open_picture(io.BytesIO(self.records[index][self.feature]), self.paths[index])
 
 
@@ -65,13 +53,16 @@ def read_tfds(name: str) -> TfdsPictures:
         raise InputError(f"{name}: expected tfds:NAME or tfds:NAME:SPLIT")
     tfds = _import_tfds()
     builder = _prepared(tfds, match["name"])
-    split = match["split"] or _default_split(name, builder.info.splits)
+    splits = builder.info.splits
+    split = match["split"] or next((each for each in _DEFAULT_SPLITS if each in splits), None)
+    if split is None:
+        raise InputError(f"{name}: name one of its splits: {', '.join(splits)}")
     picture, label = _features(tfds, name, builder.info)
     decoders = {picture: tfds.decode.SkipDecoding()}
     try:
         records = tfds.data_source(match["name"], split=split, decoders=decoders, download=False)
     except (ValueError, KeyError, NotImplementedError) as error:
-        known = ", ".join(builder.info.splits)
+        known = ", ".join(splits)
         raise InputError(f"{name}: cannot open {split!r} (splits: {known}): {error}") from error
     labels = _labels(records, label)
     if not labels:
@@ -106,13 +97,6 @@ def _prepared(tfds: Any, name: str) -> Any:
     if not builder.is_prepared():
         raise InputError(f"{name} is not prepared in {builder.data_dir}; {prepare}")
     return builder
-
-
-def _default_split(name: str, splits: Any) -> str:
-    for split in SPLITS:
-        if split in splits:
-            return split
-    raise InputError(f"{name}: name one of its splits: {', '.join(splits)}")
 
 
 def _features(tfds: Any, name: str, info: Any) -> tuple[str, str]:

@@ -10,9 +10,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from hvit_jax.checkpoint import fitted_parameters
+from hvit_jax.checkpoint import describe_checkpoint, fitted_parameters
 from hvit_jax.costs import count_flops
-from hvit_jax.data.fingerprint import fingerprints
+from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.source import SAMPLING, take_evenly
 from hvit_jax.distributed.placement import place
 from hvit_jax.distributed.processes import refuse_several
@@ -94,8 +94,8 @@ def sweep(
         **describe_device(placement.devices),
         "pictures": len(part),
         "sampling": SAMPLING,
-        "checkpoint_source": inputs.description.source,
-        **fingerprints(inputs.source, inputs.checkpoint),
+        "data_sha256": data_sha256(inputs.source),
+        **describe_checkpoint(inputs.checkpoint),
     }
     paths = [] if config.output is None else [config.output]
     results = Results(paths, Trial, config, about, settings=SETTINGS, resume=config.resume)

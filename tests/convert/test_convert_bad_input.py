@@ -276,7 +276,7 @@ def test_without_torch(tmp_path, refused, monkeypatch):
         assert 'pip install "hvit-jax[convert]"' in refused(*arguments)
 
 
-@pytest.mark.parametrize("stage", ["read_source", "to_tree", "save_checkpoint"])
+@pytest.mark.parametrize("stage", ["read_state_dict", "_to_tree", "save_checkpoint"])
 def test_interrupt_leaves_nothing(tmp_path, refused, monkeypatch, stage):
     source = save(swag_state(), tmp_path / "in.torch")
     real = getattr(hvit_jax.convert.tasks, stage)
@@ -299,7 +299,7 @@ def raise_interrupt(*_):
 
 def test_interrupt_of_to_torch_leaves_nothing(tmp_path, refused, monkeypatch):
     save_small(tmp_path / "jax")
-    monkeypatch.setattr(hvit_jax.convert.tasks, "read_source", raise_interrupt)
+    monkeypatch.setattr(hvit_jax.convert.tasks, "read_state_dict", raise_interrupt)
     message = refused("--to-torch", tmp_path / "jax", tmp_path / "out.torch", status=130)
     assert message == "hvit convert: interrupted\n"
 

@@ -24,8 +24,6 @@ from typing import Any
 from unittest import mock
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Triton's products are chosen by measuring, which needs the card; cuBLAS is what wins there.
-os.environ["XLA_FLAGS"] = "--xla_gpu_enable_triton_gemm=false"
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +35,7 @@ from jax.experimental import topologies
 from hvit_jax.config import Compute, model_name
 from hvit_jax.models.vit import ViT
 from hvit_jax.ops.attention import cudnn
-from hvit_jax.ops.platform import compiled_for
+from hvit_jax.ops.platform import compiled_for, compiler_options
 from hvit_jax.profiling.cases import Case, published_cases
 from hvit_jax.profiling.rows import method_name
 
@@ -68,7 +66,10 @@ def compile_for_h100(case: Case) -> Any:
         mock.patch.object(cudnn, "obstacle", lambda dtype, size: None),
         compiled_for("gpu"),
     ):
-        model = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
+        model = jax.jit(
+            lambda state, images: nnx.merge(graph, state)(images),
+            compiler_options=compiler_options(),
+        )
         return model.lower(state, images).compile()
 
 

@@ -22,6 +22,7 @@ def load(
     dtype: str = "float32",
     param_dtype: str | None = None,
     attention: str = "auto",
+    gelu: str = "auto",
     unroll: bool = False,
     **method_args: Any,
 ) -> ViT:
@@ -34,7 +35,8 @@ def load(
             resized. Default: the checkpoint's own.
         dtype: what blocks are computed in, "float32", "bfloat16" or "float64".
         param_dtype: what the blocks' weights are stored in; default: `dtype`.
-        attention: "auto", "cudnn" or "xla".
+        attention: "auto", "hopper", "cudnn" or "xla"; see `hvit_jax.ops.attention`.
+        gelu: "auto", "exact" or "tanh"; auto is tanh on a GPU in 16 bits.
         unroll: compile every block on its own instead of scanning equal ones.
         **method_args: the method's options, such as `num_clusters=256`.
 
@@ -46,7 +48,7 @@ def load(
     """
     reducer = make_reducer(method, **method_args)
     config = with_resolution(read_description(checkpoint_dir).config, resolution)
-    compute = Compute(dtype, param_dtype, attention, unroll)
+    compute = Compute(dtype, param_dtype, attention, gelu, unroll)
     reducer.resolve(config)
     return build_model(config, reducer, fitted_parameters(checkpoint_dir, config), compute)
 
@@ -60,6 +62,7 @@ def create(
     dtype: str = "float32",
     param_dtype: str | None = None,
     attention: str = "auto",
+    gelu: str = "auto",
     unroll: bool = False,
     **method_args: Any,
 ) -> ViT:
@@ -73,6 +76,7 @@ def create(
         dtype: as for `load`.
         param_dtype: as for `load`.
         attention: as for `load`.
+        gelu: as for `load`.
         unroll: as for `load`.
         **method_args: as for `load`.
 
@@ -85,7 +89,7 @@ def create(
     config = named_config(config_or_name) if named else config_or_name
     config = with_resolution(config, resolution)
     reducer = make_reducer(method, **method_args).resolve(config)
-    compute = Compute(dtype, param_dtype, attention, unroll)
+    compute = Compute(dtype, param_dtype, attention, gelu, unroll)
     return build_model(config, reducer, init_parameters(config, seed), compute)
 
 

@@ -14,7 +14,8 @@ from hvit_jax.errors import InputError, unknown
 from hvit_jax.fields import Options, option
 
 DTYPES = ("float32", "bfloat16", "float64")
-ATTENTION = ("auto", "cudnn", "xla")
+ATTENTION = ("auto", "hopper", "cudnn", "xla")
+GELU = ("auto", "exact", "tanh")
 LARGEST = 1 << 20  # Of any size; far above all models, and small enough to reckon with.
 
 
@@ -130,7 +131,14 @@ class Compute(Options):
         None, "what the blocks' weights are stored in (default: as --dtype)", choices=DTYPES
     )
     attention: str = option(
-        "auto", "fused cuDNN kernels or plain XLA; auto: cuDNN where it can run", choices=ATTENTION
+        "auto",
+        "a kernel of our own for Hopper GPUs, cuDNN's or plain XLA; auto: the first that can run",
+        choices=ATTENTION,
+    )
+    gelu: str = option(
+        "auto",
+        "exact, or by tanh, which a GPU computes inside a product; auto: tanh on a GPU in 16 bits",
+        choices=GELU,
     )
     unroll: bool = option(False, "compile every block on its own: slower to compile")
     remat: bool = option(

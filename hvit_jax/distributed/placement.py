@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hvit_jax.errors import InputError
+from hvit_jax.ops.platform import compiler_options
 
 AXIS = "data"
 
@@ -105,7 +106,9 @@ class Placement:
         on_rows = jax.shard_map(
             function, mesh=self.mesh, in_specs=specs, out_specs=rows, check_vma=False
         )
-        return jax.jit(on_rows, out_shardings=self.replicated)
+        return jax.jit(
+            on_rows, out_shardings=self.replicated, compiler_options=compiler_options()
+        )
 
 
 def place(devices: Sequence[Any] | None = None, *, shard: bool = False) -> Placement:

@@ -1,9 +1,11 @@
 """Layouts in which a block is fast on a GPU; what it computes stays the same.
 
-Measured on an H100; docs/performance.md tells how.
+Measured on an H200; docs/performance.md tells how.
 """
 
 from __future__ import annotations
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,30 @@ from hvit_jax.ops.platform import backend
 _SEPARATE_ROWS = 4096
 
 
-def project_to_thirds(project: nnx.Linear, x: Float[Array, "B N C"]) -> list[Array]:
+def as_rows(x: Float[Array, "B N C"]) -> Float[Array, "*rows C"]:
+    """Put a batch's tokens in one list, on a GPU.
+
+    XLA normalises the rows of a matrix about three times as fast as those of a batch of matrices.
+    """
+    return x.reshape(-1, x.shape[-1]) if backend() == "gpu" else x
+
+
+def choose_gelu(requested: str, dtype: jax.typing.DTypeLike) -> str:
+    """Name the GELU that will run: "exact" or "tanh".
+
+    On a GPU cuBLAS computes the tanh form inside the product before it; the exact one is a pass of
+    its own. Beside the rounding of 16 bits the difference is small; docs/performance.md has it.
+
+    Args:
+        requested: "auto" takes tanh on a GPU in 16 bits; the other two force one.
+        dtype: what blocks are computed in.
+    """
+    if requested != "auto":
+        return requested
+    return "tanh" if backend() == "gpu" and jnp.dtype(dtype).itemsize == 2 else "exact"
+
+
+def project_to_thirds(project: nnx.Linear, x: Float[Array, "*rows C"]) -> list[Array]:
     """Apply a linear layer, and cut its outputs in three.
 
     On a GPU in three products, except for few rows: cutting the result of one copies it.
@@ -27,20 +52,18 @@ def project_to_thirds(project: nnx.Linear, x: Float[Array, "B N C"]) -> list[Arr
         x: tokens.
 
     Returns:
-        Three arrays (B, N, E).
+        Three arrays (*rows, E).
     """
-    if backend() != "gpu":
+    rows = math.prod(x.shape[:-1])
+    if backend() != "gpu" or (isinstance(rows, int) and rows < _SEPARATE_ROWS):
         return jnp.split(project(x), 3, axis=-1)
     kernel, bias = project.kernel[...], project.bias
     assert bias is not None, "nnx.Linear has a bias unless it is told otherwise"
     cut = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias[...], 3), strict=True)
     # XLA joins products up to 32 MB, unless they seem to have different operands.
-    inputs = (x,) * 3
-    if isinstance(x.shape[0], int) and x.shape[0] * x.shape[1] >= _SEPARATE_ROWS:
-        inputs = jax.lax.optimization_barrier(inputs)
     return [
         x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
-        for x, (kernel, bias) in zip(inputs, cut, strict=True)
+        for x, (kernel, bias) in zip(jax.lax.optimization_barrier((x,) * 3), cut, strict=True)
     ]
 
 

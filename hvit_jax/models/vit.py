@@ -17,6 +17,7 @@ from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block, layer_norm, stack_blocks
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
+from hvit_jax.ops.platform import compiler_options
 from hvit_jax.ops.precision import accumulator
 
 
@@ -275,7 +276,7 @@ def jit_model(model: ViT) -> Callable[..., Float[Array, "B classes"]]:
     """
     graph, state = nnx.split(model)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options())
     def forward(state, images, draws=None):
         return nnx.merge(graph, state)(images, draws=draws)
 

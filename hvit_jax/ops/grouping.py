@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from hvit_jax.ops.arrays import gather, pad_end
 from hvit_jax.ops.hashing import HashDraws, hash_bins, pack_bins
 from hvit_jax.ops.precision import accurate_einsum
-from hvit_jax.ops.sorting import inverse, ranks
+from hvit_jax.ops.sorting import order_and_ranks
 
 CHUNK = 128
 
@@ -56,8 +56,7 @@ def group_tokens(
     Differs from the original: it makes as many groups as it finds hashes.
     """
     high, low = pack_bins(hash_bins(x, draws, scale=scale))
-    places = ranks(high, low)
-    order = inverse(places)
+    order, places = order_and_ranks(high, low)
     high, low = gather(high, order, axis=-1), gather(low, order, axis=-1)
     differs = (high[..., 1:] != high[..., :-1]) | (low[..., 1:] != low[..., :-1])
     numbers = jnp.pad(jnp.cumsum(differs, axis=-1, dtype=jnp.int32), ((0, 0), (0, 0), (1, 0)))

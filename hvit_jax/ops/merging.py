@@ -98,7 +98,7 @@ def match_tokens(metric: Float[Array, "B N D"], *, r: int, class_token: bool = T
     rank, left = ranks(-best), best.shape[1] - r
     new = jnp.where(rank < r, left + rank, rank - r)
     if class_token:
-        new = ranks(jnp.where(rank < r, left + rank + best.shape[1], here))
+        new = jnp.where(rank < r, new, jnp.cumsum(rank >= r, axis=1, dtype=jnp.int32) - 1)
     order = inverse(new)
     joined = gather(partner, order[:, left:])
     even, odd = jnp.where(new < left, new, left + partner), left + here

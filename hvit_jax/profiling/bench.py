@@ -21,6 +21,7 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.models.parameters import Tree, build_model, count_parameters, init_parameters
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.models.vit import ViT
+from hvit_jax.ops.platform import compiler_options
 from hvit_jax.profiling.cases import Case
 from hvit_jax.profiling.config import ProfileConfig
 from hvit_jax.profiling.device import (
@@ -51,7 +52,10 @@ class Program:
         shape = (batch, *model.config.image_shape, 3)
         self.images = jax.random.normal(jax.random.key(SEED), shape, jnp.float32)
         graph, self._state = nnx.split(model)
-        forward = jax.jit(lambda state, images: nnx.merge(graph, state)(images))
+        forward = jax.jit(
+            lambda state, images: nnx.merge(graph, state)(images),
+            compiler_options=compiler_options(),
+        )
         with _cache_hits() as hits:
             started = time.perf_counter()
             self._compiled = forward.lower(self._state, self.images).compile()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.models.vit import ViT
 from hvit_jax.ops.attention import attention_weights
+from hvit_jax.ops.platform import compiler_options
 from hvit_jax.reducers import Budgeted
 
 Anywhere = Array | np.ndarray  # On the device while it runs, on the host afterwards.
@@ -61,7 +63,7 @@ def compile_views(
             raise InputError(f"block {block}: the model's blocks are 0 to {last}")
     graph, state = nnx.split(model)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=compiler_options())
     def views(state, pixels):
         model, images = nnx.merge(graph, state), normalize(pixels)
         features = model.features(images)

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from hvit_jax.config import Compute
-from hvit_jax.models.block import Block, gelu
+from hvit_jax.models.block import Block, gelu, tanh_gelu
 from hvit_jax.ops.platform import compiled_for
 
 
@@ -29,7 +29,8 @@ def test_gelu_rounds_once_in_bfloat16():
 def test_a_gpus_program_computes_the_same(batch, dtype, small_config, plain_cudnn, monkeypatch):
     """There q, k and v are products of their own, and odd numbers of rows are filled up."""
     monkeypatch.setattr("hvit_jax.models.gpu._SEPARATE_ROWS", 40)
-    block = Block(small_config, compute=Compute(jnp.dtype(dtype).name), rngs=nnx.Rngs(0))
+    compute = Compute(jnp.dtype(dtype).name, gelu="exact")
+    block = Block(small_config, compute=compute, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (batch, 13, small_config.width), dtype)
     with compiled_for("gpu"):
         ours = block(x)
@@ -39,3 +40,27 @@ def test_a_gpus_program_computes_the_same(batch, dtype, small_config, plain_cudn
     np.testing.assert_allclose(*(np.asarray(y, np.float64) for y in (ours, block(x))), **slack)
     for got, expected in zip(parts, block.qkv(x), strict=True):
         np.testing.assert_allclose(*(np.asarray(y, np.float64) for y in (got, expected)), **slack)
+
+
+def test_gelu_by_tanh_is_close():
+    x = jnp.linspace(-9, 9, 10001)
+    off = jnp.abs(tanh_gelu(x) - gelu(x))
+    assert 4e-4 < off.max() < 4.8e-4
+
+
+@pytest.mark.parametrize(
+    ("requested", "device", "dtype", "chosen"),
+    [
+        ("auto", "cpu", "bfloat16", "exact"),
+        ("auto", "gpu", "bfloat16", "tanh"),
+        ("auto", "gpu", "float32", "exact"),
+        ("exact", "gpu", "bfloat16", "exact"),
+        ("tanh", "cpu", "float32", "tanh"),
+    ],
+)
+def test_which_gelu_runs(requested, device, dtype, chosen, small_config, plain_cudnn):
+    block = Block(small_config, compute=Compute(dtype, gelu=requested), rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 13, small_config.width), dtype)
+    with compiled_for(device):
+        program = str(jax.make_jaxpr(block.mlp)(x))
+    assert (" tanh " in program, " erf " in program) == (chosen == "tanh", chosen == "exact")

@@ -3,22 +3,26 @@
 JAX checks shapes and types of cuDNN's attention here; the kernel itself needs a GPU.
 """
 
+import dataclasses
 import functools
+import importlib
+import importlib.util
 import math
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from hvit_jax.config import MODELS, Compute, model_name
+from hvit_jax.config import MODELS, Compute, ViTConfig, model_name
 from hvit_jax.costs import at_cost
 from hvit_jax.models.vit import ViT
-from hvit_jax.ops.attention import attend, cudnn
+from hvit_jax.ops.attention import attend, cudnn, hopper
 from hvit_jax.ops.platform import compiled_for
-from hvit_jax.profiling.cases import published_cases
-from hvit_jax.reducers import REDUCERS
+from hvit_jax.profiling.cases import make_case, published_cases
+from hvit_jax.reducers import REDUCERS, make_reducer
 
 BATCH = 32
 
@@ -73,6 +77,41 @@ def settings_of(method, model):
 
 def make_model(config, reducer):
     return ViT(config, reducer, rngs=nnx.Rngs(0), compute=Compute("bfloat16"))
+
+
+@pytest.mark.parametrize("method", ["dense", "tome", "ats", "act"])
+def test_our_kernel_at_full_size(method, monkeypatch):
+    """It attends wherever cuDNN would, with a bias of sizes or with lengths."""
+    monkeypatch.setattr(hopper, "obstacle", lambda dtype, size: None)
+    config, reducer = settings_of(method, "vit_l16")[0]
+    graph, state = nnx.split(nnx.eval_shape(functools.partial(make_model, config, reducer)))
+    images = jax.ShapeDtypeStruct((BATCH, *config.image_shape, 3), jnp.float32)
+    program = lowered(lambda state, images: nnx.merge(graph, state)(images), state, images)
+    assert "mosaic_gpu" in program and "__cudnn$fmha" not in program
+
+
+CUDA = [
+    name for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if importlib.util.find_spec(name)
+]
+
+
+@pytest.mark.skipif(not CUDA, reason="compiling for a GPU needs jax[cuda12] or jax[cuda13]")
+def test_products_take_on_bias_gelu_and_residual_sum():
+    """In the program that an H100 would run; elsewhere each is a pass over the tokens."""
+    path = Path(__file__).parents[2] / "benchmarks" / "roofline.py"
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.syspath_prepend(str(path.parent))
+    roofline = importlib.import_module("roofline")
+    monkeypatch.undo()
+    config = dataclasses.replace(ViTConfig.vit_l16(), depth=3)
+    program = roofline.compile_for_h100(make_case(config, make_reducer("dense"), BATCH)).as_text()
+    body = [line for line in program.splitlines() if "while/body" in line and "__cublas" in line]
+    products = [line for line in body if "custom-call(" in line]
+    # q, k and v; the projection; the MLP's two.
+    assert len(products) == 6
+    assert sum('"epilogue":"BIAS"' in line for line in products) == 5
+    assert sum('"epilogue":"BIAS_GELU"' in line for line in products) == 1
+    assert sum('"beta":1' in line for line in products) == 2
 
 
 def gradient_of_attend(q, k, v, bias, lengths):

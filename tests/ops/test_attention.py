@@ -15,8 +15,13 @@ from hvit_jax.ops.attention import (
     attention_weights,
     choose_implementation,
     class_attention,
+    hopper,
+    hopper_kernel,
     xla,
 )
+from hvit_jax.ops.platform import compiled_for
+
+NO_HOPPER = hopper.obstacle(jnp.bfloat16, 64)
 
 
 def heads(queries, keys, *, batch=2, count=3, size=8, seed=0, dtype=jnp.float32):
@@ -219,12 +224,13 @@ class TestChooseImplementation:
         assert choose_implementation("auto", jnp.bfloat16, 64) == "xla"
 
     def test_unknown_name(self):
-        with pytest.raises(InputError, match="auto, cudnn, xla: 'flash'"):
+        with pytest.raises(InputError, match="auto, hopper, cudnn, xla: 'flash'"):
             choose_implementation("flash", jnp.float32, 64)
 
-    def test_cudnn_on_a_cpu(self):
+    @pytest.mark.parametrize("name", ["hopper", "cudnn"])
+    def test_a_gpus_kernels_on_a_cpu(self, name):
         with pytest.raises(InputError, match="the device is a cpu, not an NVIDIA GPU"):
-            choose_implementation("cudnn", jnp.bfloat16, 64)
+            choose_implementation(name, jnp.bfloat16, 64)
 
     @pytest.mark.parametrize(
         ("capability", "dtype", "size", "reason"),
@@ -243,12 +249,98 @@ class TestChooseImplementation:
         device = type("Device", (), {"compute_capability": capability})()
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
         monkeypatch.setattr(jax, "devices", lambda: [device])
+        monkeypatch.setattr(hopper, "obstacle", lambda dtype, size: "not asked about")
         assert choose_implementation("auto", dtype, size) == ("xla" if reason else "cudnn")
         if reason:
             with pytest.raises(InputError, match=reason):
                 choose_implementation("cudnn", dtype, size)
 
+    @pytest.mark.parametrize(
+        ("capability", "dtype", "size", "reason"),
+        [
+            ("9.0", jnp.bfloat16, 64, None),
+            ("9.0", jnp.float16, 80, None),
+            ("9.0", jnp.bfloat16, 128, None),
+            ("8.0", jnp.bfloat16, 64, "compute capability 8.0 is not 9.0"),
+            ("10.0", jnp.bfloat16, 64, "compute capability 10.0 is not 9.0"),
+            ("9.0", jnp.bfloat16, 72, "head size 72 is not one of 16, 32"),
+            ("9.0", jnp.bfloat16, 144, "head size 144 is not one of 16, 32"),
+        ],
+    )
+    def test_needs_of_our_kernel(self, monkeypatch, capability, dtype, size, reason):
+        device = type("Device", (), {"compute_capability": capability})()
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        monkeypatch.setattr(jax, "devices", lambda: [device])
+        assert choose_implementation("auto", dtype, size) == ("cudnn" if reason else "hopper")
+        if reason:
+            with pytest.raises(InputError, match=reason):
+                choose_implementation("hopper", dtype, size)
+
+    def test_an_exported_program_holds_no_kernel_of_ours(self):
+        with compiled_for("gpu"), pytest.raises(InputError, match="an exported program"):
+            choose_implementation("hopper", jnp.bfloat16, 64)
+
 
 @pytest.mark.parametrize(("count", "most", "size"), [(24, 4, 4), (24, 11, 8), (7, 4, 1), (6, 0, 1)])
 def test_groups_are_equal(count, most, size):
     assert largest_divisor(count, most) == size
+
+
+class TestHopper:
+    """What can be known of the kernel where it cannot run; on a GPU it is held against XLA's."""
+
+    @pytest.mark.parametrize(
+        ("keys", "size", "blocks", "pieces"),
+        [
+            (1025, 64, (8, 1, 64), ((0, 64),)),
+            (1370, 80, (10, 90, 128), ((0, 64), (64, 16))),
+            (128, 96, (1, 0, 0), ((0, 64), (64, 32))),
+            (1, 48, (0, 1, 64), ((0, 32), (32, 16))),
+            (300, 128, (2, 44, 64), ((0, 64), (64, 64))),
+        ],
+    )
+    def test_how_the_work_is_cut(self, keys, size, blocks, pieces):
+        plan = hopper_kernel.Plan.of(keys, size)
+        assert (plan.full, plan.rest, plan.last) == blocks and plan.pieces == pieces
+        assert plan.groups == (3 if size <= 64 else 2)
+        assert plan.stages == min(2, plan.full + (plan.last > 0))
+
+    @pytest.mark.parametrize(
+        ("queries", "keys", "size", "bias"),
+        [(1025, 1025, 64, None), (1370, 1370, 80, 1), (50, 50, 48, 4), (1, 256, 128, 1)],
+    )
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+    def test_compiles_for_a_gpu(self, queries, keys, size, bias, dtype):
+        q, k = (jax.ShapeDtypeStruct((2, n, 4, size), dtype) for n in (queries, keys))
+        extra = [] if bias is None else [jax.ShapeDtypeStruct((2, bias, keys), jnp.float32)]
+        traced = jax.jit(hopper.attend).trace(q, k, k, *extra)
+        program = traced.lower(lowering_platforms=("cuda",)).as_text()
+        assert "mosaic_gpu" in program
+
+    def test_the_gradient_is_that_of_cudnn(self, plain_cudnn):
+        q, k, v = heads(5, 9, size=16)
+        bias = jnp.asarray(np.random.default_rng(1).normal(size=(2, 1, 9)), jnp.float32)
+
+        def loss(run, *inputs):
+            return jnp.square(run(*inputs)).sum()
+
+        ours = jax.grad(lambda *x: loss(hopper.attend, *x), (0, 1, 2, 3))(q, k, v, bias)
+        plain = jax.grad(lambda *x: loss(xla.attend, *x), (0, 1, 2, 3))(q, k, v, bias)
+        assert set(plain_cudnn) == {"cudnn"}
+        for got, expected in zip(ours, plain, strict=True):
+            np.testing.assert_allclose(got, expected, atol=2e-4)
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(NO_HOPPER is not None, reason=f"our kernel cannot run here: {NO_HOPPER}")
+    @pytest.mark.parametrize("size", [16, 48, 64, 80, 96, 128])
+    @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (50, 64), (130, 257), (1025, 1025)])
+    @pytest.mark.parametrize("extra", ["none", "bias", "by head", "lengths"])
+    def test_equals_numpy(self, queries, keys, size, extra):
+        q, k, v = heads(queries, keys, size=size, dtype=jnp.bfloat16)
+        rng = np.random.default_rng(1)
+        bias = {"bias": rng.normal(size=(2, keys)), "by head": rng.normal(size=(2, 3, keys))}
+        bias = jnp.asarray(bias[extra], jnp.float32) if extra in bias else None
+        lengths = jnp.array([keys, max(1, keys - 3)]) if extra == "lengths" else None
+        out = attend(q, k, v, key_bias=bias, key_lengths=lengths, implementation="hopper")
+        expected = reference(q, k, v, bias, lengths)[1]
+        np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=0.06)

@@ -1,7 +1,8 @@
 """Attention: what methods ask for. How it is computed stands in one file a backend.
 
-Every function takes `implementation`: "auto" runs cuDNN's fused kernels where they can run, and
-XLA's programs elsewhere; "cudnn" and "xla" force one.
+Every function takes `implementation`: "auto" runs the fastest that can run here, the others force
+one. "hopper" is a kernel of our own for Hopper GPUs, and cuDNN's for what it does not compute;
+"cudnn" runs cuDNN's fused kernels, "xla" what XLA compiles.
 """
 
 from __future__ import annotations
@@ -11,38 +12,44 @@ from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import ATTENTION
 from hvit_jax.errors import InputError
-from hvit_jax.ops.attention import cudnn, xla
+from hvit_jax.ops.attention import cudnn, hopper, xla
 from hvit_jax.ops.grouping import Groups, group_means, member_codes
 
 KeyBias = Float[Array, "B Nk"] | Float[Array, "B H Nk"]
 
 
 def choose_implementation(requested: str, dtype: jax.typing.DTypeLike, head_dim: int) -> str:
-    """Name the attention that will run: "cudnn" or "xla".
+    """Name the attention that will run: "hopper", "cudnn" or "xla".
 
-    cuDNN's fused attention needs an NVIDIA GPU of compute capability 8.0 or newer, float16 or
-    bfloat16, and a head size divisible by 8.
+    Ours needs an NVIDIA GPU of compute capability 9.0, float16 or bfloat16, and a head size
+    divisible by 16 up to 128. cuDNN's needs compute capability 8.0 or newer, the same types, and a
+    head size divisible by 8.
 
     Args:
-        requested: "auto", "cudnn" or "xla".
+        requested: "auto", "hopper", "cudnn" or "xla".
         dtype: the type of q, k and v.
         head_dim: channels of one head.
 
     Raises:
-        InputError: for an unknown name, or "cudnn" where it cannot run.
+        InputError: for an unknown name, or "hopper" or "cudnn" where it cannot run.
     """
     if requested not in ATTENTION:
         raise InputError(f"attention must be one of {', '.join(ATTENTION)}: {requested!r}")
     if requested == "xla":
         return "xla"
-    obstacle = cudnn.obstacle(dtype, head_dim)
-    if obstacle and requested == "cudnn":
-        raise InputError(f"attention 'cudnn' cannot run here: {obstacle}; use 'auto' or 'xla'")
-    return "xla" if obstacle else "cudnn"
+    for name, kernels in (("hopper", hopper), ("cudnn", cudnn)):
+        if requested not in ("auto", name):
+            continue
+        obstacle = kernels.obstacle(dtype, head_dim)
+        if obstacle is None:
+            return name
+        if requested == name:
+            raise InputError(f"attention {name!r} cannot run here: {obstacle}; use 'auto' or 'xla'")
+    return "xla"
 
 
-def _on_cudnn(requested: str, x: Float[Array, "B N H D"]) -> bool:
-    return choose_implementation(requested, x.dtype, x.shape[-1]) == "cudnn"
+def _chosen(requested: str, x: Float[Array, "B N H D"]) -> str:
+    return choose_implementation(requested, x.dtype, x.shape[-1])
 
 
 def attend(
@@ -63,16 +70,16 @@ def attend(
         key_bias: added to the scores of every key, for all queries alike, and for all heads or each
             its own; -inf masks a key.
         key_lengths: how many keys of each image count, the first ones; None: all.
-        implementation: "auto", "cudnn" or "xla".
+        implementation: "auto", "hopper", "cudnn" or "xla".
 
     Returns:
         Attended values in the dtype of `q`. The softmax runs in float32.
 
     Raises:
-        InputError: if "cudnn" is asked for where it cannot run.
+        InputError: if "hopper" or "cudnn" is asked for where it cannot run.
     """
-    run = cudnn.attend if _on_cudnn(implementation, q) else xla.attend
-    return run(q, k, v, _with_heads(key_bias), key_lengths)
+    kernels = {"hopper": hopper, "cudnn": cudnn, "xla": xla}[_chosen(implementation, q)]
+    return kernels.attend(q, k, v, _with_heads(key_bias), key_lengths)
 
 
 def attend_and_score(
@@ -98,8 +105,8 @@ def attend_and_score(
     Raises:
         InputError: as for `attend`.
     """
-    run = cudnn.attend_and_score if _on_cudnn(implementation, q) else xla.attend_and_score
-    return run(q, k, v)
+    kernels = xla if _chosen(implementation, q) == "xla" else cudnn
+    return kernels.attend_and_score(q, k, v)
 
 
 def attend_in_clusters(
@@ -131,8 +138,8 @@ def attend_in_clusters(
     Raises:
         InputError: as for `attend`.
     """
-    run = cudnn.attend_in_clusters if _on_cudnn(implementation, q) else xla.attend_in_clusters
-    return run(q, k, v, q_clusters, k_clusters)
+    kernels = xla if _chosen(implementation, q) == "xla" else cudnn
+    return kernels.attend_in_clusters(q, k, v, q_clusters, k_clusters)
 
 
 def average_groups(
@@ -140,8 +147,8 @@ def average_groups(
 ) -> Float[Array, "B K H D"]:
     """Average the vectors of each group.
 
-    cuDNN does so faster than products of chunks can: queries that stand for groups attend to their
-    members alone.
+    A GPU's attention does so faster than products of chunks can: queries that stand for groups
+    attend to their members alone.
 
     Args:
         x: queries, keys or values, in the tokens' order.
@@ -154,10 +161,11 @@ def average_groups(
     Raises:
         InputError: as for `attend`.
     """
-    size = x.shape[-1]
-    if not _on_cudnn(implementation, x) or groups.counts.shape[-1] > 2**size:
+    size, chosen = x.shape[-1], _chosen(implementation, x)
+    if chosen == "xla" or groups.counts.shape[-1] > 2**size:
         return group_means(x, groups)
-    return cudnn.attend(*member_codes(groups, size=size, dtype=x.dtype), x)
+    queries, keys = member_codes(groups, size=size, dtype=x.dtype)
+    return attend(queries, keys, x, implementation=chosen)
 
 
 def class_attention(

@@ -1,0 +1,68 @@
+"""Attention in a kernel of our own for NVIDIA's Hopper GPUs: where it runs, and its gradient.
+
+It is FlashAttention-3 (Shah et al. 2024, arXiv 2407.08608) for the rows of a vision transformer:
+any number of tokens, and a bias of every key, which cuDNN takes only as eight more channels a head.
+docs/performance.md has the figures.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from hvit_jax.ops.attention import cudnn, xla
+from hvit_jax.ops.platform import backend, is_exported
+
+_DTYPES = (jnp.bfloat16, jnp.float16)
+
+
+def obstacle(dtype: jax.typing.DTypeLike, head_dim: int) -> str | None:
+    """Tell why the kernel cannot run for this type and head size on this device, or None."""
+    if is_exported():
+        return "an exported program holds no kernels of Pallas"
+    if backend() != "gpu":
+        return f"the device is a {backend()}, not an NVIDIA GPU"
+    capability = str(getattr(jax.devices()[0], "compute_capability", "0.0"))
+    if capability != "9.0":
+        return f"compute capability {capability} is not 9.0, Hopper's"
+    if jnp.dtype(dtype) not in [jnp.dtype(wanted) for wanted in _DTYPES]:
+        return f"it needs bfloat16 or float16, the model computes in {jnp.dtype(dtype).name}"
+    if head_dim % 16 or head_dim > 128:
+        return f"head size {head_dim} is not one of 16, 32 and so on up to 128"
+    return None
+
+
+def attend(
+    q: Float[Array, "B Nq H D"],
+    k: Float[Array, "B Nk H D"],
+    v: Float[Array, "B Nk H D"],
+    key_bias: Float[Array, "B h Nk"] | None = None,
+    key_lengths: Int[Array, " B"] | None = None,
+) -> Float[Array, "B Nq H D"]:
+    """Attend; see `hvit_jax.ops.attention.attend`. A key bias of h = 1 is that of all heads."""
+    return _attend(q, k, v, xla.mask_keys(key_bias, key_lengths, k.shape[1]))
+
+
+def _run(q, k, v, key_bias) -> Array:
+    # Imported where it is needed: Pallas takes a quarter of a second.
+    from hvit_jax.ops.attention import hopper_kernel
+
+    return hopper_kernel.attend(q, k, v, key_bias)
+
+
+_attend = jax.custom_vjp(_run)
+
+
+def _forward(q, k, v, key_bias):
+    """Run cuDNN where there will be a gradient: it has the backward pass."""
+    inputs = (q, k, v) if key_bias is None else (q, k, v, key_bias)
+    return jax.vjp(cudnn.attend, *inputs)
+
+
+def _backward(pull, gradient):
+    gradients = pull(gradient)
+    return gradients if len(gradients) == 4 else (*gradients, None)
+
+
+_attend.defvjp(_forward, _backward)

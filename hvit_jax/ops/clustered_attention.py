@@ -67,7 +67,7 @@ def clustered_attention(
         jnp.moveaxis(ranks(projected) // length, 0, 2).astype(smallest_integer(clusters - 1))
         for projected, length in zip(projections, (q_cluster_size, k_cluster_size), strict=True)
     )
-    return attend_in_clusters(q, k, v, *numbers, implementation=implementation)
+    return attend_in_clusters(q, k, v, *numbers, clusters=clusters, implementation=implementation)
 
 
 def straddling_attention(

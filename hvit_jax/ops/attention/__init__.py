@@ -116,6 +116,7 @@ def attend_in_clusters(
     q_clusters: Int[Array, "B H R Nq"],
     k_clusters: Int[Array, "B H R Nk"],
     *,
+    clusters: int,
     implementation: str = "auto",
 ) -> Float[Array, "B Nq H D"]:
     """Attend inside clusters, of which every query and key has one in each of R rounds.
@@ -129,6 +130,7 @@ def attend_in_clusters(
         v: values.
         q_clusters: numbers of the queries' clusters.
         k_clusters: numbers of the keys' clusters. Every query meets at least one key.
+        clusters: how many there are in a round.
         implementation: as for `attend`. In cuDNN logarithms of the counts are rounded to the dtype
             of `q`, which in bfloat16 changes weights by up to 0.8 %.
 
@@ -138,8 +140,9 @@ def attend_in_clusters(
     Raises:
         InputError: as for `attend`.
     """
-    kernels = xla if _chosen(implementation, q) == "xla" else cudnn
-    return kernels.attend_in_clusters(q, k, v, q_clusters, k_clusters)
+    if _chosen(implementation, q) == "xla":
+        return xla.attend_in_clusters(q, k, v, q_clusters, k_clusters)
+    return cudnn.attend_in_clusters(q, k, v, q_clusters, k_clusters, clusters)
 
 
 def average_groups(

@@ -126,24 +126,32 @@ def _attend_and_score_backward(inputs, gradients):
 attend_and_score.defvjp(_attend_and_score_forward, _attend_and_score_backward)
 
 
-@jax.custom_vjp
 def attend_in_clusters(
     q: Float[Array, "B Nq H D"],
     k: Float[Array, "B Nk H D"],
     v: Float[Array, "B Nk H D"],
     q_clusters: Int[Array, "B H R Nq"],
     k_clusters: Int[Array, "B H R Nk"],
+    clusters: int,
 ) -> Float[Array, "B Nq H D"]:
     """Attend inside clusters, a few images at a time: their counts of meetings exist as a bias.
 
     See `hvit_jax.ops.attention.attend_in_clusters`.
     """
+    return _attend_in_clusters(q, k, v, q_clusters, k_clusters, clusters)
 
+
+def _some_images_at_a_time(q, k, v, q_clusters, k_clusters, clusters: int):
     def some_images(images):
-        q, k, v, q_clusters, k_clusters = images
-        counts = xla.count_meetings(q_clusters, k_clusters).astype(jnp.float32)
-        bias = jnp.where(counts > 0, jnp.log(counts), _MASKED)
-        return _attend_with_bias(q, k, v, bias.astype(q.dtype))
+        q, k, v, *numbers = images
+        # The kernel loads 16 bytes of a row at a time.
+        q_codes, k_codes = (_codes(x, -x.shape[-1] % 8, clusters, q.dtype) for x in numbers)
+        counts = jnp.einsum("bhnc,bhmc->bhnm", q_codes, k_codes, preferred_element_type=q.dtype)
+        bias = jnp.where(counts > 0, jnp.log(counts.astype(jnp.float32)), _MASKED)
+        rows, keys, values = (pad_end(x, -x.shape[1] % 8, axis=1) for x in (q, k, v))
+        bias = bias.astype(q.dtype)
+        out = jax.nn.dot_product_attention(rows, keys, values, bias, implementation="cudnn")
+        return out[:, : q.shape[1]]
 
     batch, size, heads, _ = q.shape
     most = _PAIRS // (heads * size * k.shape[1])
@@ -154,27 +162,29 @@ def attend_in_clusters(
     return jax.lax.map(some_images, groups).reshape(q.shape)
 
 
-def _attend_with_bias(q, k, v, bias: Float[Array, "B H Nq Nk"]) -> Float[Array, "B Nq H D"]:
-    """Attend with a bias of every pair, in the dtype of `q`; not to be differentiated."""
-    # The kernel loads 16 bytes of a row at a time.
-    spare_rows, spare_keys = (-x.shape[1] % 8 for x in (q, k))
-    k, v = (pad_end(x, spare_keys, axis=1) for x in (k, v))
-    padding = (0, 0), (0, 0), (0, spare_rows), (0, spare_keys)
-    bias = jnp.pad(bias, padding, constant_values=_MASKED)
-    rows = pad_end(q, spare_rows, axis=1)
-    out = jax.nn.dot_product_attention(rows, k, v, bias, implementation="cudnn")
-    return out[:, : q.shape[1]]
+def _codes(numbers: Int[Array, "B H R N"], spare: int, clusters: int, dtype) -> Array:
+    """Write a token's clusters as ones among zeros: products of two codes count meetings.
+
+    That is eight times as fast on a GPU as to compare the clusters of all pairs. Tokens that are
+    appended are in no cluster.
+    """
+    numbers = pad_end(numbers.astype(jnp.int32), spare, axis=-1, constant_values=clusters)
+    codes = numbers.swapaxes(-1, -2)[..., None] == jnp.arange(clusters)
+    return codes.astype(dtype).reshape(*codes.shape[:-2], -1)
+
+
+_attend_in_clusters = jax.custom_vjp(_some_images_at_a_time, nondiff_argnums=(5,))
 
 
 def _attend_in_clusters_forward(*inputs):
-    return attend_in_clusters(*inputs), inputs
+    return _attend_in_clusters(*inputs), inputs[:5]
 
 
-def _attend_in_clusters_backward(inputs, gradient):
+def _attend_in_clusters_backward(clusters, inputs, gradient):
     """Differentiate the same figures computed head by head: no gradient needs the bias then."""
     q, k, v, q_clusters, k_clusters = inputs
     pull = jax.vjp(lambda q, k, v: xla.attend_in_clusters(q, k, v, q_clusters, k_clusters), q, k, v)
     return *pull[1](gradient), None, None
 
 
-attend_in_clusters.defvjp(_attend_in_clusters_forward, _attend_in_clusters_backward)
+_attend_in_clusters.defvjp(_attend_in_clusters_forward, _attend_in_clusters_backward)

@@ -40,7 +40,12 @@ def attend(
     key_bias: Float[Array, "B h Nk"] | None = None,
     key_lengths: Int[Array, " B"] | None = None,
 ) -> Float[Array, "B Nq H D"]:
-    """Attend; see `hvit_jax.ops.attention.attend`. A key bias of h = 1 is that of all heads."""
+    """Attend; see `hvit_jax.ops.attention.attend`. A key bias of h = 1 is that of all heads.
+
+    With lengths alone cuDNN runs, which leaves out keys beyond them: here they would be a bias.
+    """
+    if key_bias is None and key_lengths is not None:
+        return cudnn.attend(q, k, v, None, key_lengths)
     return _attend(q, k, v, xla.mask_keys(key_bias, key_lengths, k.shape[1]))
 
 

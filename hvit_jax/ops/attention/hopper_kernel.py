@@ -90,11 +90,11 @@ def attend(
         padding = ((0, 0), (0, 0), (0, spare))
         arrays.append(jnp.pad(bias, padding, constant_values=_MASKED))
 
-    def run(*refs):
+    def hopper_attention(*refs):
         _run(plan, *(refs if key_bias is not None else (*refs[:3], None, refs[3])))
 
     return plgpu.kernel(
-        run,
+        hopper_attention,
         out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
         grid=(heads, pl.cdiv(rows, plan.groups * _ROWS), batch),
         grid_names=("head", "tile", "image"),
@@ -219,6 +219,8 @@ def _compute(
         slot = plan.full % plan.stages if last else lax.rem(block, jnp.int32(plan.stages))
         part = pl.ds(0, length)
         plgpu.barrier_wait(k_here.at[slot])
+        if biases is not None:  # Read while the products run.
+            bias = plgpu.layout_cast(biases[slot, part], plgpu.Layout.WGMMA.reduce(0))
 
         def products(scores):
             for query, key in zip(queries.tiles, keys.tiles, strict=True):
@@ -230,7 +232,6 @@ def _compute(
         scores = pl.run_scoped(products, plgpu.ACC((_ROWS, length), jnp.float32))
         scale = _LOG2_E * size**-0.5
         if biases is not None:
-            bias = plgpu.layout_cast(biases[slot, part], plgpu.Layout.WGMMA.reduce(0))
             scores, scale = scores * scale + lax.broadcast_in_dim(bias, scores.shape, [1]), 1.0
         elif last:
             places = plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=plgpu.Layout.WGMMA)

@@ -22,6 +22,7 @@ from hvit_jax.distributed.gathering import check_same, gather
 from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree
+from hvit_jax.ops.platform import compiler_options
 from hvit_jax.system.files import remove_folder
 from hvit_jax.system.library_messages import is_out_of_memory
 from hvit_jax.system.memory import explain_out_of_memory
@@ -210,7 +211,8 @@ class _Run:
 
     def _compile(self, state: TrainState) -> Callable[[TrainState, dict], TrainState]:
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-        step = jax.jit(self.trainer.step, donate_argnums=0, out_shardings=layout)
+        options = {"out_shardings": layout, "compiler_options": compiler_options()}
+        step = jax.jit(self.trainer.step, donate_argnums=0, **options)
         shard = self.placement.shard_batch
         return lambda state, batch: step(state, shard(batch["pixels"]), shard(batch["label"]))
 

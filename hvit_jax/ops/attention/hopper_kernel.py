@@ -25,6 +25,8 @@ _STAGES = 2
 # Stands for -inf, where -inf - (-inf) would make NaN.
 _MASKED = -1e30
 _LOG2_E = math.log2(math.e)
+# JAX's own kernels take it from here too.
+_ACC: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,7 @@ def _compute(
         slot = plan.full % plan.stages if last else lax.rem(block, jnp.int32(plan.stages))
         part = pl.ds(0, length)
         plgpu.barrier_wait(k_here.at[slot])
+        bias = None
         if biases is not None:  # Read while the products run.
             bias = plgpu.layout_cast(biases[slot, part], plgpu.Layout.WGMMA.reduce(0))
 
@@ -229,9 +232,9 @@ def _compute(
             return scores[...]
 
         # In base 2, in which the hardware takes exponentials.
-        scores = pl.run_scoped(products, plgpu.ACC((_ROWS, length), jnp.float32))
+        scores = pl.run_scoped(products, _ACC((_ROWS, length), jnp.float32))
         scale = _LOG2_E * size**-0.5
-        if biases is not None:
+        if bias is not None:
             scores, scale = scores * scale + lax.broadcast_in_dim(bias, scores.shape, [1]), 1.0
         elif last:
             places = plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=plgpu.Layout.WGMMA)
@@ -251,12 +254,13 @@ def _compute(
             for ref, value in zip(refs, values.tiles, strict=True):
                 plgpu.wgmma(ref, weights, value.at[slot, part])
 
-        sums = pl.run_state(add)(tuple(plgpu.ACC.init(x) for x in sums))
+        sums = pl.run_state(add)(tuple(_ACC.init(x) for x in sums))
         plgpu.barrier_arrive(v_used.at[slot])
         return higher, total, tuple(sums)
 
-    carry = lax.fori_loop(0, plan.full, step, _nothing(plan))
-    _, total, sums = step(None, carry, last=True) if plan.last else carry
+    carry: Any = lax.fori_loop(0, plan.full, step, _nothing(plan))
+    carry = step(None, carry, last=True) if plan.last else carry
+    _, total, sums = carry
     for x, tile in zip(sums, queries.tiles, strict=True):
         tile[group] = (x / lax.broadcast_in_dim(total, x.shape, [0])).astype(q_ref.dtype)
     plgpu.commit_smem()

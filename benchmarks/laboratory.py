@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -71,8 +72,8 @@ CHOSEN = {
         {"method": "hourglass", "cluster_location": 8},
         {"method": "evit", "keep_rate": 0.5},
         {"method": "evo", "prune_ratio": 0.3},
-        {"method": "tome", "r": 40},
         {"method": "ats"},
+        {"method": "tome", "r": 40},
         {"method": "act", "q_hashes": 16},
         {"method": "smyrf", "q_cluster_size": 64},
     ),
@@ -233,7 +234,8 @@ class Laboratory:
             self._parameters.setdefault(config, init_parameters(config, SEED))
         pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
         waiting = {pool.submit(Program, row, self._parameters[row.config]): row for row in rows}
-        concurrent.futures.wait(waiting, timeout=max(0, self.left - 20))
+        # What compiles for too long leaves the others time to be measured.
+        concurrent.futures.wait(waiting, timeout=max(0, self.left - 3 * len(rows)))
         pool.shutdown(wait=False, cancel_futures=True)
         ready: dict[Row, Program] = {}
         for future, row in waiting.items():
@@ -323,15 +325,19 @@ class Laboratory:
         """Run PyTorch's dense models in a process of their own, which has the GPU to itself."""
         command = [sys.executable, str(HERE / "laboratory_torch.py"), str(seconds)]
         command += ["small"] * self.small
-        with self._reporting("PyTorch"):
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=seconds + 60, check=False
-            )
-            for line in done.stdout.splitlines():
+        with (
+            self._reporting("PyTorch"),
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            ) as process,
+        ):
+            # Compiling may go on for long behind the last row.
+            timer = threading.Timer(seconds + 15, process.kill)
+            timer.start()
+            for line in process.stdout or ():
                 if line.startswith("{"):
                     self.add(json.loads(line))
-            if done.returncode:
-                raise RuntimeError(done.stderr[-1500:])
+            timer.cancel()
 
 
 def kernels(work: Work, passes: int = 2) -> dict[str, Any]:
@@ -372,7 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--programs", type=Path, help="a folder for compiled programs")
     parser.add_argument("--small", action="store_true", help="a tiny model, on any device")
     parser.add_argument("--rows", default="", help="only rows whose names this pattern is found in")
-    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
+    parser.add_argument("--torch", type=float, default=75.0, help="seconds for PyTorch; 0: none")
     given = parser.parse_args(arguments)
     device = jax.devices()[0].device_kind.lower().replace(" ", "-")
     output = given.output or HERE / "results" / f"{device}.json"
@@ -380,13 +386,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.programs.mkdir(parents=True, exist_ok=True)
     laboratory = Laboratory(given.seconds, output, given.programs, given.small)
     parts = [[row for row in rows if re.search(given.rows, row.name)] for rows in plan(given.small)]
-    for rows in parts[:-1]:
+    for place, rows in enumerate(filter(None, parts)):
+        if place == 1 and given.torch and laboratory.left > given.torch:
+            laboratory.against_pytorch(given.torch)
         if laboratory.left > 10:
             laboratory.measure(rows)
-    if not given.no_torch and laboratory.left > 20:
-        laboratory.against_pytorch(laboratory.left * 0.6)
-    if laboratory.left > 10:
-        laboratory.measure(parts[-1])
     if not given.rows:
         laboratory.check_goldens()
     return int(any("error" in row for row in laboratory.results["rows"]))

@@ -15,7 +15,15 @@ def laboratory(monkeypatch):
 
 def test_rows_are_written_one_by_one(laboratory, tmp_path, capsys):
     path, programs = tmp_path / "found.json", tmp_path / "programs"
-    words = ["--small", "--seconds", "300", "--no-torch", "--rows", "^tiny (dense|tome)|exact|one"]
+    words = [
+        "--small",
+        "--seconds",
+        "300",
+        "--torch",
+        "0",
+        "--rows",
+        "^tiny (dense|tome)|exact|one",
+    ]
     status = laboratory.main([*words, "--output", str(path), "--programs", str(programs)])
     found = json.loads(path.read_text())
     assert status == 0 and found["product_tflops"] > 0

@@ -106,9 +106,7 @@ class Placement:
         on_rows = jax.shard_map(
             function, mesh=self.mesh, in_specs=specs, out_specs=rows, check_vma=False
         )
-        return jax.jit(
-            on_rows, out_shardings=self.replicated, compiler_options=compiler_options()
-        )
+        return jax.jit(on_rows, out_shardings=self.replicated, compiler_options=compiler_options())
 
 
 def place(devices: Sequence[Any] | None = None, *, shard: bool = False) -> Placement:

@@ -44,11 +44,6 @@ class Description:
 def save_checkpoint(directory: str | Path, parameters: Tree, description: Description) -> None:
     """Write a checkpoint, from one process; the folder appears whole or not at all.
 
-    Args:
-        directory: where to; must not exist.
-        parameters: the tree to save.
-        description: what to write beside it.
-
     Raises:
         InputError: if the parameters are not those of the description's sizes, or the folder exists
             or cannot be written.
@@ -116,10 +111,6 @@ def _read(directory: str | Path) -> tuple[Description, dict[str, dict[str, int]]
 
 def load_parameters(directory: str | Path, config: ViTConfig) -> Tree:
     """Read a checkpoint's weights as float32 NumPy arrays.
-
-    Args:
-        directory: the checkpoint.
-        config: its description's sizes, which every array is checked against.
 
     Raises:
         InputError: if the weights are missing, damaged, or are not those of `config`; all missing,

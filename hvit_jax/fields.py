@@ -157,11 +157,11 @@ def as_json(value: Any) -> Any:
 
 
 def from_json(record: type[Record], content: dict[str, Any], **replaced: Any) -> Record:
-    """Make a record from what `as_json` wrote.
+    """Make a record from what `as_json` wrote; what is missing takes its default.
 
     Args:
         record: its class.
-        content: the values by field; those that are missing take their defaults.
+        content: the values by field.
         **replaced: values that come from elsewhere.
 
     Raises:
@@ -180,13 +180,7 @@ def from_json(record: type[Record], content: dict[str, Any], **replaced: Any) ->
 
 
 def checked_value(field: dataclasses.Field, hint: Any, value: Any, label: str) -> Any:
-    """Check a value against the type, choices and range of its field.
-
-    Args:
-        field: the field.
-        hint: its type.
-        value: what it is to hold.
-        label: names it in messages.
+    """Check a value, which messages call `label`, against its field's type, choices and range.
 
     Returns:
         The value; a list has become a tuple, so that the record stays hashable, and words have

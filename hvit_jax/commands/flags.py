@@ -49,11 +49,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-\.?\d.*")  # Lists too, such as -8,5,3.
 
     def error(self, message: str) -> NoReturn:
-        """Report wrong usage.
-
-        Raises:
-            InputError: always.
-        """
+        """Raise an InputError instead of ending the program."""
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
@@ -75,7 +71,7 @@ def command(
 
     Returns:
         A function of the command line, without the program's name (default: the process's own),
-        which returns the exit status; see `run` for what it is after mistakes and interruptions.
+        which returns the exit status; see `run`.
     """
 
     def main(arguments: Sequence[str] | None = None) -> int:
@@ -226,7 +222,7 @@ def _add_methods(parser: ArgumentParser, methods: Iterable[str]) -> None:
     """Declare `--method`, `--method-args` and the options of methods."""
     text = f"one of {', '.join(REDUCERS)}; --method NAME --help lists its options"
     parser.add_argument("--method", default=argparse.SUPPRESS, metavar="NAME", help=text)
-    file = "JSON file with the method's options, from calibrate or --output; options here win"
+    file = "JSON file with the method's options, from calibrate or --output; options given here win"
     parser.add_argument("--method-args", default=argparse.SUPPRESS, metavar="FILE", help=file)
     for method in methods:
         if method not in REDUCERS:

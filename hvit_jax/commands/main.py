@@ -38,14 +38,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Args:
-        arguments: without the program's name; default: the process's own.
-
-    Returns:
-        The command's exit status; 2 for an unknown command.
-    """
+    """Run a command line, by default the process's own; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     return run(lambda: _main(words), "hvit")
 

@@ -23,7 +23,7 @@ class Processes(Options):
     """The processes of a run; without any of these options a launcher tells, or there is one."""
 
     coordinator: str | None = option(
-        None, "where process 0 listens, a free port of its", metavar="HOST:PORT", group=GROUP
+        None, "address of process 0, and a free port there", metavar="HOST:PORT", group=GROUP
     )
     processes: int | None = option(
         None, "processes in all, each started by you", least=1, group=GROUP

@@ -28,17 +28,12 @@ class OnPictures(Options):
         None, "a folder written by hvit convert or by training", metavar="DIR"
     )
     resolution: int | tuple[int, int] | None = option(
-        None,
-        "picture size in pixels, one number or height,width (default: the checkpoint's)",
-        short="-r",
+        None, "picture size, one number or height,width (default: the checkpoint's)", short="-r"
     )
     compute: Compute = nested(Compute, leave=("param_dtype", "remat"))
     batch_size: int = option(32, "pictures at once, of all devices together", short="-b", least=1)
     workers: int = option(
-        min(8, os.cpu_count() or 1),
-        "processes that decode; 0: threads of this one",
-        short="-j",
-        least=0,
+        min(8, os.cpu_count() or 1), "processes that decode; 0: threads", short="-j", least=0
     )
 
     def __post_init__(self):
@@ -70,9 +65,7 @@ class EvalConfig(OnPictures):
     reducer: Reducer = Reducer()
     batch_size: int = option(64, "pictures on the devices at once", short="-b", least=1)
     on_error: str = option(
-        "stop",
-        "what to do about a picture that cannot be read; skip lists it",
-        choices=("stop", "skip"),
+        "stop", "what to do with unreadable pictures; skip lists them", choices=("stop", "skip")
     )
     output: Path | None = option(None, "write the results", metavar="FILE.json")
     predictions: Path | None = option(
@@ -85,7 +78,8 @@ class EvalConfig(OnPictures):
     )
     overwrite: bool = option(False, "let --output and --predictions replace files that exist")
     resume: bool = option(
-        False, "go on with an evaluation that was stopped or killed, by the command that began it"
+        False,
+        "go on with an evaluation that was stopped or killed, with the options it was begun with",
     )
     processes: Processes = nested(Processes)
 

@@ -58,12 +58,9 @@ class BatchSharding:
         self, source: Source, resolution: tuple[int, int], workers: int
     ) -> AbstractContextManager[Iterator[Batch]]:
         """Start to decode this process's rows of every batch; see `load_batches`."""
+        mine = Subset(source, self.indices)
         return load_batches(
-            Subset(source, self.indices),
-            resolution,
-            batch_size=self.rows,
-            workers=workers,
-            batches=self.batches,
+            mine, resolution, batch_size=self.rows, workers=workers, batches=self.batches
         )
 
 

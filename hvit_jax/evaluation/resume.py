@@ -53,12 +53,7 @@ class ProgressFolder:
     """
 
     def __init__(
-        self,
-        config: EvalConfig,
-        messages: Console,
-        *,
-        active: bool = True,
-        interval: float = INTERVAL,
+        self, config: EvalConfig, messages: Console, active: bool = True, interval: float = INTERVAL
     ):
         """Name the folder, and the seconds between two savings; nothing is read or written yet."""
         self.keep = True

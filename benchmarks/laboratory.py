@@ -32,13 +32,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 import hvit_jax
 from hvit_jax.config import Compute, ViTConfig, model_name
 from hvit_jax.convert import convert_file
 from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.models.reducer import Reducer
+from hvit_jax.models.vit import part_weights
 from hvit_jax.ops.platform import compiler_options
 from hvit_jax.profiling.cases import make_case, published_cases
 from hvit_jax.profiling.device import (
@@ -122,32 +122,37 @@ class Program:
 
     def __init__(self, row: Row, parameters: Any):
         """Compile a row."""
-        graph, self.state = nnx.split(build_model(row.config, row.reducer, parameters, row.compute))
+        model = build_model(row.config, row.reducer, parameters, row.compute)
+        with_weights, self.weights = part_weights(model)
         shape = (row.batch, *row.config.image_shape, 3)
         self.images = jax.random.normal(jax.random.key(SEED), shape, jnp.float32)
-        run = _gradient(graph) if row.gradient else lambda state, x: nnx.merge(graph, state)(x)
+
+        def logits(weights, images):
+            return with_weights(weights)(images)
+
+        run = _gradient(logits) if row.gradient else logits
         options = {**(compiler_options() or {}), **row.options}
         started = time.perf_counter()
-        lowered = jax.jit(run).lower(self.state, self.images)
+        lowered = jax.jit(run).lower(self.weights, self.images)
         self.trace_seconds = time.perf_counter() - started
         self.compiled = lowered.compile(compiler_options=options or None)
         self.seconds = time.perf_counter() - started
-        self.work = device_work(lambda: self.compiled(self.state, self.images))
+        self.work = device_work(lambda: self.compiled(self.weights, self.images))
 
     def __call__(self) -> Any:
         """Start the program."""
-        return self.compiled(self.state, self.images)
+        return self.compiled(self.weights, self.images)
 
 
-def _gradient(graph: Any) -> Callable[..., Any]:
+def _gradient(run: Callable[..., Any]) -> Callable[..., Any]:
     """Compute the norm of a loss's gradient, so that nothing of it can be left out."""
 
-    def loss(state, images):
-        logits = nnx.merge(graph, state)(images)
+    def loss(weights, images):
+        logits = run(weights, images)
         labels = jnp.arange(len(images)) % logits.shape[-1]
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    return lambda state, images: optax.global_norm(jax.grad(loss)(state, images))
+    return lambda weights, images: optax.global_norm(jax.grad(loss)(weights, images))
 
 
 def plan(small: bool) -> Iterator[list[Row]]:

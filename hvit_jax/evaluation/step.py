@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.distributed.placement import Placement
-from hvit_jax.models.vit import ViT
+from hvit_jax.models.vit import ViT, part_weights
 
 TOP = 5
 # What stands for a label in rows of padding, and of pictures that cannot be read.
@@ -73,13 +72,14 @@ def compile_step(model: ViT, batch_size: int, placement: Placement) -> Step:
     Returns:
         A function of uint8 pictures and int32 labels. It returns before the device has finished.
     """
-    graph, state = nnx.split(model)
+    with_weights, weights = part_weights(model)
 
-    def step(state, pixels, labels):
-        logits, report = nnx.merge(graph, state).classify(normalize(pixels))
+    def step(weights, pixels, labels):
+        logits, report = with_weights(weights).classify(normalize(pixels))
         return compare(logits, labels, report)
 
     pixels = jax.ShapeDtypeStruct((batch_size, *model.config.image_shape, 3), jnp.uint8)
     labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    state = placement.replicate(state)
-    return functools.partial(placement.compile(step).lower(state, pixels, labels).compile(), state)
+    weights = placement.replicate(weights)
+    compiled = placement.compile(step).lower(weights, pixels, labels).compile()
+    return functools.partial(compiled, weights)

@@ -13,14 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
 from hvit_jax.checkpoint import fitted_parameters
 from hvit_jax.config import ViTConfig
 from hvit_jax.models.parameters import Tree, build_model, count_parameters, init_parameters
 from hvit_jax.models.reducer import Reducer
-from hvit_jax.models.vit import ViT
+from hvit_jax.models.vit import ViT, part_weights
 from hvit_jax.ops.platform import compiler_options
 from hvit_jax.profiling.cases import Case
 from hvit_jax.profiling.config import ProfileConfig
@@ -51,14 +50,14 @@ class Program:
     def __init__(self, model: ViT, batch: int):
         shape = (batch, *model.config.image_shape, 3)
         self.images = jax.random.normal(jax.random.key(SEED), shape, jnp.float32)
-        graph, self._state = nnx.split(model)
+        with_weights, self._weights = part_weights(model)
         forward = jax.jit(
-            lambda state, images: nnx.merge(graph, state)(images),
+            lambda weights, images: with_weights(weights)(images),
             compiler_options=compiler_options(),
         )
         with _cache_hits() as hits:
             started = time.perf_counter()
-            self._compiled = forward.lower(self._state, self.images).compile()
+            self._compiled = forward.lower(self._weights, self.images).compile()
             seconds = time.perf_counter() - started
         memory: Any = self._compiled.memory_analysis()
         costs: Any = self._compiled.cost_analysis() or {}
@@ -76,7 +75,7 @@ class Program:
 
     def __call__(self) -> Float[Array, "B classes"]:
         """Start the forward pass."""
-        return self._compiled(self._state, self.images)
+        return self._compiled(self._weights, self.images)
 
     @property
     def work(self) -> Work:

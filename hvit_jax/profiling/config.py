@@ -39,7 +39,7 @@ class ProfileConfig(Options):
     )
     sweep: str | None = option(None, "measure several batch sizes", metavar="batch=N,N")
     compute: Compute = nested(Compute, leave=("param_dtype", "remat"))
-    gflops_only: bool = option(False, "print GFLOPs and tokens, without running a model")
+    gflops_only: bool = option(False, "print GFLOPs, without running a model")
     against: str | None = option(
         None, "time PyTorch's dense model in the same run too", choices=("torch",)
     )

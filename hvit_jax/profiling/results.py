@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from hvit_jax.config import Compute
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, as_json
 from hvit_jax.profiling.rows import Row, csv_table, markdown_table
@@ -15,6 +16,7 @@ from hvit_jax.system.files import check_destination, read_json, write_atomically
 from hvit_jax.system.provenance import changes
 
 Kind = TypeVar("Kind", bound=Row)
+COMPUTE = tuple(field.name for field in dataclasses.fields(Compute))
 _TABLES: dict[str, Callable[[Any], str]] = {".csv": csv_table, ".md": markdown_table}
 
 

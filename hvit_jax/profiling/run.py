@@ -16,7 +16,7 @@ from hvit_jax.profiling.cases import Case, cases_of, with_dense
 from hvit_jax.profiling.config import ProfileConfig
 from hvit_jax.profiling.device import describe_device, use_compilation_cache
 from hvit_jax.profiling.plot import plot, read_accuracies
-from hvit_jax.profiling.results import Results
+from hvit_jax.profiling.results import COMPUTE, Results
 from hvit_jax.profiling.rows import Measurement, markdown_table
 from hvit_jax.system.figures import check_plot
 from hvit_jax.system.files import check_destination, refuse_existing
@@ -25,7 +25,8 @@ from hvit_jax.system.memory import describe_out_of_memory, smaller_batch
 from hvit_jax.system.signals import sigterm_raises
 
 # Options that numbers depend on, beside those that a row names itself.
-SETTINGS = tuple("checkpoint attention unroll against dense latency seconds gflops_only".split())
+SETTINGS = ("checkpoint", "against", "dense", "latency", "seconds", "gflops_only")
+SETTINGS += tuple(name for name in COMPUTE if name != "dtype")
 # What may stop one case only. JAX's and PyTorch's errors are RuntimeErrors, out of memory too.
 FAILURES = (RuntimeError, MemoryError, FloatingPointError, InputError)
 

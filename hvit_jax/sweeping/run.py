@@ -20,7 +20,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import open_inputs
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.profiling.device import describe_device, use_compilation_cache
-from hvit_jax.profiling.results import Results
+from hvit_jax.profiling.results import COMPUTE, Results
 from hvit_jax.profiling.run import FAILURES, describe_failure
 from hvit_jax.sweeping.candidates import Candidate, candidates
 from hvit_jax.sweeping.choice import Goal, Trial, choose, front
@@ -31,7 +31,7 @@ from hvit_jax.system.figures import check_plot
 from hvit_jax.system.signals import sigterm_raises
 
 # Options that numbers depend on.
-SETTINGS = ("data", "checkpoint", "resolution", "batch_size", "dtype", "attention", "seconds")
+SETTINGS = ("data", "checkpoint", "resolution", "batch_size", "seconds", *COMPUTE)
 
 
 @dataclass(frozen=True)

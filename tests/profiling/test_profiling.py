@@ -445,6 +445,8 @@ def test_other_settings_are_refused(tmp_path, capsys):
     assert main([*FAST, *words, "--resume", "--attention", "xla"]) == 2
     named = f"{output} was written with --attention auto, now xla; choose another --output\n"
     assert capsys.readouterr().err == f"hvit profile: {named}"
+    assert main([*FAST, *words, "--resume", "--gelu", "tanh"]) == 2
+    assert "was written with --gelu auto, now tanh; choose" in capsys.readouterr().err
     content = read(output)
     content["versions"]["jax"] = "0.1"
     output.write_text(json.dumps(content))

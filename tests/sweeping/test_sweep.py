@@ -222,6 +222,8 @@ def test_resume_after_kill(fast, tmp_path, capsys):
     errors = capsys.readouterr().err
     written = f"{output} was written with --batch-size 4, now 5; choose another --output\n"
     assert errors.endswith(written) and errors.count("\n") == 1
+    assert main([*words, "--resume", "--unroll"]) == 2
+    assert "was written without unroll, now with; choose" in capsys.readouterr().err
 
 
 def test_other_content_is_noticed(fast, inputs, tmp_path, capsys):

@@ -61,7 +61,7 @@ class ProgressFolder:
         self._interval, self._saved_at = interval, time.monotonic()
         self._batches, self._lock = 0, None
         output = config.output if active else None
-        self._folder = None if output is None else output.with_name(f"{output.name}.progress")
+        self._folder = None if output is None else output.parent / f"{output.name}.progress"
 
     def __enter__(self) -> ProgressFolder:
         """Lock the folder, after checking that results can be written and that none are lost.
@@ -70,18 +70,18 @@ class ProgressFolder:
             InputError: if they cannot, another evaluation is at work, or one has left pictures.
         """
         config, folder = self._config, self._folder
-        resumes = config.resume and folder is not None and folder.is_dir()
-        for path in (config.output, config.predictions):
-            if path is not None and self._active:
-                check_destination(path, overwrite=config.overwrite or resumes)
+        files = [path for path in (config.output, config.predictions) if path and self._active]
+        begun = folder is not None and folder.is_dir()
+        for path in files:
+            check_destination(path, overwrite=config.overwrite or begun)
         if folder is not None:
-            self.keep = folder.is_dir()
-            self._lock = _lock(folder)
-            if self._saved() and not config.resume and not config.overwrite:
+            self.keep, self._lock = begun, _lock(folder)
+            left = begun and (self._saved() or any(path.exists() for path in files))
+            if left and not config.resume and not config.overwrite:
                 os.close(self._lock)
                 raise InputError(
-                    f"{folder} holds pictures that were scored already; --resume goes on with "
-                    "them, --overwrite begins again"
+                    f"{folder} holds pictures of an evaluation that did not finish; --resume goes "
+                    "on with them, --overwrite begins again"
                 )
         return self
 

@@ -173,6 +173,7 @@ def test_destinations_are_checked_before_the_work(pictures, tmp_path, complaint,
     for path, part in (
         (existing, "exists already; --overwrite replaces it"),
         (tmp_path, "is a folder"),
+        ("", "is a folder"),
         (tmp_path / "no" / "file", f"there is no folder {tmp_path / 'no'}"),
         (existing / "file", f"there is no folder {existing}"),
         ("/proc/results", "cannot write /proc/results"),

@@ -172,6 +172,8 @@ def test_what_was_scored_is_reported(score, whole, tmp_path, capsys, error):
         assert err.splitlines()[-1] == ("hvit eval: out of memory at batch 3; try --batch-size 1")
     assert status == (2 if isinstance(error, MemoryError) else 130)
     assert read(tmp_path)["partial"] is True and read(tmp_path)["images"] == 5
+    assert score(tmp_path) == 2
+    assert "--resume goes on with them, --overwrite begins again" in capsys.readouterr().err
     assert score(tmp_path, "--resume") == 0
     assert_same(tmp_path, whole)
 

@@ -19,7 +19,7 @@ _CONTENTS = {
     "data_sha256": ("DATA", "other pictures in"),
     "validation_sha256": ("--val", "other validation pictures in"),
 }
-_OPTIONS = ("settings", "options", "args")  # Entries that hold options of a command line.
+_OPTIONS = ("settings", "options", "config", "args")  # Entries that hold options of a command line.
 _REPEATED = ("checkpoint_source",)  # These say nothing more about content.
 
 

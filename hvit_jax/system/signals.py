@@ -17,6 +17,18 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
+def handling(handler: Callable[[int, Any], object], *numbers: int) -> Iterator[None]:
+    """Let a function handle signals; outside the main thread, which alone can, nothing is done."""
+    main = threading.current_thread() is threading.main_thread()
+    previous = {number: signal.signal(number, handler) for number in numbers if main}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+@contextlib.contextmanager
 def sigterm_raises() -> Iterator[Callable[[], None]]:
     """Turn SIGTERM into `Stopped` inside the context; only a main thread can.
 
@@ -29,34 +41,24 @@ def sigterm_raises() -> Iterator[Callable[[], None]]:
         if asked:
             raise Stopped("stopped by SIGTERM")
 
-    if threading.current_thread() is not threading.main_thread():
-        yield check
-        return
-
     def stop(number, frame):
         asked.append(number)
         check()
 
-    old = signal.signal(signal.SIGTERM, stop)
-    try:
+    with handling(stop, signal.SIGTERM):
         yield check
-    finally:
-        signal.signal(signal.SIGTERM, old)
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold Ctrl-C back until the block is done, for libraries that write in the background."""
     handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+    if not callable(handler):
         yield
         return
     held: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: held.append(number))
-    try:
+    with handling(lambda number, _: held.append(number), signal.SIGINT):
         yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
     if held:
         handler(held[0], None)
 

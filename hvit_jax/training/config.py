@@ -6,14 +6,12 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvit_jax.config import Compute
+from hvit_jax.config import DTYPES, GELU
 from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, flag, nested, option
 from hvit_jax.models.reducer import Reducer
 
-# What may be trained: the whole model or its classification head.
-TRAINED = ("whole", "head")
 SIZES = ("patch_size", "depth", "width", "heads", "mlp_width")
 _start = functools.partial(option, group="model: from a checkpoint, a name, or sizes")
 _size = functools.partial(_start, None, "for a model of your own")
@@ -33,7 +31,6 @@ class TrainConfig(Options):
     output: Path = option(help="where state, metrics and result go", metavar="DIR")
     resume: bool = option(False, "go on from the newest state in OUTPUT")
     reducer: Reducer = Reducer()
-    compute: Compute = nested(Compute, leave=("param_dtype", "attention", "unroll"))
 
     checkpoint: Path | None = _start(None, "start from these weights", metavar="DIR")
     new_head: bool = _start(
@@ -56,7 +53,7 @@ class TrainConfig(Options):
     train: str = _recipe(
         "whole",
         "what is trained; the head alone is cheap, the rest then stays as it is",
-        choices=TRAINED,
+        choices=("whole", "head"),
     )
     batch_size: int = _recipe(
         128, "pictures in a step, of all devices together", short="-b", least=1
@@ -66,6 +63,12 @@ class TrainConfig(Options):
         None,
         "linear warm-up, then cosine to 0 (default: a tenth of the epochs, at most 1)",
         least=0,
+    )
+    dtype: str = _recipe("float32", "what blocks are computed in", choices=DTYPES[:2])
+    gelu: str = _recipe(
+        "auto",
+        "exact, or by tanh, which a GPU computes inside a product; auto: tanh on a GPU in 16 bits",
+        choices=GELU,
     )
     learning_rate: float = _recipe(1e-3, "highest rate of AdamW", above=0)
     layer_decay: float = _recipe(
@@ -85,6 +88,9 @@ class TrainConfig(Options):
     seed: int = _recipe(0, "of weights, order and augmentation", least=0, most=2**32 - 1)
 
     accumulate: int = _running(1, "parts that a step takes its batch in, to save memory", least=1)
+    remat: bool = _running(
+        False, "compute blocks again in the backward pass: less memory, about a third more time"
+    )
     workers: int = _running(
         0, "processes that decode pictures; 0: threads of this one", short="-j", least=0
     )
@@ -111,11 +117,9 @@ class TrainConfig(Options):
             raise InputError(
                 f"--warmup-epochs {self.warmup:g} must be at most --epochs {self.epochs:g}"
             )
-        if self.compute.dtype == "float64":
-            raise InputError("--dtype must be float32 or bfloat16 in training, not float64")
         if self.train == "head" and self.layer_decay != 1:
             raise InputError("--layer-decay is about layers that --train head does not train")
-        if self.train == "head" and self.compute.remat:
+        if self.train == "head" and self.remat:
             raise InputError("--remat saves nothing with --train head, which has no backward pass")
 
     def _check_start(self) -> None:
@@ -147,24 +151,27 @@ class TrainConfig(Options):
         """Count the steps of a run on so many pictures."""
         return max(1, round(self.epochs * pictures / self.batch_size))
 
-    def warmup_steps(self, pictures: int) -> int:
-        """Count the steps of warm-up of a run on so many pictures."""
-        return round(self.warmup * pictures / self.batch_size)
+    def check_devices(self, devices: int) -> None:
+        """Refuse a batch of which some devices would get more pictures than others."""
+        parts = self.accumulate * devices
+        if self.batch_size % parts:
+            near = max(1, round(self.batch_size / parts)) * parts
+            shared = f" and {devices} devices" if devices > 1 else ""
+            raise InputError(
+                f"--batch-size {self.batch_size} does not divide by {parts} (--accumulate "
+                f"{self.accumulate}{shared}); the nearest that does: {near}"
+            )
 
     def less_memory(self, devices: int) -> str:
-        """Name options that help where a step does not fit; the first of them changes no result.
-
-        Args:
-            devices: that share a batch.
-        """
+        """Name options that help where a step does not fit; the first of them changes no result."""
         size, parts = self.batch_size, self.accumulate * devices
         fits = (n for n in range(self.accumulate + 1, size + 1) if size % (n * devices) == 0)
-        more = next(fits, 0)
-        half = size // parts // 2 * parts
-        words = [
-            *([f"--accumulate {more}"] if more else []),
-            *(["--remat"] if not self.compute.remat and self.train != "head" else []),
-            *(["--shard-parameters"] if devices > 1 and not self.shard_parameters else []),
-            *([f"--batch-size {half}"] if half else []),
-        ]
+        more, half = next(fits, 0), size // parts // 2 * parts
+        helps = {
+            f"--accumulate {more}": more,
+            "--remat": not self.remat and self.train != "head",
+            "--shard-parameters": devices > 1 and not self.shard_parameters,
+            f"--batch-size {half}": half,
+        }
+        words = [option for option, does in helps.items() if does]
         return f"try {', or '.join(words)}" if words else "a smaller --resolution needs less"

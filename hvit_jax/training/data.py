@@ -20,34 +20,21 @@ _EPOCHS = 2**31
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """Random resized crop and horizontal flip, as ImageNet models are usually trained with.
+class _Load:
+    """Opens a picture; crops, resizes and mirrors it, as ImageNet models are usually trained."""
 
-    Attributes:
-        resolution: height and width of the crop after resizing, in pixels.
-        crop_scale: least share of the picture's area that a crop covers; 1 takes the whole picture.
-        flip: mirror every other picture.
-    """
-
+    folder: ImageFolder
     resolution: tuple[int, int]
     crop_scale: float
     flip: bool
 
-    def __call__(self, image: Image.Image, random: np.random.Generator) -> np.ndarray:
-        """Augment one picture.
-
-        Args:
-            image: an RGB picture.
-            random: the source of chance for this picture and epoch.
-
-        Returns:
-            Uint8 array (height, width, 3).
-        """
+    def __call__(self, index: int, random: np.random.Generator) -> dict[str, Any]:
         height, width = self.resolution
+        image = self.folder.open(index)
         box = self._crop(image.width, image.height, random)
-        image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
-        pixels = np.asarray(image)
-        return pixels[:, ::-1] if self.flip and random.random() < 0.5 else pixels
+        pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
+        pixels = pixels[:, ::-1] if self.flip and random.random() < 0.5 else pixels
+        return {"pixels": pixels, "label": np.int32(self.folder.labels[index])}
 
     def _crop(self, width, height, random):
         """Choose a box of random area, and of an aspect between 3:4 and 4:3 if there is room."""
@@ -60,18 +47,6 @@ class Augmentation:
         return left, top, left + w, top + h
 
 
-@dataclass(frozen=True)
-class _Load:
-    """Opens a picture and augments it."""
-
-    folder: ImageFolder
-    augmentation: Augmentation
-
-    def __call__(self, index: int, random: np.random.Generator) -> dict[str, Any]:
-        pixels = self.augmentation(self.folder.open(index), random)
-        return {"pixels": pixels, "label": np.int32(self.folder.labels[index])}
-
-
 def training_batches(
     config: TrainConfig, folder: ImageFolder, resolution: tuple[int, int], first_step: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -79,24 +54,18 @@ def training_batches(
 
     In several processes, each gets every so many rows of the batches.
 
-    Args:
-        config: has the batch's size, the augmentation, and the seed of both.
-        folder: the pictures.
-        resolution: height and width of the augmented pictures.
-        first_step: number of the first batch.
-
     Yields:
         `pixels`, uint8 (batch, height, width, 3), and `label`, int32 (batch,).
 
     Raises:
-        PictureError: while iterating, for a picture that cannot be read.
-        WorkerLost: while iterating, if a worker has died.
+        PictureError: for a picture that cannot be read.
+        WorkerLost: if a worker has died.
     """
     parse_flags()
     processes = jax.process_count()
-    augmentation = Augmentation(resolution, config.crop_scale, config.flip)
+    load = _Load(folder, resolution, config.crop_scale, config.flip)
     dataset = grain.MapDataset.range(len(folder)).seed(config.seed).shuffle().repeat(_EPOCHS)
-    dataset = dataset.random_map(_Load(folder, augmentation))
+    dataset = dataset.random_map(load)
     if processes > 1:  # Shuffled and augmented before: the same pictures for any number.
         dataset = dataset[jax.process_index() :: processes]
     dataset = dataset.batch(config.batch_size // processes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,46 +43,29 @@ _NAMES = {MetricsRow: ("metrics", "train"), ValidationRow: ("validation", "val")
 
 
 class Table:
-    """A CSV file that rows are appended to; each is at once visible to readers."""
+    """A CSV file that rows are appended to; each is at once visible to readers.
+
+    What a killed run wrote behind `first_step`, from which it is resumed, is cut off.
+    """
 
     def __init__(self, path: Path, kind: type[Row], first_step: int):
-        """Open the file, and cut off what a killed run wrote behind the step it resumes from.
-
-        Args:
-            path: the file.
-            kind: of its rows.
-            first_step: the last step whose row remains.
-
-        Raises:
-            InputError: if it cannot be written.
-        """
-        self.path, self.last = path, None
+        self._path = path
         header = [field.name for field in dataclasses.fields(kind)]
         with writing(path):
-            self._file = path.open("a+", newline="")
+            path.touch()
             size, self.last = _remaining(path.read_bytes(), header, kind, first_step)
-            self._file.truncate(size)
-            self._writer = csv.writer(self._file)
-            if not size:
-                self._write(header)
+            os.truncate(path, size)
+        if not size:
+            self._write(header)
 
     def append(self, row: Row) -> None:
-        """Append a row.
-
-        Raises:
-            InputError: if it cannot be written.
-        """
-        with writing(self.path):
-            self._write(dataclasses.astuple(row))
+        """Append a row."""
+        self._write(dataclasses.astuple(row))
         self.last = row
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
     def _write(self, values: Any) -> None:
-        self._writer.writerow(values)
-        self._file.flush()
+        with writing(self._path), self._path.open("a", newline="") as file:
+            csv.writer(file).writerow(values)
 
 
 def _remaining(
@@ -107,24 +91,14 @@ def _row(values: list[str], kind: type[Row]) -> Row | None:
 
 
 class Records:
-    """The files that a run's rows go to; process 0 writes them, the others know its last rows.
-
-    Attributes:
-        last: the last row of each kind, if there is any.
-    """
+    """The files that a run's rows go to; process 0 writes them, the others know its last rows."""
 
     def __init__(self, output: Path, first_step: int, *, tensorboard: bool):
-        """Open the files in OUTPUT, to go on behind `first_step`.
-
-        Raises:
-            InputError: if they cannot be written.
-        """
+        """Open the files in OUTPUT, to go on behind `first_step`."""
         self._tables, self._events = {}, None
         if jax.process_index() == 0:
-            self._tables = {
-                kind: Table(output / f"{name}.csv", kind, first_step)
-                for kind, (name, _) in _NAMES.items()
-            }
+            for kind, (name, _) in _NAMES.items():
+                self._tables[kind] = Table(output / f"{name}.csv", kind, first_step)
             if tensorboard:
                 folder = str(output / "tensorboard")
                 # TensorBoard drops what a killed run wrote behind the step it resumes from.
@@ -134,11 +108,7 @@ class Records:
         self.last: dict[type[Row], Any] = {kind: row and kind(**row) for kind, row in rows}
 
     def write(self, row: Row) -> None:
-        """Write a row.
-
-        Raises:
-            InputError: if it cannot be written.
-        """
+        """Write a row."""
         self.last[type(row)] = row
         if self._tables:
             self._tables[type(row)].append(row)
@@ -150,23 +120,16 @@ class Records:
             self._events.flush()
 
     def close(self) -> None:
-        """Close all files."""
-        for table in self._tables.values():
-            table.close()
+        """Close TensorBoard's file."""
         if self._events:
             self._events.close()
 
 
 def import_tensorboard() -> Any:
-    """Import what writes TensorBoard's events.
-
-    Raises:
-        InputError: if it is missing.
-    """
+    """Import what writes TensorBoard's events; an InputError says how to install it."""
+    advice = "--tensorboard needs tensorboardX: pip install 'hvit-jax[tensorboard]'"
     try:
         import tensorboardX
     except ImportError as error:
-        raise InputError(
-            "--tensorboard needs tensorboardX: pip install 'hvit-jax[tensorboard]'"
-        ) from error
+        raise InputError(advice) from error
     return tensorboardX

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,40 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
 from hvit_jax.checkpoint import Description, save_checkpoint
-from hvit_jax.data.folder import ImageFolder, PictureError, read_folder
+from hvit_jax.data.folder import PictureError, read_folder
 from hvit_jax.data.loader import WorkerLost
-from hvit_jax.data.source import Source
-from hvit_jax.distributed.gathering import check_same, gather
 from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.errors import InputError
-from hvit_jax.models.parameters import Tree
 from hvit_jax.ops.platform import compiler_options
 from hvit_jax.system.files import remove_folder
 from hvit_jax.system.library_messages import is_out_of_memory
 from hvit_jax.system.memory import explain_out_of_memory
 from hvit_jax.system.progress import Show, show_progress
-from hvit_jax.system.provenance import describe_runtime
+from hvit_jax.system.signals import Stopped, handling
 from hvit_jax.training.config import TrainConfig
 from hvit_jax.training.data import training_batches
-from hvit_jax.training.optimizer import make_optimizer
-from hvit_jax.training.records import (
-    MetricsRow,
-    Records,
-    ValidationRow,
-    import_tensorboard,
-)
+from hvit_jax.training.records import MetricsRow, Records, ValidationRow, import_tensorboard
 from hvit_jax.training.settings import gather_settings, open_output, read_settings
-from hvit_jax.training.start import first_parameters
+from hvit_jax.training.start import find_validation, first_parameters
 from hvit_jax.training.states import StateFolder
-from hvit_jax.training.stopping import StopRequest, stop_requests
-from hvit_jax.training.trainer import Trainer, TrainState
-from hvit_jax.training.validation import Validation, ends_epoch, find_pictures
+from hvit_jax.training.trainer import Trainer, TrainState, make_optimizer
+from hvit_jax.training.validation import Validation, ends_epoch
 
 Batches = Iterator[dict[str, np.ndarray]]
+_LATE = 2  # Questions after which several processes know whether to stop.
 
 
 @dataclass(frozen=True)
@@ -86,73 +80,43 @@ def train(
     """
     if config.tensorboard:
         import_tensorboard()  # Its lack is found before anything is computed.
-    writes = jax.process_index() == 0
-    console = console or Console(highlight=False, markup=False, soft_wrap=True, quiet=not writes)
-    placement = place(shard=config.shard_parameters)
-    _check_batch(config.batch_size, config.accumulate, placement.devices)
-    folder = read_folder(config.data, splits=("train",))
-    pictures = find_pictures(config.data, config.val, folder)
-    model, parameters, note = first_parameters(config, folder.classes)
-    optimizer = make_optimizer(config, len(folder))
-    trainer = Trainer(config, model, config.reducer.resolve(model), optimizer, placement)
-    _open_output(config, gather_settings(trainer, folder, pictures), placement)
-    if note is not None:
-        console.print(note)
-    run = _Run(trainer, folder, pictures, console, batches)
-    with explain_out_of_memory(config.batch_size, config.less_memory(placement.devices)):
-        state = run.train(parameters)
-    trained = placement.gather(trainer.result(state))
-    checkpoint = config.output / "checkpoint"
-    if writes:
-        source = {"format": "hvit_jax.train", **read_settings(config.output)}
-        del source["model"]
-        save_checkpoint(checkpoint, trained, Description(model, source, folder.classes))
-        console.print(f"wrote {checkpoint}")
-    rows = run.records.last
-    return TrainResult(checkpoint, run.total_steps, rows[MetricsRow], rows[ValidationRow])
-
-
-def _open_output(config: TrainConfig, shared: dict[str, Any], placement: Placement) -> None:
-    """Let process 0 make or check the output folder, which all of them share."""
-    check_same(str(shared), resume=config.resume)
-    if jax.process_index() == 0:
-        runtime = {**describe_runtime(placement.devices), "processes": placement.processes}
-        open_output(config.output, {**shared, **runtime}, resume=config.resume)
-    gather(None)  # The others wait for it here.
-    if not config.output.is_dir():
-        raise InputError(
-            f"{config.output} is not the folder that process 0 made; all need to see it"
-        )
+    quiet = jax.process_index() > 0
+    console = console or Console(highlight=False, markup=False, soft_wrap=True, quiet=quiet)
+    run = _Run(config, console, batches)
+    with explain_out_of_memory(config.batch_size, config.less_memory(run.placement.devices)):
+        state = run.train()
+    return run.finish(state)
 
 
 class _Run:
-    """The steps of a run whose output folder is open."""
+    """A run whose output folder is open."""
 
     records: Records
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        folder: ImageFolder,
-        pictures: Source | None,
-        console: Console,
-        batches: Callable[..., Batches],
-    ):
-        self.config = config = trainer.config
-        self.trainer, self.placement = trainer, trainer.placement
+    def __init__(self, config: TrainConfig, console: Console, batches: Callable[..., Batches]):
+        self.config, self.console, self.batches = config, console, batches
+        self.placement = place(shard=config.shard_parameters)
         self.alone = self.placement.processes == 1
-        self.folder, self.console, self.batches = folder, console, batches
-        self.total_steps = config.total_steps(len(folder))
+        config.check_devices(self.placement.devices)
+        self.folder = read_folder(config.data, splits=("train",))
+        pictures = find_validation(config, self.folder.classes)
+        model, self.parameters, note = first_parameters(config, self.folder.classes)
+        self.total_steps = config.total_steps(len(self.folder))
+        reducer, optimizer = config.reducer.resolve(model), make_optimizer(config, len(self.folder))
+        self.trainer = Trainer(config, model, reducer, optimizer, self.placement)
+        settings = gather_settings(self.trainer, self.folder, pictures)
+        open_output(config.output, settings, resume=config.resume)
+        if note is not None:
+            console.print(note)
         self.validation = None
         if pictures is not None:
-            self.validation = Validation(trainer, pictures, folder.classes)
+            self.validation = Validation(self.trainer, pictures, self.folder.classes)
         self.states = StateFolder(config.output / "state")
-        self.logged, self.started = 0, time.perf_counter()  # The last row's step and time.
 
-    def train(self, parameters: Tree) -> TrainState:
+    def train(self) -> TrainState:
         """Train from the newest state in the output folder, or from the first parameters."""
         try:
-            state = self.placement.shard_state(self.trainer.init(parameters))
+            state = self.placement.shard_state(self.trainer.init(self.parameters))
             if self.config.resume:
                 state = self.states.restore(state, note=self.console.print) or state
             return self._take_steps(state)
@@ -162,6 +126,19 @@ class _Run:
                 raise
             rest = "--resume goes on from the newest saved state" if saved else "nothing was saved"
             raise type(error)(f"interrupted; {rest}") from error
+
+    def finish(self, state: TrainState) -> TrainResult:
+        """Write the trained model, from process 0."""
+        trained = self.placement.gather(self.trainer.result(state))
+        checkpoint = self.config.output / "checkpoint"
+        if jax.process_index() == 0:
+            source = {"format": "hvit_jax.train", **read_settings(self.config.output)}
+            model = self.trainer.model_config
+            del source["model"]
+            save_checkpoint(checkpoint, trained, Description(model, source, self.folder.classes))
+            self.console.print(f"wrote {checkpoint}")
+        rows = self.records.last
+        return TrainResult(checkpoint, self.total_steps, rows[MetricsRow], rows[ValidationRow])
 
     def _close_early(self, error: BaseException) -> bool:
         """Close the states of a run that ends early, and tell whether there are any."""
@@ -183,17 +160,21 @@ class _Run:
         config, step, total = self.config, int(state.step), self.total_steps
         self.console.print(self._summary(step))
         self.records = Records(config.output, step, tensorboard=config.tensorboard)
-        take_step = self._compile(state)
-        resolution = self.trainer.model_config.image_shape
-        batches = self.batches(config, self.folder, resolution, step)
+        layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+        options = {"out_shardings": layout, "compiler_options": compiler_options()}
+        take_step = jax.jit(self.trainer.step, donate_argnums=0, **options)
+        resolution, shard = self.trainer.model_config.image_shape, self.placement.shard_batch
+        batches, stop = self.batches(config, self.folder, resolution, step), _Stop(self.placement)
         with (
-            stop_requests(self.placement) as stop,
+            handling(stop.on_signal, signal.SIGINT, signal.SIGTERM),
             show_progress(self.console, total, step, unit="steps") as show,
         ):
+            self.logged, self.started = step, time.perf_counter()  # The last row's step and time.
             self._validate(state, step, stop, show)
-            self.logged, self.started = step, time.perf_counter()
             while step < total and not stop.is_set():
-                state = take_step(state, self._next(batches, state))
+                with self._saved_at_least(state):
+                    batch = next(batches)
+                state = take_step(state, shard(batch["pixels"]), shard(batch["label"]))
                 step += 1
                 if step == total or step % config.log_every == 0:
                     self._log(state, step, show)
@@ -208,23 +189,6 @@ class _Run:
         if stopped:
             raise stop.exception(f"interrupted after step {step}; --resume goes on from there")
         return state
-
-    def _compile(self, state: TrainState) -> Callable[[TrainState, dict], TrainState]:
-        layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-        options = {"out_shardings": layout, "compiler_options": compiler_options()}
-        step = jax.jit(self.trainer.step, donate_argnums=0, **options)
-        shard = self.placement.shard_batch
-        return lambda state, batch: step(state, shard(batch["pixels"]), shard(batch["label"]))
-
-    def _next(self, batches: Batches, state: TrainState) -> dict[str, np.ndarray]:
-        try:
-            return next(batches)
-        except (PictureError, WorkerLost):
-            # What is wrong with the pictures shall not cost the steps before it. Several processes
-            # save together only, and the others go on.
-            if self.alone and int(state.step):
-                self._save(state)
-            raise
 
     def _log(self, state: TrainState, step: int, show: Show) -> None:
         """Write a row: means since the last one, and the speed without validations."""
@@ -241,13 +205,27 @@ class _Run:
         _check_finite(state.sums["loss"])
         self.states.save(state)
 
-    def _validate(self, state: TrainState, step: int, stop: StopRequest, show: Show) -> None:
+    @contextlib.contextmanager
+    def _saved_at_least(self, state: TrainState, *, by_all: bool = False) -> Iterator[None]:
+        """Save the state if pictures, workers or memory fail: that shall not cost earlier steps.
+
+        Several processes save together only, so `by_all` tells that a picture fails in all of them.
+        """
+        try:
+            yield
+        except (PictureError, WorkerLost, RuntimeError, MemoryError) as error:
+            expected = isinstance(error, InputError) or is_out_of_memory(error)
+            together = self.alone or (by_all and isinstance(error, PictureError))
+            if expected and together and int(state.step):
+                self._save(state)
+            raise
+
+    def _validate(self, state: TrainState, step: int, stop: _Stop, show: Show) -> None:
         """Validate where that is due, but not once a stop is asked for: the resumed run does it."""
-        validation, last = self.validation, self.records.last[ValidationRow]
-        due = step == self.total_steps or ends_epoch(
-            step, self.config.batch_size, len(self.folder), self.config.val_every
-        )
-        if validation is None or not due or (last and last.step == step) or stop.is_set():
+        config, validation, last = self.config, self.validation, self.records.last[ValidationRow]
+        ends = ends_epoch(step, config.batch_size, len(self.folder), config.val_every)
+        due = (ends or step == self.total_steps) and not (last and last.step == step)
+        if validation is None or not due or stop.is_set():
             return
 
         def on_batch(seen: int) -> None:
@@ -256,24 +234,13 @@ class _Run:
             show(step, f"validated {seen}/{len(validation.source)}")
 
         started = time.perf_counter()
-        try:
-            with contextlib.suppress(KeyboardInterrupt):
-                self._report(step, *validation.measure(self.trainer.result(state), on_batch))
-        except PictureError:  # Found by all processes, which save together.
-            self._save(state)
-            raise
-        except (WorkerLost, RuntimeError, MemoryError) as error:
-            # Nor shall this cost the steps before it.
-            if self.alone and (isinstance(error, WorkerLost) or is_out_of_memory(error)):
-                self._save(state)
-            raise
+        with contextlib.suppress(KeyboardInterrupt), self._saved_at_least(state, by_all=True):
+            top1, loss = validation.measure(self.trainer.result(state), on_batch)
+            _check_finite(loss)
+            row = ValidationRow(step, self._epoch(step), top1, loss)
+            self.records.write(row)
+            self.console.print(f"epoch {row.epoch}: top-1 {top1:.2f} %, loss {loss:.4f}")
         self.started += time.perf_counter() - started
-
-    def _report(self, step: int, top1: float, loss: float) -> None:
-        _check_finite(loss)
-        row = ValidationRow(step, self._epoch(step), top1, loss)
-        self.records.write(row)
-        self.console.print(f"epoch {row.epoch}: top-1 {top1:.2f} %, loss {loss:.4f}")
 
     def _epoch(self, step: int) -> float:
         return round(step * self.config.batch_size / len(self.folder), 3)
@@ -282,8 +249,7 @@ class _Run:
         """Say in a line what the run is about to do, from a step on."""
         devices = self.placement.devices
         on = f"{devices} x " if devices > 1 else ""
-        count = self.validation and len(self.validation.source)
-        validated = f"validated on {count}; " if count else ""
+        validated = f"validated on {len(self.validation.source)}; " if self.validation else ""
         return (
             f"{len(self.folder)} pictures, {len(self.folder.classes)} classes; {validated}"
             f"{self.total_steps} steps of {self.config.batch_size} from step {first} on {on}"
@@ -291,26 +257,39 @@ class _Run:
         )
 
 
-def _check_finite(loss: Any) -> None:
-    """Refuse a loss that is infinite or not a number.
+class _Stop:
+    """Whether to stop; in several processes, whether a signal asked any of them to.
 
-    Raises:
-        InputError: if it is.
+    There, the answer is some questions late, so that asking never waits for a device to be idle,
+    and every process has to ask equally often.
     """
+
+    def __init__(self, placement: Placement):
+        self.exception: type[KeyboardInterrupt] = KeyboardInterrupt
+        self._placement, self._wanted, self._found = placement, False, False
+        self._any = jax.jit(jnp.any, out_shardings=placement.replicated)
+        self._asked: collections.deque[jax.Array] = collections.deque()
+
+    def is_set(self) -> bool:
+        if self._placement.processes == 1:
+            return self._wanted
+        rows = self._placement.devices // self._placement.processes
+        self._asked.append(self._any(self._placement.shard_batch(np.full(rows, self._wanted))))
+        if len(self._asked) > _LATE and self._asked.popleft():
+            self._found = True
+        return self._found
+
+    def on_signal(self, number: int, frame: Any) -> None:
+        """Note a signal; a second one does not wait for the end of the step."""
+        self.exception = Stopped if number == signal.SIGTERM else KeyboardInterrupt
+        if self._wanted:
+            raise self.exception
+        self._wanted = True
+
+
+def _check_finite(loss: Any) -> None:
     if not math.isfinite(loss):
         raise InputError("the loss is no longer finite; begin again with a lower --learning-rate")
-
-
-def _check_batch(batch_size: int, accumulate: int, devices: int) -> None:
-    """Check that every device gets as many pictures of each part of a batch as any other."""
-    parts = accumulate * devices
-    if batch_size % parts:
-        near = max(1, round(batch_size / parts)) * parts
-        shared = f" and {devices} devices" if devices > 1 else ""
-        raise InputError(
-            f"--batch-size {batch_size} does not divide by {parts} (--accumulate {accumulate}"
-            f"{shared}); the nearest that does: {near}"
-        )
 
 
 def _remove(output: Path) -> None:

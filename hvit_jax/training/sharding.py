@@ -15,22 +15,15 @@ from jax.sharding import PartitionSpec
 from hvit_jax.distributed.placement import AXIS, Placement
 from hvit_jax.models.parameters import Tree
 
-Gradients = Callable[..., tuple[Tree, dict[str, Any]]]
-
 
 def on_all_devices(
-    gradients: Gradients, placement: Placement, trained: Tree, frozen: Tree
-) -> Gradients:
+    gradients: Callable[..., Any], placement: Placement, trained: Tree, frozen: Tree
+) -> Callable[..., Any]:
     """Make a function of one device's arrays one of all devices' arrays.
 
-    Every device has equally many rows, so the mean over a batch is the mean of the devices' means.
-
-    Args:
-        gradients: of trained and frozen parameters, pictures and labels; it gathers sharded
-            parameters with `gather_parameters` and `gather_block`.
-        placement: the devices.
-        trained: parameters to differentiate by, for their shapes.
-        frozen: the other parameters, for theirs.
+    `gradients` is of trained and frozen parameters, pictures and labels, and gathers sharded
+    parameters. Every device has equally many rows, so the mean over a batch is that of the devices'
+    means.
     """
     specs = jax.tree.map(lambda leaf: placement.sharding(leaf.shape).spec, (trained, frozen))
     rows = PartitionSpec(AXIS)
@@ -41,7 +34,7 @@ def on_all_devices(
             return gradient / placement.devices
         return jax.lax.pmean(gradient, AXIS)
 
-    def on_one_device(*arguments: Any) -> tuple[Tree, dict[str, Any]]:
+    def on_one_device(*arguments: Any) -> Any:
         found, metrics = gradients(*arguments)
         return jax.tree.map(mean, found, specs[0]), jax.lax.pmean(metrics, AXIS)
 
@@ -54,46 +47,36 @@ def on_all_devices(
     )
 
 
-def _axis(spec: PartitionSpec) -> int | None:
-    """Tell along which axis an array is sharded, if it is."""
-    return spec.index(AXIS) if AXIS in spec else None
-
-
 def gather_parameters(parameters: Tree, specs: Tree) -> Tree:
-    """Gather sharded parameters, except those that a block gathers itself.
+    """Gather one device's shards of parameters, except those that a block gathers itself."""
 
-    Args:
-        parameters: one device's.
-        specs: how each is sharded.
-    """
-
-    def gather(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+    def gather(path: Any, leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
         axis = _axis(spec)
-        return leaf if axis is None else jax.lax.all_gather(leaf, AXIS, axis=axis, tiled=True)
-
-    def gather_across(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
         # Blocks are stacked along axis 0: what is cut across the stack cannot wait for a block.
-        return leaf if _axis(spec) else gather(leaf, spec)
+        waits = path[0].key == "blocks" and axis
+        return leaf if axis is None or waits else _gather(leaf, axis)
 
-    return {
-        name: jax.tree.map(gather_across if name == "blocks" else gather, tree, specs[name])
-        for name, tree in parameters.items()
-    }
+    return jax.tree_util.tree_map_with_path(gather, parameters, specs)
 
 
 def gather_block(specs: Tree) -> Callable[[Any], Any]:
-    """Give a function that gathers one block's shards.
-
-    Args:
-        specs: how the stacked parameters of all blocks are sharded, in the order of a block's.
-    """
+    """Give a function that gathers one block's shards; `specs` are those of the stacked blocks."""
     axes = [_axis(spec) for spec in jax.tree.leaves(specs)]
 
     def gather(block: Any) -> Any:
         leaves, structure = jax.tree.flatten(block)
         return structure.unflatten(
-            jax.lax.all_gather(leaf, AXIS, axis=axis - 1, tiled=True) if axis else leaf
+            _gather(leaf, axis - 1) if axis else leaf
             for leaf, axis in zip(leaves, axes, strict=True)
         )
 
     return gather
+
+
+def _axis(spec: PartitionSpec) -> int | None:
+    """Tell along which axis an array is sharded, if it is."""
+    return spec.index(AXIS) if AXIS in spec else None
+
+
+def _gather(leaf: jax.Array, axis: int) -> jax.Array:
+    return jax.lax.all_gather(leaf, AXIS, axis=axis, tiled=True)

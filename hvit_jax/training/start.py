@@ -1,13 +1,17 @@
-"""Where a run starts: the model's sizes and its parameters before the first step."""
+"""What a run starts with: sizes and first parameters of the model, and pictures to validate on."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import load_parameters, read_description, resize_parameters
 from hvit_jax.config import ViTConfig, named_config
+from hvit_jax.data.folder import SPLITS, read_folder
+from hvit_jax.data.source import Source, open_source
+from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree, init_parameters
 from hvit_jax.training.config import TrainConfig
 
@@ -17,22 +21,14 @@ def first_parameters(
 ) -> tuple[ViTConfig, Tree, str | None]:
     """Find the model's sizes and its parameters before the first step.
 
-    Args:
-        config: says what to start from.
-        classes: names of the data's classes. A head for another number is drawn anew; of one for
-            the same names in another order the outputs change places.
-
-    Returns:
-        The sizes, the parameters, and what a user should know about the head, if anything.
-
-    Raises:
-        InputError: if what is given cannot be used.
+    A checkpoint's head for another number of classes is drawn anew; of one for the data's classes
+    in another order the outputs change places. What a user should know of that is returned too.
     """
     if config.checkpoint:
-        return _from_checkpoint(config, classes)
+        return _from_checkpoint(config, config.checkpoint, classes)
     if config.model:
-        named = with_resolution(named_config(config.model), config.resolution)
-        sizes = dataclasses.replace(named, num_classes=len(classes))
+        sizes = with_resolution(named_config(config.model), config.resolution)
+        sizes = dataclasses.replace(sizes, num_classes=len(classes))
     else:
         own = {**config.sizes, "resolution": config.resolution, "num_classes": len(classes)}
         sizes = ViTConfig(**own)
@@ -40,14 +36,13 @@ def first_parameters(
 
 
 def _from_checkpoint(
-    config: TrainConfig, classes: Sequence[str]
+    config: TrainConfig, checkpoint: Path, classes: Sequence[str]
 ) -> tuple[ViTConfig, Tree, str | None]:
-    assert config.checkpoint is not None
-    description = read_description(config.checkpoint)
+    description = read_description(checkpoint)
     stored, names, note = description.config, description.classes, None
     sizes = with_resolution(stored, config.resolution)
     sizes = dataclasses.replace(sizes, num_classes=len(classes))
-    parameters = load_parameters(config.checkpoint, stored)
+    parameters = load_parameters(checkpoint, stored)
     if config.new_head or stored.num_classes != len(classes):
         smallest = dataclasses.replace(sizes, depth=1, resolution=sizes.patch_size)
         parameters["head"] = init_parameters(smallest, config.seed)["head"]
@@ -62,3 +57,27 @@ def _from_checkpoint(
             "(--new-head draws it anew)"
         )
     return sizes, resize_parameters(parameters, stored, sizes), note
+
+
+def find_validation(config: TrainConfig, classes: Sequence[str]) -> Source | None:
+    """Open the pictures to validate on, if any: by default `val/` or `img_val/` beside `train/`."""
+    source = None
+    if config.val is None:
+        train, *others = ((Path(config.data) / split).is_dir() for split in ("train", *SPLITS))
+        if train and any(others):
+            source = read_folder(config.data)
+    elif config.val != "none":
+        source = open_source(config.val)
+    if source is not None and set(source.classes) != set(classes):
+        raise InputError(
+            f"the classes of the validation pictures ({_names(source.classes, classes)}) "
+            f"are not those of training ({_names(classes, source.classes)}); "
+            "--val none trains without validation"
+        )
+    return source
+
+
+def _names(classes: Sequence[str], others: Sequence[str]) -> str:
+    alone = sorted(set(classes) - set(others))
+    more = ", ..." if len(alone) > 3 else ""
+    return f"{len(classes)}, only here: {', '.join(alone[:3]) or 'none'}{more}"

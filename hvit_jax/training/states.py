@@ -19,6 +19,7 @@ from hvit_jax.system.library_messages import is_out_of_memory, why_failed
 from hvit_jax.training.trainer import TrainState
 
 _CHECKSUMS = "checksums.json"
+_ITEM = "default"  # Orbax's name for what is saved alone.
 # What the system says where a state may be whole, though it cannot be read now.
 _CODES = "EACCES EPERM EIO ESTALE ENOTCONN ETIMEDOUT EMFILE ENFILE ENOMEM".split()
 _UNREACHABLE = {os.strerror(getattr(errno, code)) for code in _CODES}
@@ -33,54 +34,34 @@ class _Handler(ocp.StandardCheckpointHandler):
         write_json(Path(directory) / _CHECKSUMS, checksums(Path(directory)))
 
 
-@ocp.args.register_with_handler(_Handler, for_save=True)
-class _Save(ocp.args.StandardSave):
-    pass
-
-
-@ocp.args.register_with_handler(_Handler, for_restore=True)
-class _Restore(ocp.args.StandardRestore):
-    pass
-
-
 class StateFolder:
     """The two newest states of a run."""
 
     def __init__(self, directory: Path):
-        """Open or create the folder."""
         self.folder = directory.absolute()
+        handlers, handler = ocp.handlers.DefaultCheckpointHandlerRegistry(), _Handler()
+        for arguments in (ocp.args.StandardSave, ocp.args.StandardRestore):
+            handlers.add(_ITEM, arguments, handler)
+        options = ocp.CheckpointManagerOptions(max_to_keep=2)
         self.manager = ocp.CheckpointManager(
-            self.folder,
-            item_handlers=_Handler(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=2),
+            self.folder, options=options, handler_registry=handlers
         )
 
     def save(self, state: TrainState) -> None:
-        """Write a state, unless its step is there already; it is written in the background.
-
-        Raises:
-            InputError: if it cannot be written, or the one before could not.
-        """
+        """Write a state in the background, unless it is there; a failure may show next time."""
         step = int(state.step)
         if step not in self.manager.all_steps():
             with self._writing():
-                self.manager.save(step, args=_Save(state))
+                self.manager.save(step, args=ocp.args.StandardSave(state))
 
     def restore(
         self, like: TrainState, *, note: Callable[[str], object] = print
     ) -> TrainState | None:
         """Read the newest state that is whole, or give None where there is none at all.
 
-        Args:
-            like: a state of the same run; what is read lies on the same devices.
-            note: is told of states that cannot be read.
-
-        Returns:
-            The state. Newer states, which are damaged, are moved aside, to damaged-STEP beside the
-            folder.
-
-        Raises:
-            InputError: if all of them are damaged, or the disk does not let one be read.
+        It lies on the devices of `like`, a state of the same run. Newer states, which are damaged,
+        are noted and moved to damaged-STEP beside the folder. If all of them are, or the disk does
+        not let one be read, nothing is moved.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self.manager.all_steps(), reverse=True):
@@ -106,26 +87,18 @@ class StateFolder:
         return bool(self.manager.all_steps())
 
     def close(self) -> None:
-        """Wait until everything is on disk.
-
-        Raises:
-            InputError: if it cannot be written.
-        """
-        with self._writing():
-            try:
-                self.manager.wait_until_finished()
-            finally:
-                self.manager.close()
+        """Wait until everything is on disk."""
+        with self._writing(), contextlib.closing(self.manager):
+            self.manager.wait_until_finished()
 
     def _read(self, step: int, like: TrainState) -> tuple[TrainState | None, str]:
         """Read a state that fits its checksums; or say why not."""
         # All processes have to decide alike, and one reading of the files is enough.
         mine = _damage(self.folder / str(step)) if jax.process_index() == 0 else ""
-        problem = gather(mine)[0]
-        if problem:
+        if problem := gather(mine)[0]:
             return None, problem
         try:
-            state: Any = self.manager.restore(step, args=_Restore(like))
+            state: Any = self.manager.restore(step, args=ocp.args.StandardRestore(like))
             return state, ""
         except Exception as error:  # Orbax and TensorStore have many names for damage.
             if is_out_of_memory(error):
@@ -156,7 +129,7 @@ class StateFolder:
 
 def _damage(place: Path) -> str:
     """Describe how a state's files differ from their checksums; empty if they do not."""
-    tree = place / "default"  # Orbax's name for what is saved alone.
+    tree = place / _ITEM
     try:
         return "; ".join(damages(tree, read_json(tree / _CHECKSUMS)))
     except (InputError, OSError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from hvit_jax.config import ViTConfig
+from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.models.parameters import Tree, abstract_parameters, build_model
@@ -22,43 +21,29 @@ from hvit_jax.training.config import TrainConfig
 from hvit_jax.training.sharding import gather_block, gather_parameters, on_all_devices
 
 Metrics = dict[str, Float[Array, ""]]
+_BEFORE_BLOCKS = ("patch_embed", "class_token", "pos_embedding")
 
 
 class TrainState(NamedTuple):
     """Everything that must be the same after a resume.
 
     Order and augmentation of the pictures follow from the run's seed and `step` alone.
-
-    Attributes:
-        step: steps done.
-        parameters: all of the model's parameters, in float32.
-        optimizer: the optimiser's state, of the trained parameters only.
-        average: the moving average of the trained parameters, or None.
-        sums: of `loss` and `accuracy` over the `steps` that are in no row of metrics.csv yet.
     """
 
-    step: Int[Array, ""]
-    parameters: Tree
-    optimizer: optax.OptState
+    step: Int[Array, ""]  # Steps done.
+    parameters: Tree  # All of the model's, in float32.
+    optimizer: optax.OptState  # Of the trained parameters only, as is the moving average.
     average: Tree | None
-    sums: Metrics
+    sums: Metrics  # `loss` and `accuracy` of the `steps` that are in no row of metrics.csv yet.
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """What stays fixed during a run.
-
-    Attributes:
-        config: of the run.
-        model_config: the model's sizes.
-        reducer: the method to train under, resolved for them.
-        optimizer: made by `make_optimizer`.
-        placement: the devices that share a batch.
-    """
+    """What stays fixed during a run."""
 
     config: TrainConfig
     model_config: ViTConfig
-    reducer: Reducer
+    reducer: Reducer  # Resolved for `model_config`.
     optimizer: optax.GradientTransformation
     placement: Placement
 
@@ -78,7 +63,8 @@ class Trainer:
 
     def model(self, parameters: Tree, gather_weights: Callable[[Any], Any] | None = None) -> ViT:
         """Make the model around parameters; `gather_weights` as for `ViT`."""
-        compute = dataclasses.replace(self.config.compute, param_dtype="float32")
+        config = self.config
+        compute = Compute(config.dtype, "float32", gelu=config.gelu, remat=config.remat)
         return build_model(
             self.model_config, self.reducer, parameters, compute, gather_weights=gather_weights
         )
@@ -92,7 +78,7 @@ class Trainer:
         specs = jax.tree.map(lambda leaf: sharding(leaf.shape).spec, shapes)
         return self.model(gather_parameters(parameters, specs), gather_block(specs["blocks"]))
 
-    def loss(
+    def _loss(
         self, parameters: Tree, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, " B"]
     ) -> tuple[Float[Array, ""], Metrics]:
         """Compute the smoothed cross entropy of a batch; then the same and the accuracy by name."""
@@ -128,18 +114,11 @@ class Trainer:
         pixels: UInt8[Array, "B H W 3"],
         labels: Int[Array, " B"],
     ) -> tuple[Tree, Metrics]:
-        """Compute the gradient of the trained parameters, and the metrics, over a batch.
-
-        Args:
-            trained: the parameters to differentiate by; nothing runs backward below them.
-            frozen: the other parameters.
-            pixels: pictures, as bytes.
-            labels: their classes.
-        """
+        """Compute a batch's metrics, and the gradient of what is trained: none runs below it."""
 
         def of(pixels, labels):
             def loss(trained):
-                return self.loss({**frozen, **trained}, pixels, labels)
+                return self._loss({**frozen, **trained}, pixels, labels)
 
             return jax.grad(loss, has_aux=True)(trained)
 
@@ -171,18 +150,54 @@ def _interleave(batch: Array, parts: int) -> Array:
 def update_average(
     average: Tree | None, parameters: Tree, step: Int[Array, ""], decay: float
 ) -> Tree | None:
-    """Move an exponential average (Polyak and Juditsky 1992) towards the parameters.
+    """Move an exponential average (Polyak and Juditsky 1992) towards the parameters after a step.
 
     The decay is at most `(1 + step) / (10 + step)`: early on, when parameters still change much,
     the average looks back over few steps only.
-
-    Args:
-        average: the average so far, or None without one.
-        parameters: the parameters after the step.
-        step: steps done before it.
-        decay: the share of the old average that remains.
     """
     if average is None:
         return None
     rest = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda old, new: new + rest * (old - new), average, parameters)
+
+
+def make_optimizer(config: TrainConfig, pictures: int) -> optax.GradientTransformation:
+    """Build AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) for a run on so many pictures.
+
+    The rate rises from 0 in the steps of warm-up and falls back to 0 as a cosine. Weight decay is
+    that of weight matrices only, not of biases, norms and embeddings.
+    """
+    warmup = round(config.warmup * pictures / config.batch_size)
+    steps = max(config.total_steps(pictures), warmup + 1)
+    rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps)
+    adamw = optax.adamw(rate, weight_decay=config.weight_decay, mask=_is_matrix)
+    parts = [optax.clip_by_global_norm(1.0), adamw]
+    if config.layer_decay != 1:
+        parts.append(
+            optax.stateless(lambda updates, _: _scale_by_layer(updates, config.layer_decay))
+        )
+    return optax.chain(*parts)
+
+
+def _is_matrix(parameters: Tree) -> Tree:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1] == jax.tree_util.DictKey("kernel"), parameters
+    )
+
+
+def _scale_by_layer(updates: Any, decay: float) -> Any:
+    """Shrink updates towards the input, as fine-tuning in BEiT does (arXiv 2106.08254).
+
+    The head and the last norm keep their update; block `i` of `depth` is scaled by
+    `decay ** (depth - i)`, the embeddings by `decay ** (depth + 1)`.
+    """
+    depth = len(jax.tree.leaves(updates["blocks"])[0])
+
+    def scale(path, leaf):
+        name = path[0].key
+        if name == "blocks":
+            below_head = jnp.arange(depth, 0, -1).reshape(-1, *[1] * (leaf.ndim - 1))
+            return leaf * decay**below_head
+        return leaf * decay ** (depth + 1) if name in _BEFORE_BLOCKS else leaf
+
+    return jax.tree_util.tree_map_with_path(scale, updates)

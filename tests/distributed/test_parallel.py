@@ -1,6 +1,7 @@
 """Several devices of one process: eval.py's results are those of one device."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from hvit_jax.distributed.placement import place
 from hvit_jax.errors import InputError
-from hvit_jax.training.run import _check_batch
+from hvit_jax.training import TrainConfig
 from tests.evaluation_setup import make_checkpoint, make_pictures, results_of
 from tests.scale_setup import EIGHT, EVALUATE, run_python
 
@@ -44,26 +45,29 @@ def test_a_batch_is_rounded_up_to_the_devices():
 
 
 def test_a_batch_of_training_divides_by_parts_and_devices():
-    _check_batch(16, 2, 8)
-    wrong = r"--batch-size 20 does not divide by 16 \(--accumulate 2 and 8 devices\).*does: 16"
-    with pytest.raises(InputError, match=wrong):
-        _check_batch(20, 2, 8)
+    options = dict(model="vit_b16", accumulate=2)
+    fits, wrong = (
+        TrainConfig("data", Path("run"), batch_size=size, **options) for size in (16, 20)
+    )
+    fits.check_devices(8)
+    message = r"--batch-size 20 does not divide by 16 \(--accumulate 2 and 8 devices\).*does: 16"
+    with pytest.raises(InputError, match=message):
+        wrong.check_devices(8)
 
 
 SHARED = """
 import jax, numpy as np
 from pathlib import Path
-from hvit_jax.config import Compute, ViTConfig
+from hvit_jax.config import ViTConfig
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.distributed.placement import place
 from hvit_jax.reducers import make_reducer
 from hvit_jax.training import TrainConfig
-from hvit_jax.training.optimizer import make_optimizer
-from hvit_jax.training.trainer import Trainer
+from hvit_jax.training.trainer import Trainer, make_optimizer
 
 config = ViTConfig(16, patch_size=8, depth=3, width=64, heads=2, mlp_width=256, num_classes=7)
 reducer = make_reducer("evit", drop_locations=(1,)).resolve(config)
-options = {"model": "vit_b16", "compute": Compute(remat=True), "accumulate": 2, "ema": 0.9}
+options = {"model": "vit_b16", "remat": True, "accumulate": 2, "ema": 0.9}
 options |= {"weight_decay": 0.1, "layer_decay": 0.9, "label_smoothing": 0, "log_every": 1}
 recipe = TrainConfig("data", Path("run"), batch_size=10, epochs=0.9, warmup_epochs=0.1, **options)
 optimizer = make_optimizer(recipe, 100)

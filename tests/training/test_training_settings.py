@@ -9,10 +9,7 @@ SETTINGS = {
     "method": "evit",
     "args": {"keep_rate": 0.7, "drop_locations": [1]},
     "model": {"width": 16, "num_classes": 2},
-    "config": {
-        **{"data": "D", "checkpoint": "C", "val": None, "seed": 0},
-        "compute": {"dtype": "float32", "remat": False},
-    },
+    "config": {"data": "D", "checkpoint": "C", "val": None, "seed": 0, "remat": False},
     "pictures": "24 with names of CRC 01234567",
     "data_sha256": "1",
     "validation_sha256": "2",
@@ -21,13 +18,15 @@ SETTINGS = {
     "device": "cpu",
     "devices": 1,
     "processes": 1,
+    "matmul_precision": "default",
     "versions": {"jax": "1"},
 }
 
 
 @pytest.fixture
 def output(tmp_path):
-    return open_output(tmp_path / "run", SETTINGS, resume=False)
+    open_output(tmp_path / "run", SETTINGS, resume=False)
+    return tmp_path / "run"
 
 
 def with_options(**entries):
@@ -38,10 +37,7 @@ def with_options(**entries):
     ("entries", "named"),
     [
         (with_options(seed=1), "with --seed 0, now 1"),
-        (
-            with_options(compute={"dtype": "float32", "remat": True}),
-            "without remat, now with",
-        ),
+        (with_options(remat=True), "without remat, now with"),
         ({"method": "tome", "args": {"r": 8}}, "with --method evit, now tome"),
         (
             {"args": {"keep_rate": 0.5, "drop_locations": [1]}},

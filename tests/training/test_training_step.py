@@ -10,12 +10,10 @@ import optax
 import pytest
 
 import hvit_jax
-from hvit_jax.config import Compute
 from hvit_jax.distributed.placement import place
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.training import TrainConfig
-from hvit_jax.training.optimizer import make_optimizer
-from hvit_jax.training.trainer import Trainer, update_average
+from hvit_jax.training.trainer import Trainer, make_optimizer, update_average
 
 CONFIG = hvit_jax.ViTConfig(16, 4, depth=3, width=16, heads=2, mlp_width=32, num_classes=5)
 RANDOM = np.random.default_rng(0)
@@ -28,8 +26,8 @@ def recipe(**options):
     return TrainConfig("data", Path("run"), model="vit_b16", **options)
 
 
-def make_trainer(method="dense", optimizer=None, model=CONFIG, remat=False, **options):
-    config = recipe(**{"label_smoothing": 0, "compute": Compute(remat=remat), **options})
+def make_trainer(method="dense", optimizer=None, model=CONFIG, **options):
+    config = recipe(**{"label_smoothing": 0, **options})
     reducer = hvit_jax.make_reducer(method).resolve(model)
     one = place(jax.devices()[:1])
     return Trainer(config, model, reducer, optimizer or optax.sgd(0.1), one)

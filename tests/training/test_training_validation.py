@@ -138,7 +138,6 @@ def test_rows_behind_the_step_and_rows_cut_off_are_dropped(tmp_path, torn):
     table = Table(path, MetricsRow, 2)
     assert table.last == MetricsRow(2, 0.2, 0.4, 0.75, 9.0)
     table.append(MetricsRow(3, 0.3, 0.25, 1.0, 9.0))
-    table.close()
     assert path.read_text().split() == [
         *(HEADER, "1,0.1,0.5,0.5,9.0", "2,0.2,0.4,0.75,9.0", "3,0.3,0.25,1.0,9.0")
     ]
@@ -150,5 +149,4 @@ def test_a_table_begins_with_its_header(tmp_path, content):
     if content is not None:
         path.write_text(content)
     table = Table(path, MetricsRow, 9)
-    table.close()
     assert table.last is None and path.read_text().split() == [HEADER]

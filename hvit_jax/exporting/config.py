@@ -35,7 +35,7 @@ class ExportConfig(Options):
     dtype: str = option("float32", "what blocks are computed in", choices=DTYPES[:2])
     platforms: tuple[str, ...] = option(
         ("cpu", "cuda"),
-        f"{', '.join(PLATFORMS)}; this machine needs not have them",
+        f"{', '.join(PLATFORMS)}; this machine need not have them",
         choices=tuple(PLATFORMS),
         metavar="NAME[,NAME...]",
     )
@@ -50,6 +50,8 @@ class ExportConfig(Options):
 
     def __post_init__(self):
         super().__post_init__()
+        if not self.platforms:
+            raise InputError("--platforms needs the name of one at least")
         if self.batch != SYMBOLIC and not (isinstance(self.batch, int) and self.batch > 0):
             raise InputError(
                 f"--batch must be {SYMBOLIC} or a number of at least 1, got '{self.batch}'"

@@ -27,11 +27,7 @@ class Problem(Exception):
 
 
 def load():
-    """Load the program of this machine.
-
-    Returns:
-        What export.json says, and a function of uint8 pictures (B, H, W, 3) that returns logits.
-    """
+    """Give what export.json says, and a function from uint8 pictures (B, H, W, 3) to logits."""
     about = json.loads((FOLDER / "export.json").read_text(encoding="utf-8"))
     platform = export.default_export_platform()
     if platform not in about["programs"]:
@@ -95,7 +91,7 @@ def describe(logits, classes):
 
 def main():
     """Classify the pictures that the command line names."""
-    if len(sys.argv) < 2:
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         raise Problem("name the pictures to classify: python run.py PICTURE ...")
     about, model = load()
     for path, logits in classify(about, model, sys.argv[1:]):

@@ -1,4 +1,4 @@
-"""The folder that an export writes: programs, weights, description, loader."""
+"""The folder that an export writes: programs (uint8 pictures in, logits out), weights, loader."""
 
 from __future__ import annotations
 
@@ -7,22 +7,30 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
 
 from hvit_jax import demo
 from hvit_jax.api import load, with_resolution
 from hvit_jax.checkpoint import describe_checkpoint, read_description
-from hvit_jax.data.preprocess import MEAN, STD, resize_and_crop
-from hvit_jax.exporting.config import ExportConfig
-from hvit_jax.exporting.program import Weights, export_program, weights_of
+from hvit_jax.data.preprocess import MEAN, STD, normalize, resize_and_crop
+from hvit_jax.errors import InputError, first_line
+from hvit_jax.exporting.config import PLATFORMS, ExportConfig
+from hvit_jax.models.parameters import flatten
 from hvit_jax.models.vit import ViT
+from hvit_jax.ops.platform import compiled_for
 from hvit_jax.system.files import checksums, new_folder, refuse_existing, require_space, write_json
 from hvit_jax.system.provenance import describe_runtime
 
 FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS, LOADER = "export.json", "weights.npz", "run.py"
+MOST_BYTES = 2**31  # of a FlatBuffer
 _TEMPLATE = Path(__file__).with_name("loader.py")
 _IMPORT = "from hvit_jax.data.preprocess import resize_and_crop\n"
+Weights = dict[str, np.ndarray]
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
@@ -49,21 +57,24 @@ def export(config: ExportConfig) -> dict[str, Any]:
         dtype=config.dtype,
         attention="xla",
     )
-    weights, inside = weights_of(model), config.weights == "inside"
+    tree = nnx.to_pure_dict(nnx.state(model))
+    weights = {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}
+    size, inside = sum(array.nbytes for array in weights.values()), config.weights == "inside"
+    if inside and size >= MOST_BYTES:
+        raise InputError(
+            f"{size / 1e9:.1f} GB of weights do not fit inside a program, which may have "
+            f"{MOST_BYTES / 1e9:.1f} GB; use --weights beside"
+        )
     with new_folder(config.output) as folder:
         platforms = tuple(dict.fromkeys(config.platforms))
-        copies = len(platforms) if inside else 1
-        size = sum(array.nbytes for array in weights.values())
-        require_space(config.output, folder, copies * size + 2**20)
-        programs, convention = {}, None
-        for platform in platforms:
-            program, convention = export_program(
-                model, weights, platform=platform, batch=config.rows, inside=inside
-            )
-            programs[platform] = f"model.{platform}.jaxexport"
-            (folder / programs[platform]).write_bytes(program)
+        require_space(config.output, folder, (len(platforms) if inside else 1) * size + 2**20)
+        programs, convention = {name: f"model.{name}.jaxexport" for name in platforms}, None
+        for platform, file in programs.items():
+            exported = _export(model, weights, platform, config.rows, inside=inside)
+            (folder / file).write_bytes(exported.serialize())
+            convention = exported.calling_convention_version
         beside = None if inside else _write_weights(folder / WEIGHTS, weights)
-        (folder / LOADER).write_text(loader_source(), encoding="utf-8")
+        (folder / LOADER).write_text(_loader_source(), encoding="utf-8")
         about = {
             **_describe(model, checkpoint, config.rows),
             "programs": programs,
@@ -75,7 +86,47 @@ def export(config: ExportConfig) -> dict[str, Any]:
     return about
 
 
-def loader_source() -> str:
+def _export(
+    model: ViT, weights: Weights, platform: str, batch: int | None, *, inside: bool
+) -> jax.export.Exported:
+    """Export a model's forward pass, from pictures as `resize_and_crop` prepares them.
+
+    Returns:
+        The program, which takes a dictionary of weights (empty if they are inside) and pictures
+        (B, H, W, 3) in uint8.
+
+    Raises:
+        InputError: if the method needs to know the batch.
+    """
+    graph, state = nnx.split(model)
+    structure = jax.tree.structure(state)  # Its leaves are the weights, in their order.
+
+    def classify(
+        given: dict[str, Array], pixels: UInt8[Array, "B H W 3"]
+    ) -> Float[Array, "B classes"]:
+        arrays = weights if inside else given
+        leaves = [jnp.asarray(arrays[name]) for name in weights]
+        return nnx.merge(graph, structure.unflatten(leaves))(normalize(pixels))
+
+    shapes = {name: jax.ShapeDtypeStruct(each.shape, each.dtype) for name, each in weights.items()}
+    symbol = jax.export.symbolic_shape("b", constraints=["b >= 1"])[0]
+    rows = symbol if batch is None else batch
+    pixels = jax.ShapeDtypeStruct((rows, *model.config.image_shape, 3), np.uint8)
+    program = jax.export.export(jax.jit(classify), platforms=[platform])
+    try:
+        with compiled_for(PLATFORMS[platform]):
+            return program({} if inside else shapes, pixels)
+    # JAX and methods raise these where a size is asked for that is not known yet.
+    except (jax.errors.InconclusiveDimensionOperation, TypeError, InputError) as error:
+        if batch is not None:
+            raise
+        raise InputError(
+            f"{model.reducer.name} with these options needs to know the batch size; give it with "
+            f"--batch N ({first_line(error)})"
+        ) from error
+
+
+def _loader_source() -> str:
     """Write the loader: `loader.py`, with the source of the one function that it imports."""
     template = _TEMPLATE.read_text(encoding="utf-8")
     return template.replace(_IMPORT, f"\n{inspect.getsource(resize_and_crop)}\n", 1)

@@ -40,7 +40,10 @@ class VisualizeConfig(Options):
         False, "draw all methods behind one block, each at the strength nearest to --share"
     )
     share: float | None = option(
-        None, f"with --compare: share of the dense model's GFLOPs (default: {SHARE:g})"
+        None,
+        f"with --compare: share of the dense model's GFLOPs (default: {SHARE:g})",
+        above=0,
+        most=1,
     )
 
     def __post_init__(self):

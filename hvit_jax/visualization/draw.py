@@ -45,24 +45,18 @@ def draw_groups(
     painted[dropped] = DIMMED * painted[dropped].mean(-1, keepdims=True) + np.array(SHADE)
     drawing = painted.swapaxes(1, 2).reshape(height, width, 3).round().astype(np.uint8)
     line = max(1, min(height // rows, width // columns) // 16)
-    return _outline(drawing, labels, merged, line)
+    _outline(drawing, labels, merged, line)
+    _outline(drawing.swapaxes(0, 1), labels.T, merged.T, line)
+    return drawing
 
 
 def _outline(drawing, labels, merged, line):
-    """Draw lines between patches of different groups, of which one at least is merged."""
-    cell = drawing.shape[0] // labels.shape[0], drawing.shape[1] // labels.shape[1]
-    for axis in (0, 1):
-        first, second = (np.delete(labels, end, axis) for end in (-1, 0))
-        either = np.delete(merged, -1, axis) | np.delete(merged, 0, axis)
-        for row, column in np.argwhere((first != second) & either):
-            top, left = row * cell[0], column * cell[1]
-            if axis == 0:
-                edge = top + cell[0]
-                drawing[edge - line // 2 : edge - line // 2 + line, left : left + cell[1]] = OUTLINE
-            else:
-                edge = left + cell[1]
-                drawing[top : top + cell[0], edge - line // 2 : edge - line // 2 + line] = OUTLINE
-    return drawing
+    """Draw lines below patches of another group than the next row's, if one of both is merged."""
+    height, width = drawing.shape[0] // labels.shape[0], drawing.shape[1] // labels.shape[1]
+    edges = (labels[:-1] != labels[1:]) & (merged[:-1] | merged[1:])
+    for row, column in np.argwhere(edges):
+        top, left = (row + 1) * height - line // 2, column * width
+        drawing[top : top + line, left : left + width] = OUTLINE
 
 
 def enlarged(shape: tuple[int, int], *, side: int = 640) -> tuple[int, int]:
@@ -94,12 +88,7 @@ def heat_map(
 def lay_over(
     picture: UInt8[np.ndarray, "H W 3"], heat: Float[np.ndarray, "H W"]
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """Colour a picture by heat; where there is little, it shines through in grey.
-
-    Args:
-        picture: pixels.
-        heat: from 0 to 1, as `heat_map` gives it.
-    """
+    """Colour a picture by heat from 0 to 1; where there is little, it shines through in grey."""
     grey = picture.mean(-1, keepdims=True)
     stops = np.linspace(0, 1, len(HEAT))
     colour = np.stack([np.interp(heat, stops, channel) for channel in zip(*HEAT, strict=True)], -1)

@@ -21,26 +21,20 @@ from hvit_jax.data.folder import open_picture
 from hvit_jax.data.preprocess import resize_and_crop
 from hvit_jax.errors import InputError
 from hvit_jax.models.reducer import Reducer
+from hvit_jax.models.vit import ViT
 from hvit_jax.reducers import REDUCERS
 from hvit_jax.system.figures import check_plot, pyplot, save_figure
 from hvit_jax.visualization.config import SHARE, VisualizeConfig
 from hvit_jax.visualization.draw import draw_groups, enlarged, heat_map, lay_over
-from hvit_jax.visualization.view import compile_views
+from hvit_jax.visualization.view import BlockView, compile_views
 
-INCHES = 2.4
-TITLE_INCHES = 0.6
-LINE_INCHES = 0.18
+INCHES, TITLE_INCHES, LINE_INCHES = 2.4, 0.6, 0.18
 Picture = UInt8[np.ndarray, "H W 3"]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing in a figure.
-
-    Attributes:
-        title: lines above it, shown in the first row only.
-        drawing: pixels.
-    """
+    """One drawing in a figure, and the lines above it, shown in the first row only."""
 
     title: str
     drawing: Picture
@@ -71,9 +65,12 @@ def visualize(config: VisualizeConfig, console: Console | None = None) -> list[l
     columns = [[Panel("picture", picture) for picture in shown]]
     console = console or Console(stderr=True)
     for reducer in track(reducers, "methods", console=console, disable=len(reducers) == 1):
-        columns += _columns(checkpoint, config, sizes, reducer, blocks, shown, seen)
+        model = load(checkpoint, reducer, resolution=sizes.image_shape)
+        compiled = compile_views(model, blocks)
+        views = [jax.device_get(compiled(picture[None])[0]) for picture in seen]
+        columns += _columns(model, blocks, shown, views, compare=config.compare)
     rows = [list(row) for row in zip(*columns, strict=True)]
-    draw_figure(rows, config.output, title=_title(config, sizes, reducers))
+    _draw_figure(rows, config.output, title=_title(config, sizes, reducers))
     return rows
 
 
@@ -81,7 +78,7 @@ def _reducers(config: VisualizeConfig, sizes: ViTConfig) -> list[Reducer]:
     """Choose what to draw: the method asked for, or all of them."""
     if not config.compare:
         return [config.reducer.resolve(sizes)]
-    share = SHARE if config.share is None else config.share
+    share = config.share or SHARE
     return [at_cost(name, sizes, share) for name in REDUCERS if name != Reducer.name]
 
 
@@ -98,29 +95,27 @@ def _blocks(config: VisualizeConfig, sizes: ViTConfig) -> tuple[int, ...]:
 
 
 def _columns(
-    checkpoint: Path,
-    config: VisualizeConfig,
-    sizes: ViTConfig,
-    reducer: Reducer,
+    model: ViT,
     blocks: Sequence[int],
-    shown: Sequence[UInt8[np.ndarray, "H W 3"]],
-    seen: Sequence[UInt8[np.ndarray, "h w 3"]],
+    shown: Sequence[Picture],
+    views: Sequence[list[BlockView]],
+    *,
+    compare: bool,
 ) -> Iterator[list[Panel]]:
     """Draw a method's columns: a panel for every picture, shown larger than the model sees it."""
-    model = load(checkpoint, reducer, resolution=sizes.image_shape)
-    compiled = compile_views(model, blocks)
-    views = [jax.device_get(compiled(picture[None])[0]) for picture in seen]
+    sizes, reducer = model.config, model.reducer
     for place, block in enumerate(blocks):
         title = f"block {block}, {_span([int(view[place].tokens[0]) for view in views])} tokens"
-        if config.compare:
+        if compare:
             title = f"{reducer.name}\n{cost_share(sizes, reducer):.2f} x GFLOPs\n{title}"
         yield [
-            Panel(title, draw_groups(picture, view[place].groups[0], sizes.grid))
+            Panel(title, draw_groups(picture, np.asarray(view[place].groups[0]), sizes.grid))
             for picture, view in zip(shown, views, strict=True)
         ]
-    if not config.compare:
+    if not compare:
         title = f"attention of CLS, block {blocks[-1]}"
-        heats = [heat_map(view[-1].attention[0], sizes.grid, shown[0].shape[:2]) for view in views]
+        seen = [np.asarray(view[-1].attention[0]) for view in views]
+        heats = [heat_map(each, sizes.grid, shown[0].shape[:2]) for each in seen]
         yield [Panel(title, lay_over(*pair)) for pair in zip(shown, heats, strict=True)]
 
 
@@ -133,23 +128,13 @@ def _span(counts: Sequence[int]) -> str:
 def _title(config: VisualizeConfig, sizes: ViTConfig, reducers: Sequence[Reducer]) -> str:
     patches = "{} x {} patches".format(*sizes.grid)
     if config.compare:
-        share = SHARE if config.share is None else config.share
-        return f"All methods near {share:g} x the GFLOPs of dense, {patches}"
+        return f"All methods near {config.share or SHARE:g} x the GFLOPs of dense, {patches}"
     share = cost_share(sizes, reducers[0])
     return f"{reducers[0].name}, {share:.2f} x the GFLOPs of dense, {patches}"
 
 
-def draw_figure(rows: Sequence[Sequence[Panel]], path: Path, *, title: str) -> None:
-    """Draw panels to a file.
-
-    Args:
-        rows: equally long rows of panels.
-        path: the file, replaced if it exists.
-        title: above everything.
-
-    Raises:
-        InputError: if the file cannot be written.
-    """
+def _draw_figure(rows: Sequence[Sequence[Panel]], path: Path, *, title: str) -> None:
+    """Draw rows of panels, equally long, to a file."""
     height, width = rows[0][0].drawing.shape[:2]
     lines = max(panel.title.count("\n") + 1 for panel in rows[0])
     across, down = INCHES * len(rows[0]), INCHES * height / width * len(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,15 +79,14 @@ def compile_views(
 def _view(model: ViT, index: int, x, before, after) -> BlockView:
     """Run a block once more, and watch it."""
     block, layer, draws = model.block_at(index)
-    watched = _watch(block, model)
-    model.reducer.block(watched, x, before, layer, draws)
+    groups = model.reducer.groups(block, x, after, layer, draws)
+    seen = _watch(block)
+    model.reducer.block(block, x, before, layer, draws)
+    attention = attention_weights(**seen).mean(1)[:, 0]
     source = model.reducer.attended_source(before, after, layer)
     assert source is not None, "both states are traced"
-    return BlockView(
-        groups=model.reducer.groups(block, x, after, layer, draws),
-        attention=_share_among_patches(watched.seen.class_attention(), source),
-        tokens=_tokens(model.reducer, after, layer, len(x)),
-    )
+    tokens = _tokens(model.reducer, after, layer, len(x))
+    return BlockView(groups, _share_among_patches(attention, source), tokens)
 
 
 def _tokens(reducer: Reducer, after: TokenState, layer: Layer, batch: int) -> Int[Array, " B"]:
@@ -95,48 +95,23 @@ def _tokens(reducer: Reducer, after: TokenState, layer: Layer, batch: int) -> In
     return jnp.full(batch, layer.tokens_out) if counted is None else counted[:, 0]
 
 
-@dataclass
-class _Seen:
-    """CLS's query, the keys that it is compared with, their bias, and how many are real."""
+def _watch(block: Block) -> dict[str, Any]:
+    """Let a block note what it compares CLS with, as `attention_weights` takes it."""
+    seen: dict[str, Any] = {}
+    qkv, attend = block.qkv, block.attend
 
-    query: Float[Array, "B 1 H D"] | None = None
-    keys: Float[Array, "B N H D"] | None = None
-    bias: Float[Array, "B N"] | None = None
-    lengths: Int[Array, " B"] | None = None
-
-    def class_attention(self) -> Float[Array, "B N"]:
-        """Compute the row of CLS in the attention matrix, averaged over heads."""
-        assert self.query is not None and self.keys is not None, "every block makes keys"
-        weights = attention_weights(
-            self.query, self.keys, key_bias=self.bias, key_lengths=self.lengths
-        )
-        return weights.mean(1)[:, 0]
-
-
-class _WatchedBlock(Block):
-    """A block that notes what it sees."""
-
-    seen: _Seen
-
-    def qkv(self, x: Float[Array, "B N C"]):
-        q, k, v = super().qkv(x)
-        self.seen.query, self.seen.keys = q[:, :1], k
+    def noting_qkv(x: Float[Array, "B N C"]):
+        q, k, v = qkv(x)
+        seen.update(q=q[:, :1], k=k)
         return q, k, v
 
-    def attend(self, q, k, v, *, key_bias=None, key_lengths=None):
-        if k is self.seen.keys:  # Not what a method made of them: ACT's means, for instance.
-            self.seen.bias, self.seen.lengths = key_bias, key_lengths
-        return super().attend(q, k, v, key_bias=key_bias, key_lengths=key_lengths)
+    def noting_attend(q, k, v, **options):
+        if k is seen["k"]:  # Not what a method made of them: ACT's means, for instance.
+            seen.update(options)
+        return attend(q, k, v, **options)
 
-
-def _watch(block: Block, model: ViT) -> _WatchedBlock:
-    """Make a watched block with the parameters of another."""
-    watched = nnx.eval_shape(
-        lambda: _WatchedBlock(model.config, compute=model.compute, rngs=nnx.Rngs(0))
-    )
-    watched = nnx.merge(nnx.split(watched)[0], nnx.state(block))
-    watched.seen = _Seen()
-    return watched
+    block.qkv, block.attend = noting_qkv, noting_attend
+    return seen
 
 
 def _share_among_patches(

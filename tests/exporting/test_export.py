@@ -219,6 +219,6 @@ def test_mistakes_are_one_line(tmp_path, capsys, arguments, message):
 
 
 def test_weights_too_large_for_a_program(tmp_path, tiny, capsys, monkeypatch):
-    monkeypatch.setattr("hvit_jax.exporting.program.MOST_BYTES", 1000)
+    monkeypatch.setattr("hvit_jax.exporting.run.MOST_BYTES", 1000)
     assert export_to(tmp_path / "out", "--weights", "inside", checkpoint=tiny) == 2
     assert "do not fit inside a program" in capsys.readouterr().err

@@ -6,6 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
 from hvit_jax.checkpoint import fitted_parameters, read_description
 from hvit_jax.config import Compute, ViTConfig, named_config
 from hvit_jax.errors import InputError
@@ -19,8 +22,8 @@ def load(
     method: str | Reducer = "dense",
     *,
     resolution: int | tuple[int, int] | None = None,
-    dtype: str = "float32",
-    param_dtype: str | None = None,
+    dtype: DTypeLike = "float32",
+    param_dtype: DTypeLike | None = None,
     attention: str = "auto",
     gelu: str = "auto",
     unroll: bool = False,
@@ -33,7 +36,8 @@ def load(
         method: "dense", "hourglass", ... or a built `Reducer`.
         resolution: image size in pixels, one number or (height, width); position embeddings are
             resized. Default: the checkpoint's own.
-        dtype: what blocks are computed in, "float32", "bfloat16" or "float64".
+        dtype: what blocks are computed in, "float32", "bfloat16" or "float64", or the
+            type itself, such as `jnp.bfloat16`.
         param_dtype: what the blocks' weights are stored in; default: `dtype`.
         attention: "auto", "hopper", "cudnn" or "xla"; see `hvit_jax.ops.attention`.
         gelu: "auto", "exact" or "tanh"; auto is tanh on a GPU in 16 bits.
@@ -48,7 +52,7 @@ def load(
     """
     reducer = make_reducer(method, **method_args)
     config = with_resolution(read_description(checkpoint_dir).config, resolution)
-    compute = Compute(dtype, param_dtype, attention, gelu, unroll)
+    compute = Compute(_type_name(dtype), _type_name(param_dtype), attention, gelu, unroll)
     reducer.resolve(config)
     return build_model(config, reducer, fitted_parameters(checkpoint_dir, config), compute)
 
@@ -59,8 +63,8 @@ def create(
     *,
     seed: int = 0,
     resolution: int | tuple[int, int] | None = None,
-    dtype: str = "float32",
-    param_dtype: str | None = None,
+    dtype: DTypeLike = "float32",
+    param_dtype: DTypeLike | None = None,
     attention: str = "auto",
     gelu: str = "auto",
     unroll: bool = False,
@@ -89,8 +93,16 @@ def create(
     config = named_config(config_or_name) if named else config_or_name
     config = with_resolution(config, resolution)
     reducer = make_reducer(method, **method_args).resolve(config)
-    compute = Compute(dtype, param_dtype, attention, gelu, unroll)
+    compute = Compute(_type_name(dtype), _type_name(param_dtype), attention, gelu, unroll)
     return build_model(config, reducer, init_parameters(config, seed), compute)
+
+
+def _type_name(dtype: DTypeLike | None) -> Any:
+    """Name a type; what is no type stays as it is, for `Compute` to refuse."""
+    try:
+        return dtype if dtype is None or isinstance(dtype, str) else jnp.dtype(dtype).name
+    except TypeError:
+        return dtype
 
 
 def with_resolution(config: ViTConfig, resolution: int | tuple[int, int] | None) -> ViTConfig:

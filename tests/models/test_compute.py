@@ -18,6 +18,12 @@ def test_a_model_has_the_record_it_was_made_with(small_config):
     assert made.dtype == jnp.bfloat16 and made.patch_embed.kernel.dtype == jnp.float32
 
 
+def test_types_may_be_given_themselves(small_config):
+    for dtype in (jnp.bfloat16, jnp.dtype("bfloat16"), "bfloat16"):
+        made = hvit_jax.create(small_config, dtype=dtype, param_dtype=jnp.float32)
+        assert made.compute == Compute("bfloat16", "float32")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -17,15 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from hvit_jax.errors import InputError, unknown
-from hvit_jax.fields import (
-    Options,
-    alternatives,
-    checked_value,
-    default_of,
-    flag,
-    hints,
-    show,
-)
+from hvit_jax.fields import Options, alternatives, checked_value, default_of, flag, hints, show
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.reducers import REDUCERS, make_reducer
 from hvit_jax.system.files import read_json
@@ -252,45 +244,40 @@ def _flags(field: dataclasses.Field) -> list[str]:
 
 def _add(group: Any, field: dataclasses.Field, hint: Any, name: str) -> None:
     """Declare one option; the record itself checks type and range."""
-    declared = _declaration(field, hint)
-    if field.default is False and not name.startswith(_METHOD):
-        declared["action"] = "store_true"  # A method's file may have it on, so it can be put off.
-    if not field.metadata["positional"]:
-        required = field.default is dataclasses.MISSING
+    kinds, several, metavar = kinds_of(hint), _is_list(hint), field.metadata["metavar"]
+    positional, required = field.metadata["positional"], field.default is dataclasses.MISSING
+    declared: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(field)}
+    if choices := field.metadata["choices"]:
+        metavar = metavar or "{" + ",".join(map(str, choices)) + "}"
+    if bool in kinds:
+        # What a method's file may have on can be put off.
+        only_on = field.default is False and not name.startswith(_METHOD)
+        declared["action"] = "store_true" if only_on else argparse.BooleanOptionalAction
+    elif positional:
+        nargs = {"nargs": "+"} if several else {} if required else {"nargs": "?"}
+        declared |= {"metavar": metavar or name.upper(), **nargs}
+    elif several:
+        any_length = any(Ellipsis in typing.get_args(part) for part in alternatives(hint))
+        declared["metavar"] = metavar or ("N[,N...]" if any_length else "N[,N]")
+        declared["type"] = lambda text: _several(text, hint)
+        if Path in kinds:
+            declared["action"] = "extend"  # Files may also be named one flag each.
+    elif kinds & {int, float}:
+        declared |= {"metavar": metavar or ("X" if float in kinds else "N"), "type": _number}
+    else:
+        declared["metavar"] = metavar
+    if positional:
+        group.add_argument(name, **declared)
+    else:
         group.add_argument(*_flags(field), dest=name, required=required, **declared)
-        return
-    if _is_list(hint):
-        declared["nargs"] = "+"
-        del declared["type"]
-    elif field.default is not dataclasses.MISSING:
-        declared["nargs"] = "?"
-    group.add_argument(name, **{"metavar": name.upper(), **declared})
 
 
-def _declaration(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
-    """Say how argparse reads a field."""
-    help, default, choices = field.metadata["help"], field.default, field.metadata["choices"]
+def _help(field: dataclasses.Field) -> str:
+    text, default = field.metadata["help"], field.default
     if default is not False and default not in (None, dataclasses.MISSING, ()):
         shown = "yes" if default is True else show(default)
-        help = f"{help} (default: {shown})" if help else f"default: {shown}"
-    declared = {"default": argparse.SUPPRESS, "help": help.replace("%", "%%")}
-    kinds, numbers = kinds_of(hint), kinds_of(hint) & {int, float}
-    if bool in kinds:
-        return {**declared, "action": argparse.BooleanOptionalAction}
-    if field.metadata["metavar"] or choices:
-        declared["metavar"] = field.metadata["metavar"] or "{" + ",".join(map(str, choices)) + "}"
-    elif _is_list(hint):
-        any_length = any(Ellipsis in typing.get_args(part) for part in alternatives(hint))
-        declared["metavar"] = "N[,N...]" if any_length else "N[,N]"
-    elif numbers:
-        declared["metavar"] = "X" if float in kinds else "N"
-    if _is_list(hint):
-        declared["type"] = lambda text: _several(text, hint)
-    elif numbers:
-        declared["type"] = _number
-    if _is_list(hint) and Path in kinds:
-        declared["action"] = "extend"  # Files may also be named one flag each.
-    return declared
+        text = f"{text} (default: {shown})" if text else f"default: {shown}"
+    return text.replace("%", "%%")
 
 
 def kinds_of(hint: Any) -> set[Any]:

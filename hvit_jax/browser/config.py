@@ -23,4 +23,4 @@ class DemoConfig(Options):
     host: str = option(
         "127.0.0.1", "address to serve on; 0.0.0.0 lets others in", metavar="ADDRESS"
     )
-    port: int = option(7860, least=1, most=65535)
+    port: int = option(7860, "port to serve on", least=1, most=65535)

@@ -21,14 +21,7 @@ a setting is used it is compiled, which takes some seconds."""
 
 
 def serve(config: DemoConfig) -> None:
-    """Serve the page until Ctrl-C.
-
-    Args:
-        config: which model, and where to serve.
-
-    Raises:
-        InputError: if gradio is missing, the checkpoint cannot be read, or the address is taken.
-    """
+    """Serve the page until Ctrl-C."""
     # Before gradio is imported: it asks the network for news otherwise.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
@@ -70,14 +63,7 @@ def _check_address(host: str, port: int) -> None:
 
 
 def make_page(session: Session) -> Any:
-    """Lay out the page.
-
-    Args:
-        session: what answers.
-
-    Returns:
-        A `gradio.Blocks`, to be launched.
-    """
+    """Lay out the page, a `gradio.Blocks` to be launched."""
     import gradio as gr
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:

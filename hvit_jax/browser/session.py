@@ -29,41 +29,27 @@ TOP = 3
 
 @dataclass(frozen=True)
 class Answer:
-    """What is shown of one picture.
-
-    Attributes:
-        groups: the picture with its groups of patches.
-        attention: the picture under the heat map of CLS's attention.
-        reduced: probabilities of the likeliest classes under the method.
-        dense: the same of the dense model.
-        summary: tokens, cost and speed beside the dense model's, as Markdown.
-    """
+    """What is shown of one picture."""
 
     groups: UInt8[np.ndarray, "h w 3"]
     attention: UInt8[np.ndarray, "h w 3"]
-    reduced: dict[str, float]
-    dense: dict[str, float]
-    summary: str
+    reduced: dict[str, float]  # Probabilities of the likeliest classes under the method.
+    dense: dict[str, float]  # The same of the dense model.
+    summary: str  # Tokens, cost and speed beside the dense model's, as Markdown.
 
 
 class Session:
     """A checkpoint, and its compiled models: a few are kept, the others made again."""
 
     def __init__(self, checkpoint: str | Path, resolution: int | tuple[int, int] | None = None):
-        """Read what the checkpoint says of itself.
-
-        Args:
-            checkpoint: a folder written by the converter or by training.
-            resolution: as for `hvit_jax.load`.
-
-        Raises:
-            InputError: if it cannot be read, or the resolution does not fit it.
-        """
+        """Read what the checkpoint says of itself; see `hvit_jax.load`."""
         self.checkpoint = checkpoint
         self.description = read_description(checkpoint)
         self.config: ViTConfig = with_resolution(self.description.config, resolution)
         self._model = functools.lru_cache(KEPT_MODELS)(self._load)
-        self._views = functools.lru_cache(KEPT_MODELS)(self._compile_views)
+        self._views = functools.lru_cache(KEPT_MODELS)(
+            lambda reducer, block: compile_views(self._model(reducer)[0], [block])
+        )
         # One picture at a time, or models would be compiled twice and times would be wrong.
         self._lock = threading.Lock()
 
@@ -75,9 +61,6 @@ class Session:
             method: a name in `hvit_jax.REDUCERS`.
             share: of the dense model's GFLOPs that the method should cost, about.
             block: which block to look behind, counted from 0.
-
-        Raises:
-            InputError: for a method, share or block that there is not.
         """
         reducer = at_cost(method, self.config, share)
         with self._lock:
@@ -89,7 +72,6 @@ class Session:
         (view,), output = self._views(reducer, block)(pixels)
         forward = self._model(reducer)[1]
         dense = self._model(Reducer().resolve(self.config))[1]
-        dense_output = dense(inputs)
         works = [device_work(functools.partial(run, inputs)) for run in (dense, forward)]
         times = time_in_turns(works, seconds=0.1, rounds=5)
         shown = resize_and_crop(image, enlarged(self.config.image_shape))
@@ -98,16 +80,13 @@ class Session:
             groups=draw_groups(shown, np.asarray(view.groups[0]), self.config.grid),
             attention=lay_over(shown, heat),
             reduced=self._classes(output[0]),
-            dense=self._classes(dense_output[0]),
+            dense=self._classes(dense(inputs)[0]),
             summary=self._summary(reducer, block, int(view.tokens[0]), times),
         )
 
     def _load(self, reducer: Reducer):
         model = load(self.checkpoint, reducer, resolution=self.config.image_shape)
         return model, jit_model(model)
-
-    def _compile_views(self, reducer: Reducer, block: int):
-        return compile_views(self._model(reducer)[0], [block])
 
     def _classes(self, logits: Float[jax.Array, " classes"]) -> dict[str, float]:
         """Name the likeliest classes; of a model without a head, none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,6 @@ def completion(shell: str, commands: dict[str, tuple[str, type[Options]]]) -> st
     Args:
         shell: "bash", "zsh" or another one that shtab knows.
         commands: what each of the program's commands does, and the record of its options.
-
-    Raises:
-        InputError: if shtab is missing, or does not know the shell.
     """
     try:
         import shtab  # pyright: ignore[reportMissingImports]  (extra `completion`)
@@ -40,7 +36,11 @@ def completion(shell: str, commands: dict[str, tuple[str, type[Options]]]) -> st
 
 def _name_values(parser: ArgumentParser, record: type[Options], file: Any, folder: Any) -> None:
     """Tell which values options take, as shtab looks for them."""
-    actions = {name: action for action in parser._actions for name in _names(action)}
+    actions = {
+        name: action
+        for action in parser._actions
+        for name in action.option_strings or (action.dest,)
+    }
     found = list(options_of(record))
     for reducer in REDUCERS.values():
         kinds = hints(reducer)
@@ -57,7 +57,3 @@ def _name_values(parser: ArgumentParser, record: type[Options], file: Any, folde
     if "--method" in actions:
         actions["--method"].choices = list(REDUCERS)
         actions["--method-args"].complete = file  # pyright: ignore
-
-
-def _names(action: argparse.Action) -> list[str]:
-    return list(action.option_strings) or [action.dest]

@@ -48,7 +48,7 @@ def _convert(config: ConvertConfig) -> None:
             )
             sizes = description.config
             facts = {**description.source, "file": str(config.source), **_heads_note(sizes)}
-    print(summary(sizes, config.destination, facts))
+    print(_summary(sizes, config.destination, facts))
 
 
 def _heads_note(sizes: ViTConfig) -> dict[str, str]:
@@ -65,14 +65,8 @@ def _export_note(sizes: ViTConfig) -> dict[str, str]:
     return {"note": f"a .torch file does not tell that the patches form {rows} rows x {columns}"}
 
 
-def summary(sizes: ViTConfig, destination: Path, facts: dict[str, str]) -> str:
-    """Describe in a few lines what was written.
-
-    Args:
-        sizes: the model's.
-        destination: the file or folder that was written.
-        facts: more rows, by name.
-    """
+def _summary(sizes: ViTConfig, destination: Path, facts: dict[str, str]) -> str:
+    """Describe in a few lines the model that was written, and more facts by their names."""
     files = [destination, *destination.rglob("*")]
     megabytes = sum(file.stat().st_size for file in files if file.is_file()) / 1e6
     rows = {

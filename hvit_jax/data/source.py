@@ -87,6 +87,6 @@ class Subset:
 
 
 def take_evenly(source: Source, count: int) -> Subset:
-    """Take so many pictures, if there are, at even distances: neighbours are often of one class."""
+    """Take `count` pictures, or all, at even distances: neighbours are often of one class."""
     count = min(count, len(source))
     return Subset(source, tuple(place * len(source) // count for place in range(count)))

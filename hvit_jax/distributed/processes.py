@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, option
 
-GROUP = "several processes (SLURM, Open MPI and Kubernetes tell all but the last)"
+GROUP = "several processes (SLURM, Open MPI and Kubernetes set the first three)"
 # What tells a launcher, and where it counts its processes; JAX reads the rest itself.
 _LAUNCHERS = (
     ("SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS"),

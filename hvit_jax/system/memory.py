@@ -10,7 +10,7 @@ from hvit_jax.system.library_messages import is_out_of_memory
 
 
 def smaller_batch(batch: int, multiple: int = 1) -> str:
-    """Suggest about half the batch, which divides by `multiple`, such as the number of devices."""
+    """Suggest about half the batch, a multiple of a number such as that of the devices."""
     half = max(1, batch // multiple // 2) * multiple
     return f"try --batch-size {half}" if half < batch else "a smaller batch there is not"
 

@@ -22,7 +22,7 @@ Show = Callable[[int, str], None]
 
 @contextmanager
 def show_progress(console: Console, total: int, first: int = 0, *, unit: str) -> Iterator[Show]:
-    """Show what is done, of `total` units, and the time left; an earlier run has done `first`.
+    """Show how many of `total` units are done, `first` of them by an earlier run, and the time left.
 
     Yields:
         A function to call now and then with the units done, and a text about them.

@@ -22,7 +22,7 @@ Show = Callable[[int, str], None]
 
 @contextmanager
 def show_progress(console: Console, total: int, first: int = 0, *, unit: str) -> Iterator[Show]:
-    """Show how many of `total` units are done, `first` of them by an earlier run, and the time left.
+    """Show how many of `total` units are done, `first` of them earlier, and the time that is left.
 
     Yields:
         A function to call now and then with the units done, and a text about them.

@@ -34,7 +34,7 @@ _SHARED_MEMORY = "/dev/shm"
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures in a row of the source, padded to the full batch.
+    """Pictures in the source's order, padded to the full batch.
 
     Attributes:
         pixels: prepared pictures; zeros for padding and for pictures that could not be read.

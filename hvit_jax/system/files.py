@@ -161,12 +161,7 @@ def refuse_existing(name: str | Path) -> None:
 
 
 def check_destination(path: Path, *, overwrite: bool) -> None:
-    """Refuse a file that cannot be written, before the work that fills it starts.
-
-    Args:
-        path: where to.
-        overwrite: whether a file that exists may be replaced.
-    """
+    """Refuse a file that cannot be written, before the work that fills it starts."""
     if path.exists() and not path.is_file():
         what = "a folder" if path.is_dir() else "no regular file"
         raise InputError(f"{path} is {what}; give the name of a file to write")
@@ -184,13 +179,7 @@ def check_destination(path: Path, *, overwrite: bool) -> None:
 
 
 def require_space(name: str | Path, folder: Path, needed: int) -> None:
-    """Refuse to write where there is no room, before a library runs into a disk's end half-way.
-
-    Args:
-        name: what is to be written.
-        folder: where it goes; exists.
-        needed: bytes.
-    """
+    """Refuse to write more bytes than a folder's disk has, before a library runs into its end."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(

@@ -172,7 +172,10 @@ def test_compares_all_methods(tmp_path, checkpoint):
         ([PICTURES[0], "--compare", "--method-args=a.json"], "cannot read a.json"),
         ([PICTURES[0], "--compare", "--num-clusters", "9"], "leave --num-clusters out"),
         ([PICTURES[0], "--compare", "--r", "4"], "the default method has no option --r"),
-        ([PICTURES[0], "--compare", "--share", "2"], "above 0 and at most 1"),
+        (
+            [PICTURES[0], "--compare", "--share", "2"],
+            "--share must be above 0 and at most 1, got 2",
+        ),
         ([PICTURES[0], "--method", "tome", "--share", "0.5"], "--share is for --compare"),
         ([PICTURES[0], "--method", "tome", "--keep-rate", "0.5"], "--keep-rate"),
         ([PICTURES[0], "-r", "57"], "57 is not a multiple of the patch size 4"),

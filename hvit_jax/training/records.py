@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,30 +43,25 @@ Row = MetricsRow | ValidationRow
 _NAMES = {MetricsRow: ("metrics", "train"), ValidationRow: ("validation", "val")}
 
 
-class Table:
-    """A CSV file that rows are appended to; each is at once visible to readers.
+def open_table(path: Path, kind: type[Row], first_step: int) -> Row | None:
+    """Make a CSV file, or cut off what a killed run wrote behind the step it resumes from.
 
-    What a killed run wrote behind `first_step`, from which it is resumed, is cut off.
+    Returns the last row that remains.
     """
+    header = [field.name for field in dataclasses.fields(kind)]
+    with writing(path):
+        path.touch()
+        size, last = _remaining(path.read_bytes(), header, kind, first_step)
+        os.truncate(path, size)
+    if not size:
+        append_row(path, header)
+    return last
 
-    def __init__(self, path: Path, kind: type[Row], first_step: int):
-        self._path = path
-        header = [field.name for field in dataclasses.fields(kind)]
-        with writing(path):
-            path.touch()
-            size, self.last = _remaining(path.read_bytes(), header, kind, first_step)
-            os.truncate(path, size)
-        if not size:
-            self._write(header)
 
-    def append(self, row: Row) -> None:
-        """Append a row."""
-        self._write(dataclasses.astuple(row))
-        self.last = row
-
-    def _write(self, values: Any) -> None:
-        with writing(self._path), self._path.open("a", newline="") as file:
-            csv.writer(file).writerow(values)
+def append_row(path: Path, values: Iterable[Any]) -> None:
+    """Append a row to a CSV file, where readers see it at once."""
+    with writing(path), path.open("a", newline="") as file:
+        csv.writer(file).writerow(values)
 
 
 def _remaining(
@@ -75,19 +71,15 @@ def _remaining(
     size, last = 0, None
     for line in content.splitlines(keepends=True):
         values = line.decode(errors="replace").strip().split(",")
-        row = _row(values, kind)
-        right = values == header if size == 0 else row is not None and row.step <= first_step
+        try:
+            row = kind(int(values[0]), *map(float, values[1:])) if size else None
+        except (ValueError, TypeError):
+            break
+        right = values == header if row is None else row.step <= first_step
         if not right or not line.endswith(b"\n"):
             break
         size, last = size + len(line), row
     return size, last
-
-
-def _row(values: list[str], kind: type[Row]) -> Row | None:
-    try:
-        return kind(int(values[0]), *map(float, values[1:]))
-    except (ValueError, TypeError):
-        return None
 
 
 class Records:
@@ -95,23 +87,23 @@ class Records:
 
     def __init__(self, output: Path, first_step: int, *, tensorboard: bool):
         """Open the files in OUTPUT, to go on behind `first_step`."""
-        self._tables, self._events = {}, None
+        self._paths, self._events, last = {}, None, []
         if jax.process_index() == 0:
-            for kind, (name, _) in _NAMES.items():
-                self._tables[kind] = Table(output / f"{name}.csv", kind, first_step)
+            self._paths = {kind: output / f"{name}.csv" for kind, (name, _) in _NAMES.items()}
+            last = [open_table(path, kind, first_step) for kind, path in self._paths.items()]
             if tensorboard:
                 folder = str(output / "tensorboard")
                 # TensorBoard drops what a killed run wrote behind the step it resumes from.
                 self._events = import_tensorboard().SummaryWriter(folder, purge_step=first_step + 1)
-        mine = [table.last and dataclasses.asdict(table.last) for table in self._tables.values()]
-        rows = zip(_NAMES, gather(mine)[0], strict=True)
+        found = gather([row and dataclasses.asdict(row) for row in last])[0]
+        rows = zip(_NAMES, found, strict=True)
         self.last: dict[type[Row], Any] = {kind: row and kind(**row) for kind, row in rows}
 
     def write(self, row: Row) -> None:
         """Write a row."""
         self.last[type(row)] = row
-        if self._tables:
-            self._tables[type(row)].append(row)
+        if self._paths:
+            append_row(self._paths[type(row)], dataclasses.astuple(row))
         if self._events:
             values = dataclasses.asdict(row)
             for column in values.keys() - {"step", "epoch"}:

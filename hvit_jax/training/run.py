@@ -91,8 +91,6 @@ def train(
 class _Run:
     """A run whose output folder is open."""
 
-    records: Records
-
     def __init__(self, config: TrainConfig, console: Console, batches: Callable[..., Batches]):
         self.config, self.console, self.batches = config, console, batches
         self.placement = place(shard=config.shard_parameters)

@@ -79,7 +79,13 @@ def _check_resumed(output: Path, settings: dict[str, Any], resume: bool) -> None
     if (output / "checkpoint").exists():
         raise InputError(f"{output} is finished: {output / 'checkpoint'} is its result")
     before = read_settings(output)
-    if found := _refused(before, settings):
+    # Options of different methods have nothing in common.
+    compared = before if before.get("method") == settings["method"] else {**before, "args": {}}
+    # Other sizes are named only where they do not follow from another option.
+    found = changes(compared, settings, but=(*_NOTED, "model")) or changes(
+        {"model": before["model"]}, {"model": settings["model"]}
+    )
+    if found:
         differing = "; ".join(found)
         raise InputError(f"{output} was begun {differing}; repeat the first command to resume")
     resumed = before.get("resumed", [])
@@ -88,14 +94,6 @@ def _check_resumed(output: Path, settings: dict[str, Any], resume: bool) -> None
         print(f"{output} was written {'; '.join(noted)}", file=sys.stderr)
         resumed = [*resumed, {name: settings[name] for name in _NOTED}]
         write_json(output / _FILE, {**before, "resumed": resumed})
-
-
-def _refused(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Name what differs between the first command and this one, and only the cause of it."""
-    if before.get("method") != now["method"]:
-        before = {**before, "args": {}}  # Options of different methods have nothing in common.
-    found = changes(before, now, but=(*_NOTED, "model"))
-    return found or changes({"model": before["model"]}, {"model": now["model"]})
 
 
 def read_settings(output: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -170,19 +171,16 @@ def make_optimizer(config: TrainConfig, pictures: int) -> optax.GradientTransfor
     warmup = round(config.warmup * pictures / config.batch_size)
     steps = max(config.total_steps(pictures), warmup + 1)
     rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps)
-    adamw = optax.adamw(rate, weight_decay=config.weight_decay, mask=_is_matrix)
+    is_matrix = functools.partial(
+        jax.tree_util.tree_map_with_path, lambda path, _: path[-1].key == "kernel"
+    )
+    adamw = optax.adamw(rate, weight_decay=config.weight_decay, mask=is_matrix)
     parts = [optax.clip_by_global_norm(1.0), adamw]
     if config.layer_decay != 1:
         parts.append(
             optax.stateless(lambda updates, _: _scale_by_layer(updates, config.layer_decay))
         )
     return optax.chain(*parts)
-
-
-def _is_matrix(parameters: Tree) -> Tree:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1] == jax.tree_util.DictKey("kernel"), parameters
-    )
 
 
 def _scale_by_layer(updates: Any, decay: float) -> Any:

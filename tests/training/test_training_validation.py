@@ -10,7 +10,7 @@ import pytest
 
 from hvit_jax.commands.eval import main as evaluate
 from hvit_jax.training import validation as validation_module
-from hvit_jax.training.records import MetricsRow, Table
+from hvit_jax.training.records import MetricsRow, append_row, open_table
 from hvit_jax.training.validation import ends_epoch
 from tests.training_setup import column, make_data, rows, train
 
@@ -135,9 +135,8 @@ HEADER = "step,epoch,loss,accuracy,images_per_second"
 def test_rows_behind_the_step_and_rows_cut_off_are_dropped(tmp_path, torn):
     path = tmp_path / "rows.csv"
     path.write_text(f"{HEADER}\n1,0.1,0.5,0.5,9.0\n2,0.2,0.4,0.75,9.0\n{torn}")
-    table = Table(path, MetricsRow, 2)
-    assert table.last == MetricsRow(2, 0.2, 0.4, 0.75, 9.0)
-    table.append(MetricsRow(3, 0.3, 0.25, 1.0, 9.0))
+    assert open_table(path, MetricsRow, 2) == MetricsRow(2, 0.2, 0.4, 0.75, 9.0)
+    append_row(path, (3, 0.3, 0.25, 1.0, 9.0))
     assert path.read_text().split() == [
         *(HEADER, "1,0.1,0.5,0.5,9.0", "2,0.2,0.4,0.75,9.0", "3,0.3,0.25,1.0,9.0")
     ]
@@ -148,5 +147,4 @@ def test_a_table_begins_with_its_header(tmp_path, content):
     path = tmp_path / "rows.csv"
     if content is not None:
         path.write_text(content)
-    table = Table(path, MetricsRow, 9)
-    assert table.last is None and path.read_text().split() == [HEADER]
+    assert open_table(path, MetricsRow, 9) is None and path.read_text().split() == [HEADER]

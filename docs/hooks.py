@@ -39,7 +39,7 @@ def options_table(method: str) -> str:
     for field in dataclasses.fields(REDUCERS[method]):
         flags = [field.metadata["short"], "--" + field.name.replace("_", "-")]
         shown = ", ".join(f"`{flag}`" for flag in flags if flag)
-        default = "" if field.default is None else f"`{field.default}`"
+        default = "" if field.default is None else f"`{show(field.default)}`"
         rows.append((f"`{field.name}`", shown, default, field.metadata["help"]))
     return _table(("option", "flag", "default", "meaning"), rows)
 
@@ -117,11 +117,9 @@ def _given(row: dict[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    if not isinstance(value, list):
-        return str(value)
-    if len(value) > 2 and len(set(value)) == 1:
+    if isinstance(value, list) and len(value) > 2 and len(set(value)) == 1:
         return f"{value[0]} in {len(value)} blocks"
-    return " ".join(map(str, value))
+    return show(value)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

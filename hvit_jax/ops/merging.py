@@ -128,33 +128,34 @@ def merge_tokens(
         The merged tokens in the dtype of `x`, and their sizes.
     """
     targets = matching.targets
-    left = matching.order.shape[1] - targets.shape[1]
+    left, odd = matching.order.shape[1] - targets.shape[1], x.shape[1] // 2
     stay, leave = matching.order[:, :left], matching.order[:, left:]
-    odd, odd_sizes = x[:, 1::2], sizes[:, 1::2]
-    if targets.shape[1]:
-        odd, odd_sizes = _join(odd, odd_sizes, gather(x, leave), gather(sizes, leave), targets)
+    behind = jnp.broadcast_to(2 * jnp.arange(odd, dtype=stay.dtype) + 1, (x.shape[0], odd))
+    sources = jnp.concatenate([stay, behind], axis=1)
+    if not targets.shape[1]:
+        return gather(x, sources), gather(sizes, sources)
+    means, totals = _means(x, sizes, leave, targets)
+    # Tokens that others join take their mean, in one pass over all of them.
+    joins = targets[:, None, :] == jnp.arange(-left, odd)[:, None]
+    joined, which = joins.any(-1), joins.argmax(-1)
     return (
-        jnp.concatenate([gather(x, stay), odd], axis=1),
-        jnp.concatenate([gather(sizes, stay), odd_sizes], axis=1),
+        jnp.where(joined[..., None], gather(means, which), gather(x, sources)),
+        jnp.where(joined, gather(totals, which), gather(sizes, sources)),
     )
 
 
-def _join(odd, odd_sizes, leaving, leaving_sizes, targets):
-    """Let tokens join their targets, which become means weighted by size."""
-    # The mean for every token that leaves; those that join the same one find the same.
+def _means(x, sizes, leave, targets):
+    """Average every token that leaves with its target and all that join the same, by size."""
+    leaving, leaving_sizes = gather(x, leave), gather(sizes, leave)
+    # Those that join the same one find the same mean.
     together = targets[:, :, None] == targets[:, None, :]
     parts = jnp.where(together, leaving_sizes[:, None, :], 0)
-    weights = gather(odd_sizes, targets)
+    weights = gather(sizes[:, 1::2], targets)
     total = weights + parts.sum(-1)
-    wide = accumulator(odd.dtype)
+    wide = accumulator(x.dtype)
     sums = accurate_einsum("brs,bsc->brc", parts, leaving.astype(wide))
-    sums += gather(odd, targets).astype(wide) * weights[..., None]
-    means = (sums / total[..., None]).astype(odd.dtype)
-    # Tokens that others join take their mean, in one pass over all of them.
-    joins = targets[:, None, :] == jnp.arange(odd.shape[1])[:, None]
-    joined, which = joins.any(-1), joins.argmax(-1)
-    odd = jnp.where(joined[..., None], gather(means, which), odd)
-    return odd, jnp.where(joined, gather(total, which), odd_sizes)
+    sums += gather(x[:, 1::2], targets).astype(wide) * weights[..., None]
+    return (sums / total[..., None]).astype(x.dtype), total
 
 
 def unmerge_tokens(x: Float[Array, "B M C"], matching: Matching) -> Float[Array, "B N C"]:

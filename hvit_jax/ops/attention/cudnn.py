@@ -14,7 +14,7 @@ _DTYPES = (jnp.bfloat16, jnp.float16)
 # Stands for -inf, where -inf - (-inf) would make NaN: float16 holds it, and divided by sqrt(D) it
 # still leaves exactly 0 of exp(score).
 _MASKED = -30_000.0
-# Numbers in a bias of all pairs at once, 256 MB.
+# Numbers in a bias of all pairs, or in the codes that it is made of, at once: 256 MB.
 _PAIRS = 2**27
 
 
@@ -154,8 +154,10 @@ def _some_images_at_a_time(q, k, v, q_clusters, k_clusters, clusters: int):
         return out[:, : q.shape[1]]
 
     batch, size, heads, _ = q.shape
-    most = _PAIRS // (heads * size * k.shape[1])
-    group = largest_divisor(batch, most) if isinstance(batch, int) else 1
+    width = max(k.shape[1], q_clusters.shape[2] * clusters)
+    group = (
+        largest_divisor(batch, _PAIRS // (heads * size * width)) if isinstance(batch, int) else 1
+    )
     groups = jax.tree.map(
         lambda x: x.reshape(-1, group, *x.shape[1:]), (q, k, v, q_clusters, k_clusters)
     )

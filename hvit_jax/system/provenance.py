@@ -80,7 +80,9 @@ def _flat(about: Mapping[str, Any], but: Collection[str]) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             flat["--method" if name == "method" else name] = value
         elif name in _OPTIONS:
-            flat |= {"DATA" if each == "data" else flag(each): value[each] for each in value}
+            options = {**value, **value.get("compute", {})}
+            options.pop("compute", None)
+            flat |= {"DATA" if each == "data" else flag(each): options[each] for each in options}
         else:
             flat |= value
     return flat

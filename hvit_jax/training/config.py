@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvit_jax.config import DTYPES, GELU
+from hvit_jax.config import Compute
 from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, flag, nested, option
@@ -31,6 +31,7 @@ class TrainConfig(Options):
     output: Path = option(help="where state, metrics and result go", metavar="DIR")
     resume: bool = option(False, "go on from the newest state in OUTPUT")
     reducer: Reducer = Reducer()
+    compute: Compute = nested(Compute, leave=("param_dtype", "attention", "unroll"))
 
     checkpoint: Path | None = _start(None, "start from these weights", metavar="DIR")
     new_head: bool = _start(
@@ -64,12 +65,6 @@ class TrainConfig(Options):
         "linear warm-up, then cosine to 0 (default: a tenth of the epochs, at most 1)",
         least=0,
     )
-    dtype: str = _recipe("float32", "what blocks are computed in", choices=DTYPES[:2])
-    gelu: str = _recipe(
-        "auto",
-        "exact, or by tanh, which a GPU computes inside a product; auto: tanh on a GPU in 16 bits",
-        choices=GELU,
-    )
     learning_rate: float = _recipe(1e-3, "highest rate of AdamW", above=0)
     layer_decay: float = _recipe(
         1.0, "rate of a layer, relative to the one above it", least=1e-3, most=1
@@ -88,9 +83,6 @@ class TrainConfig(Options):
     seed: int = _recipe(0, "of weights, order and augmentation", least=0, most=2**32 - 1)
 
     accumulate: int = _running(1, "parts that a step takes its batch in, to save memory", least=1)
-    remat: bool = _running(
-        False, "compute blocks again in the backward pass: less memory, about a third more time"
-    )
     workers: int = _running(
         0, "processes that decode pictures; 0: threads of this one", short="-j", least=0
     )
@@ -119,7 +111,9 @@ class TrainConfig(Options):
             )
         if self.train == "head" and self.layer_decay != 1:
             raise InputError("--layer-decay is about layers that --train head does not train")
-        if self.train == "head" and self.remat:
+        if self.compute.dtype == "float64":
+            raise InputError("training computes in float32 or bfloat16; --dtype names float64")
+        if self.train == "head" and self.compute.remat:
             raise InputError("--remat saves nothing with --train head, which has no backward pass")
 
     def _check_start(self) -> None:
@@ -169,7 +163,7 @@ class TrainConfig(Options):
         more, half = next(fits, 0), size // parts // 2 * parts
         helps = {
             f"--accumulate {more}": more,
-            "--remat": not self.remat and self.train != "head",
+            "--remat": not self.compute.remat and self.train != "head",
             "--shard-parameters": devices > 1 and not self.shard_parameters,
             f"--batch-size {half}": half,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from hvit_jax.config import Compute, ViTConfig
+from hvit_jax.config import ViTConfig
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.models.parameters import Tree, abstract_parameters, build_model
@@ -64,8 +65,7 @@ class Trainer:
 
     def model(self, parameters: Tree, gather_weights: Callable[[Any], Any] | None = None) -> ViT:
         """Make the model around parameters; `gather_weights` as for `ViT`."""
-        config = self.config
-        compute = Compute(config.dtype, "float32", gelu=config.gelu, remat=config.remat)
+        compute = dataclasses.replace(self.config.compute, param_dtype="float32")
         return build_model(
             self.model_config, self.reducer, parameters, compute, gather_weights=gather_weights
         )

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import hvit_jax
+from hvit_jax import Compute
 from hvit_jax.distributed.placement import place
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.training import TrainConfig
@@ -94,7 +95,7 @@ def test_remat_changes_no_gradient(method):
     config = dataclasses.replace(CONFIG, depth=2)
     parameters = init_parameters(config, 0)
     plain, remat = (
-        gradients(make_trainer(method, model=config, remat=remat), parameters)
+        gradients(make_trainer(method, model=config, compute=Compute(remat=remat)), parameters)
         for remat in (False, True)
     )
     assert_close(remat, plain, 1e-5)
@@ -106,7 +107,7 @@ def test_remat_takes_less_memory():
     parameters = init_parameters(config, 0)
     bytes = []
     for remat in (False, True):
-        trainer = make_trainer(model=config, remat=remat)
+        trainer = make_trainer(model=config, compute=Compute(remat=remat))
         state = jax.eval_shape(trainer.init, parameters)
         compiled = jax.jit(trainer.step).lower(state, pixels, LABELS).compile()
         bytes.append(compiled.memory_analysis().temp_size_in_bytes)

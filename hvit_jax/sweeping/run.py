@@ -13,11 +13,11 @@ from rich.progress import track
 from hvit_jax.checkpoint import describe_checkpoint, fitted_parameters
 from hvit_jax.costs import count_flops
 from hvit_jax.data.fingerprint import data_sha256
-from hvit_jax.data.source import SAMPLING, take_evenly
-from hvit_jax.distributed.placement import place
+from hvit_jax.data.source import SAMPLING, Subset, take_evenly
+from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.inputs import open_inputs
+from hvit_jax.evaluation.inputs import Inputs, open_inputs
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.profiling.device import describe_device, use_compilation_cache
 from hvit_jax.profiling.results import COMPUTE, Results
@@ -90,29 +90,9 @@ def sweep(
     use_compilation_cache(config.cache)
     # At even distances over the data, and so over its classes.
     part = take_evenly(inputs.source, config.pictures)
-    about = {
-        **describe_device(placement.devices),
-        "pictures": len(part),
-        "sampling": SAMPLING,
-        "data_sha256": data_sha256(inputs.source),
-        **describe_checkpoint(inputs.checkpoint),
-    }
-    paths = [] if config.output is None else [config.output]
-    results = Results(paths, Trial, config, about, settings=SETTINGS, resume=config.resume)
-    machine = f"{about['device']} ({about['processor']}, {about['cpus']} cores)"
-    many = f"{placement.devices} x " if placement.devices > 1 else ""
-    messages.print(f"{many}{machine}, {len(part)} pictures, {len(found)} candidates")
-    batches = load_sample(
-        part,
-        sizes.image_shape,
-        # A whole batch is divided among the devices, as eval.py does it.
-        batch_size=placement.round_up(min(config.batch_size, len(part))),
-        workers=config.workers,
-        messages=messages,
-    )
-    weights = fitted_parameters(inputs.checkpoint, sizes)
-    labels = [inputs.labels[index] for index in part.indices]
-    trials, done = bench(config, sizes, weights, batches, labels, placement), Sweep()
+    results = _open_results(config, inputs, part, placement)
+    messages.print(f"{_machine(placement)}, {len(part)} pictures, {len(found)} candidates")
+    trials, done = _prepare(bench, config, inputs, part, placement, messages), Sweep()
     try:
         with sigterm_raises():
             _try_all(found, trials, None if config.all else config.goal, results, done, messages)
@@ -127,6 +107,49 @@ def sweep(
         plot_sweep(done.rows, done.chosen, config.goal, config.plot)
         console.print(f"drawn: {config.plot}")
     return done
+
+
+def _open_results(
+    config: SweepConfig, inputs: Inputs, part: Subset, placement: Placement
+) -> Results[Trial]:
+    """Open the file of finished candidates, or find out that its are of another sweep."""
+    about = {
+        **describe_device(placement.devices),
+        "pictures": len(part),
+        "sampling": SAMPLING,
+        "data_sha256": data_sha256(inputs.source),
+        **describe_checkpoint(inputs.checkpoint),
+    }
+    paths = [] if config.output is None else [config.output]
+    return Results(paths, Trial, config, about, settings=SETTINGS, resume=config.resume)
+
+
+def _machine(placement: Placement) -> str:
+    about = describe_device(placement.devices)
+    many = f"{placement.devices} x " if placement.devices > 1 else ""
+    return f"{many}{about['device']} ({about['processor']}, {about['cpus']} cores)"
+
+
+def _prepare(
+    bench: Callable[..., Trials],
+    config: SweepConfig,
+    inputs: Inputs,
+    part: Subset,
+    placement: Placement,
+    messages: Console,
+) -> Trials:
+    """Read pictures and weights."""
+    batches = load_sample(
+        part,
+        inputs.sizes.image_shape,
+        # A whole batch is divided among the devices, as eval.py does it.
+        batch_size=placement.round_up(min(config.batch_size, len(part))),
+        workers=config.workers,
+        messages=messages,
+    )
+    weights = fitted_parameters(inputs.checkpoint, inputs.sizes)
+    labels = [inputs.labels[index] for index in part.indices]
+    return bench(config, inputs.sizes, weights, batches, labels, placement)
 
 
 def _try_all(

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Int
 
 from hvit_jax.config import ViTConfig
@@ -16,7 +15,7 @@ from hvit_jax.data.loader import Batch
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
-from hvit_jax.models.vit import ViT
+from hvit_jax.models.vit import ViT, part_weights
 from hvit_jax.reducers import Budgeted, as_budgeted
 
 # Matrix products on GPUs work in tiles of 8 rows and more.
@@ -56,22 +55,22 @@ def measure(
     Raises:
         InputError: if a picture cannot be read.
     """
-    graph, state = nnx.split(model)
+    with_weights, weights = part_weights(model)
     reducer = as_budgeted(model.reducer)
     blocks = reducer.budget_blocks(model.config)
 
-    def count(state, pixels):
-        states = nnx.merge(graph, state).features(normalize(pixels)).states
+    def count(weights, pixels):
+        states = with_weights(weights).features(normalize(pixels)).states
         return [reducer.counts(states[block]) for block in blocks]
 
     pixels = jax.ShapeDtypeStruct((batch_size, *model.config.image_shape, 3), np.uint8)
-    state = placement.replicate(state)
-    compiled = placement.compile(count, arrays=1).lower(state, pixels).compile()
+    weights = placement.replicate(weights)
+    compiled = placement.compile(count, arrays=1).lower(weights, pixels).compile()
     collected = []
     for batch in batches:
         for problem in batch.problems.values():
             raise InputError(problem)
-        counts = jax.device_get(compiled(state, placement.shard_batch(batch.pixels)))
+        counts = jax.device_get(compiled(weights, placement.shard_batch(batch.pixels)))
         collected.append(jax.tree.map(lambda leaf, rows=batch.valid: leaf[rows], counts))
     joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *collected)
     return [

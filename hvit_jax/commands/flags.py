@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import itertools
 import re
 import sys
 import typing
@@ -97,7 +98,8 @@ def parse(
     parser = make_parser(record, program, description, epilog, methods=[method] if method else None)
     options, surplus = parser.parse_known_args(list(arguments))
     if surplus:
-        raise _not_an_option(parser, surplus[0], method)
+        before = list(itertools.takewhile(lambda word: word != surplus[0], arguments))
+        raise _not_an_option(parser, surplus[0], method, in_list=_ends_list(record, before))
     return _build(record, _checked(record, vars(options), method), base)
 
 
@@ -132,7 +134,7 @@ def make_parser(
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         if _holds(hint, Reducer):
-            _add_methods(parser, methods or [default_of(field).name])
+            _add_methods(parser, methods, default_of(field).name)
         else:
             _add(groups[title], field, hint, field.name)
     return parser
@@ -210,19 +212,20 @@ def _is_nested(hint: Any) -> bool:
     return _holds(hint, Options) and not _holds(hint, Reducer)
 
 
-def _add_methods(parser: ArgumentParser, methods: Iterable[str]) -> None:
-    """Declare `--method`, `--method-args` and the options of methods."""
-    text = f"one of {', '.join(REDUCERS)}; --method NAME --help lists its options"
+def _add_methods(parser: ArgumentParser, methods: Iterable[str] | None, default: str) -> None:
+    """Declare `--method`, `--method-args` and the options of methods, or of the default one."""
+    known = ", ".join(REDUCERS)
+    text = f"one of {known}; --method NAME --help lists its options (default: {default})"
     parser.add_argument("--method", default=argparse.SUPPRESS, metavar="NAME", help=text)
     file = "JSON file with the method's options, from calibrate or --output; options given here win"
     parser.add_argument("--method-args", default=argparse.SUPPRESS, metavar="FILE", help=file)
-    for method in methods:
+    for method in methods or [default]:
         if method not in REDUCERS:
             raise unknown("method", method, REDUCERS)
         kinds = hints(REDUCERS[method])
-        known = parser._option_string_actions
+        declared = parser._option_string_actions
         fields = [
-            each for each in dataclasses.fields(REDUCERS[method]) if flag(each.name) not in known
+            each for each in dataclasses.fields(REDUCERS[method]) if flag(each.name) not in declared
         ]
         group = parser.add_argument_group(f"options of {method}") if fields else parser
         for field in fields:
@@ -308,10 +311,25 @@ def _number(word: str) -> int | float | str:
     return float(word) if set(word) & set(".eE") else int(word)
 
 
-def _not_an_option(parser: ArgumentParser, word: str, method: str | None) -> InputError:
+def _ends_list(record: type[Options], words: Sequence[str]) -> bool:
+    """Tell whether the last option among these words takes a list of names or files."""
+    lists = [
+        name
+        for field, hint in options_of(record)
+        if _is_list(hint) and kinds_of(hint) & {str, Path}
+        for name in _flags(field)
+    ]
+    options = [word for word in words if word.startswith("-")]
+    return bool(options) and options[-1] in lists
+
+
+def _not_an_option(
+    parser: ArgumentParser, word: str, method: str | None, *, in_list: bool
+) -> InputError:
     """Describe a surplus word: an option of other methods, a misspelt one, or no option at all."""
     if not word.startswith("-") or _NUMBER.fullmatch(word):
         hint = ": lists are written with commas, such as 6,12,18" if _NUMBER.fullmatch(word) else ""
+        hint = ": lists are written with commas, without spaces" if in_list else hint
         return InputError(f"unexpected argument {word!r}{hint} (see {parser.prog} --help)")
     name = word.partition("=")[0] if word.startswith("--") else word[:2]
     positive = name.replace("--no-", "--", 1)

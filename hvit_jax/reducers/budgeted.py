@@ -81,5 +81,9 @@ def as_budgeted(reducer: Reducer) -> Budgeted:
         InputError: if it has none.
     """
     if not isinstance(reducer, Budgeted):
-        raise InputError(f"{reducer.name} has no budgets: its counts do not depend on the picture")
+        known = " and ".join(sorted(each.name for each in Budgeted.__subclasses__()))
+        raise InputError(
+            f"{reducer.name} has no budgets: its counts do not depend on the picture "
+            f"({known} have budgets)"
+        )
     return reducer

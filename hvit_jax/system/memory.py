@@ -12,7 +12,7 @@ from hvit_jax.system.library_messages import is_out_of_memory
 def smaller_batch(batch: int, multiple: int = 1) -> str:
     """Suggest about half the batch, a multiple of a number such as that of the devices."""
     half = max(1, batch // multiple // 2) * multiple
-    return f"try --batch-size {half}" if half < batch else "a smaller batch there is not"
+    return f"try --batch-size {half}" if half < batch else "no smaller batch is possible"
 
 
 def describe_out_of_memory(batch: int, advice: str) -> str:

@@ -69,8 +69,8 @@ class StateFolder:
             if state is not None:
                 for newer, reason in damaged.items():
                     note(
-                        f"the state of step {newer} cannot be read, so step {step} it is "
-                        f"({self._move_aside(newer)} holds the other): {reason}"
+                        f"the state of step {newer} cannot be read, so the run goes on from step "
+                        f"{step} ({self._move_aside(newer)} holds the damaged one): {reason}"
                     )
                 return state
             place = self.folder / str(step)

@@ -10,14 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
-from hvit_jax.models.vit import ViT
+from hvit_jax.models.vit import ViT, part_weights
+from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.attention import attention_weights
 from hvit_jax.ops.platform import compiler_options
 from hvit_jax.reducers import Budgeted
@@ -62,18 +62,18 @@ def compile_views(
     for block in blocks:
         if not 0 <= block <= last:
             raise InputError(f"block {block}: the model's blocks are 0 to {last}")
-    graph, state = nnx.split(model)
+    with_weights, weights = part_weights(model)
 
     @functools.partial(jax.jit, compiler_options=compiler_options())
-    def views(state, pixels):
-        model, images = nnx.merge(graph, state), normalize(pixels)
+    def views(weights, pixels):
+        model, images = with_weights(weights), normalize(pixels)
         features = model.features(images)
         after = zip(features.tokens, features.states, strict=True)
         steps = [model.embed(images, trace=True), *after]
         found = [_view(model, block, *steps[block], steps[block + 1][1]) for block in blocks]
         return found, features.output
 
-    return lambda pixels: views(state, pixels)
+    return lambda pixels: views(weights, pixels)
 
 
 def _view(model: ViT, index: int, x, before, after) -> BlockView:
@@ -122,4 +122,4 @@ def _share_among_patches(
     places = jnp.where(held, source, 0)
     tokens = jnp.where(held, places, -1)[..., None] == jnp.arange(attention.shape[1])
     members = jnp.maximum(tokens.sum(1), 1)
-    return jnp.where(held, jnp.take_along_axis(attention / members, places, axis=1), 0)
+    return jnp.where(held, gather(attention / members, places), 0)

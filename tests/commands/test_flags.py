@@ -54,6 +54,7 @@ class Outer(Options):
     inner: Inner = nested(Inner, leave=("hidden",))
     resolution: int | tuple[int, int] | None = option(None, short="-r")
     output: Path | None = option(None)
+    files: tuple[Path, ...] = option(())
 
 
 for record in (Inner, Outer):
@@ -136,6 +137,7 @@ def test_records_in_records():
         ("one -g 4 5", "unexpected argument '5': lists are written with commas, such as 6,12,18"),
         ("one --pair 4 x", r"unexpected argument 'x' \(see "),
         ("one --kind=cls x", r"unexpected argument 'x' \(see "),
+        ("one --files a b", "unexpected argument 'b': lists are written with commas, without"),
         ("one two", "unexpected argument 'two'"),
     ],
 )

@@ -1,6 +1,7 @@
 """Mutated input of every kind: it is used or refused in one clear line, and nothing else happens.
 
-`HVIT_FUZZ=20 pytest -s tests/test_fuzz.py` runs twenty times as many cases and prints the counts.
+`HVIT_FUZZ=20 pytest -s tests/commands/test_fuzz.py` runs twenty times as many cases and prints the
+counts.
 """
 
 import collections

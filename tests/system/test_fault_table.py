@@ -270,4 +270,4 @@ def test_out_of_memory(inputs, tmp_path, complaint, monkeypatch, command, place,
 def test_the_smaller_batch_suits_the_devices():
     assert memory.smaller_batch(64) == "try --batch-size 32"
     assert memory.smaller_batch(24, 8) == "try --batch-size 8"
-    assert memory.smaller_batch(8, 8) == "a smaller batch there is not"
+    assert memory.smaller_batch(8, 8) == "no smaller batch is possible"

@@ -1,10 +1,10 @@
 """Measure everything that the performance page shows, on whatever device there is.
 
 `python benchmarks/run_all.py` writes benchmarks/results/rows-DEVICE.json and prints the table. On a
-GPU: the published rows in bfloat16 at batch 32, all or, as `run_all.py vit_l16`, those of a model or
-method; and the dense models at batch 1, unrolled. On a CPU: ViT-B/16 in float32 at 384 pixels, with
-the settings that the original was measured with. Started again on the same machine, it goes on.
-`--output FILE.json` writes elsewhere; benchmarks/results/cpu.json is what the page shows.
+GPU: the published rows in bfloat16 at batch 32, all or, as `run_all.py vit_l16`, those of a model
+or method; and the dense models at batch 1, unrolled. On a CPU: ViT-B/16 in float32 at 384 pixels,
+with the settings that the original was measured with. Started again on the same machine, it goes
+on. `--output FILE.json` writes elsewhere; benchmarks/results/cpu.json is what the page shows.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ from hvit_jax.evaluation.tally import Tally
 from hvit_jax.fields import as_json
 from hvit_jax.models.parameters import build_model
 from hvit_jax.models.vit import ViT
+from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.published import describe_configuration, find_published
 from hvit_jax.system.files import write_json
 from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
@@ -121,6 +122,7 @@ class _Evaluation:
         self.source, sizes = self.inputs.source, self.inputs.sizes
         if self.inputs.note is not None:
             messages.print(self.inputs.note)
+        warn_if_slow(config.compute.dtype, messages.print)
         parameters = fitted_parameters(self.inputs.checkpoint, sizes)
         self.model = build_model(sizes, config.reducer, parameters, config.compute)
         seams.on_stage("opened")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,12 @@ def accurate_einsum(subscripts: str, *operands: Array | np.ndarray) -> Array:
     exact = all(operand.dtype == wide for operand in operands)
     precision = jax.lax.Precision.HIGHEST if exact else None
     return jnp.einsum(subscripts, *operands, precision=precision, preferred_element_type=wide)
+
+
+def warn_if_slow(dtype: jax.typing.DTypeLike, say: Callable[[str], object]) -> None:
+    """Say in one line if a type of 16 bits is asked for on a CPU, where none is fast."""
+    if backend() == "cpu" and jnp.dtype(dtype).itemsize == 2:
+        say(f"{jnp.dtype(dtype).name} is slower than float32 on a CPU")
 
 
 def smallest_integer(most: int) -> np.dtype:

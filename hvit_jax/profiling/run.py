@@ -11,6 +11,7 @@ from rich.console import Console
 from hvit_jax.checkpoint import checkpoint_sha256, describe_checkpoint
 from hvit_jax.convert.reader import import_torch
 from hvit_jax.errors import InputError, first_line
+from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.profiling.bench import SEED, Profiler
 from hvit_jax.profiling.cases import Case, cases_of, with_dense
 from hvit_jax.profiling.config import ProfileConfig
@@ -66,6 +67,7 @@ def profile(
     cache = use_compilation_cache(config.cache)
     where = f"compiled programs are kept in {cache}" if cache else "compiled programs are not kept"
     messages.print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}; {where}")
+    warn_if_slow(config.compute.dtype, messages.print)
     if jax.local_device_count() > 1:
         messages.print(f"measures one of the {jax.local_device_count()} devices")
     cases = with_dense(cases) if config.dense else cases

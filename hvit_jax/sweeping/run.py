@@ -19,6 +19,7 @@ from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import Inputs, open_inputs
 from hvit_jax.models.reducer import Reducer
+from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.profiling.device import describe_device, use_compilation_cache
 from hvit_jax.profiling.results import COMPUTE, Results
 from hvit_jax.profiling.run import FAILURES, describe_failure
@@ -87,6 +88,7 @@ def sweep(
     found += [replace(each, reducer=each.reducer.resolve(sizes)) for each in settings or ()]
     if inputs.note is not None:
         messages.print(inputs.note)
+    warn_if_slow(config.compute.dtype, messages.print)
     use_compilation_cache(config.cache)
     # At even distances over the data, and so over its classes.
     part = take_evenly(inputs.source, config.pictures)

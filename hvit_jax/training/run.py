@@ -23,6 +23,7 @@ from hvit_jax.data.loader import WorkerLost
 from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.errors import InputError
 from hvit_jax.ops.platform import compiler_options
+from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.system.files import remove_folder
 from hvit_jax.system.library_messages import is_out_of_memory
 from hvit_jax.system.memory import explain_out_of_memory
@@ -106,6 +107,7 @@ class _Run:
         open_output(config.output, settings, resume=config.resume)
         if note is not None:
             console.print(note)
+        warn_if_slow(config.dtype, console.print)
         self.validation = None
         if pictures is not None:
             self.validation = Validation(self.trainer, pictures, self.folder.classes)

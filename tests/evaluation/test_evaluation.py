@@ -177,9 +177,10 @@ def test_results_file_and_table(checkpoint, pictures, tmp_path, capsys):
     )
     assert results["checkpoint"] == str(checkpoint) and results["data"] == str(pictures)
     assert results["device"] == "cpu" and results["versions"]["jax"] == jax.__version__
-    out = capsys.readouterr().out
+    captured = capsys.readouterr()
     for text in ("top-1 (%)", "images/s", "GFLOPs", "dense, custom at 32x32, bfloat16"):
-        assert text in out
+        assert text in captured.out
+    assert captured.err.count("bfloat16 is slower than float32 on a CPU\n") == 1
 
 
 def test_the_demo_runs_without_arguments(capsys):

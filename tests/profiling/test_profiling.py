@@ -65,6 +65,14 @@ def read(path):
     return json.loads(path.read_text(), parse_constant=pytest.fail)
 
 
+def test_sixteen_bits_are_slow_on_a_cpu(capsys):
+    for words, count in ((["--dtype", "bfloat16"], 1), ([], 0)):
+        pretend(*words)
+        assert capsys.readouterr().err.count("bfloat16 is slower than float32 on a CPU\n") == count
+    pretend("--dtype", "bfloat16", "--gflops-only")
+    assert "slower" not in capsys.readouterr().err
+
+
 def test_a_row_has_every_figure(tmp_path, capsys):
     output = tmp_path / "rows.json"
     measure("--method", "hourglass", "--output", str(output))

@@ -64,6 +64,7 @@ def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, capsys):
     start = ["--checkpoint", str(straight / "checkpoint"), "-r", "24"]
     short = "--epochs 1 -b 8 --warmup-epochs 0 --dtype bfloat16 --method hourglass -l 1".split()
     assert main([str(data), "--output", str(tuned), *start, *short]) == 0
+    assert "bfloat16 is slower than float32 on a CPU\n" in capsys.readouterr().out
     assert parameters(tuned)["pos_embedding"].shape == (1 + 36, 16)
     assert main([str(data), "--output", str(tuned), "--resume", *start, *short]) == 2
     assert "is finished" in capsys.readouterr().err

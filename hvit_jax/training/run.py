@@ -107,7 +107,7 @@ class _Run:
         open_output(config.output, settings, resume=config.resume)
         if note is not None:
             console.print(note)
-        warn_if_slow(config.dtype, console.print)
+        warn_if_slow(config.compute.dtype, console.print)
         self.validation = None
         if pictures is not None:
             self.validation = Validation(self.trainer, pictures, self.folder.classes)

@@ -2,7 +2,8 @@
 
 It is FlashAttention-3 (Shah et al. 2024, arXiv 2407.08608) for the rows of a vision transformer:
 any number of tokens, and a bias of every key, which cuDNN takes only as eight more channels a head.
-docs/performance.md has the figures.
+docs/performance.md has the figures. XLA cannot divide it among devices: that takes `shard_map`, as
+in `Placement.compile`; under `jax.jit` alone every device computes the whole batch.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ docs and what result files store are all made from these fields.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import operator
@@ -60,14 +61,27 @@ def option(
     return dataclasses.field(default=metadata.pop("default"), metadata=metadata)
 
 
-def nested(kind: type[Record], *, leave: tuple[str, ...] = ()) -> Any:
+def nested(
+    kind: type[Record], *, leave: tuple[str, ...] = (), choices: dict[str, tuple] | None = None
+) -> Any:
     """Declare a field that holds another record, whose options become the outer one's flags.
 
     Args:
         kind: the other record's class.
         leave: those of its options that are no flags here.
+        choices: fewer choices for some of its options than they have elsewhere, by their names.
     """
-    return dataclasses.field(default_factory=kind, metadata={"leave": leave})
+    metadata = {"leave": leave, "inner_choices": choices or {}}
+    return dataclasses.field(default_factory=kind, metadata=metadata)
+
+
+def with_choices(field: dataclasses.Field, choices: tuple | None) -> dataclasses.Field:
+    """Copy an option's field with other choices; None leaves it as it is."""
+    if choices is None:
+        return field
+    narrowed = copy.copy(field)
+    narrowed.metadata = types.MappingProxyType({**field.metadata, "choices": choices})
+    return narrowed
 
 
 @dataclass(frozen=True)

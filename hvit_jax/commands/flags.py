@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from hvit_jax.errors import InputError, unknown
-from hvit_jax.fields import Options, alternatives, checked_value, default_of, flag, hints, show
+from hvit_jax.fields import (
+    Options,
+    alternatives,
+    checked_value,
+    default_of,
+    flag,
+    hints,
+    show,
+    with_choices,
+)
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.reducers import REDUCERS, make_reducer
 from hvit_jax.system.files import read_json
@@ -146,8 +155,10 @@ def options_of(record: type[Options]) -> Iterator[tuple[dataclasses.Field, Any]]
     for field in dataclasses.fields(record):
         kind = kinds[field.name]
         if _is_nested(kind):
-            left_out = field.metadata["leave"]
-            yield from (each for each in options_of(kind) if each[0].name not in left_out)
+            left_out, choices = field.metadata["leave"], field.metadata["inner_choices"]
+            for inner, hint in options_of(kind):
+                if inner.name not in left_out:
+                    yield with_choices(inner, choices.get(inner.name)), hint
         else:
             yield field, kind
 

@@ -33,7 +33,10 @@ class OnPictures(Options):
     compute: Compute = nested(Compute, leave=("param_dtype", "remat"))
     batch_size: int = option(32, "pictures at once, of all devices together", short="-b", least=1)
     workers: int = option(
-        min(8, os.cpu_count() or 1), "processes that decode; 0: threads", short="-j", least=0
+        min(8, os.cpu_count() or 1),
+        "processes that decode, one a core but at most 8; 0: threads",
+        short="-j",
+        least=0,
     )
 
     def __post_init__(self):

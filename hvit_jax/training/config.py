@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvit_jax.config import Compute
+from hvit_jax.config import DTYPES, Compute
 from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, flag, nested, option
@@ -31,7 +31,9 @@ class TrainConfig(Options):
     output: Path = option(help="where state, metrics and result go", metavar="DIR")
     resume: bool = option(False, "go on from the newest state in OUTPUT")
     reducer: Reducer = Reducer()
-    compute: Compute = nested(Compute, leave=("param_dtype", "attention", "unroll"))
+    compute: Compute = nested(
+        Compute, leave=("param_dtype", "attention", "unroll"), choices={"dtype": DTYPES[:2]}
+    )
 
     checkpoint: Path | None = _start(None, "start from these weights", metavar="DIR")
     new_head: bool = _start(

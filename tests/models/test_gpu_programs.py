@@ -13,11 +13,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
 from hvit_jax.config import MODELS, Compute, ViTConfig, model_name
 from hvit_jax.costs import at_cost
+from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.models.vit import ViT
 from hvit_jax.ops.attention import attend, cudnn, hopper
 from hvit_jax.ops.platform import compiled_for
@@ -88,6 +90,21 @@ def test_our_kernel_at_full_size(method, monkeypatch):
     images = jax.ShapeDtypeStruct((BATCH, *config.image_shape, 3), jnp.float32)
     program = lowered(lambda state, images: nnx.merge(graph, state)(images), state, images)
     assert "mosaic_gpu" in program and ("__cudnn$fmha" in program) == (method == "ats")
+
+
+@pytest.mark.parametrize("method", REDUCERS)
+def test_an_image_does_not_depend_on_its_batch(method, plain_cudnn, monkeypatch):
+    """As a GPU lays it out: neither on places, nor on a neighbour that is not finite."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(hopper, "obstacle", lambda dtype, size: "it cannot run on a CPU")
+    config = ViTConfig(48, patch_size=8, depth=3, width=32, heads=2, mlp_width=64, num_classes=5)
+    compute = Compute(attention="cudnn")
+    model = build_model(config, make_reducer(method), init_parameters(config, 0), compute)
+    run, images = jax.jit(model), jax.random.normal(jax.random.key(1), (3, 48, 48, 3))
+    first, turned = run(images), run(images[::-1].at[1].set(jnp.nan))
+    np.testing.assert_allclose(first[0], turned[2], atol=1e-5)
+    np.testing.assert_allclose(first[2], turned[0], atol=1e-5)
+    assert jnp.isnan(turned[1]).all() and jnp.isfinite(first).all() and plain_cudnn
 
 
 CUDA = [

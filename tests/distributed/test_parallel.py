@@ -58,7 +58,7 @@ def test_a_batch_of_training_divides_by_parts_and_devices():
 SHARED = """
 import jax, numpy as np
 from pathlib import Path
-from hvit_jax.config import ViTConfig
+from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.distributed.placement import place
 from hvit_jax.reducers import make_reducer
@@ -67,7 +67,7 @@ from hvit_jax.training.trainer import Trainer, make_optimizer
 
 config = ViTConfig(16, patch_size=8, depth=3, width=64, heads=2, mlp_width=256, num_classes=7)
 reducer = make_reducer("evit", drop_locations=(1,)).resolve(config)
-options = {"model": "vit_b16", "remat": True, "accumulate": 2, "ema": 0.9}
+options = {"model": "vit_b16", "compute": Compute(remat=True), "accumulate": 2, "ema": 0.9}
 options |= {"weight_decay": 0.1, "layer_decay": 0.9, "label_smoothing": 0, "log_every": 1}
 recipe = TrainConfig("data", Path("run"), batch_size=10, epochs=0.9, warmup_epochs=0.1, **options)
 optimizer = make_optimizer(recipe, 100)

@@ -7,6 +7,7 @@ prints images per second and writes benchmarks/results/decode.json.
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import statistics
@@ -53,7 +54,8 @@ def rate(files: list[bytes], resolution: int) -> float:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Measure, print and write; there are no options but --help."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     files = encoded()
     rates = {str(size): round(rate(files, size), 1) for size in RESOLUTIONS}
     about = {

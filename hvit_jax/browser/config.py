@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from hvit_jax.fields import Options, option
+from hvit_jax.demo.config import OnCheckpoint
+from hvit_jax.fields import option
 
 
 @dataclass(frozen=True)
-class DemoConfig(Options):
+class DemoConfig(OnCheckpoint):
     """Which model to show in the browser, and where to serve the page."""
 
-    checkpoint: Path | None = option(
-        None,
-        "a folder written by hvit convert or by training (default: the bundled demo)",
-        metavar="DIR",
-    )
-    resolution: int | tuple[int, int] | None = option(
-        None, "picture size, one number or height,width (default: the checkpoint's)", short="-r"
-    )
     host: str = option(
         "127.0.0.1", "address to serve on; 0.0.0.0 lets others in", metavar="ADDRESS"
     )

@@ -28,7 +28,7 @@ def serve(config: DemoConfig) -> None:
         from gradio.themes import Default
     except ImportError as error:
         raise InputError("this needs gradio: pip install 'hvit-jax[demo]'") from error
-    session = Session(config.checkpoint or demo.checkpoint_dir(), config.resolution)
+    session = Session(config.folder, config.resolution)
     _check_address(config.host, config.port)
     page = make_page(session)
     page.launch(

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvit_jax.config import DTYPES
+from hvit_jax.demo.config import OnCheckpoint
 from hvit_jax.errors import InputError
-from hvit_jax.fields import Options, option
+from hvit_jax.fields import option
 from hvit_jax.models.reducer import Reducer
 
 # JAX's names of platforms, and what `jax.default_backend` calls them.
@@ -16,22 +17,14 @@ SYMBOLIC = "symbolic"
 
 
 @dataclass(frozen=True)
-class ExportConfig(Options):
+class ExportConfig(OnCheckpoint):
     """What to export, for what, and where to.
 
     Each platform gets a program of its own, since what is fast on one is slow on another.
     """
 
     output: Path = option(help="a new folder", metavar="DIR")
-    checkpoint: Path | None = option(
-        None,
-        "a folder written by hvit convert or by training (default: the bundled demo)",
-        metavar="DIR",
-    )
     reducer: Reducer = Reducer()
-    resolution: int | tuple[int, int] | None = option(
-        None, "picture size, one number or height,width (default: the checkpoint's)", short="-r"
-    )
     dtype: str = option("float32", "what blocks are computed in", choices=DTYPES[:2])
     platforms: tuple[str, ...] = option(
         ("cpu", "cuda"),

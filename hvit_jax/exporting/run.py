@@ -13,7 +13,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from hvit_jax import demo
 from hvit_jax.api import load, with_resolution
 from hvit_jax.checkpoint import describe_checkpoint, read_description
 from hvit_jax.data.preprocess import MEAN, STD, normalize, resize_and_crop
@@ -47,7 +46,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
             model cannot be exported so.
     """
     refuse_existing(config.output)
-    checkpoint = config.checkpoint or demo.checkpoint_dir()
+    checkpoint = config.folder
     config.reducer.resolve(with_resolution(read_description(checkpoint).config, config.resolution))
     # JAX gives no guarantee for programs that call cuDNN, and makes them on NVIDIA GPUs only.
     model = load(

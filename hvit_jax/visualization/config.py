@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvit_jax.demo.config import OnCheckpoint
 from hvit_jax.errors import InputError
-from hvit_jax.fields import Options, option
+from hvit_jax.fields import option
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.reducers import Hourglass
 
@@ -14,7 +15,7 @@ SHARE = 0.6
 
 
 @dataclass(frozen=True)
-class VisualizeConfig(Options):
+class VisualizeConfig(OnCheckpoint):
     """Which pictures to draw, under which method, behind which blocks, and where to."""
 
     images: tuple[str, ...] = option(help="pictures, a row each", metavar="IMAGE", positional=True)
@@ -23,15 +24,7 @@ class VisualizeConfig(Options):
         short="-o",
         metavar="FILE",
     )
-    checkpoint: Path | None = option(
-        None,
-        "a folder written by hvit convert or by training (default: the bundled demo)",
-        metavar="DIR",
-    )
     reducer: Reducer = Hourglass()
-    resolution: int | tuple[int, int] | None = option(
-        None, "picture size, one number or height,width (default: the checkpoint's)", short="-r"
-    )
     after: tuple[int, ...] | None = option(
         None,
         "look behind these blocks, counted from 0 (default: a third, two thirds, the last)",

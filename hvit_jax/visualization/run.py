@@ -12,7 +12,6 @@ from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import track
 
-from hvit_jax import demo
 from hvit_jax.api import load, with_resolution
 from hvit_jax.checkpoint import read_description
 from hvit_jax.config import ViTConfig
@@ -55,7 +54,7 @@ def visualize(config: VisualizeConfig, console: Console | None = None) -> list[l
             method does not fit it, or the file cannot be written.
     """
     check_plot(config.output, "--output")
-    checkpoint = config.checkpoint or demo.checkpoint_dir()
+    checkpoint = config.folder
     sizes = with_resolution(read_description(checkpoint).config, config.resolution)
     blocks, reducers = _blocks(config, sizes), _reducers(config, sizes)
     pictures = [open_picture(Path(name), name) for name in config.images]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvit_jax.config import DTYPES
+from hvit_jax.config import DTYPES, Compute
 from hvit_jax.demo.config import OnCheckpoint
 from hvit_jax.errors import InputError
-from hvit_jax.fields import option
+from hvit_jax.fields import nested, option
 from hvit_jax.models.reducer import Reducer
 
 # JAX's names of platforms, and what `jax.default_backend` calls them.
@@ -25,7 +25,11 @@ class ExportConfig(OnCheckpoint):
 
     output: Path = option(help="a new folder", metavar="DIR")
     reducer: Reducer = Reducer()
-    dtype: str = option("float32", "what blocks are computed in", choices=DTYPES[:2])
+    compute: Compute = nested(
+        Compute,
+        leave=("param_dtype", "attention", "gelu", "unroll", "remat"),
+        choices={"dtype": DTYPES[:2]},
+    )
     platforms: tuple[str, ...] = option(
         ("cpu", "cuda"),
         f"{', '.join(PLATFORMS)}; this machine need not have them",
@@ -43,6 +47,13 @@ class ExportConfig(OnCheckpoint):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.compute.dtype not in DTYPES[:2]:
+            raise InputError(f"programs compute in float32 or bfloat16, not {self.compute.dtype}")
+        # JAX gives no guarantee for programs that call cuDNN, and makes them on NVIDIA GPUs only.
+        if self.compute.attention not in ("auto", "xla"):
+            raise InputError(
+                f"programs compute attention by plain XLA, not by {self.compute.attention}"
+            )
         if not self.platforms:
             raise InputError("--platforms needs the name of one at least")
         if self.batch != SYMBOLIC and not (isinstance(self.batch, int) and self.batch > 0):

@@ -13,12 +13,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from hvit_jax.api import load, with_resolution
-from hvit_jax.checkpoint import describe_checkpoint, read_description
+from hvit_jax.api import with_resolution
+from hvit_jax.checkpoint import describe_checkpoint, fitted_parameters, read_description
 from hvit_jax.data.preprocess import MEAN, STD, normalize, resize_and_crop
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.exporting.config import PLATFORMS, ExportConfig
-from hvit_jax.models.parameters import flatten
+from hvit_jax.models.parameters import build_model, flatten
 from hvit_jax.models.vit import ViT
 from hvit_jax.ops.platform import compiled_for
 from hvit_jax.system.files import checksums, new_folder, refuse_existing, require_space, write_json
@@ -47,15 +47,10 @@ def export(config: ExportConfig) -> dict[str, Any]:
     """
     refuse_existing(config.output)
     checkpoint = config.folder
-    config.reducer.resolve(with_resolution(read_description(checkpoint).config, config.resolution))
-    # JAX gives no guarantee for programs that call cuDNN, and makes them on NVIDIA GPUs only.
-    model = load(
-        checkpoint,
-        config.reducer,
-        resolution=config.resolution,
-        dtype=config.dtype,
-        attention="xla",
-    )
+    sizes = with_resolution(read_description(checkpoint).config, config.resolution)
+    config.reducer.resolve(sizes)  # Finds mistakes before the weights are read.
+    compute = dataclasses.replace(config.compute, attention="xla")
+    model = build_model(sizes, config.reducer, fitted_parameters(checkpoint, sizes), compute)
     tree = nnx.to_pure_dict(nnx.state(model))
     weights = {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}
     size, inside = sum(array.nbytes for array in weights.values()), config.weights == "inside"

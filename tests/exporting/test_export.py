@@ -10,12 +10,13 @@ import pytest
 from jax import export
 
 import hvit_jax
-from hvit_jax import demo
+from hvit_jax import InputError, demo
 from hvit_jax.checkpoint import checkpoint_sha256
 from hvit_jax.commands.export import main
+from hvit_jax.config import Compute
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.preprocess import normalize, resize_and_crop
-from hvit_jax.exporting import loader
+from hvit_jax.exporting import ExportConfig, loader
 from tests.evaluation_setup import CONFIG, make_checkpoint, make_pictures
 from tests.reducers.test_contract import CASES, name
 
@@ -217,6 +218,14 @@ def test_mistakes_are_one_line(tmp_path, capsys, arguments, message):
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1 and message in errors
     assert not (tmp_path / "out").exists()
+
+
+def test_what_no_program_can_be_made_with_is_refused_in_a_record_too(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="attention by plain XLA, not by cudnn"):
+        ExportConfig(output=tmp_path / "out", compute=Compute(attention="cudnn"))
+    monkeypatch.setattr(Compute, "__post_init__", lambda self: None)  # Which wants JAX_ENABLE_X64.
+    with pytest.raises(InputError, match="float32 or bfloat16, not float64"):
+        ExportConfig(output=tmp_path / "out", compute=Compute("float64"))
 
 
 def test_weights_too_large_for_a_program(tmp_path, tiny, capsys, monkeypatch):

@@ -19,7 +19,7 @@ from hvit_jax.data.preprocess import MEAN, STD, normalize, resize_and_crop
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.exporting.config import PLATFORMS, ExportConfig
 from hvit_jax.models.parameters import build_model, flatten
-from hvit_jax.models.vit import ViT
+from hvit_jax.models.vit import ViT, part_weights
 from hvit_jax.ops.platform import compiled_for
 from hvit_jax.system.files import checksums, new_folder, refuse_existing, require_space, write_json
 from hvit_jax.system.provenance import describe_runtime
@@ -92,15 +92,13 @@ def _export(
     Raises:
         InputError: if the method needs to know the batch.
     """
-    graph, state = nnx.split(model)
-    structure = jax.tree.structure(state)  # Its leaves are the weights, in their order.
+    with_weights, _ = part_weights(model)  # `weights` are the same, in the same order.
 
     def classify(
         given: dict[str, Array], pixels: UInt8[Array, "B H W 3"]
     ) -> Float[Array, "B classes"]:
         arrays = weights if inside else given
-        leaves = [jnp.asarray(arrays[name]) for name in weights]
-        return nnx.merge(graph, structure.unflatten(leaves))(normalize(pixels))
+        return with_weights([jnp.asarray(arrays[name]) for name in weights])(normalize(pixels))
 
     shapes = {name: jax.ShapeDtypeStruct(each.shape, each.dtype) for name, each in weights.items()}
     symbol = jax.export.symbolic_shape("b", constraints=["b >= 1"])[0]

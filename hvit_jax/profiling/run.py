@@ -20,7 +20,7 @@ from hvit_jax.profiling.plot import plot, read_accuracies
 from hvit_jax.profiling.results import COMPUTE, Results
 from hvit_jax.profiling.rows import Measurement, markdown_table
 from hvit_jax.system.figures import check_plot
-from hvit_jax.system.files import check_destination, refuse_existing
+from hvit_jax.system.files import check_writable, refuse_existing
 from hvit_jax.system.library_messages import is_out_of_memory
 from hvit_jax.system.memory import describe_out_of_memory, smaller_batch
 from hvit_jax.system.signals import sigterm_raises
@@ -94,7 +94,7 @@ def _check(config: ProfileConfig, cases: Sequence[Case]) -> dict[str, float]:
     """Find mistakes before anything is measured, and read the accuracies of --accuracy."""
     if config.trace is not None:
         refuse_existing(config.trace)
-        check_destination(config.trace, overwrite=False)
+        check_writable(config.trace)
     if config.against == "torch":
         import_torch()
     if config.plot is None:

@@ -167,6 +167,15 @@ def check_destination(path: Path, *, overwrite: bool) -> None:
         raise InputError(f"{path} is {what}; give the name of a file to write")
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already; --overwrite replaces it")
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a name in a folder that is not there, or cannot be written in.
+
+    Raises:
+        InputError: with what the system says.
+    """
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {path.parent}")
     # Only writing shows whether writing is possible: think of full and read-only disks.

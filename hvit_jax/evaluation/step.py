@@ -8,18 +8,17 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.models.vit import ViT, part_weights
+from hvit_jax.ops.arrays import Anywhere
 
 TOP = 5
 # What stands for a label in rows of padding, and of pictures that cannot be read.
 PADDING, UNREADABLE = -1, -2
-Anywhere = Array | np.ndarray  # On the device while it runs, on the host afterwards.
 
 
 @jax.tree_util.register_dataclass

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from hvit_jax.evaluation.step import Anywhere, Outputs
+from hvit_jax.evaluation.step import Outputs
+from hvit_jax.ops.arrays import Anywhere
 
 
 @dataclass(frozen=True)

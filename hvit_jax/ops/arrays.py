@@ -6,7 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+Anywhere = Array | np.ndarray  # On the device while it runs, on the host afterwards.
 
 
 def gather(x: Array, index: Array, *, axis: int = 1) -> Array:

@@ -17,12 +17,10 @@ from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.models.vit import ViT, part_weights
-from hvit_jax.ops.arrays import gather
+from hvit_jax.ops.arrays import Anywhere, gather
 from hvit_jax.ops.attention import attention_weights
 from hvit_jax.ops.platform import compiler_options
 from hvit_jax.reducers import Budgeted
-
-Anywhere = Array | np.ndarray  # On the device while it runs, on the host afterwards.
 
 
 @jax.tree_util.register_dataclass

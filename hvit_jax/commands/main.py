@@ -36,6 +36,8 @@ COMMANDS = {
     "demo": ("try the methods in the browser", "browser.config.DemoConfig"),
 }
 
+OPTIONS = ("--help", "--version", "--print-completion")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default the process's own; returns the exit status."""
@@ -55,6 +57,8 @@ def _main(words: list[str]) -> int | None:
 
         print(completion(words[1] if len(words) > 1 else "", records()))
         return 0
+    if words[0].startswith("-"):
+        raise unknown("option", words[0], OPTIONS)
     if words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)
     return importlib.import_module(f"hvit_jax.commands.{words[0]}").main(words[1:])

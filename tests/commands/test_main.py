@@ -40,6 +40,11 @@ def test_unknown_commands_name_the_nearest(capsys):
     assert "unknown command 'evla', did you mean 'eval'?" in capsys.readouterr().err
 
 
+def test_unknown_options_name_the_nearest(capsys):
+    assert main(["--verison"]) == 2
+    assert "unknown option '--verison', did you mean '--version'?" in capsys.readouterr().err
+
+
 def test_the_same_as_python_m_hvit_jax():
     done = subprocess.run(
         [sys.executable, "-m", "hvit_jax", "export", "--batch", "0"],

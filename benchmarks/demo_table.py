@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def row(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure all methods, write the results and print the table."""
+    """Measure all methods, write and print; there are no options but --help."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     rows = [measure(method) for method in hvit_jax.REDUCERS]
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ standard deviation, the largest difference over the same, and pictures that chan
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,8 @@ def compare(found: np.ndarray, exact: np.ndarray, labels: np.ndarray) -> dict[st
 
 
 def main() -> None:
-    """Measure, write the results and print the table."""
+    """Measure, write and print; there are no options but --help."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     folder = read_folder(demo.images_dir())
     resolution = read_description(demo.checkpoint_dir()).config.image_shape
     with load_batches(folder, resolution, batch_size=100, workers=0) as batches:

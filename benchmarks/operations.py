@@ -6,9 +6,9 @@ vit_b16 2 float32. Inputs are random.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hvit_jax.config import Compute, ViTConfig, named_config
+from hvit_jax.config import DTYPES, MODELS, Compute, ViTConfig
 from hvit_jax.models.block import Block, gelu
 from hvit_jax.ops.attention import attend, attend_and_score, class_attention
 from hvit_jax.ops.clustered_attention import clustered_attention
@@ -93,15 +93,20 @@ def _cluster(config: ViTConfig) -> Callable[..., Any]:
     )
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Time everything and print the table."""
-    name, batch, dtype = (*arguments, *("vit_b16", "2", "float32")[len(arguments) :])
-    config = named_config(name)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?", default="vit_b16", choices=MODELS)
+    parser.add_argument("batch", nargs="?", default=2, type=int)
+    parser.add_argument("dtype", nargs="?", default="float32", choices=DTYPES)
+    options = parser.parse_args()
+    name, batch, dtype = options.model, options.batch, options.dtype
+    config = MODELS[name]
     about = describe_device()
     print(f"{about['device']} ({about['processor']}), jax {about['versions']['jax']}: ", end="")
     print(f"{name} at {config.image_shape[0]}, batch {batch}, {dtype}\n")
     print("| part of | operation | ms | fastest to slowest |\n|---|---|---:|---:|")
-    for group, label, function, inputs in operations(config, int(batch), dtype):
+    for group, label, function, inputs in operations(config, batch, dtype):
         compiled = jax.jit(function)
         work = device_work(functools.partial(compiled, *inputs))
         (rounds,) = time_in_turns([work], seconds=0.3)
@@ -110,4 +115,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

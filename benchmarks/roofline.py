@@ -12,6 +12,7 @@ and about a minute for a row of ToMe.
 
 from __future__ import annotations
 
+import argparse
 import collections
 import dataclasses
 import json
@@ -144,15 +145,21 @@ def operations(listed: list[Kernel], count: int = 25) -> str:
     return "\n".join(lines[: count + 2])
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Estimate rows, or list one row's kernels."""
-    if arguments[:1] == ["--operations"]:
-        method, model, index = arguments[1:]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("rows", nargs="?", default="all", metavar="METHOD|MODEL|all")
+    parser.add_argument("--operations", nargs=3, metavar=("METHOD", "MODEL", "ROW"))
+    options = parser.parse_args()
+    if options.operations:
+        method, model, index = options.operations
         cases = published_cases(method, batch=BATCH)
         case = [case for case in cases if model_name(case.config) == model][int(index)]
         print(operations(kernels(compile_for_h100(case).as_text())))
         return
-    cases = published_cases(*(arguments or ["all"]), batch=BATCH)
+    cases = published_cases(options.rows, batch=BATCH)
     models = list(dict.fromkeys(model_name(case.config) for case in cases))
     rows = []
     for model in models:
@@ -173,9 +180,9 @@ def main(arguments: list[str]) -> None:
         "versions": {name: version(name) for name in ("jax", "jaxlib", "flax")},
         "dtype": "bfloat16",
     }
-    if not arguments or arguments == ["all"]:
+    if options.rows == "all":
         RESULT.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -173,13 +173,26 @@ def _checked(record: type[Options], found: dict[str, Any], method: str | None) -
         elif field.name in found:
             label = field.name.upper() if field.metadata["positional"] else flag(field.name)
             value = checked_value(field, hint, found[field.name], label)
-            if field.metadata["positional"] and _NUMBER.fullmatch(str(value)):
-                raise InputError(
-                    f"{value!r} would be read as {label}; lists are written with commas, such as "
-                    f"6,12,18 (a folder of that name: ./{value})"
-                )
+            if field.metadata["positional"]:
+                _refuse_end_of_list(value, label, found)
             values[field.name] = value
     return values
+
+
+def _refuse_end_of_list(value: Any, label: str, found: dict[str, Any]) -> None:
+    """Refuse what stands alone but looks like the end of a list that was written with spaces."""
+    lists = [each for each in found.values() if isinstance(each, tuple)]
+    of_methods = [each for each in lists if each and {*each, value} <= set(REDUCERS)]
+    if of_methods:
+        example = f": {show((*of_methods[0], value))}"
+    elif _NUMBER.fullmatch(str(value)):
+        example = ", such as 6,12,18"
+    else:
+        return
+    raise InputError(
+        f"{value!r} would be read as {label}; lists are written with commas{example} (a folder of "
+        f"that name: ./{value})"
+    )
 
 
 def _build(record: type[Record], values: dict[str, Any], base: Record | None) -> Record:

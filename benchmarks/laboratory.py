@@ -49,8 +49,7 @@ from hvit_jax.profiling.device import (
     time_alone,
     time_in_turns,
 )
-from hvit_jax.profiling.rows import method_name
-from hvit_jax.reducers import REDUCERS, make_reducer
+from hvit_jax.reducers import REDUCERS, make_reducer, method_name
 
 HERE = Path(__file__).parent
 BATCH, SEED = 32, 0

@@ -38,7 +38,7 @@ from hvit_jax.models.vit import ViT
 from hvit_jax.ops.attention import cudnn
 from hvit_jax.ops.platform import compiled_for, compiler_options
 from hvit_jax.profiling.cases import Case, published_cases
-from hvit_jax.profiling.rows import method_name
+from hvit_jax.reducers import method_name
 
 BATCH = 32
 RESULT = Path(__file__).parent / "results" / "roofline-h100.json"

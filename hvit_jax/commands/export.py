@@ -5,7 +5,7 @@ from __future__ import annotations
 from hvit_jax.commands.flags import command
 from hvit_jax.exporting import ExportConfig, export
 from hvit_jax.exporting.run import LOADER
-from hvit_jax.fields import show
+from hvit_jax.reducers import method_name
 
 PROGRAM = "hvit export"
 DESCRIPTION = """Write a checkpoint under a method as jax.export programs, with weights, the values
@@ -15,8 +15,7 @@ that pictures are prepared with, and a loader that needs neither this package no
 
 def _export(config: ExportConfig) -> None:
     about = export(config)
-    options = ", ".join(f"{name}={show(value)}" for name, value in about["args"].items())
-    method = f"{about['method']}({options})" if options else about["method"]
+    method = method_name(about["method"], about["args"])
     size = "x".join(map(str, about["input"]["resolution"]))
     batch = "any batch" if config.rows is None else f"batches of {config.rows}"
     platforms = " and ".join(about["programs"])

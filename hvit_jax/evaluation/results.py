@@ -11,7 +11,7 @@ from rich.table import Table
 
 from hvit_jax.evaluation.inputs import Inputs
 from hvit_jax.evaluation.tally import Rows, Tally, Totals, join_rows
-from hvit_jax.fields import show
+from hvit_jax.reducers import method_name
 from hvit_jax.system.files import write_atomically
 
 _TABLE = (
@@ -28,9 +28,8 @@ _SKIPPED_SHOWN = 10
 
 def describe(results: dict[str, Any]) -> str:
     """Name a configuration in a few words; the scores are not needed."""
-    arguments = ", ".join(f"{name}={show(value)}" for name, value in results["args"].items())
     shape = "x".join(map(str, results["resolution"]))
-    method = f"{results['method']}({arguments})" if arguments else results["method"]
+    method = method_name(results["method"], results["args"])
     count = results.get("devices", 1)
     devices = f"{count} x {results['device']}" if count > 1 else results["device"]
     return f"{method}, {results['model']} at {shape}, {results['dtype']}, {devices}"

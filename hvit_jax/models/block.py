@@ -9,7 +9,14 @@ from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.models.gpu import as_rows, choose_gelu, pad_tokens, project_to_thirds
-from hvit_jax.ops.attention import KeyBias, attend
+from hvit_jax.ops.attention import (
+    KeyBias,
+    attend,
+    attend_and_score,
+    attend_in_clusters,
+    average_groups,
+)
+from hvit_jax.ops.grouping import Groups
 from hvit_jax.ops.precision import accumulator
 
 
@@ -96,6 +103,23 @@ class Block(nnx.Module):
             key_lengths=key_lengths,
             implementation=self.implementation,
         )
+
+    def attend_and_score(
+        self,
+        q: Float[Array, "B Nq H D"],
+        k: Float[Array, "B Nk H D"],
+        v: Float[Array, "B Nk H D"],
+    ) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B Nk"]]:
+        """Attend, and tell how much attention each key gets; see `ops.attention`."""
+        return attend_and_score(q, k, v, implementation=self.implementation)
+
+    def attend_in_clusters(self, *arrays: Array, clusters: int) -> Float[Array, "B N H D"]:
+        """Attend inside clusters of several rounds; see `ops.attention`."""
+        return attend_in_clusters(*arrays, clusters=clusters, implementation=self.implementation)
+
+    def average_groups(self, x: Float[Array, "B N H D"], groups: Groups) -> Float[Array, "B K H D"]:
+        """Average tokens over groups, each head its own; see `ops.attention`."""
+        return average_groups(x, groups, implementation=self.implementation)
 
     def project(self, attended: Float[Array, "B N H D"]) -> Float[Array, "B N C"]:
         """Join the heads and project back to the residual stream."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ def clustered_attention(
     *,
     q_cluster_size: int,
     k_cluster_size: int,
-    implementation: str = "auto",
+    attend: Callable[..., Array] = attend_in_clusters,
 ) -> Float[Array, "B N H D"]:
     """Attend inside clusters of queries and keys, in several rounds of hashing.
 
@@ -43,7 +44,7 @@ def clustered_attention(
         draws: the random directions; their columns are the rounds.
         q_cluster_size: queries in a cluster; the last cluster takes what is left.
         k_cluster_size: keys in a cluster; must give as many clusters.
-        implementation: as for `attend_in_clusters`.
+        attend: what attends, given the clusters; takes what `attend_in_clusters` takes.
 
     Returns:
         Attended values in the dtype of `q`. Beside a few numbers a token and head, its projections,
@@ -67,7 +68,7 @@ def clustered_attention(
         jnp.moveaxis(ranks(projected) // length, 0, 2).astype(smallest_integer(clusters - 1))
         for projected, length in zip(projections, (q_cluster_size, k_cluster_size), strict=True)
     )
-    return attend_in_clusters(q, k, v, *numbers, clusters=clusters, implementation=implementation)
+    return attend(q, k, v, *numbers, clusters=clusters)
 
 
 def straddling_attention(

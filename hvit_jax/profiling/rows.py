@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hvit_jax.fields import show
-from hvit_jax.reducers import REDUCERS
+from hvit_jax.reducers import method_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,25 +98,6 @@ def configuration_key(about: dict[str, Any]) -> str:
     """
     names = ("method", "model", "args", "resolution")
     return json.dumps([about[name] for name in names], sort_keys=True)
-
-
-def method_name(method: str, args: dict[str, Any]) -> str:
-    """Name a method with its first two options and all that are not at defaults."""
-    given = []
-    for place, field in enumerate(dataclasses.fields(REDUCERS[method])):
-        value = args[field.name]
-        principal = place < 2 and not isinstance(value, bool)
-        if value is not None and (principal or value != field.default):
-            given.append(f"{field.name}={_value(value)}")
-    return f"{method}({', '.join(given)})" if given else method
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        first, *others = value or [None]
-        same = len(others) > 1 and set(others) == {first}
-        return f"{first} x {len(value)}" if same else show(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _published(name: str) -> Callable[[Measurement], Any]:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from hvit_jax.errors import InputError, unknown
+from hvit_jax.fields import show
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.reducers.act import ACT
 from hvit_jax.reducers.ats import ATS
@@ -45,6 +46,7 @@ __all__ = [
     "TokenState",
     "as_budgeted",
     "make_reducer",
+    "method_name",
 ]
 
 
@@ -70,6 +72,25 @@ def make_reducer(method: str | Reducer, **options: Any) -> Reducer:
         if name not in names:
             raise _unknown_option(method, name, names)
     return reducer(**options)
+
+
+def method_name(method: str, args: dict[str, Any]) -> str:
+    """Name a method with its first two options and all that are not at defaults."""
+    given = []
+    for place, field in enumerate(dataclasses.fields(REDUCERS[method])):
+        value = args[field.name]
+        principal = place < 2 and not isinstance(value, bool)
+        if value is not None and (principal or value != field.default):
+            given.append(f"{field.name}={_value(value)}")
+    return f"{method}({', '.join(given)})" if given else method
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        first, *others = value or [None]
+        same = len(others) > 1 and set(others) == {first}
+        return f"{first} x {len(value)}" if same else show(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _unknown_option(method: str, name: str, names: list[str]) -> InputError:

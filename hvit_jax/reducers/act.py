@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -17,7 +16,6 @@ from hvit_jax.fields import option, steps
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, TokenState, initial_trace
 from hvit_jax.ops import flops
-from hvit_jax.ops.attention import average_groups
 from hvit_jax.ops.grouping import Groups, copy_to_members, group_tokens
 from hvit_jax.ops.hashing import HashDraws, draw_hashes
 from hvit_jax.ops.precision import accumulator
@@ -141,10 +139,9 @@ class ACT(HashedAttention, Budgeted):
             return block(x), state
         q, k, v = block.qkv(x)
         queries, keys = self._cluster(q, k, layer, draws)
-        average = functools.partial(average_groups, implementation=block.implementation)
-        means, bias = q if queries is None else average(q, queries), None
+        means, bias = q if queries is None else block.average_groups(q, queries), None
         if keys is not None:
-            k, v = average(k, keys), average(v, keys)
+            k, v = block.average_groups(k, keys), block.average_groups(v, keys)
             # As if each mean stood there as often as it has members.
             bias = jnp.log(keys.counts.astype(accumulator(k.dtype)))
         attended = block.attend(means, k, v, key_bias=bias)

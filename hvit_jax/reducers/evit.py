@@ -13,7 +13,7 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.fields import known, option, steps
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
-from hvit_jax.ops.attention import attend_and_score, class_attention
+from hvit_jax.ops.attention import class_attention
 from hvit_jax.ops.selection import best_places, descending_order, keep_best, kept_tokens
 
 
@@ -94,7 +94,7 @@ class EViT(Reducer):
         if self.score == "cls":
             attended, scores = block.attend(q, k, v), class_attention(q, k)
         else:
-            attended, columns = attend_and_score(q, k, v, implementation=block.implementation)
+            attended, columns = block.attend_and_score(q, k, v)
             scores = columns[:, 1:]
         x = x + block.project(attended)
         x, state = self._select(x, scores, state, layer)

@@ -104,7 +104,7 @@ class SMYRF(HashedAttention):
         """Run one block, in the range with clustered attention."""
         if draws is None:
             return block(x), state
-        attended = self._attend(*block.qkv(x), draws, block.implementation)
+        attended = self._attend(block, *block.qkv(x), draws)
         x = x + block.project(attended)
         return x + block.mlp(x), state
 
@@ -118,7 +118,7 @@ class SMYRF(HashedAttention):
         projected = project_asymmetric(q, k, draws)[0][0, :, 0]
         return ranks(projected)[:, 1:] // self.q_cluster_size
 
-    def _attend(self, q, k, v, draws, implementation):
+    def _attend(self, block, q, k, v, draws):
         if self.straddle:
             return straddling_attention(q, k, v, draws, cluster_size=self.q_cluster_size)
         return clustered_attention(
@@ -128,7 +128,7 @@ class SMYRF(HashedAttention):
             draws,
             q_cluster_size=self.q_cluster_size,
             k_cluster_size=self.k_cluster_size,
-            implementation=implementation,
+            attend=block.attend_in_clusters,
         )
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:

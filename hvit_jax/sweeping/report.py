@@ -66,7 +66,7 @@ def commands(row: Trial, config: SweepConfig) -> tuple[str, str]:
     size = {} if config.resolution is None else {"resolution": config.resolution}
     options = {**given(reducer), **size, **given(config.compute)}
     arguments = "".join(f", {name}={value!r}" for name, value in options.items())
-    command = shlex.join(["python", "eval.py", *evaluation.words()])
+    command = shlex.join(["hvit", "eval", *evaluation.words()])
     return command, f"hvit_jax.load({folder}, {reducer.name!r}{arguments})"
 
 

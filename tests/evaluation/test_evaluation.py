@@ -193,7 +193,13 @@ def test_published_row_is_shown_beside(capsys):
     row = hvit_jax.published.published_rows()[3]
     results = dict.fromkeys(("top1", "top5", "loss", "images_per_second", "gflops"), 1.0)
     results |= {"images": 5, "partial": False, "published": row, "report": {"over_budget": 3.0}}
-    results |= {"method": "m", "model": "x", "resolution": [8, 8], "args": {"a": 1}, "dtype": "f"}
+    results |= {
+        "method": "tome",
+        "model": "x",
+        "resolution": [8, 8],
+        "args": {"r": 1, "proportional_attention": True},
+        "dtype": "f",
+    }
     results |= {"device": "d", "skipped": [f"picture {n}: bad" for n in range(12)], "not_finite": 2}
     print_results(Console(width=100, highlight=False, markup=False), results)
     out = capsys.readouterr().out

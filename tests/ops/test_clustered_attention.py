@@ -1,5 +1,7 @@
 """SMYRF's attention inside clusters, against NumPy and the golden numbers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from hvit_jax.errors import InputError
 from hvit_jax.ops import clustered_attention as module
-from hvit_jax.ops.attention import attend, cudnn
+from hvit_jax.ops.attention import attend, attend_in_clusters, cudnn
 from hvit_jax.ops.hashing import ProjectionDraws, draw_projections, project_asymmetric
 from tests.golden import Goldens
 
@@ -202,7 +204,11 @@ def test_cudnn_gets_the_counts_as_a_bias(pairs, plain_cudnn, monkeypatch):
 
     def attend(implementation, *heads):
         return module.clustered_attention(
-            *heads, draws, q_cluster_size=4, k_cluster_size=4, implementation=implementation
+            *heads,
+            draws,
+            q_cluster_size=4,
+            k_cluster_size=4,
+            attend=functools.partial(attend_in_clusters, implementation=implementation),
         )
 
     def loss(implementation, *heads):

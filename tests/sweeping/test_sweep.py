@@ -160,7 +160,7 @@ def test_the_named_command_gives_what_the_sweep_measured(fast, tmp_path, capsys)
     assert [each["speedup"] for each in rows] == [1.0, 2.0, 2.0] and rows[1]["throughput"] == 4.0
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert "| 2.00 | 2.00 to 2.00 |" in printed
-    (command,) = [line for line in printed.splitlines() if line.startswith("python eval.py")]
+    (command,) = [line for line in printed.splitlines() if line.startswith("hvit eval")]
     result = tmp_path / "r.json"
     assert evaluate([*shlex.split(command)[2:], "-j", "0", "--output", str(result)]) == 0
     found = read(result)

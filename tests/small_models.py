@@ -39,9 +39,16 @@ def classify(model, images):
     return jax.jit(lambda state, images: nnx.merge(graph, state).classify(images))(state, images)
 
 
-def features(model, images):
+def compute_features(model, images):
     graph, state = nnx.split(model)
     return jax.jit(lambda state, images: nnx.merge(graph, state).features(images))(state, images)
+
+
+def compute_dense_features(model, images):
+    graph, state = nnx.split(model)
+    return jax.jit(lambda state, images: nnx.merge(graph, state).dense_features(images))(
+        state, images
+    )
 
 
 def frozen(model):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import hvit_jax
 from tests.golden import Goldens, method_args
@@ -26,7 +27,9 @@ def test_parity_float32(name, goldens, golden_checkpoint):
 def test_parity_float64(name, goldens, golden_checkpoint):
     with jax.enable_x64(True):
         model, images, draws = load(name, "float64", goldens, golden_checkpoint)
-        features = model.features(images, draws=draws)
+        graph, state = nnx.split(model)
+        compiled = jax.jit(lambda state, x, draws: nnx.merge(graph, state).features(x, draws=draws))
+        features = compiled(state, images, draws)
     expected = goldens.models[f"{name}/logits"]
     np.testing.assert_allclose(features.output, expected, atol=1e-4, rtol=0)
     rows = [used_rows(*after) for after in zip(features.tokens, features.states, strict=True)]

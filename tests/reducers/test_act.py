@@ -11,7 +11,14 @@ from flax import nnx
 import hvit_jax
 from hvit_jax.ops.grouping import group_tokens
 from hvit_jax.reducers import make_reducer
-from tests.small_models import block_of, build, classify, contrasts, features, sharp_parameters
+from tests.small_models import (
+    block_of,
+    build,
+    classify,
+    compute_features,
+    contrasts,
+    sharp_parameters,
+)
 
 TOKENS, HEADS = 49, 2
 
@@ -52,7 +59,7 @@ class TestEqualities:
     ):
         options = {"q_hashes": 3, "group_keys": group_keys, "k_hashes": 2}
         free = make(small_config, parameters, **options)
-        found = max(int(state.clusters.max()) for state in features(free, images).states)
+        found = max(int(state.clusters.max()) for state in compute_features(free, images).states)
         assert 4 < found < TOKENS
         enough = make(small_config, parameters, **options, max_clusters=found)
         logits, report = classify(enough, images)
@@ -73,7 +80,7 @@ class TestEqualities:
         kernel = 10 * parameters["blocks"]["in_proj"]["kernel"]
         sharp["blocks"]["in_proj"] = {**parameters["blocks"]["in_proj"], "kernel": kernel}
         model = make(small_config, sharp, q_hashes=32)
-        seen = features(model, images[2:])
+        seen = compute_features(model, images[2:])
         assert [int(state.clusters[0]) for state in seen.states] == [TOKENS] * 4
         dense = hvit_jax.jit_model(make(small_config, sharp, method="dense"))
         np.testing.assert_allclose(seen.output, dense(images[2:]), atol=1e-4)
@@ -95,7 +102,7 @@ class TestEqualities:
 
     def test_bfloat16_stays_close(self, small_config, parameters, images):
         exact, rough = (
-            features(make(small_config, parameters, q_hashes=2, dtype=dtype), images)
+            compute_features(make(small_config, parameters, q_hashes=2, dtype=dtype), images)
             for dtype in ("float32", "bfloat16")
         )
         assert rough.tokens[-1].dtype == jnp.bfloat16
@@ -113,7 +120,7 @@ class TestBudgets:
         model = make(
             small_config, parameters, unroll=True, group_keys=True, max_clusters=(22, 30), **options
         )
-        seen = features(model, images)
+        seen = compute_features(model, images)
         over = np.zeros(3)
         for block, budget in ((1, 22), (2, 30)):
             x = seen.tokens[block - 1]

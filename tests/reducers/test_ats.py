@@ -13,7 +13,7 @@ import hvit_jax
 from hvit_jax.config import named_config
 from tests.ats_reference import run_alone
 from tests.published_rows import published, row_config, row_name, token_counts
-from tests.small_models import build, contrasts, features, sharp_parameters
+from tests.small_models import build, compute_features, contrasts, sharp_parameters
 
 make = functools.partial(build, method="ats")
 
@@ -34,7 +34,7 @@ def free(small_config, parameters, images):
     """A model without budgets that scans its first two blocks, and what it makes of the images."""
     model = make(small_config, parameters, blocks=(0, 1, 3))
     assert [count for _, count in model.runs()] == [2, 1, 1]
-    return model, features(model, images)
+    return model, compute_features(model, images)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_each_image_matches_numpy_alone(
 ):
     """Blocks between and after the sampling ones attend without padding, which no golden pins."""
     options = {"blocks": blocks, "max_tokens": max_tokens, "residual": residual}
-    seen = features(make(small_config, parameters, **options), images)
+    seen = compute_features(make(small_config, parameters, **options), images)
     lengths = [np.asarray(state.lengths) for state in seen.states]
     assert len(set(lengths[-1])) > 1 or max_tokens[-1] < 49, "images should differ in length"
     for index, image in enumerate(images):
@@ -135,7 +135,7 @@ def test_budgets_do_not_grow_along_the_depth(small_config):
 def test_bfloat16_stays_close(small_config, images):
     """Roundings change some choices between tokens of nearly equal scores."""
     exact, rounded = (
-        features(hvit_jax.create(small_config, "ats", dtype=dtype, blocks=(2,)), images)
+        compute_features(hvit_jax.create(small_config, "ats", dtype=dtype, blocks=(2,)), images)
         for dtype in ("float32", "bfloat16")
     )
     assert rounded.tokens[-1].dtype == jnp.bfloat16

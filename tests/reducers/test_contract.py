@@ -13,6 +13,7 @@ from flax import nnx
 import hvit_jax
 from hvit_jax.models.reducer import TokenState
 from hvit_jax.reducers import Budgeted
+from tests.small_models import classify, compute_dense_features, compute_features
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def test_every_method_has_a_case():
 class TestContract:
     def test_shapes_are_those_of_the_schedule(self, method, small_config, images):
         model = make(small_config, method)
-        features = model.features(images)
+        features = compute_features(model, images)
         layers = model.reducer.schedule(small_config)
         assert len(layers) == len(features.tokens) == len(features.states) == small_config.depth
         entering = small_config.num_patches + 1
@@ -135,13 +136,13 @@ class TestContract:
     def test_features_end_in_the_logits(self, method, small_config, images):
         model = make(small_config, method)
         np.testing.assert_allclose(
-            model.features(images).output, hvit_jax.jit_model(model)(images), atol=2e-5
+            compute_features(model, images).output, hvit_jax.jit_model(model)(images), atol=2e-5
         )
 
     def test_bfloat16_is_close_to_float32(self, method, small_config, images):
         exact = np.asarray(hvit_jax.jit_model(make(small_config, method))(images))
         model = make(small_config, method, dtype="bfloat16")
-        assert model.features(images).tokens[-1].dtype == jnp.bfloat16
+        assert compute_features(model, images).tokens[-1].dtype == jnp.bfloat16
         rough = np.asarray(hvit_jax.jit_model(model)(images))
         assert rough.dtype == np.float32
         assert np.abs(rough - exact).mean() < CASES[method].rounding * exact.std()
@@ -160,7 +161,7 @@ class TestContract:
 
     def test_trace_accounts_for_every_patch(self, method, small_config, images):
         model = make(small_config, method)
-        features = model.features(images)
+        features = compute_features(model, images)
         for tokens, state in zip(features.tokens, features.states, strict=True):
             assert isinstance(state, TokenState)
             source = np.asarray(state.source)
@@ -170,7 +171,7 @@ class TestContract:
 
     def test_tokens_hold_the_patches_that_are_left(self, method, small_config, images):
         """Row 0 is CLS and holds none; no patch is lost but those that were dropped for good."""
-        features = make(small_config, method).features(images)
+        features = compute_features(make(small_config, method), images)
         gone = np.zeros((len(images), small_config.num_patches), bool)
         for tokens, state in zip(features.tokens, features.states, strict=True):
             rows = np.arange(tokens.shape[1])
@@ -192,7 +193,7 @@ class TestContract:
 
     def test_restore_fills_the_grid(self, method, small_config, images):
         model = make(small_config, method)
-        features = model.features(images)
+        features = compute_features(model, images)
         for tokens, state in zip(features.tokens, features.states, strict=True):
             restored = np.asarray(model.reducer.restore(tokens, state))
             assert restored.shape == (len(images), small_config.num_patches, small_config.width)
@@ -201,7 +202,7 @@ class TestContract:
 
     def test_dense_features_are_the_restored_tokens(self, method, small_config, images):
         model = make(small_config, method)
-        features, grid = model.features(images), model.dense_features(images)
+        features, grid = compute_features(model, images), compute_dense_features(model, images)
         assert grid.shape == (len(images), *small_config.grid, small_config.width)
         restored = model.ln(model.reducer.restore(features.tokens[-1], features.states[-1]))
         np.testing.assert_allclose(grid, restored.reshape(grid.shape), atol=2e-5)
@@ -225,18 +226,18 @@ class TestBudgets:
     def test_what_was_counted_is_just_enough(self, method, small_config, images):
         """Each block's largest count changes nothing; one less is reported where it was used."""
         free = make(small_config, method)
-        reducer, features = free.reducer, free.features(images)
+        reducer, features = free.reducer, compute_features(free, images)
         blocks = reducer.budget_blocks(small_config)
         needed = [reducer.counts(features.states[block]) for block in blocks]
         needed = [max(int(count.max()) for count in counts.values()) for counts in needed]
         assert all(2 < count < small_config.num_patches + 1 for count in needed)
 
-        def classify(*budgets):
+        def classify_within(*budgets):
             model = make(small_config, method, **{reducer.budget_option: budgets})
-            return model.classify(images)
+            return classify(model, images)
 
-        logits, report = classify(*needed)
+        logits, report = classify_within(*needed)
         np.testing.assert_allclose(logits, features.output, atol=2e-5)
         assert not any(column.any() for column in report.values())
-        _, report = classify(needed[0] - 1, *needed[1:])
+        _, report = classify_within(needed[0] - 1, *needed[1:])
         assert all(column.any() for column in report.values())

@@ -11,7 +11,7 @@ from hvit_jax import InputError
 from hvit_jax.models.reducer import Layer, TokenState
 from hvit_jax.reducers.evit import EViT
 from tests.published_rows import published, row_config, row_name, token_counts
-from tests.small_models import block_of, frozen
+from tests.small_models import block_of, compute_features, frozen
 
 # Patch tokens after each drop, by model and keep rate.
 KEPT = {
@@ -99,7 +99,7 @@ def test_a_rate_that_rounds_up_to_all_tokens_drops_nothing(small_config):
 @pytest.mark.parametrize("score", ["mean", "cls"])
 def test_drops_by_attention(small_config, images, score):
     model = make(small_config, score=score, drop_locations=(1,), unroll=True)
-    features = model.features(images)
+    features = compute_features(model, images)
     q, k, _ = map(np.asarray, block_of(model, 1).qkv(features.tokens[0]))
     scores = np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(q.shape[-1])
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
@@ -137,7 +137,7 @@ def test_trace_by_hand(fuse, sources, lost):
 
 def test_restore_gives_dropped_patches_their_last_value(small_config, images):
     model = frozen(make(small_config, drop_locations=(1, 2)))
-    features = model.features(images)
+    features = compute_features(model, images)
     patches = features.tokens[0][:, 1:]
     for tokens, state in zip(features.tokens, features.states, strict=True):
         np.testing.assert_array_equal(model.reducer.restore(tokens, state), patches)
@@ -146,7 +146,7 @@ def test_restore_gives_dropped_patches_their_last_value(small_config, images):
 
 def test_fused_patches_are_restored_from_the_fused_token(small_config, images):
     model = frozen(make(small_config, drop_locations=(1,), fuse_token=True))
-    features = model.features(images)
+    features = compute_features(model, images)
     tokens, source = features.tokens[1], np.asarray(features.states[1].source)
     restored = np.asarray(model.reducer.restore(tokens, features.states[1]))
     assert tokens.shape[1] == 31

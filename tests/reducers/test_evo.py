@@ -12,7 +12,7 @@ from hvit_jax.models.vit import segments
 from hvit_jax.reducers import evo
 from hvit_jax.reducers.evo import EvoState, EvoViT
 from tests.published_rows import published, row_config, row_name, token_counts
-from tests.small_models import block_of, frozen
+from tests.small_models import block_of, compute_features, frozen
 
 # Patches that a pruned block runs on, by model and ratio.
 PROCESSED = {
@@ -81,9 +81,9 @@ def test_wrong_options(small_config, options, message):
 
 
 def test_running_on_all_tokens_is_dense(small_config, images):
-    dense = hvit_jax.create(small_config, seed=1).features(images)
+    dense = compute_features(hvit_jax.create(small_config, seed=1), images)
     model = make(small_config, prune_ratio=1, tradeoff=1)
-    features = model.features(images)
+    features = compute_features(model, images)
     np.testing.assert_allclose(features.output, dense.output, atol=2e-5)
     for tokens, state, expected in zip(features.tokens, features.states, dense.tokens, strict=True):
         restored = model.reducer.restore(tokens, state)
@@ -111,13 +111,13 @@ def test_sorting_by_hand():
 def test_a_trace_changes_nothing(small_config, images):
     """Traced tokens are sorted, others stay in their places."""
     model = hvit_jax.ViT(small_config, EvoViT(prune_location=1), rngs=nnx.Rngs(0))
-    np.testing.assert_allclose(model(images), model.features(images).output, atol=1e-6)
+    np.testing.assert_allclose(model(images), compute_features(model, images).output, atol=1e-6)
 
 
 @pytest.mark.parametrize("tradeoff", [0.5, 0.2])
 def test_scores_and_placeholders_follow_the_rule(small_config, images, tradeoff):
     model = make(small_config, prune_location=1, tradeoff=tradeoff, unroll=True)
-    features = model.features(images)
+    features = compute_features(model, images)
     for index in range(1, small_config.depth):
         before, after = features.tokens[index - 1], np.asarray(features.tokens[index])
         old = np.asarray(features.states[index - 1].scores)
@@ -137,7 +137,7 @@ def test_scores_and_placeholders_follow_the_rule(small_config, images, tradeoff)
 
 def test_first_scores_are_the_class_tokens_attention(small_config, images):
     model = make(small_config, prune_location=3, unroll=True)
-    features = model.features(images)
+    features = compute_features(model, images)
     # The state after block 1 is the running mean, from which block 1's own attention follows.
     q, k, _ = map(np.asarray, block_of(model, 1).qkv(features.tokens[0]))
     weights = np.exp(np.einsum("bhd,bmhd->bhm", q[:, 0], k) / np.sqrt(q.shape[-1]))
@@ -149,7 +149,7 @@ def test_first_scores_are_the_class_tokens_attention(small_config, images):
 
 def test_no_patch_is_ever_lost(small_config, images):
     model = frozen(make(small_config, prune_location=1, prune_ratio=0.3))
-    features = model.features(images)
+    features = compute_features(model, images)
     patches = features.tokens[0][:, 1:]
     for tokens, state in zip(features.tokens, features.states, strict=True):
         np.testing.assert_array_equal(model.reducer.restore(tokens, state), patches)
@@ -168,7 +168,7 @@ def test_bfloat16(small_config, images):
     model = make(small_config, dtype="bfloat16")
     rough = hvit_jax.jit_model(model)(images)
     assert np.abs(rough - exact).mean() < 0.05 * exact.std()
-    states = model.features(images).states
+    states = compute_features(model, images).states
     assert all(state.scores.dtype == jnp.float32 for state in states)
 
 

@@ -7,6 +7,7 @@ from hvit_jax import InputError
 from hvit_jax.ops import flops
 from hvit_jax.ops.clustering import reconstruct_tokens
 from hvit_jax.reducers import Hourglass
+from tests.small_models import compute_features
 
 CLUSTERED = {"cluster_location": 1, "num_clusters": (3, 4)}
 BACK = {**CLUSTERED, "reconstruct_location": 2}
@@ -35,14 +36,14 @@ def images(small_config):
 def test_reconstructs_inside_the_model(small_config, images, options, arguments):
     """Compare with clustering alone, reconstruction by hand, and the last block on all patches."""
     clustered = hvit_jax.create(small_config, "hourglass", seed=1, **CLUSTERED)
-    features = clustered.features(images)
+    features = compute_features(clustered, images)
     before = features.tokens[0][:, 1:]
     centroids = features.states[2].centroids
     tokens = features.tokens[2]
     grid = reconstruct_tokens(before, centroids, tokens[:, 1:], **arguments)
     expected = clustered.block_at(3)[0](jnp.concatenate([tokens[:, :1], grid], axis=1))
     model = hvit_jax.create(small_config, "hourglass", seed=1, **BACK, **options)
-    found = model.features(images)
+    found = compute_features(model, images)
     np.testing.assert_allclose(found.tokens[2][:, 1:], grid, atol=1e-5)
     np.testing.assert_allclose(found.tokens[3], expected, atol=1e-5)
     np.testing.assert_allclose(hvit_jax.jit_model(model)(images), found.output, atol=1e-5)
@@ -50,7 +51,7 @@ def test_reconstructs_inside_the_model(small_config, images, options, arguments)
 
 def test_every_patch_is_its_own_token_again(small_config, images):
     model = hvit_jax.create(small_config, "hourglass", seed=1, **BACK)
-    states = model.features(images).states
+    states = compute_features(model, images).states
     identity = np.arange(1, 49)
     assert (np.asarray(states[1].source) <= 12).all()
     np.testing.assert_array_equal(states[2].source, np.broadcast_to(identity, (2, 48)))

@@ -16,7 +16,7 @@ from hvit_jax.ops.attention import attend
 from hvit_jax.ops.clustered_attention import straddling_attention
 from hvit_jax.reducers import make_reducer
 from tests.published_rows import published, row_config, row_name, token_counts
-from tests.small_models import block_of, build, sharp_parameters
+from tests.small_models import block_of, build, compute_features, sharp_parameters
 
 TOKENS = 49
 OPTIONS = {"first_block": 1, "rounds": 4, "q_cluster_size": 10, "k_cluster_size": 10}
@@ -62,9 +62,9 @@ class TestModel:
 
     def test_only_blocks_in_the_range_cluster(self, small_config, parameters, images):
         options = {**OPTIONS, "first_block": 2, "last_block": 2, "unroll": True}
-        ours = make(small_config, parameters, **options).features(images)
+        ours = compute_features(make(small_config, parameters, **options), images)
         dense = make(small_config, parameters, method="dense", unroll=True)
-        reference = dense.features(images)
+        reference = compute_features(dense, images)
         for block in (0, 1):
             np.testing.assert_allclose(ours.tokens[block], reference.tokens[block], atol=1e-5)
         assert np.abs(ours.tokens[2] - reference.tokens[2]).max() > 1e-3
@@ -122,7 +122,7 @@ class TestStraddling:
     def test_uses_the_original_clusters(self, small_config, parameters, images):
         options = {"first_block": 3, "rounds": 4, "q_cluster_size": 8, "k_cluster_size": 8}
         model = make(small_config, parameters, unroll=True, straddle=True, **options)
-        seen = model.features(images)
+        seen = compute_features(model, images)
         block, draws = block_of(model, 3), model.reducer.draws(small_config)[3]
         x = seen.tokens[2]
         q, k, v = block.qkv(x)

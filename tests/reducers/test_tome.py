@@ -18,7 +18,7 @@ from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.models.vit import segments
 from hvit_jax.reducers import Reducer, ToMe
 from tests.golden import Goldens, method_args
-from tests.small_models import features as features_of
+from tests.small_models import compute_features
 
 TABLE = json.loads((resources.files("hvit_jax") / "published.json").read_text())["rows"]
 ROWS = [row for row in TABLE if row["method"] == "tome"]
@@ -51,7 +51,7 @@ def model(small_config, parameters):
 
 @pytest.fixture(scope="module")
 def features(model, images):
-    return features_of(model, images)
+    return compute_features(model, images)
 
 
 def run(model, images):
@@ -61,7 +61,7 @@ def run(model, images):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_parity_trace(name, goldens, golden_checkpoint):
     model = hvit_jax.load(golden_checkpoint, "tome", **method_args(goldens.configs[name]["args"]))
-    state = features_of(model, jnp.asarray(goldens.images(name))).states[-1]
+    state = compute_features(model, jnp.asarray(goldens.images(name))).states[-1]
     np.testing.assert_array_equal(holdings(state), goldens.models[f"{name}/source"])
     np.testing.assert_allclose(
         state.sizes, goldens.models[f"{name}/size"][..., 0], rtol=1e-6, err_msg=name
@@ -165,7 +165,7 @@ def test_restore_gives_each_patch_its_token(model, features):
 
 
 def test_an_image_does_not_depend_on_its_batch(model, images, features):
-    alone = features_of(model, images[1:2])
+    alone = compute_features(model, images[1:2])
     np.testing.assert_allclose(alone.output, features.output[1:2], atol=1e-5)
     np.testing.assert_array_equal(alone.states[-1].source, features.states[-1].source[1:2])
 
@@ -181,7 +181,7 @@ def test_scan_equals_unrolled(small_config, parameters, images):
 
 def test_bfloat16_is_close_to_float32(small_config, parameters, images, features):
     model = build_model(small_config, ToMe(r=MERGES), parameters, Compute("bfloat16"))
-    half = features_of(model, images)
+    half = compute_features(model, images)
     assert half.tokens[-1].dtype == jnp.bfloat16
     assert half.states[-1].sizes.dtype == jnp.float32
     np.testing.assert_array_equal(half.states[-1].sizes.sum(1), 49)

@@ -1,7 +1,9 @@
 """Find the patches that look like a given one, with features of a dense and of a reduced model."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from PIL import Image
 
 import hvit_jax
@@ -14,9 +16,15 @@ picture = Image.open(demo.pictures_dir() / "coffee.jpg")
 images = normalize(resize_and_crop(picture, (RESOLUTION, RESOLUTION))[None])
 
 
+@nnx.jit
+def compiled(model: hvit_jax.ViT, images: jax.Array) -> jax.Array:
+    """Compute a feature for every patch, as one compiled program."""
+    return model.dense_features(images)
+
+
 def likeness(model: hvit_jax.ViT) -> np.ndarray:
     """Compare every patch with the one on the cup: cosines on the grid of patches."""
-    features = model.dense_features(images)[0]
+    features = compiled(model, images)[0]
     features /= jnp.linalg.norm(features, axis=-1, keepdims=True)
     return np.asarray(features @ features[CUP])
 

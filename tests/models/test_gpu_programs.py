@@ -54,7 +54,7 @@ def largest(program):
     return max(math.prod(map(int, shape.split("x")[:-1])) for shape in shapes)
 
 
-@pytest.mark.parametrize("model", ["vit_l16", "vit_h14"])
+@pytest.mark.parametrize("model", ["vit_l16", pytest.param("vit_h14", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", REDUCERS)
 def test_full_size(method, model):
     """cuDNN attends, only permutations scatter, no N x N scores of all heads and images exist."""

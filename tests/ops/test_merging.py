@@ -115,7 +115,7 @@ def merges(draw):
     return metric, x, rng.integers(1, 50, (2, tokens)).astype(np.float32), r, class_token
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(merges())
 def test_merging_against_numpy(case):
     metric, x, sizes, r, class_token = case

@@ -130,7 +130,7 @@ def reference(scores, has_padding, points):
     return order[np.unique(nearest)].tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     lengths=st.tuples(*[st.integers(2, 11)] * 4),

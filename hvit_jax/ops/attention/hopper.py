@@ -9,26 +9,21 @@ in `Placement.compile`; under `jax.jit` alone every device computes the whole ba
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.ops.attention import cudnn, xla
-from hvit_jax.ops.platform import backend, is_exported
-
-_DTYPES = (jnp.bfloat16, jnp.float16)
+from hvit_jax.ops.platform import is_exported
 
 
 def obstacle(dtype: jax.typing.DTypeLike, head_dim: int) -> str | None:
     """Tell why the kernel cannot run for this type and head size on this device, or None."""
     if is_exported():
         return "an exported program holds no kernels of Pallas"
-    if backend() != "gpu":
-        return f"the device is a {backend()}, not an NVIDIA GPU"
+    if problem := cudnn.obstacle(dtype, head_dim):
+        return problem  # Its kernels compute the gradient.
     capability = str(getattr(jax.devices()[0], "compute_capability", "0.0"))
     if capability != "9.0":
         return f"compute capability {capability} is not 9.0, Hopper's"
-    if jnp.dtype(dtype) not in [jnp.dtype(wanted) for wanted in _DTYPES]:
-        return f"it needs bfloat16 or float16, the model computes in {jnp.dtype(dtype).name}"
     if head_dim % 16 or head_dim > 128:
         return f"head size {head_dim} is not one of 16, 32 and so on up to 128"
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -92,8 +93,9 @@ def sweep(
     use_compilation_cache(config.cache)
     # At even distances over the data, and so over its classes.
     part = take_evenly(inputs.source, config.pictures)
-    results = _open_results(config, inputs, part, placement)
-    messages.print(f"{_machine(placement)}, {len(part)} pictures, {len(found)} candidates")
+    about = describe_device(placement.devices)
+    results = _open_results(config, inputs, part, about)
+    messages.print(f"{_machine(about)}, {len(part)} pictures, {len(found)} candidates")
     trials, done = _prepare(bench, config, inputs, part, placement, messages), Sweep()
     try:
         with sigterm_raises():
@@ -112,11 +114,11 @@ def sweep(
 
 
 def _open_results(
-    config: SweepConfig, inputs: Inputs, part: Subset, placement: Placement
+    config: SweepConfig, inputs: Inputs, part: Subset, device: dict[str, Any]
 ) -> Results[Trial]:
     """Open the file of finished candidates, or find out that its are of another sweep."""
     about = {
-        **describe_device(placement.devices),
+        **device,
         "pictures": len(part),
         "sampling": SAMPLING,
         "data_sha256": data_sha256(inputs.source),
@@ -126,10 +128,9 @@ def _open_results(
     return Results(paths, Trial, config, about, settings=SETTINGS, resume=config.resume)
 
 
-def _machine(placement: Placement) -> str:
-    about = describe_device(placement.devices)
-    many = f"{placement.devices} x " if placement.devices > 1 else ""
-    return f"{many}{about['device']} ({about['processor']}, {about['cpus']} cores)"
+def _machine(device: dict[str, Any]) -> str:
+    many = f"{device['devices']} x " if device["devices"] > 1 else ""
+    return f"{many}{device['device']} ({device['processor']}, {device['cpus']} cores)"
 
 
 def _prepare(

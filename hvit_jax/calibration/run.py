@@ -25,6 +25,7 @@ from hvit_jax.published import describe_configuration
 from hvit_jax.reducers import Budgeted, as_budgeted
 from hvit_jax.system.files import new_file, refuse_existing, write_json
 from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
+from hvit_jax.system.progress import plain_console
 from hvit_jax.system.provenance import describe_runtime
 
 
@@ -79,7 +80,7 @@ def calibrate(
         "pictures": len(part),
         "blocks": [entry.summary(config.percentile) for entry in counts],
     }
-    console = console or Console(highlight=False, markup=False, soft_wrap=True)
+    console = console or plain_console()
     console.print("\n".join(_lines(config, sizes, reducer, measured)))
     if config.output is not None:
         content = {"method": reducer.name, "args": reducer.options(), "measured": measured}

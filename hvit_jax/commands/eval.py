@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from rich.console import Console
 
 from hvit_jax.commands.flags import parse, value_of
 from hvit_jax.distributed.together import run_together
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation import EvalConfig, evaluate
 from hvit_jax.evaluation.verify import print_verification, read_results, repeated
+from hvit_jax.system.progress import plain_console
 from hvit_jax.system.run import run
 
 PROGRAM = "hvit eval"
@@ -61,5 +61,5 @@ def _evaluate(config: EvalConfig) -> int:
     results = evaluate(config)
     if recorded is None or jax.process_index():
         return 0
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = plain_console()
     return 0 if print_verification(console, recorded, results) else DIFFERS

@@ -40,7 +40,7 @@ from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.published import describe_configuration, find_published
 from hvit_jax.system.files import write_json
 from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
-from hvit_jax.system.progress import show_progress
+from hvit_jax.system.progress import plain_console, show_progress
 from hvit_jax.system.provenance import describe_runtime
 from hvit_jax.system.signals import sigterm_raises
 
@@ -92,9 +92,7 @@ def evaluate(
     """
     first = jax.process_index() == 0
     console = console or Console(highlight=False, markup=False)
-    messages = messages or Console(
-        stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not first
-    )
+    messages = messages or plain_console(stderr=True, quiet=not first)
     folder = ProgressFolder(config, messages, active=first, interval=seams.interval)
     with sigterm_raises() as check_stop, folder as progress:
         evaluation = _Evaluation(config, messages, progress, seams)

@@ -23,6 +23,7 @@ from hvit_jax.system.figures import check_plot
 from hvit_jax.system.files import check_writable, refuse_existing
 from hvit_jax.system.library_messages import is_out_of_memory
 from hvit_jax.system.memory import describe_out_of_memory, smaller_batch
+from hvit_jax.system.progress import plain_console
 from hvit_jax.system.signals import sigterm_raises
 
 # Options that numbers depend on, beside those that a row names itself.
@@ -55,8 +56,8 @@ def profile(
             written.
         KeyboardInterrupt: after Ctrl-C, and `Stopped` after SIGTERM; finished rows are printed.
     """
-    console = console or Console(highlight=False, markup=False, soft_wrap=True)
-    messages = messages or Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console = console or plain_console()
+    messages = messages or plain_console(stderr=True)
     cases = cases_of(config)
     measured = _check(config, cases)
     results = open_results(config)

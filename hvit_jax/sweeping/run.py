@@ -30,6 +30,7 @@ from hvit_jax.sweeping.config import SweepConfig
 from hvit_jax.sweeping.report import commands, front_table, plot_sweep, summary
 from hvit_jax.sweeping.trials import Trials, load_sample
 from hvit_jax.system.figures import check_plot
+from hvit_jax.system.progress import plain_console
 from hvit_jax.system.signals import sigterm_raises
 
 # Options that numbers depend on.
@@ -78,8 +79,8 @@ def sweep(
         KeyboardInterrupt: after Ctrl-C, and `Stopped` after SIGTERM; what was finished is in the
             file.
     """
-    console = console or Console(highlight=False, markup=False, soft_wrap=True)
-    messages = messages or Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console = console or plain_console()
+    messages = messages or plain_console(stderr=True)
     refuse_several("hvit sweep")
     if config.plot is not None:
         check_plot(config.plot, "--plot")

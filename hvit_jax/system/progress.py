@@ -1,7 +1,8 @@
-"""How far a long run is: a bar on a terminal, else a line twice a minute."""
+"""What a long run prints: plain text, and how far it is, as a bar or a line twice a minute."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from rich.progress import (
 
 _SECONDS_BETWEEN_LINES = 30.0
 Show = Callable[[int, str], None]
+
+# Text of users is printed as it is: nothing coloured, read as markup or broken into lines.
+plain_console = functools.partial(Console, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

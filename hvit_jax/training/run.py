@@ -27,7 +27,7 @@ from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.system.files import remove_folder
 from hvit_jax.system.library_messages import is_out_of_memory
 from hvit_jax.system.memory import explain_out_of_memory
-from hvit_jax.system.progress import Show, show_progress
+from hvit_jax.system.progress import Show, plain_console, show_progress
 from hvit_jax.system.signals import Stopped, handling
 from hvit_jax.training.config import TrainConfig
 from hvit_jax.training.data import training_batches
@@ -82,7 +82,7 @@ def train(
     if config.tensorboard:
         import_tensorboard()  # Its lack is found before anything is computed.
     quiet = jax.process_index() > 0
-    console = console or Console(highlight=False, markup=False, soft_wrap=True, quiet=quiet)
+    console = console or plain_console(quiet=quiet)
     run = _Run(config, console, batches)
     with explain_out_of_memory(config.batch_size, config.less_memory(run.placement.devices)):
         state = run.train()

@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
+
 from tests.evaluation_setup import ROOT
 
 EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
@@ -93,3 +95,10 @@ def run_command(command, count, *words):
 def run_processes(code, count, *words, **environment):
     with started(code, count, *words, **environment) as processes:
         return [finish(process) for process in processes]
+
+
+def assert_same_predictions(found, expected):
+    """Compare two files of predictions, whose logits may differ by roundings."""
+    for name in ("paths", "labels", "top1"):
+        np.testing.assert_array_equal(found[name], expected[name])
+    np.testing.assert_allclose(found["logits"], expected["logits"], rtol=1e-5, atol=1e-6)

@@ -15,7 +15,14 @@ from hvit_jax.distributed.processes import Processes, refuse_several
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.loop import BatchSharding
 from tests.evaluation_setup import make_checkpoint, make_pictures, results_of
-from tests.scale_setup import EVALUATE, finish, run_command, run_processes, started
+from tests.scale_setup import (
+    EVALUATE,
+    assert_same_predictions,
+    finish,
+    run_command,
+    run_processes,
+    started,
+)
 
 WORDS = ("--method", "evit", "--drop-locations", "1", "--on-error", "skip", "-b", "4", "-j", "0")
 QUICK = ("--process-timeout", "4")
@@ -48,9 +55,7 @@ def test_three_processes_score_as_one_does(checkpoint, pictures, tmp_path):
     for name in ("top1", "top5", "not_finite", "report", "partial"):
         assert three[name] == one[name]
     assert three["loss"] == pytest.approx(one["loss"], rel=1e-6)
-    for name in ("paths", "labels", "top1"):
-        np.testing.assert_array_equal(others[name], rows[name])
-    np.testing.assert_allclose(others["logits"], rows["logits"], rtol=1e-5, atol=1e-6)
+    assert_same_predictions(others, rows)
 
 
 @pytest.fixture(scope="module")

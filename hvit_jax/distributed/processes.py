@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, option
 
-GROUP = "several processes (SLURM, Open MPI and Kubernetes set the first three)"
-# What tells a launcher, and where it counts its processes; JAX reads the rest itself.
-_LAUNCHERS = (
-    ("SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS"),
-    ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_SIZE"),
-)
+GROUP = "several processes (SLURM, Open MPI 4 and Kubernetes set the first three)"
+# Where launchers count their processes, and what else they set where JAX finds the others itself.
+_JOINED = {
+    "SLURM_STEP_NUM_TASKS": "SLURM_STEP_NODELIST",
+    "OMPI_COMM_WORLD_SIZE": "OMPI_MCA_orte_hnp_uri",
+}
+# Where others count: Open MPI 5, MPICH and Intel MPI, MVAPICH, torchrun.
+_COUNTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Processes(Options):
     )
     process_timeout: float = option(
         30.0,
-        "without a sign of life after which a process counts as dead",
+        "how long to wait for the others to start, and later for a sign of life of each",
         metavar="SECONDS",
         least=1,
         most=86400,
@@ -56,24 +58,53 @@ class Processes(Options):
             )
 
     def several(self, environment: Mapping[str, str] = os.environ) -> bool:
-        """Tell whether this process is one of several."""
-        return _launched(environment) if self.processes is None else self.processes > 1
+        """Tell whether this process is one of several: by the options, else by what launchers say.
+
+        Raises:
+            InputError: if a launcher started several that cannot find each other.
+        """
+        if self.processes is not None:
+            return self.processes > 1
+        joined = _joined(environment)
+        for name, count in _counted(environment).items():
+            if count > joined:
+                raise InputError(
+                    f"{name}={environment[name]} says that this is one of several processes, which "
+                    "do not find each other by themselves; give each of them --coordinator "
+                    "HOST:PORT, --processes and --process-id"
+                )
+        return joined > 1
 
 
 def refuse_several(program: str, environment: Mapping[str, str] = os.environ) -> None:
     """Refuse a launcher's several processes for a command that runs in one."""
-    if _launched(environment):
+    if max(_joined(environment), *_counted(environment).values()) > 1:
         raise InputError(
             f"{program} runs in one process, with all devices that it sees; start it once, without "
             "srun or mpirun"
         )
 
 
-def _launched(environment: Mapping[str, str]) -> bool:
-    for sign, count in _LAUNCHERS:
-        number = environment.get(count, "")
-        if sign in environment and number.isdecimal() and int(number) > 1:
-            return True
-    # An indexed job; JAX asks Kubernetes itself how many pods it has.
+def _joined(environment: Mapping[str, str]) -> int:
+    """Count the processes that find each other through JAX; 1 where there is no such launcher."""
+    for count, sign in _JOINED.items():
+        if sign in environment and _number(environment, count) > 1:
+            return _number(environment, count)
+    # An indexed job; JAX asks Kubernetes itself how many pods it has: two, or more.
     indexed = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
-    return indexed and importlib.util.find_spec("kubernetes") is not None
+    return 2 if indexed and importlib.util.find_spec("kubernetes") is not None else 1
+
+
+def _counted(environment: Mapping[str, str]) -> dict[str, int]:
+    """List the processes that launchers count, by the variable that says so."""
+    counted = {name: _number(environment, name) for name in _COUNTS}
+    # PMIx tells ranks, but not how many there are.
+    counted["PMIX_RANK"] = 1 + _number(environment, "PMIX_RANK")
+    if "RANK" in environment:
+        counted["WORLD_SIZE"] = _number(environment, "WORLD_SIZE")
+    return counted
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "")
+    return int(text) if text.isdecimal() else 0

@@ -1,7 +1,8 @@
 """Several processes as one run: how they meet, and how they end together.
 
-JAX's runtime watches them: one that has died, or left early, is missed after `--process-timeout`,
-and the runtime then ends the others, with messages of its own.
+One that waits in vain for the others ends after `--process-timeout`. Once they have met, JAX's
+runtime watches them: one that has died, or left early, is missed after the same
+time, and the runtime then ends the others, with messages of its own.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from hvit_jax.system.library_messages import is_lost_connection
 from hvit_jax.system.run import run
 
 _LOST = 1  # Exit status where another process is gone, or this one has a defect.
+_ABSENT = 2  # Exit status where other processes never came.
 _STOPPED = 128  # Exit statuses from here on mean a signal: the others are not done.
-_MEETING, _PATIENCE = 300, 5  # Seconds until processes give up, and until they say they wait.
+_MARGIN = 10  # Seconds by which JAX waits longer than this process does.
 
 
 def run_together(
@@ -70,11 +72,21 @@ def run_together(
 
 
 def _meet(processes: Processes, program: str) -> None:
-    """Wait for the others; say so if it takes long, for JAX ends a process that waits in vain."""
-    waits = f"{program}: waiting for the other processes, {_MEETING} seconds at most"
-    notice = threading.Timer(_PATIENCE, lambda: print(waits, file=sys.stderr, flush=True))
-    notice.daemon = True
-    notice.start()
+    """Wait for the others; where they do not come, this process ends with one line."""
+    seconds, who = processes.process_timeout, "the other processes"
+    if processes.coordinator is not None:
+        who = f"all {processes.processes} processes to meet at {processes.coordinator}"
+    print(f"{program}: waiting for {who}", file=sys.stderr, flush=True)
+
+    def give_up() -> None:
+        line = f"waited {seconds:g} s for {who}; start them all, or raise --process-timeout"
+        print(f"{program}: {line}", file=sys.stderr, flush=True)
+        os._exit(_ABSENT)
+
+    # JAX would end this process as well, but with a stack of its own.
+    alarm = threading.Timer(seconds, give_up)
+    alarm.daemon = True
+    alarm.start()
     # It would swallow SIGTERM.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -82,10 +94,10 @@ def _meet(processes: Processes, program: str) -> None:
             processes.coordinator,
             processes.processes,
             processes.process_id,
-            initialization_timeout=_MEETING,
-            heartbeat_timeout_seconds=round(processes.process_timeout),
+            initialization_timeout=round(seconds) + _MARGIN,
+            heartbeat_timeout_seconds=round(seconds),
         )
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the processes did not find each other: {first_line(error)}") from error
     finally:
-        notice.cancel()
+        alarm.cancel()

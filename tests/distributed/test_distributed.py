@@ -17,10 +17,13 @@ from hvit_jax.evaluation.loop import BatchSharding
 from tests.evaluation_setup import make_checkpoint, make_pictures, results_of
 from tests.scale_setup import (
     EVALUATE,
+    TOGETHER,
     assert_same_predictions,
     finish,
+    free_port,
     run_command,
     run_processes,
+    run_python,
     started,
 )
 
@@ -167,15 +170,26 @@ def test_batches_are_divided_among_processes_without_overlap():
     assert BatchSharding(13, 6, 1, 3).indices == (2, 3, 8, 9)
 
 
+SLURM = {"SLURM_STEP_NODELIST": "a[1-2]", "SLURM_STEP_NUM_TASKS": "2"}
+OPEN_MPI_4 = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://1.2.3.4:5", "OMPI_COMM_WORLD_SIZE": "3"}
+
+
 @pytest.mark.parametrize(
     ("environment", "found"),
     [
         ({}, False),
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, False),  # A batch script, outside srun.
         ({"SLURM_STEP_NODELIST": "a", "SLURM_STEP_NUM_TASKS": "1"}, False),
-        ({"SLURM_STEP_NODELIST": "a[1-2]", "SLURM_STEP_NUM_TASKS": "2"}, True),
-        ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://1.2.3.4:5", "OMPI_COMM_WORLD_SIZE": "3"}, True),
+        (SLURM, True),
+        (OPEN_MPI_4, True),
         ({"KUBERNETES_SERVICE_HOST": "1.2.3.4"}, False),
+        # Under srun --mpi=pmi2 or pmix, which count the same processes.
+        ({**SLURM, "PMI_SIZE": "2", "PMIX_RANK": "1"}, True),
+        # One process has nobody to find.
+        ({"OMPI_COMM_WORLD_SIZE": "1", "PMI_SIZE": "1", "PMIX_RANK": "0"}, False),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, False),
+        ({"WORLD_SIZE": "4"}, False),  # Something else: torchrun sets RANK too.
+        ({"PMI_SIZE": "many"}, False),
     ],
 )
 def test_launchers_are_detected(environment, found):
@@ -183,6 +197,44 @@ def test_launchers_are_detected(environment, found):
     refused = pytest.raises(InputError, match="hvit sweep runs in one process")
     with refused if found else contextlib.nullcontext():
         refuse_several("hvit sweep", environment)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"OMPI_COMM_WORLD_SIZE": "4", "PMIX_RANK": "0"},  # Open MPI 5.
+        # mpirun in an allocation of SLURM, whose own processes run one a host.
+        {"OMPI_COMM_WORLD_SIZE": "4", **SLURM},
+        {"PMI_SIZE": "2", "PMI_RANK": "0"},
+        {"MPI_LOCALNRANKS": "2"},
+        {"MV2_COMM_WORLD_SIZE": "2"},
+        {"PMIX_RANK": "1"},
+        {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"},
+    ],
+)
+def test_processes_that_do_not_find_each_other_are_refused(environment):
+    name = next(iter(environment))
+    with pytest.raises(InputError, match=f"^{name}={environment[name]} says.* --coordinator"):
+        Processes().several(environment)
+    with pytest.raises(InputError, match="hvit sweep runs in one process"):
+        refuse_several("hvit sweep", environment)
+    # What the user says wins.
+    assert Processes("a:1", 2, 0).several(environment)
+    assert not Processes("a:1", 1, 0).several(environment)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_processes_that_never_come_are_named_at_once_and_not_waited_for(index):
+    where, began = f"127.0.0.1:{free_port()}", time.monotonic()
+    words = ("--coordinator", where, "--processes", 3, "--process-id", index)
+    done = run_python(TOGETHER.replace("COMMAND", "command = None"), *words, *QUICK)
+    assert time.monotonic() - began < 30
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"x: waiting for all 3 processes to meet at {where}\n"
+        f"x: waited 4 s for all 3 processes to meet at {where}; start them all, or raise "
+        "--process-timeout\n"
+    )
 
 
 @pytest.mark.parametrize(

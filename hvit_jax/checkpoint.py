@@ -1,6 +1,6 @@
 """Checkpoints on disk: an Orbax folder of weights and a small JSON description.
 
-DIR/model.json   sizes, where the weights came from, format version
+DIR/model.json   sizes, preprocessing, where the weights came from, format version
 DIR/weights/     Orbax checkpoint of the tree in hvit_jax.models.parameters
 """
 
@@ -17,8 +17,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from hvit_jax.config import ViTConfig, as_pair
+from hvit_jax.config import Preprocessing, ViTConfig, as_pair
 from hvit_jax.errors import InputError
+from hvit_jax.fields import from_json
 from hvit_jax.models.parameters import Tree, abstract_parameters, count_parameters, flatten
 from hvit_jax.models.positions import resize_positions
 from hvit_jax.system.files import checksums, damages, new_folder, require_space
@@ -39,6 +40,7 @@ class Description:
     # Where the weights came from: file name, SHA-256, format, and the like.
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
     classes: tuple[str, ...] = ()  # In the head's order; empty if they are not known.
+    preprocessing: Preprocessing = Preprocessing()
 
 
 def save_checkpoint(directory: str | Path, parameters: Tree, description: Description) -> None:
@@ -96,7 +98,12 @@ def _read(directory: str | Path) -> tuple[Description, dict[str, dict[str, int]]
             raise InputError(f"format version {version!r}, this release reads {FORMAT_VERSION}")
         sizes = dict(text["config"])
         config = ViTConfig(**{**sizes, "resolution": as_pair(sizes["resolution"])})
-        described = Description(config, dict(text["source"]), tuple(text["classes"]))
+        described = Description(
+            config,
+            dict(text["source"]),
+            tuple(text["classes"]),
+            from_json(Preprocessing, text.get("preprocessing", {})),
+        )
         return described, {
             name: {"bytes": int(sums["bytes"]), "crc32": int(sums["crc32"])}
             for name, sums in text["weights"].items()

@@ -1,8 +1,9 @@
-"""Sizes of a SWAG vision transformer, and the published ones by name."""
+"""Sizes of a vision transformer, how it is computed, and how pictures are prepared for it."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -159,6 +160,57 @@ class Compute(Options):
     def types(self) -> tuple[jnp.dtype, jnp.dtype]:
         """The types that blocks are computed in, and that their weights are stored in."""
         return jnp.dtype(self.dtype), jnp.dtype(self.param_dtype or self.dtype)
+
+
+# ImageNet's mean and standard deviation of red, green and blue, on a scale from 0 to 1.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing(Options):
+    """How a picture becomes a model's input; the default is SWAG's.
+
+    The picture is resized to the model's resolution divided by `crop_pct`, rounded down, and cut to
+    the resolution. `crop_pct=0.875` at 224 is torchvision's `Resize(256)` and `CenterCrop(224)`.
+
+    Raises:
+        InputError: for a value that is not accepted.
+    """
+
+    crop_pct: float = option(
+        1.0, "share of the resized picture's side that the crop keeps", above=0, most=1
+    )
+    crop_mode: str = option(
+        "center",
+        "center keeps the aspect and cuts off what is too long; squash changes the aspect; border "
+        "shows the whole picture with margins in the mean colour",
+        choices=("center", "squash", "border"),
+    )
+    rounding: str = option(
+        "torchvision",
+        "whose rounding of sizes and margins; they differ by one pixel",
+        choices=("torchvision", "timm", "transformers"),
+    )
+    interpolation: str = option(
+        "bicubic",
+        "how pictures are resized, with antialiasing",
+        choices=("bicubic", "bilinear", "lanczos", "nearest"),
+    )
+    mean: tuple[float, float, float] = option(MEAN, "subtracted from red, green and blue in [0, 1]")
+    std: tuple[float, float, float] = option(STD, "what they are divided by then", above=0)
+
+    @classmethod
+    def label(cls, name: str) -> str:
+        """Name a field in messages as `model.json` does."""
+        return name
+
+
+def crop_share(kept: int, resized: int) -> float:
+    """Find the `crop_pct` under which a side of `resized` pixels is cut to `kept`, exactly."""
+    share = kept / resized
+    # For sides such as 354 and 224 the quotient rounds to a number that gives one pixel less.
+    return share if int(kept / share) == resized else math.nextafter(share, 0)
 
 
 MODELS = {name: getattr(ViTConfig, name)() for name in ("vit_b16", "vit_l16", "vit_h14")}

@@ -15,6 +15,7 @@ from PIL import Image
 import hvit_jax
 from hvit_jax.checkpoint import Description, save_checkpoint
 from hvit_jax.commands.eval import PROGRAM, main, read
+from hvit_jax.config import Preprocessing
 from hvit_jax.evaluation.run import Seams
 from hvit_jax.evaluation.run import evaluate as evaluate_config
 from hvit_jax.models.parameters import init_parameters
@@ -26,8 +27,9 @@ CONFIG = hvit_jax.ViTConfig(
 )
 
 
-def make_checkpoint(directory, config=CONFIG, classes=()):
-    save_checkpoint(directory, init_parameters(config, 0), Description(config, {}, classes))
+def make_checkpoint(directory, config=CONFIG, classes=(), preprocessing=Preprocessing()):
+    description = Description(config, {}, classes, preprocessing)
+    save_checkpoint(directory, init_parameters(config, 0), description)
     return directory
 
 

@@ -1,4 +1,4 @@
-"""From a picture to the model's input, exactly as torchvision does it on PIL images."""
+"""From a picture to the model's input, exactly as torchvision, timm or transformers with PIL."""
 
 from __future__ import annotations
 
@@ -7,44 +7,88 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+from hvit_jax.config import MEAN, STD, Preprocessing
+
+Triple = tuple[float, float, float]
 
 
-def resize_and_crop(image: Image.Image, resolution: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
-    """Convert to RGB, resize bicubically, cut out the centre.
+def resized_size(
+    size: tuple[int, int], resolution: tuple[int, int], preprocessing: Preprocessing
+) -> tuple[int, int]:
+    """Find the size that a picture is resized to before it is cut.
 
-    The short side becomes the resolution and the long side int(resolution * long / short). For a
-    resolution that is not square the picture is resized to cover it, its larger side deciding.
+    Args:
+        size: the picture's height and width.
+        resolution: height and width wanted in the end.
+        preprocessing: the share that the crop keeps, its mode, and whose rounding.
+
+    Returns:
+        Height and width, in pixels.
+    """
+    (height, width), share = size, preprocessing.crop_pct
+    rows, columns = int(resolution[0] / share), int(resolution[1] / share)
+    if preprocessing.crop_mode == "squash":
+        return rows, columns
+    border = preprocessing.crop_mode == "border"
+    if border or (preprocessing.rounding == "timm" and rows != columns):
+        choose = max if border else min
+        ratio = choose(height / rows, width / columns)
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
+    if width * rows <= height * columns:
+        return max(rows, int(columns * height / width)), columns
+    return rows, max(columns, int(rows * width / height))
+
+
+def corner(side: int, wanted: int, rounding: str) -> int:
+    """Find where the crop begins along one side; before the picture where that is too short."""
+    if side < wanted:
+        return -((wanted - side) // 2)
+    # Python rounds halves to even, as torchvision and timm do.
+    return (side - wanted) // 2 if rounding == "transformers" else round((side - wanted) / 2)
+
+
+def resize_and_crop(
+    image: Image.Image,
+    resolution: tuple[int, int],
+    preprocessing: Preprocessing = Preprocessing(),
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Convert to RGB, resize, cut out the centre.
+
+    By default the picture is resized bicubically until it just covers the resolution.
 
     Args:
         image: a picture of any mode and size.
         resolution: height and width wanted, in pixels.
+        preprocessing: how it is resized and cut; checkpoints store theirs.
 
     Returns:
         Uint8 array (height, width, 3).
     """
     image = image.convert("RGB")
-    height, width = resolution
-    scale_by_width = image.width * height <= image.height * width
-    if scale_by_width:
-        size = (width, max(height, int(width * image.height / image.width)))
-    else:
-        size = (max(width, int(height * image.width / image.height)), height)
-    image = image.resize(size, Image.Resampling.BICUBIC)
-    left = int(round((image.width - width) / 2.0))
-    top = int(round((image.height - height) / 2.0))
-    return np.asarray(image.crop((left, top, left + width, top + height)))
+    height, width = resized_size((image.height, image.width), resolution, preprocessing)
+    image = image.resize((width, height), Image.Resampling[preprocessing.interpolation.upper()])
+    top, left = (
+        corner(side, wanted, preprocessing.rounding)
+        for side, wanted in zip((height, width), resolution, strict=True)
+    )
+    red, green, blue = (round(255 * value) for value in preprocessing.mean)
+    canvas = Image.new("RGB", (resolution[1], resolution[0]), (red, green, blue))
+    canvas.paste(image, (-left, -top))
+    return np.asarray(canvas)
 
 
-def normalize(pixels: UInt8[Array | np.ndarray, "*B H W 3"]) -> Float[Array, "*B H W 3"]:
-    """Scale bytes to [0, 1] and normalise them by ImageNet's mean and deviation.
+def normalize(
+    pixels: UInt8[Array | np.ndarray, "*B H W 3"], mean: Triple = MEAN, std: Triple = STD
+) -> Float[Array, "*B H W 3"]:
+    """Scale bytes to [0, 1], subtract the mean and divide by the deviation.
 
     Args:
         pixels: prepared pictures, from `resize_and_crop`.
+        mean: of red, green and blue; default: ImageNet's.
+        std: their standard deviations; default: ImageNet's.
 
     Returns:
         The model's input, in float32.
     """
     scaled = jnp.asarray(pixels, jnp.float32) / 255
-    return (scaled - jnp.asarray(MEAN)) / jnp.asarray(STD)
+    return (scaled - jnp.asarray(mean)) / jnp.asarray(std)

@@ -16,6 +16,7 @@ import numpy as np
 from jax import export
 from PIL import Image
 
+from hvit_jax.config import Preprocessing
 from hvit_jax.data.preprocess import resize_and_crop
 
 FOLDER = Path(__file__).parent
@@ -62,19 +63,20 @@ def classify(about, model, paths):
     """Prepare pictures and classify them, a batch at a time; yield each path and its logits."""
     size = about["batch"] or min(AT_ONCE, len(paths))
     resolution = tuple(about["input"]["resolution"])
+    preprocessing = Preprocessing(**about["input"]["preprocessing"])
     for start in range(0, len(paths), size):
         part = paths[start : start + size]
         pixels = np.zeros((size, *resolution, 3), np.uint8)
         for row, path in enumerate(part):
-            pixels[row] = prepared(path, resolution)
+            pixels[row] = prepared(path, resolution, preprocessing)
         yield from zip(part, np.asarray(model(pixels))[: len(part)], strict=True)
 
 
-def prepared(path, resolution):
+def prepared(path, resolution, preprocessing):
     """Read a picture and cut it to the model's size."""
     try:
         with Image.open(path) as image:
-            return resize_and_crop(image, resolution)
+            return resize_and_crop(image, resolution, preprocessing)
     except (OSError, ValueError, SyntaxError) as error:
         reason = getattr(error, "strerror", None) or error
         raise Problem(f"cannot read the picture {path}: {reason}") from error

@@ -15,9 +15,11 @@ from jaxtyping import Array, Float, UInt8
 
 from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import describe_checkpoint, fitted_parameters, read_description
-from hvit_jax.data.preprocess import MEAN, STD, normalize, resize_and_crop
+from hvit_jax.config import Preprocessing
+from hvit_jax.data.preprocess import corner, normalize, resize_and_crop, resized_size
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.exporting.config import PLATFORMS, ExportConfig
+from hvit_jax.fields import as_json
 from hvit_jax.models.parameters import build_model, flatten
 from hvit_jax.models.vit import ViT, part_weights
 from hvit_jax.ops.platform import compiled_for
@@ -28,7 +30,9 @@ FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS, LOADER = "export.json", "weights.npz", "run.py"
 MOST_BYTES = 2**31  # of a FlatBuffer
 _TEMPLATE = Path(__file__).with_name("loader.py")
-_IMPORT = "from hvit_jax.data.preprocess import resize_and_crop\n"
+_IMPORT = """from hvit_jax.config import Preprocessing
+from hvit_jax.data.preprocess import resize_and_crop
+"""
 Weights = dict[str, np.ndarray]
 
 
@@ -47,7 +51,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
     """
     refuse_existing(config.output)
     checkpoint = config.folder
-    sizes = with_resolution(read_description(checkpoint).config, config.resolution)
+    description = read_description(checkpoint)
+    sizes = with_resolution(description.config, config.resolution)
     config.reducer.resolve(sizes)  # Finds mistakes before the weights are read.
     compute = dataclasses.replace(config.compute, attention="xla")
     model = build_model(sizes, config.reducer, fitted_parameters(checkpoint, sizes), compute)
@@ -64,7 +69,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
         require_space(config.output, folder, (len(platforms) if inside else 1) * size + 2**20)
         programs, convention = {name: f"model.{name}.jaxexport" for name in platforms}, None
         for platform, file in programs.items():
-            exported = _export(model, weights, platform, config.rows, inside=inside)
+            exported = _export(
+                model, weights, platform, config.rows, description.preprocessing, inside=inside
+            )
             (folder / file).write_bytes(exported.serialize())
             convention = exported.calling_convention_version
         beside = None if inside else _write_weights(folder / WEIGHTS, weights)
@@ -81,7 +88,13 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 
 def _export(
-    model: ViT, weights: Weights, platform: str, batch: int | None, *, inside: bool
+    model: ViT,
+    weights: Weights,
+    platform: str,
+    batch: int | None,
+    preprocessing: Preprocessing,
+    *,
+    inside: bool,
 ) -> jax.export.Exported:
     """Export a model's forward pass, from pictures as `resize_and_crop` prepares them.
 
@@ -98,7 +111,8 @@ def _export(
         given: dict[str, Array], pixels: UInt8[Array, "B H W 3"]
     ) -> Float[Array, "B classes"]:
         arrays = weights if inside else given
-        return with_weights([jnp.asarray(arrays[name]) for name in weights])(normalize(pixels))
+        images = normalize(pixels, preprocessing.mean, preprocessing.std)
+        return with_weights([jnp.asarray(arrays[name]) for name in weights])(images)
 
     shapes = {name: jax.ShapeDtypeStruct(each.shape, each.dtype) for name, each in weights.items()}
     symbol = jax.export.symbolic_shape("b", constraints=["b >= 1"])[0]
@@ -119,9 +133,11 @@ def _export(
 
 
 def _loader_source() -> str:
-    """Write the loader: `loader.py`, with the source of the one function that it imports."""
+    """Write the loader: `loader.py`, with the source of what it imports from this package."""
     template = _TEMPLATE.read_text(encoding="utf-8")
-    return template.replace(_IMPORT, f"\n{inspect.getsource(resize_and_crop)}\n", 1)
+    sources = map(inspect.getsource, (resized_size, corner, resize_and_crop))
+    own = "\n\n".join(["from types import SimpleNamespace as Preprocessing\n", *sources])
+    return template.replace(_IMPORT, f"{own}\n", 1)
 
 
 def _describe(model: ViT, checkpoint: Path, batch: int | None) -> dict[str, Any]:
@@ -143,9 +159,8 @@ def _describe(model: ViT, checkpoint: Path, batch: int | None) -> dict[str, Any]
             "dtype": "uint8",
             "resolution": list(model.config.image_shape),
             "channels": "RGB, last",
-            "resize": "short side to the resolution, bicubic with antialiasing (Pillow)",
-            "crop": "centre",
-            "normalised_inside": {"scale": "1/255", "mean": MEAN, "std": STD},
+            "preprocessing": as_json(description.preprocessing),
+            "normalised_inside": "by 255, then mean and std",
         },
         "output": "logits" if model.config.num_classes else "features of CLS",
         "classes": list(names),

@@ -8,12 +8,13 @@ import jax
 import numpy as np
 import pytest
 from jax import export
+from PIL import Image
 
 import hvit_jax
 from hvit_jax import InputError, demo
 from hvit_jax.checkpoint import checkpoint_sha256
 from hvit_jax.commands.export import main
-from hvit_jax.config import Compute
+from hvit_jax.config import Compute, Preprocessing
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.exporting import ExportConfig, loader
@@ -53,7 +54,7 @@ def run_alone(folder, *arguments):
 
 
 def prepared(paths, resolution):
-    return np.stack([loader.prepared(path, resolution) for path in paths])
+    return np.stack([loader.prepared(path, resolution, Preprocessing()) for path in paths])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -127,6 +128,22 @@ def test_the_loader_runs_where_the_package_is_not(tmp_path, tiny, pictures):
     assert done.stderr.count("\n") == 1
 
 
+def test_the_checkpoints_preprocessing_is_in_the_export(tmp_path, pictures):
+    """In run.py, which resizes and cuts, and in the program, which normalises."""
+    own = Preprocessing(0.8, "squash", "timm", "bilinear", (0.5, 0.4, 0.3), (0.3, 0.2, 0.1))
+    checkpoint = make_checkpoint(
+        tmp_path / "checkpoint", classes=tuple("abcdefg"), preprocessing=own
+    )
+    assert export_to(tmp_path / "out", "--platforms", "cpu", checkpoint=checkpoint) == 0
+    done = run_alone(tmp_path / "out", pictures[0])
+    assert done.returncode == 0, done.stderr
+    pixels = resize_and_crop(Image.open(pictures[0]), CONFIG.image_shape, own)
+    logits = hvit_jax.load(checkpoint)(normalize(pixels[None], own.mean, own.std))[0]
+    shares = 100 * np.asarray(jax.nn.softmax(logits))
+    best = "abcdefg"[shares.argmax()]
+    assert done.stdout.startswith(f"{pictures[0]}: {best} {shares.max():.1f} %, ")
+
+
 def test_damage_is_found(tmp_path, monkeypatch, tiny):
     out = tmp_path / "out"
     assert export_to(out, "--platforms", "cpu", checkpoint=tiny) == 0
@@ -152,7 +169,7 @@ def test_pictures_that_cannot_be_read(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     for file, reason in (("a.png", "cannot identify"), ("none.png", "No such file")):
         with pytest.raises(loader.Problem, match=f"cannot read the picture .*{file}: {reason}"):
-            loader.prepared(tmp_path / file, (8, 8))
+            loader.prepared(tmp_path / file, (8, 8), Preprocessing())
 
 
 def test_programs_for_gpus_are_made_without_one(tmp_path, tiny):

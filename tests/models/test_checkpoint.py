@@ -17,6 +17,7 @@ from hvit_jax.checkpoint import (
     resize_parameters,
     save_checkpoint,
 )
+from hvit_jax.config import Preprocessing
 from hvit_jax.models.parameters import abstract_parameters, flatten
 from hvit_jax.system.files import checksums
 
@@ -64,6 +65,18 @@ def test_what_is_saved_is_loaded(saved):
     for name, array in loaded.items():
         assert isinstance(array, np.ndarray) and array.dtype == np.float32
         np.testing.assert_array_equal(array, wanted[name], err_msg=name)
+
+
+def test_preprocessing_is_stored_and_swags_where_it_is_missing(tmp_path, copy):
+    preprocessing = Preprocessing(
+        0.875, "squash", "timm", "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    )
+    save_checkpoint(tmp_path / "c", random_parameters(), Description(CONFIG, {}, (), preprocessing))
+    assert read_description(tmp_path / "c").preprocessing == preprocessing
+    edit(copy, preprocessing=None)
+    assert read_description(copy).preprocessing == Preprocessing()
+    edit(copy, preprocessing={"crop_pct": 0.9})
+    assert read_description(copy).preprocessing == Preprocessing(crop_pct=0.9)
 
 
 def test_only_the_checkpoint_is_left_beside_it(saved):
@@ -166,6 +179,9 @@ def test_truncated_json(copy, length):
         ({"config": [1]}, "is damaged"),
         ({"source": "text"}, "is damaged"),
         ({"classes": 3}, "is damaged"),
+        ({"preprocessing": {"crop_pct": 2}}, "crop_pct must be above 0 and at most 1, got 2"),
+        ({"preprocessing": {"colour": 1}}, "Preprocessing has no colour"),
+        ({"preprocessing": [1]}, "is damaged"),
         ({"weights": None}, "KeyError: 'weights'"),
         ({"weights": {"d": {}}}, "KeyError: 'bytes'"),
         ({"weights": {"d": {"bytes": "x", "crc32": 0}}}, "is damaged"),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 from rich.console import Console
 from rich.progress import Progress
 
+from hvit_jax.checkpoint import Description
 from hvit_jax.commands.flags import command
 from hvit_jax.config import ViTConfig, model_name
 from hvit_jax.convert import convert_file, export_file
@@ -44,11 +46,26 @@ def _convert(config: ConvertConfig) -> None:
             facts = {"source": str(config.source), "format": SWAG.name, **_export_note(sizes)}
         else:
             description = convert_file(
-                config.source, config.destination, heads=config.heads, progress=progress
+                config.source,
+                config.destination,
+                heads=config.heads,
+                entry=config.entry,
+                progress=progress,
             )
             sizes = description.config
-            facts = {**description.source, "file": str(config.source), **_heads_note(sizes)}
+            facts = {**_origin(description, config.source), **_heads_note(sizes)}
     print(_summary(sizes, config.destination, facts))
+
+
+def _origin(description: Description, source: Path) -> dict[str, str]:
+    """Tell what was read, and what else the file holds."""
+    about: dict[str, Any] = {**description.source, "file": str(source)}
+    if others := about.pop("other_entries", None):
+        taken = about.get("entry", ".")
+        about["entry"] = f"{taken} (also there: {', '.join(others)}; --entry NAME takes another)"
+    if ignored := about.get("ignored"):
+        about["ignored"] = ", ".join(ignored)
+    return about
 
 
 def _heads_note(sizes: ViTConfig) -> dict[str, str]:

@@ -24,13 +24,20 @@ class ConvertConfig(Options):
     heads: int | None = option(
         None, "attention heads; needed only for sizes other than vit_b16, vit_l16 and vit_h14"
     )
+    entry: str | None = option(
+        None,
+        "which model to take from a file that holds several, such as model (default: averaged "
+        "weights, such as model_ema, before others)",
+        metavar="NAME",
+    )
     to_torch: bool = option(
         False, "the other way: write the checkpoint SRC as a state dict in SWAG's format"
     )
 
     def __post_init__(self):
         super().__post_init__()
-        if self.to_torch and self.heads is not None:
-            raise InputError(
-                "--heads is for reading PyTorch files; with --to-torch it has no meaning"
-            )
+        for name in ("heads", "entry"):
+            if self.to_torch and getattr(self, name) is not None:
+                raise InputError(
+                    f"--{name} is for reading PyTorch files; with --to-torch it has no meaning"
+                )

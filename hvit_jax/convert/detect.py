@@ -8,29 +8,29 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from hvit_jax.config import MODELS, ViTConfig
-from hvit_jax.convert.keys import FORMATS, Entry, Format
+from hvit_jax.convert.keys import LAYOUTS, Entry, Layout
 from hvit_jax.convert.reader import StateDict
 from hvit_jax.errors import InputError
 
 Shape = tuple[int, ...]
 
 
-def detect(source: StateDict) -> tuple[Format, dict[str, int]]:
-    """Tell a state dict's format and sizes from its keys and shapes.
+def detect(source: StateDict) -> tuple[Layout, dict[str, int]]:
+    """Tell a state dict's layout and sizes from its keys and shapes.
 
     Returns:
-        The format, and its sizes by the letters of `Entry`, with `depth`; K is 0 without a head.
+        The layout, and its sizes by the letters of `Entry`, with `depth`; K is 0 without a head.
 
     Raises:
         InputError: if it is of no known format, or if keys are missing, left over, misshapen or
             otherwise unusable; all of them are listed.
     """
     shapes = source.shapes
-    layout = max(FORMATS, key=lambda layout: len(_matching(layout, shapes)))
+    layout = max(LAYOUTS, key=lambda layout: len(_matching(layout, shapes)))
     matching = _matching(layout, shapes)
     if not any(number is not None for _, number in matching.values()):
         few = ", ".join(list(shapes)[:5]) + (", ..." if len(shapes) > 5 else "")
-        known = ", ".join(known.name for known in FORMATS)
+        known = ", ".join(known.name for known in LAYOUTS)
         raise InputError(
             f"{source.name} is not a vision transformer of a known format ({known}); "
             f"its keys: {few}"
@@ -51,8 +51,8 @@ def detect(source: StateDict) -> tuple[Format, dict[str, int]]:
     return layout, sizes
 
 
-def _matching(layout: Format, shapes: Mapping[str, Shape]) -> dict[str, tuple[Entry, int | None]]:
-    """Find the keys that a format knows: their rows and block numbers."""
+def _matching(layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, tuple[Entry, int | None]]:
+    """Find the keys that a layout knows: their rows and block numbers."""
     found = {}
     for entry in layout.entries:
         pattern = re.compile(re.escape(entry.key).replace(r"\{i\}", r"(0|[1-9]\d{0,2})"))
@@ -78,7 +78,7 @@ def _vote(
     return {"K": 0, **sizes, "depth": max(numbers) + 1}
 
 
-def expected_keys(layout: Format, sizes: Mapping[str, int]) -> Iterator[tuple[str, Entry]]:
+def expected_keys(layout: Layout, sizes: Mapping[str, int]) -> Iterator[tuple[str, Entry]]:
     """List every key that a model has, with its row, in the order of PyTorch's own state dicts."""
     blocks = [entry for entry in layout.entries if entry.stacked]
     for entry in layout.entries:

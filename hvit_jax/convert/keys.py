@@ -1,4 +1,4 @@
-"""The formats of PyTorch checkpoints: which key holds which parameter, in which layout."""
+"""The layouts of PyTorch checkpoints: which key holds which parameter, in which shape."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 
 @dataclass(frozen=True)
-class Layout:
+class Transform:
     """How PyTorch's array becomes ours, as in `hvit_jax.models.parameters`, and back."""
 
     to_ours: Callable[[Float32[np.ndarray, "*shape"]], Float32[np.ndarray, "*shape"]]
@@ -28,30 +28,30 @@ def _patch_convolution(kernel: Float32[np.ndarray, "*shape"]) -> Float32[np.ndar
     return kernel.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
 
 
-SAME = Layout(lambda array: array, lambda array: array)
-TRANSPOSED = Layout(lambda array: array.T, lambda array: array.T)
-CLASS_TOKEN = Layout(lambda array: array[0, 0], lambda array: array[None, None])
-SEQUENCE_FIRST = Layout(lambda array: array[:, 0], lambda array: array[:, None])
-BATCH_FIRST = Layout(lambda array: array[0], lambda array: array[None])
-PATCHES = Layout(_patch_kernel, _patch_convolution)
+SAME = Transform(lambda array: array, lambda array: array)
+TRANSPOSED = Transform(lambda array: array.T, lambda array: array.T)
+CLASS_TOKEN = Transform(lambda array: array[0, 0], lambda array: array[None, None])
+SEQUENCE_FIRST = Transform(lambda array: array[:, 0], lambda array: array[:, None])
+BATCH_FIRST = Transform(lambda array: array[0], lambda array: array[None])
+PATCHES = Transform(_patch_kernel, _patch_convolution)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of a format's table.
+    """One row of a layout's table.
 
     Attributes:
         key: in the state dict; `{i}` stands for the number of the block.
         path: in our tree; those of all blocks are stacked below `blocks/`.
         shape: of PyTorch's array. Letters: C width, S positions, p patch side, M MLP width,
             K classes; 3C is three times C.
-        layout: how the two differ.
+        transform: how the two differ.
     """
 
     key: str
     path: str
     shape: str
-    layout: Layout
+    transform: Transform
 
     @property
     def stacked(self) -> bool:
@@ -60,7 +60,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Format:
+class Layout:
     """A kind of checkpoint: a row for every parameter; the head's may be absent from a file."""
 
     name: str
@@ -82,9 +82,9 @@ def _linear(key: str, path: str, outputs: str, inputs: str) -> tuple[Entry, Entr
 
 
 def _table(
-    *, positions: tuple[str, Layout], block: str, mlp: tuple[str, str], head: str
+    *, positions: tuple[str, Transform], block: str, mlp: tuple[str, str], head: str
 ) -> tuple[Entry, ...]:
-    """List every parameter; the arguments are all that the formats differ in."""
+    """List every parameter; the arguments are all that the layouts differ in."""
     block = f"encoder.layers.{block}"
     return (
         Entry("class_token", "class_token", "1 1 C", CLASS_TOKEN),
@@ -102,7 +102,7 @@ def _table(
     )
 
 
-SWAG = Format(
+SWAG = Layout(
     "SWAG",
     _table(
         positions=("S 1 C", SEQUENCE_FIRST),
@@ -114,6 +114,6 @@ SWAG = Format(
 _vision_table = functools.partial(
     _table, positions=("1 S C", BATCH_FIRST), block="encoder_layer_{i}", head="heads.head"
 )
-TORCHVISION = Format("torchvision", _vision_table(mlp=("0", "3")))
-TORCHVISION_OLD = Format("torchvision (older)", _vision_table(mlp=("linear_1", "linear_2")))
-FORMATS = (SWAG, TORCHVISION, TORCHVISION_OLD)
+TORCHVISION = Layout("torchvision", _vision_table(mlp=("0", "3")))
+TORCHVISION_OLD = Layout("torchvision (older)", _vision_table(mlp=("linear_1", "linear_2")))
+LAYOUTS = (SWAG, TORCHVISION, TORCHVISION_OLD)

@@ -6,7 +6,6 @@ import hashlib
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,10 +15,10 @@ import numpy as np
 from jaxtyping import Float32
 from rich.progress import Progress
 
+from hvit_jax.convert.entries import FoundModel, choose_model
 from hvit_jax.errors import InputError
 from hvit_jax.system.library_messages import refused_class
 
-_ENTRIES = ("model", "state_dict")
 _ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"
 _CHUNK = 1 << 22
 
@@ -34,7 +33,7 @@ class StateDict:
         shapes: the shape of every entry, () for one that is no array.
         flaws: what is wrong with an entry, by key.
         sha256: of the file.
-        entry: the entry of the file's outermost dict that holds the state dict; "" for the whole.
+        found: where in the file it was, and what else the file holds.
     """
 
     name: str
@@ -42,7 +41,7 @@ class StateDict:
     shapes: dict[str, tuple[int, ...]]
     flaws: dict[str, str]
     sha256: str
-    entry: str
+    found: FoundModel
 
 
 def import_torch() -> ModuleType:
@@ -56,12 +55,13 @@ def import_torch() -> ModuleType:
     return torch
 
 
-def read_state_dict(path: Path, progress: Progress) -> StateDict:
-    """Read a state dict, or a dict that holds one as "model" or "state_dict".
+def read_state_dict(path: Path, progress: Progress, entry: str | None = None) -> StateDict:
+    """Read a state dict, whatever dicts, prefixes and wrappers stand around it.
 
     Args:
         path: a file written by `torch.save`.
         progress: shows how far it is.
+        entry: which of several models to read; None: averaged weights before others.
 
     Raises:
         InputError: if it is missing, damaged, holds anything that loading would run, or no state
@@ -70,10 +70,9 @@ def read_state_dict(path: Path, progress: Progress) -> StateDict:
     if not path.is_file():
         raise InputError(_why_no_file(path))
     torch = import_torch()
-    entry, state = _unwrap(path, _load(torch, path, progress))
-    read = StateDict(str(path), {}, {}, {}, _sha256(path, progress), entry)
-    for name, value in progress.track(state.items(), description="checking numbers"):
-        key = str(name) if isinstance(name, str | int) else f"<{type(name).__name__}>"
+    found = choose_model(path, _load(torch, path, progress), entry)
+    read = StateDict(str(path), {}, {}, {}, _sha256(path, progress), found)
+    for key, value in progress.track(found.values.items(), description="checking numbers"):
         read.shapes[key] = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
         flaw = _flaw(torch, value)
         if not flaw:
@@ -82,19 +81,6 @@ def read_state_dict(path: Path, progress: Progress) -> StateDict:
         if flaw:
             read.flaws[key] = flaw
     return read
-
-
-def _unwrap(path: Path, top: Any) -> tuple[str, Mapping[Any, Any]]:
-    """Find the state dict in what a file holds, and the entry that holds it."""
-    found = isinstance(top, Mapping)
-    entries = [name for name in _ENTRIES if found and isinstance(top.get(name), Mapping)]
-    entry, state = (entries[0], top[entries[0]]) if entries else ("", top)
-    if not isinstance(state, Mapping) or not state:
-        raise InputError(
-            f"{path} holds {'an empty' if state == {} else 'a'} {type(state).__name__}, "
-            "not a state dict; save one with: torch.save(model.state_dict(), PATH)"
-        )
-    return entry, state
 
 
 def _why_no_file(path: Path) -> str:

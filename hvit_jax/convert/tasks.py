@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from hvit_jax.checkpoint import Description, load_parameters, read_description, save_checkpoint
 from hvit_jax.convert.detect import config_of, detect, expected_keys
-from hvit_jax.convert.keys import SWAG, Format
+from hvit_jax.convert.keys import SWAG, Layout
 from hvit_jax.convert.reader import import_torch, read_state_dict
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.models.parameters import Tree, flatten
@@ -27,6 +27,7 @@ def convert_file(
     destination: str | Path,
     *,
     heads: int | None = None,
+    entry: str | None = None,
     progress: Progress = _SILENT,
 ) -> Description:
     """Convert a PyTorch file to a checkpoint that `hvit_jax.load` reads.
@@ -35,6 +36,8 @@ def convert_file(
         source: a `.torch` or `.pth` file of SWAG or torchvision.
         destination: the folder to write; must not exist.
         heads: attention heads, which no file stores; None: those of the published size.
+        entry: which model, of a file that holds several, such as "model"; None: averaged weights
+            (such as "model_ema") before others.
         progress: shows how far it is.
 
     Returns:
@@ -45,13 +48,19 @@ def convert_file(
             destination exists or cannot be written.
     """
     refuse_existing(destination)
-    read = read_state_dict(Path(source), progress)
+    read = read_state_dict(Path(source), progress, entry)
     layout, sizes = detect(read)
     config = config_of(read.name, sizes, heads)
     parameters = _to_tree(read.arrays, layout, config.depth)
     _check(to_state(parameters, layout), read.arrays)
     origin = {"file": Path(source).name, "sha256": read.sha256, "format": layout.name}
-    description = Description(config, {**origin, **({"entry": read.entry} if read.entry else {})})
+    places = {
+        "entry": read.found.entry,
+        "other_entries": list(read.found.others),
+        "ignored": list(read.found.ignored),
+    }
+    origin |= {name: each for name, each in places.items() if each}
+    description = Description(config, origin)
     progress.add_task("writing", total=None)
     save_checkpoint(destination, parameters, description)
     return description
@@ -123,15 +132,15 @@ def _read_back(
     _check(read.arrays.items(), state)
 
 
-def _to_tree(state: dict[str, Float32[np.ndarray, "*shape"]], layout: Format, depth: int) -> Tree:
+def _to_tree(state: dict[str, Float32[np.ndarray, "*shape"]], layout: Layout, depth: int) -> Tree:
     """Arrange a state dict as our tree; it must be whole, as `detect` checks."""
     tree: dict[str, Any] = {}
     for entry in layout.entries:
         if entry.stacked:
             keys = [entry.key.format(i=number) for number in range(depth)]
-            array = np.stack([entry.layout.to_ours(state[key]) for key in keys])
+            array = np.stack([entry.transform.to_ours(state[key]) for key in keys])
         elif entry.key in state:
-            array = np.ascontiguousarray(entry.layout.to_ours(state[entry.key]))
+            array = np.ascontiguousarray(entry.transform.to_ours(state[entry.key]))
         else:
             continue
         *folders, leaf = entry.path.split("/")
@@ -143,7 +152,7 @@ def _to_tree(state: dict[str, Float32[np.ndarray, "*shape"]], layout: Format, de
 
 
 def to_state(
-    parameters: Tree, layout: Format
+    parameters: Tree, layout: Layout
 ) -> Iterator[tuple[str, Float32[np.ndarray, "*shape"]]]:
     """Arrange our tree as a state dict, array by array, in the order of PyTorch's own."""
     leaves = flatten(parameters)
@@ -151,4 +160,4 @@ def to_state(
     blocks = {path: iter(leaf) for path, leaf in leaves.items() if path.startswith("blocks/")}
     for key, entry in expected_keys(layout, sizes):
         leaf = next(blocks[entry.path]) if entry.stacked else leaves[entry.path]
-        yield key, entry.layout.to_torch(leaf)
+        yield key, entry.transform.to_torch(leaf)

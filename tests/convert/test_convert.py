@@ -11,6 +11,7 @@ import hvit_jax
 from hvit_jax.checkpoint import Description, load_parameters, read_description, save_checkpoint
 from hvit_jax.convert import convert_file, export_file
 from hvit_jax.convert.detect import config_of, detect
+from hvit_jax.convert.entries import FoundModel
 from hvit_jax.convert.reader import StateDict
 from hvit_jax.models.parameters import abstract_parameters, flatten
 from tests.torch_files import as_torchvision, save, swag_state
@@ -187,7 +188,7 @@ def test_published_sizes_need_no_heads(name, vision):
     state = published_state(config)
     state = as_torchvision(state) if vision else state
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    _, sizes = detect(StateDict(name, {}, shapes, {}, "", ""))
+    _, sizes = detect(StateDict(name, {}, shapes, {}, "", FoundModel("", {})))
     assert config_of(name, sizes, None) == config
 
 

@@ -1,0 +1,129 @@
+"""Which models a file holds, whatever dicts and prefixes stand around their keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hvit_jax.convert.keys import LAYOUTS
+from hvit_jax.errors import InputError, unknown
+
+# Of several models the first of these is taken: averaged weights, as timm takes them.
+_PREFERRED = (
+    *("state_dict_ema", "model_ema", "ema_model", "ema", "teacher"),
+    *("state_dict", "model", "module"),
+)
+# What PyTorch writes into keys, anywhere, where a module or a part of it was wrapped.
+_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# Counters of PyTorch's AveragedModel; no weights.
+_IGNORED = ("n_averaged",)
+# A model is where one of these keys is; what stands before it is the prefix of all its keys.
+_ANCHORS = {
+    re.escape(entry.key)
+    for layout in LAYOUTS
+    for entry in layout.entries
+    if entry.path in ("class_token", "patch_embed/kernel", "pos_embedding")
+}
+_ANCHOR = re.compile(rf"((?:.*\.)?)(?:{'|'.join(sorted(_ANCHORS))})", re.DOTALL)
+_DEPTH = 3  # Dicts within dicts that are looked into.
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """One model of a file.
+
+    Attributes:
+        entry: the names of the dicts around it and the prefix of its keys, joined with dots; "" if
+            there are none.
+        values: by key, without prefix and wrappers.
+        ignored: keys beside them that are no weights.
+        others: the entries of the file's other models.
+    """
+
+    entry: str
+    values: dict[str, Any]
+    ignored: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+
+def choose_model(path: Path, top: Any, wanted: str | None) -> FoundModel:
+    """Take one of the models that a file holds.
+
+    Args:
+        path: names the file in errors.
+        top: what the file holds.
+        wanted: its entry, or the first parts of it, "." for one without a name; None: averaged
+            weights before others.
+
+    Raises:
+        InputError: if it holds no dict, nothing under that entry, or a key twice.
+    """
+    if not isinstance(top, Mapping) or not top:
+        raise InputError(
+            f"{path} holds {'an empty' if top == {} else 'a'} {type(top).__name__}, "
+            "not a state dict; save one with: torch.save(model.state_dict(), PATH)"
+        )
+    names = {entry or ".": place for entry, place in _find(top).items()}
+    fitting = [name for name in names if wanted in (None, name) or name.startswith(f"{wanted}.")]
+    if not fitting:
+        raise unknown("entry", str(wanted), names)
+    chosen = min(fitting, key=_rank)
+    values, ignored = _take(path, *names[chosen])
+    others = tuple(name for name in names if name != chosen)
+    return FoundModel("" if chosen == "." else chosen, values, ignored, others)
+
+
+def _rank(entry: str) -> int:
+    ranks = [_PREFERRED.index(part) for part in entry.split(".") if part in _PREFERRED]
+    return min(ranks, default=len(_PREFERRED))
+
+
+def _find(top: Mapping) -> dict[str, tuple[Mapping, str, list[str]]]:
+    """Find models by their entries: the dict, their prefix in it, and all such prefixes in it.
+
+    Where there is none, the largest dict stands for one, so that its keys can be named.
+    """
+    found, dicts = {}, list(_dicts(top))
+    for name, values in dicts:
+        matches = [match for key in values if (match := _ANCHOR.fullmatch(_plain(key)))]
+        prefixes = sorted({match[1] for match in matches}, key=len, reverse=True)
+        for prefix in prefixes:
+            entry = ".".join(filter(None, (name, prefix.rstrip("."))))
+            found[entry] = values, prefix, prefixes
+    name, values = max(dicts, key=lambda each: len(each[1]))
+    return found or {name: (values, "", [""])}
+
+
+def _dicts(value: Any, name: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, Mapping]]:
+    if isinstance(value, Mapping) and depth:
+        yield name, value
+        for key, inner in value.items():
+            yield from _dicts(inner, f"{name}.{key}" if name else str(key), depth - 1)
+
+
+def _plain(key: Any) -> str:
+    """Name a key without wrappers; one that no state dict has is named by its type."""
+    return _WRAPPERS.sub("", str(key)) if isinstance(key, str | int) else f"<{type(key).__name__}>"
+
+
+def _take(
+    path: Path, values: Mapping, prefix: str, prefixes: list[str]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Take a model's values out of a dict, and those that belong to none of the models in it."""
+    taken, ignored = {}, []
+    for name, value in values.items():
+        key = _plain(name)
+        owner = next((each for each in prefixes if key.startswith(each)), prefix)
+        if owner != prefix:
+            continue
+        key = key.removeprefix(prefix)
+        if key in _IGNORED:
+            ignored.append(str(name))
+        elif key in taken:
+            raise InputError(f"{path} holds {key} twice, with and without a wrapper's name")
+        else:
+            taken[key] = value
+    return taken, tuple(ignored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections import Counter
@@ -26,7 +27,8 @@ def detect(source: StateDict) -> tuple[Layout, dict[str, int]]:
             otherwise unusable; all of them are listed.
     """
     shapes = source.shapes
-    layout = max(LAYOUTS, key=lambda layout: len(_matching(layout, shapes)))
+    layouts = [_with_head(layout, shapes) for layout in LAYOUTS]
+    layout = max(layouts, key=lambda layout: len(_matching(layout, shapes)))
     matching = _matching(layout, shapes)
     if not any(number is not None for _, number in matching.values()):
         few = ", ".join(list(shapes)[:5]) + (", ..." if len(shapes) > 5 else "")
@@ -37,9 +39,13 @@ def detect(source: StateDict) -> tuple[Layout, dict[str, int]]:
         )
     sizes = _vote(shapes, matching)
     wanted = dict(expected_keys(layout, sizes))
+    surplus = [key for key in shapes if key not in wanted]
+    root = layout.heads[0].partition(".")[0]
+    layers = [key for key in surplus if key.startswith(f"{root}.")]
     problems = {
         "missing": [key for key in wanted if key not in shapes],
-        "left over": [key for key in shapes if key not in wanted],
+        "left over": [key for key in surplus if key not in layers],
+        "of a head with more layers than the one that is read": layers,
         "wrong shape": list(_misshapen(shapes, wanted, sizes)),
         "unusable": [f"{key} {flaw}" for key, flaw in source.flaws.items() if key in wanted],
     }
@@ -51,11 +57,18 @@ def detect(source: StateDict) -> tuple[Layout, dict[str, int]]:
     return layout, sizes
 
 
+def _with_head(layout: Layout, shapes: Mapping[str, Shape]) -> Layout:
+    """Give a layout the one name that the head has in this file, if it has one."""
+    names = [name for name in layout.heads if {f"{name}.weight", f"{name}.bias"} & shapes.keys()]
+    return dataclasses.replace(layout, heads=tuple(names)) if len(names) == 1 else layout
+
+
 def _matching(layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, tuple[Entry, int | None]]:
     """Find the keys that a layout knows: their rows and block numbers."""
     found = {}
     for entry in layout.entries:
-        pattern = re.compile(re.escape(entry.key).replace(r"\{i\}", r"(0|[1-9]\d{0,2})"))
+        key = re.escape(layout.key(entry, "{i}"))
+        pattern = re.compile(key.replace(r"\{i\}", r"(0|[1-9]\d{0,2})"))
         for match in filter(None, map(pattern.fullmatch, shapes)):
             found[match[0]] = entry, int(match[1]) if entry.stacked else None
     return found
@@ -85,10 +98,10 @@ def expected_keys(layout: Layout, sizes: Mapping[str, int]) -> Iterator[tuple[st
         if entry.path.startswith("head/") and not sizes["K"]:
             continue
         if not entry.stacked:
-            yield entry.key, entry
+            yield layout.key(entry), entry
         elif entry is blocks[0]:
             for number in range(sizes["depth"]):
-                yield from ((row.key.format(i=number), row) for row in blocks)
+                yield from ((layout.key(row, number), row) for row in blocks)
 
 
 def _misshapen(

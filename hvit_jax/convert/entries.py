@@ -66,35 +66,27 @@ def choose_model(path: Path, top: Any, wanted: str | None) -> FoundModel:
             f"{path} holds {'an empty' if top == {} else 'a'} {type(top).__name__}, "
             "not a state dict; save one with: torch.save(model.state_dict(), PATH)"
         )
-    names = {entry or ".": place for entry, place in _find(top).items()}
-    fitting = [name for name in names if wanted in (None, name) or name.startswith(f"{wanted}.")]
+    dicts = list(_dicts(top))
+    models = {
+        ".".join(filter(None, (name, prefix.rstrip(".")))) or ".": (values, prefix)
+        for name, values in dicts
+        for prefix in _prefixes(values)
+    }
+    if not models:  # The largest dict stands for one, so that its keys can be named.
+        name, values = max(dicts, key=lambda each: len(each[1]))
+        models = {name or ".": (values, "")}
+    fitting = [name for name in models if wanted in (None, name) or name.startswith(f"{wanted}.")]
     if not fitting:
-        raise unknown("entry", str(wanted), names)
+        raise unknown("entry", str(wanted), models)
     chosen = min(fitting, key=_rank)
-    values, ignored = _take(path, *names[chosen])
-    others = tuple(name for name in names if name != chosen)
-    return FoundModel("" if chosen == "." else chosen, values, ignored, others)
+    taken, ignored = _take(path, *models[chosen])
+    others = tuple(name for name in models if name != chosen)
+    return FoundModel("" if chosen == "." else chosen, taken, ignored, others)
 
 
 def _rank(entry: str) -> int:
     ranks = [_PREFERRED.index(part) for part in entry.split(".") if part in _PREFERRED]
     return min(ranks, default=len(_PREFERRED))
-
-
-def _find(top: Mapping) -> dict[str, tuple[Mapping, str, list[str]]]:
-    """Find models by their entries: the dict, their prefix in it, and all such prefixes in it.
-
-    Where there is none, the largest dict stands for one, so that its keys can be named.
-    """
-    found, dicts = {}, list(_dicts(top))
-    for name, values in dicts:
-        matches = [match for key in values if (match := _ANCHOR.fullmatch(_plain(key)))]
-        prefixes = sorted({match[1] for match in matches}, key=len, reverse=True)
-        for prefix in prefixes:
-            entry = ".".join(filter(None, (name, prefix.rstrip("."))))
-            found[entry] = values, prefix, prefixes
-    name, values = max(dicts, key=lambda each: len(each[1]))
-    return found or {name: (values, "", [""])}
 
 
 def _dicts(value: Any, name: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, Mapping]]:
@@ -104,26 +96,27 @@ def _dicts(value: Any, name: str = "", depth: int = _DEPTH) -> Iterator[tuple[st
             yield from _dicts(inner, f"{name}.{key}" if name else str(key), depth - 1)
 
 
+def _prefixes(values: Mapping) -> dict[str, None]:
+    """Find what stands before the keys of each model in a dict, in the dict's order."""
+    return dict.fromkeys(match[1] for key in values if (match := _ANCHOR.fullmatch(_plain(key))))
+
+
 def _plain(key: Any) -> str:
     """Name a key without wrappers; one that no state dict has is named by its type."""
     return _WRAPPERS.sub("", str(key)) if isinstance(key, str | int) else f"<{type(key).__name__}>"
 
 
-def _take(
-    path: Path, values: Mapping, prefix: str, prefixes: list[str]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _take(path: Path, values: Mapping, prefix: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Take a model's values out of a dict, and those that belong to none of the models in it."""
-    taken, ignored = {}, []
-    for name, value in values.items():
-        key = _plain(name)
-        owner = next((each for each in prefixes if key.startswith(each)), prefix)
-        if owner != prefix:
-            continue
+    taken, ignored, prefixes = {}, [], _prefixes(values)
+    for key, value in ((_plain(name), value) for name, value in values.items()):
+        if max(filter(key.startswith, prefixes), key=len, default=prefix) != prefix:
+            continue  # Another model's.
         key = key.removeprefix(prefix)
-        if key in _IGNORED:
-            ignored.append(str(name))
-        elif key in taken:
+        if key in taken:
             raise InputError(f"{path} holds {key} twice, with and without a wrapper's name")
+        if key in _IGNORED:
+            ignored.append(key)
         else:
             taken[key] = value
     return taken, tuple(ignored)

@@ -41,7 +41,7 @@ class Entry:
     """One row of a layout's table.
 
     Attributes:
-        key: in the state dict; `{i}` stands for the number of the block.
+        key: in the state dict; `{i}` is the number of the block, `{head}` the head's name.
         path: in our tree; those of all blocks are stacked below `blocks/`.
         shape: of PyTorch's array. Letters: C width, S positions, p patch side, M MLP width,
             K classes; 3C is three times C.
@@ -61,10 +61,21 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """A kind of checkpoint: a row for every parameter; the head's may be absent from a file."""
+    """A kind of checkpoint.
+
+    Attributes:
+        name: what messages call it.
+        entries: a row for every parameter; the head's may be absent from a file.
+        heads: what the head is called; first as the library does, then as where it was replaced.
+    """
 
     name: str
     entries: tuple[Entry, ...]
+    heads: tuple[str, ...]
+
+    def key(self, entry: Entry, block: int | str = 0) -> str:
+        """Write a row's key as it stands in a file."""
+        return entry.key.format(i=block, head=self.heads[0])
 
 
 def _norm(key: str, path: str) -> tuple[Entry, Entry]:
@@ -82,7 +93,7 @@ def _linear(key: str, path: str, outputs: str, inputs: str) -> tuple[Entry, Entr
 
 
 def _table(
-    *, positions: tuple[str, Transform], block: str, mlp: tuple[str, str], head: str
+    *, positions: tuple[str, Transform], block: str, mlp: tuple[str, str]
 ) -> tuple[Entry, ...]:
     """List every parameter; the arguments are all that the layouts differ in."""
     block = f"encoder.layers.{block}"
@@ -98,7 +109,7 @@ def _table(
         *_linear(f"{block}.mlp.{mlp[0]}.", "blocks/linear_1", "M", "C"),
         *_linear(f"{block}.mlp.{mlp[1]}.", "blocks/linear_2", "C", "M"),
         *_norm("encoder.ln.", "ln"),
-        *_linear(f"{head}.", "head", "K", "C"),
+        *_linear("{head}.", "head", "K", "C"),
     )
 
 
@@ -108,12 +119,15 @@ SWAG = Layout(
         positions=("S 1 C", SEQUENCE_FIRST),
         block="layer_{i}",
         mlp=("linear_1", "linear_2"),
-        head="head.layers.head",
     ),
+    ("head.layers.head", "head", "head.0", "head.1"),
 )
 _vision_table = functools.partial(
-    _table, positions=("1 S C", BATCH_FIRST), block="encoder_layer_{i}", head="heads.head"
+    _table, positions=("1 S C", BATCH_FIRST), block="encoder_layer_{i}"
 )
-TORCHVISION = Layout("torchvision", _vision_table(mlp=("0", "3")))
-TORCHVISION_OLD = Layout("torchvision (older)", _vision_table(mlp=("linear_1", "linear_2")))
+_vision_heads = ("heads.head", "heads", "heads.0", "heads.1", "heads.head.0", "heads.head.1")
+TORCHVISION = Layout("torchvision", _vision_table(mlp=("0", "3")), _vision_heads)
+TORCHVISION_OLD = Layout(
+    "torchvision (older)", _vision_table(mlp=("linear_1", "linear_2")), _vision_heads
+)
 LAYOUTS = (SWAG, TORCHVISION, TORCHVISION_OLD)

@@ -1,12 +1,16 @@
-"""Reading PyTorch's files without running what is in them; torch is imported only here."""
+"""Reading weights without running what is in their files; torch is imported only here."""
 
 from __future__ import annotations
 
+import argparse
+import functools
 import hashlib
+import pathlib
 import pickle
 import warnings
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,11 +20,26 @@ from jaxtyping import Float32
 from rich.progress import Progress
 
 from hvit_jax.convert.entries import FoundModel, choose_model
-from hvit_jax.errors import InputError
+from hvit_jax.errors import InputError, first_line
 from hvit_jax.system.library_messages import refused_class
 
 _ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"
 _CHUNK = 1 << 22
+# What is read, by its name in safetensors.
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+# Classes of values that training programs store beside weights. They are made without running
+# anything of the file's, and not looked at.
+_HARMLESS = [argparse.Namespace, pathlib.PosixPath]
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A value of a file, not yet read; `flaw` says why it cannot be a parameter."""
+
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    flaw: str = ""
+    read: Callable[[], np.ndarray] = functools.partial(np.zeros, 0)
 
 
 @dataclass(frozen=True)
@@ -29,11 +48,12 @@ class StateDict:
 
     Attributes:
         name: what to call the file in errors.
-        arrays: in float32, by key; half precision has been widened.
+        arrays: in float32, by key; half precision has been widened, double precision narrowed.
         shapes: the shape of every entry, () for one that is no array.
         flaws: what is wrong with an entry, by key.
         sha256: of the file.
         found: where in the file it was, and what else the file holds.
+        dtypes: what the arrays were stored in.
     """
 
     name: str
@@ -42,6 +62,7 @@ class StateDict:
     flaws: dict[str, str]
     sha256: str
     found: FoundModel
+    dtypes: set[str] = field(default_factory=set)
 
 
 def import_torch() -> ModuleType:
@@ -59,7 +80,7 @@ def read_state_dict(path: Path, progress: Progress, entry: str | None = None) ->
     """Read a state dict, whatever dicts, prefixes and wrappers stand around it.
 
     Args:
-        path: a file written by `torch.save`.
+        path: a file written by `torch.save`, or a `.safetensors` file, which needs no PyTorch.
         progress: shows how far it is.
         entry: which of several models to read; None: averaged weights before others.
 
@@ -69,25 +90,58 @@ def read_state_dict(path: Path, progress: Progress, entry: str | None = None) ->
     """
     if not path.is_file():
         raise InputError(_why_no_file(path))
-    torch = import_torch()
-    found = choose_model(path, _load(torch, path, progress), entry)
+    top, examine = _open_safetensors(path) if _is_safe(path) else _open_torch(path, progress)
+    found = choose_model(path, top, entry)
     read = StateDict(str(path), {}, {}, {}, _sha256(path, progress), found)
     for key, value in progress.track(found.values.items(), description="checking numbers"):
-        read.shapes[key] = tuple(value.shape) if isinstance(value, torch.Tensor) else ()
-        flaw = _flaw(torch, value)
+        stored = examine(value)
+        read.shapes[key], flaw = stored.shape, stored.flaw
         if not flaw:
-            read.arrays[key] = value.detach().float().numpy()
-            flaw = "" if np.isfinite(read.arrays[key]).all() else "holds NaN or infinite numbers"
+            read.dtypes.add(stored.dtype)
+            with np.errstate(over="ignore"):
+                read.arrays[key] = stored.read().astype(np.float32, copy=False)
+            if not np.isfinite(read.arrays[key]).all():
+                narrowed = " in float32" if stored.dtype == "float64" else ""
+                flaw = f"holds NaN or infinite numbers{narrowed}"
         if flaw:
             read.flaws[key] = flaw
     return read
+
+
+def _is_safe(path: Path) -> bool:
+    with open(path, "rb") as file:  # Eight bytes of length, then JSON.
+        return file.read(9)[4:] == b"\0\0\0\0{" or path.suffix.lower() == ".safetensors"
+
+
+def _open_safetensors(path: Path) -> tuple[dict[str, str], Callable[[str], _Stored]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file: Any = safe_open(path, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is truncated, damaged, or not a safetensors file ({first_line(error)})"
+        ) from error
+
+    def examine(key: str) -> _Stored:
+        about = file.get_slice(key)
+        shape, dtype = tuple(about.get_shape()), about.get_dtype()
+        flaw = "" if dtype in _DTYPES else _wrong_dtype(dtype)
+        return _Stored(shape, _DTYPES.get(dtype, ""), flaw, lambda: file.get_tensor(key))
+
+    return {key: key for key in file.keys()}, examine
+
+
+def _open_torch(path: Path, progress: Progress) -> tuple[Any, Callable[[Any], _Stored]]:
+    torch = import_torch()
+    return _load(torch, path, progress), functools.partial(_examine, torch)
 
 
 def _why_no_file(path: Path) -> str:
     if (path / "model.json").is_file():
         return f"{path} is a converted checkpoint; to turn it into a PyTorch file, use --to-torch"
     if path.is_dir():
-        return f"{path} is a folder; expected a .torch or .pth file"
+        return f"{path} is a folder; expected a .torch, .pth or .safetensors file"
     return f"{path} is no regular file" if path.exists() else f"{path} does not exist"
 
 
@@ -98,7 +152,8 @@ def _load(torch: ModuleType, path: Path, progress: Progress) -> Any:
         zipped = start == _ZIP_START
         if zipped:
             _check_records(path, progress)
-        with warnings.catch_warnings():
+        harmless = torch.serialization.safe_globals(_HARMLESS)
+        with harmless, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # Damaged bytes make torch and zipfile raise almost anything.
@@ -134,18 +189,21 @@ def _check_records(path: Path, progress: Progress) -> None:
                     progress.advance(task, len(chunk))
 
 
-def _flaw(torch: ModuleType, value: Any) -> str:
-    """Tell why a value cannot be a parameter; "" if it can."""
+def _examine(torch: ModuleType, value: Any) -> _Stored:
     if not isinstance(value, torch.Tensor):
-        return f"is of type {type(value).__name__}, not a tensor"
-    if value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"is {value.dtype}, not float32, float16 or bfloat16"
-    if value.layout != torch.strided or value.device.type != "cpu":
-        return f"is a {value.layout} tensor on device {value.device}, not a plain one"
-    stored = value.untyped_storage().nbytes() // value.element_size()
-    if value.numel() > stored:
-        return f"claims {value.numel()} numbers, of which {stored} are stored"
-    return ""
+        return _Stored(flaw=f"is of type {type(value).__name__}, not a tensor")
+    dtype, flaw = str(value.dtype).removeprefix("torch."), ""
+    if dtype not in _DTYPES.values():
+        flaw = _wrong_dtype(value.dtype)
+    elif value.layout != torch.strided or value.device.type != "cpu":
+        flaw = f"is a {value.layout} tensor on device {value.device}, not a plain one"
+    elif value.numel() > (held := value.untyped_storage().nbytes() // value.element_size()):
+        flaw = f"claims {value.numel()} numbers, of which {held} are stored"
+    return _Stored(tuple(value.shape), dtype, flaw, lambda: value.detach().float().numpy())
+
+
+def _wrong_dtype(dtype: Any) -> str:
+    return f"is {dtype}, not float32, float16, bfloat16 or float64"
 
 
 def _sha256(path: Path, progress: Progress) -> str:

@@ -33,7 +33,7 @@ def convert_file(
     """Convert a PyTorch file to a checkpoint that `hvit_jax.load` reads.
 
     Args:
-        source: a `.torch` or `.pth` file of SWAG or torchvision.
+        source: a `.torch`, `.pth` or `.safetensors` file in SWAG's or torchvision's layout.
         destination: the folder to write; must not exist.
         heads: attention heads, which no file stores; None: those of the published size.
         entry: which model, of a file that holds several, such as "model"; None: averaged weights
@@ -58,6 +58,7 @@ def convert_file(
         "entry": read.found.entry,
         "other_entries": list(read.found.others),
         "ignored": list(read.found.ignored),
+        "narrowed": "float64 to float32" if "float64" in read.dtypes else "",
     }
     origin |= {name: each for name, each in places.items() if each}
     description = Description(config, origin)
@@ -137,10 +138,10 @@ def _to_tree(state: dict[str, Float32[np.ndarray, "*shape"]], layout: Layout, de
     tree: dict[str, Any] = {}
     for entry in layout.entries:
         if entry.stacked:
-            keys = [entry.key.format(i=number) for number in range(depth)]
+            keys = [layout.key(entry, number) for number in range(depth)]
             array = np.stack([entry.transform.to_ours(state[key]) for key in keys])
-        elif entry.key in state:
-            array = np.ascontiguousarray(entry.transform.to_ours(state[entry.key]))
+        elif (key := layout.key(entry)) in state:
+            array = np.ascontiguousarray(entry.transform.to_ours(state[key]))
         else:
             continue
         *folders, leaf = entry.path.split("/")

@@ -1,14 +1,19 @@
 """Conversion from PyTorch and back."""
 
+import argparse
 import hashlib
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file as save_safetensors
 
 import hvit_jax
 from hvit_jax.checkpoint import Description, load_parameters, read_description, save_checkpoint
+from hvit_jax.commands.convert import main
 from hvit_jax.convert import convert_file, export_file
 from hvit_jax.convert.detect import config_of, detect
 from hvit_jax.convert.entries import FoundModel
@@ -139,6 +144,54 @@ def test_half_precision_is_widened(tmp_path, dtype):
     wide = converted({key: tensor.float() for key, tensor in half.items()}, tmp_path, "wide")
     assert_same_tree(tree, wide)
     assert {leaf.dtype for leaf in tree.values()} == {np.dtype(np.float32)}
+
+
+def test_double_precision_is_narrowed_and_said(tmp_path, capsys):
+    state = swag_state()
+    state["encoder.ln.bias"] = torch.full((6,), 1 / 3, dtype=torch.float64)
+    source = save(state, tmp_path / "double.pth")
+    assert main([str(source), str(tmp_path / "double"), "--heads", "2"]) == 0
+    assert "narrowed    float64 to float32\n" in capsys.readouterr().out
+    description = read_description(tmp_path / "double")
+    assert description.source["narrowed"] == "float64 to float32"
+    tree = flatten(load_parameters(tmp_path / "double", description.config))
+    assert tree["ln/bias"].tolist() == [np.float32(1 / 3)] * 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("vision", [False, True])
+def test_safetensors_are_read_without_torch(tmp_path, monkeypatch, dtype, vision):
+    state = {key: tensor.to(dtype) for key, tensor in swag_state().items()}
+    state = as_torchvision(state) if vision else state
+    expected = converted(state, tmp_path, "torch")
+    source = tmp_path / "model.safetensors"
+    save_safetensors({f"module.{key}": each.contiguous() for key, each in state.items()}, source)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    description = convert_file(source, tmp_path / "safe", heads=2)
+    assert description.source["entry"] == "module"
+    assert description.source["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert_same_tree(flatten(load_parameters(tmp_path / "safe", description.config)), expected)
+
+
+@pytest.mark.parametrize(
+    "vision, head",
+    [
+        *[(True, f"heads{rest}") for rest in ("", ".0", ".1", ".head.0", ".head.1")],
+        *[(False, f"head{rest}") for rest in ("", ".0", ".1")],
+    ],
+)
+def test_replaced_heads(tmp_path, vision, head):
+    state = as_torchvision(swag_state()) if vision else swag_state()
+    usual = "heads.head." if vision else "head.layers.head."
+    renamed = {key.replace(usual, f"{head}."): tensor for key, tensor in state.items()}
+    assert renamed.keys() != state.keys()
+    assert_same_tree(converted(renamed, tmp_path, "a"), converted(state, tmp_path, "b"))
+
+
+def test_namespace_beside_the_weights(tmp_path):
+    arguments = argparse.Namespace(lr=0.1, output=Path("out"), inner=argparse.Namespace(x=[1]))
+    content = {"model": swag_state(), "args": arguments, "epoch": 3}
+    assert_same_tree(converted(content, tmp_path, "a"), converted(swag_state(), tmp_path, "b"))
 
 
 @pytest.mark.parametrize("wrapper", ["model", "state_dict"])

@@ -1,5 +1,6 @@
 """Everything a user can give the converter that it must refuse in one clear line."""
 
+import argparse
 import os
 import pickle
 import sys
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file as save_safetensors
 
 import hvit_jax.convert.tasks
 from hvit_jax import ViTConfig
@@ -91,9 +93,13 @@ CONTENTS = {
         changed(**{LN: torch.ones(6, dtype=torch.int64)}),
         [f"unusable: {LN} is torch.int64, not float32"],
     ),
-    "double precision": (
-        changed(**{LN: torch.ones(6, dtype=torch.float64)}),
-        [f"{LN} is torch.float64"],
+    "too large for float32": (
+        changed(**{LN: torch.full((6,), 1e39, dtype=torch.float64)}),
+        [f"{LN} holds NaN or infinite numbers in float32"],
+    ),
+    "complex numbers": (
+        changed(**{LN: torch.ones(6, dtype=torch.complex64)}),
+        [f"{LN} is torch.complex64, not float32"],
     ),
     "sparse": (changed(**{LN: torch.ones(6).to_sparse()}), [f"{LN} is a torch.sparse_coo tensor"]),
     "no tensor": (changed(**{LN: "text"}), [f"{LN} is of type str, not a tensor"]),
@@ -128,7 +134,7 @@ def test_every_problem_is_listed_at_once(tmp_path, refused):
         f"hvit convert: {tmp_path}/in.pth does not hold a whole torchvision model; missing: "
         "encoder.layers.encoder_layer_0.mlp.3.bias, encoder.ln.bias; left over: extra; "
         "wrong shape: class_token is (6,), not (1, 1, 6); unusable: conv_proj.bias is torch.uint8, "
-        "not float32, float16 or bfloat16, heads.head.bias holds NaN or infinite numbers\n"
+        "not float32, float16, bfloat16 or float64, heads.head.bias holds NaN or infinite numbers\n"
     )
 
 
@@ -140,6 +146,14 @@ def test_pickle_with_code_is_refused_and_not_run(tmp_path, refused, zipped, wrap
     torch.save(content, tmp_path / "in.torch", _use_new_zipfile_serialization=zipped)
     message = refused(tmp_path / "in.torch", tmp_path / "out", "--heads", 2)
     assert "refused: it holds posix.mkdir" in message and "run code" in message
+    assert not trap.exists()
+
+
+def test_code_inside_a_namespace_is_refused_and_not_run(tmp_path, refused):
+    trap = tmp_path / "trap"
+    content = {"model": swag_state(), "args": argparse.Namespace(lr=Code(trap))}
+    message = refused(save(content, tmp_path / "in.pth"), tmp_path / "out", "--heads", 2)
+    assert "refused: it holds posix.mkdir" in message
     assert not trap.exists()
 
 
@@ -170,6 +184,57 @@ def test_whole_module_is_refused_with_advice(tmp_path, refused):
 def test_other_files(tmp_path, refused, content, part):
     (tmp_path / "in.torch").write_bytes(content)
     assert part in refused(tmp_path / "in.torch", tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"\x10" + bytes(7) + b"{", None])
+def test_other_safetensors_files(tmp_path, refused, content):
+    if content is None:
+        save_safetensors(swag_state(), tmp_path / "whole.safetensors")
+        content = (tmp_path / "whole.safetensors").read_bytes()[:-1]
+    (tmp_path / "in.safetensors").write_bytes(content)
+    message = refused(tmp_path / "in.safetensors", tmp_path / "out", "--heads", 2)
+    assert "in.safetensors is truncated, damaged, or not a safetensors file (" in message
+
+
+def test_safetensors_with_wrong_content(tmp_path, refused):
+    state = {**swag_state(), "mask": torch.ones(3, dtype=torch.int64), "extra": torch.ones(2)}
+    state["class_token"] = state["class_token"].to(torch.float8_e4m3fn)
+    state["encoder.ln.bias"] = torch.full((6,), torch.nan)
+    save_safetensors(state, tmp_path / "in.safetensors")
+    message = refused(tmp_path / "in.safetensors", tmp_path / "out", "--heads", 2)
+    for part in (
+        "left over: extra, mask;",
+        "class_token is F8_E4M3, not float32, float16, bfloat16 or float64",
+        "encoder.ln.bias holds NaN",
+    ):
+        assert part in message
+
+
+def head_layers(**shapes):
+    """A torchvision state dict whose head is other layers than one."""
+    state = as_torchvision(swag_state(classes=0))
+    return state | {
+        f"{name}.{part}": torch.ones(shape if part == "weight" else shape[:1])
+        for name, shape in shapes.items()
+        for part in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize(
+    "layers, named",
+    [
+        (
+            {"heads.pre_logits": (8, 6), "heads.head": (3, 8)},
+            "heads.pre_logits.weight, heads.pre_logits.bias; wrong shape: heads.head.weight",
+        ),
+        ({"heads.0": (6, 6), "heads.2": (3, 6)}, "heads.2.weight, heads.2.bias\n"),
+        ({"heads.0": (6,), "heads.1": (3, 6)}, "heads.0.weight, heads.0.bias, heads.1.weight"),
+    ],
+)
+def test_head_of_several_layers(tmp_path, refused, layers, named):
+    source = save(head_layers(**layers), tmp_path / "in.pth")
+    message = refused(source, tmp_path / "out", "--heads", 2)
+    assert f"of a head with more layers than the one that is read: {named}" in message
 
 
 def test_source_missing_or_no_file(tmp_path, refused):

@@ -13,6 +13,7 @@ from hvit_jax.browser.config import DemoConfig
 from hvit_jax.browser.session import Session
 from hvit_jax.errors import InputError
 from hvit_jax.reducers import REDUCERS, Reducer
+from hvit_jax.system.programs import use_compilation_cache
 
 TITLE = "hvit_jax: token reduction"
 _ABOUT = """# Token reduction in vision transformers
@@ -28,6 +29,7 @@ def serve(config: DemoConfig) -> None:
         from gradio.themes import Default
     except ImportError as error:
         raise InputError("this needs gradio: pip install 'hvit-jax[demo]'") from error
+    use_compilation_cache(config.cache)
     session = Session(config.folder, config.resolution)
     _check_address(config.host, config.port)
     page = make_page(session)

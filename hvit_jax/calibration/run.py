@@ -25,6 +25,7 @@ from hvit_jax.published import describe_configuration
 from hvit_jax.reducers import Budgeted, as_budgeted
 from hvit_jax.system.files import new_file, refuse_existing, write_json
 from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
+from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import plain_console
 from hvit_jax.system.provenance import describe_runtime
 
@@ -53,6 +54,7 @@ def calibrate(
     """
     if config.output is not None:
         refuse_existing(config.output)
+    use_compilation_cache(config.cache)
     data, checkpoint = config.inputs
     sizes = with_resolution(read_description(checkpoint).config, config.resolution)
     free = as_budgeted(config.reducer)

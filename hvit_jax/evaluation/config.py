@@ -12,6 +12,7 @@ from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, nested, option
 from hvit_jax.models.reducer import Reducer
+from hvit_jax.system.programs import CACHE_HELP
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class OnPictures(Options):
         short="-j",
         least=0,
     )
+    cache: bool = option(True, CACHE_HELP)
 
     def __post_init__(self):
         super().__post_init__()

@@ -40,6 +40,7 @@ from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.published import describe_configuration, find_published
 from hvit_jax.system.files import write_json
 from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
+from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import plain_console, show_progress
 from hvit_jax.system.provenance import describe_runtime
 from hvit_jax.system.signals import sigterm_raises
@@ -90,6 +91,7 @@ def evaluate(
         KeyboardInterrupt: after Ctrl-C, and `Stopped` after SIGTERM; what was scored before is
             written.
     """
+    use_compilation_cache(config.cache)
     first = jax.process_index() == 0
     console = console or Console(highlight=False, markup=False)
     messages = messages or plain_console(stderr=True, quiet=not first)

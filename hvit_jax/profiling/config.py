@@ -10,6 +10,7 @@ from hvit_jax.config import MODELS, Compute
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, flag, nested, option
 from hvit_jax.models.reducer import Reducer
+from hvit_jax.system.programs import CACHE_HELP
 
 DEFAULT_MODEL = "vit_b16"
 
@@ -48,7 +49,7 @@ class ProfileConfig(Options):
     seconds: float = option(
         1.0, "how long one of five rounds of timing takes, about", above=0, most=3600, metavar="S"
     )
-    cache: bool = option(True, "keep compiled programs on disk, in ~/.cache/hvit_jax/xla")
+    cache: bool = option(True, CACHE_HELP)
     output: tuple[Path, ...] = option(
         (),
         "write the results after every row: .json, .csv or .md; may be repeated",

@@ -14,7 +14,6 @@ from typing import Any, Generic, TypeVar
 import jax
 import jax.numpy as jnp
 
-from hvit_jax.errors import InputError
 from hvit_jax.system.provenance import describe_runtime
 
 Value = TypeVar("Value")
@@ -137,29 +136,3 @@ def matmul_peak(dtype: str, *, seconds: float) -> float:
     work = device_work(lambda: product(x, x))
     (times,) = time_in_turns([work], seconds=max(seconds, 1.0) / 5)
     return 2 * size**3 / min(times)
-
-
-def use_compilation_cache(wanted: bool = True) -> Path | None:
-    """Keep compiled programs on disk, so that a second run starts in seconds; give the folder.
-
-    JAX_COMPILATION_CACHE_DIR wins over the default, hvit_jax/xla in XDG_CACHE_HOME or ~/.cache.
-    Where it is not wanted, no program is kept or read, whatever the environment says.
-
-    Raises:
-        InputError: if the folder cannot be made.
-    """
-    if not wanted:
-        jax.config.update("jax_compilation_cache_dir", None)
-        return None
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path(home, "hvit_jax", "xla"))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot keep compiled programs in {folder}: {error.strerror or error}; set "
-            "JAX_COMPILATION_CACHE_DIR, or use --no-cache"
-        ) from error
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    return folder

@@ -15,7 +15,7 @@ from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.profiling.bench import SEED, Profiler
 from hvit_jax.profiling.cases import Case, cases_of, with_dense
 from hvit_jax.profiling.config import ProfileConfig
-from hvit_jax.profiling.device import describe_device, use_compilation_cache
+from hvit_jax.profiling.device import describe_device
 from hvit_jax.profiling.plot import plot, read_accuracies
 from hvit_jax.profiling.results import COMPUTE, Results
 from hvit_jax.profiling.rows import Measurement, markdown_table
@@ -23,6 +23,7 @@ from hvit_jax.system.figures import check_plot
 from hvit_jax.system.files import check_writable, refuse_existing
 from hvit_jax.system.library_messages import is_out_of_memory
 from hvit_jax.system.memory import describe_out_of_memory, smaller_batch
+from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import plain_console
 from hvit_jax.system.signals import sigterm_raises
 

@@ -40,7 +40,6 @@ class SweepConfig(OnPictures):
     seconds: float = option(
         0.5, "how long one of five rounds of timing takes, about", above=0, most=3600, metavar="S"
     )
-    cache: bool = option(True, "keep compiled programs on disk, in ~/.cache/hvit_jax/xla")
     output: Path | None = option(
         None, "write every candidate as soon as it is finished", metavar="FILE.json"
     )

@@ -21,7 +21,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import Inputs, open_inputs
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.ops.precision import warn_if_slow
-from hvit_jax.profiling.device import describe_device, use_compilation_cache
+from hvit_jax.profiling.device import describe_device
 from hvit_jax.profiling.results import COMPUTE, Results
 from hvit_jax.profiling.run import FAILURES, describe_failure
 from hvit_jax.sweeping.candidates import Candidate, candidates
@@ -30,6 +30,7 @@ from hvit_jax.sweeping.config import SweepConfig
 from hvit_jax.sweeping.report import commands, front_table, plot_sweep, summary
 from hvit_jax.sweeping.trials import Trials, load_sample
 from hvit_jax.system.figures import check_plot
+from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import plain_console
 from hvit_jax.system.signals import sigterm_raises
 

@@ -11,6 +11,7 @@ from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, flag, nested, option
 from hvit_jax.models.reducer import Reducer
+from hvit_jax.system.programs import CACHE_HELP
 
 SIZES = ("patch_size", "depth", "width", "heads", "mlp_width")
 _start = functools.partial(option, group="model: from a checkpoint, a name, or sizes")
@@ -102,6 +103,7 @@ class TrainConfig(Options):
     tensorboard: bool = _running(
         False, "also write OUTPUT/tensorboard; needs pip install 'hvit-jax[tensorboard]'"
     )
+    cache: bool = _running(True, CACHE_HELP)
     processes: Processes = nested(Processes)
 
     def __post_init__(self):

@@ -27,6 +27,7 @@ from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.system.files import remove_folder
 from hvit_jax.system.library_messages import is_out_of_memory
 from hvit_jax.system.memory import explain_out_of_memory
+from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import Show, plain_console, show_progress
 from hvit_jax.system.signals import Stopped, handling
 from hvit_jax.training.config import TrainConfig
@@ -81,6 +82,7 @@ def train(
     """
     if config.tensorboard:
         import_tensorboard()  # Its lack is found before anything is computed.
+    use_compilation_cache(config.cache)
     quiet = jax.process_index() > 0
     console = console or plain_console(quiet=quiet)
     run = _Run(config, console, batches)

@@ -10,6 +10,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.fields import option
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.reducers import Hourglass
+from hvit_jax.system.programs import CACHE_HELP
 
 SHARE = 0.6
 
@@ -38,6 +39,7 @@ class VisualizeConfig(OnCheckpoint):
         above=0,
         most=1,
     )
+    cache: bool = option(True, CACHE_HELP)
 
     def __post_init__(self):
         super().__post_init__()

@@ -23,6 +23,7 @@ from hvit_jax.models.reducer import Reducer
 from hvit_jax.models.vit import ViT
 from hvit_jax.reducers import REDUCERS
 from hvit_jax.system.figures import check_plot, pyplot, save_figure
+from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.visualization.config import SHARE, VisualizeConfig
 from hvit_jax.visualization.draw import draw_groups, enlarged, heat_map, lay_over
 from hvit_jax.visualization.view import BlockView, compile_views
@@ -54,6 +55,7 @@ def visualize(config: VisualizeConfig, console: Console | None = None) -> list[l
             method does not fit it, or the file cannot be written.
     """
     check_plot(config.output, "--output")
+    use_compilation_cache(config.cache)
     checkpoint = config.folder
     sizes = with_resolution(read_description(checkpoint).config, config.resolution)
     blocks, reducers = _blocks(config, sizes), _reducers(config, sizes)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import statistics
 import subprocess
@@ -28,7 +27,7 @@ from hvit_jax.reducers import make_reducer
 
 ROOT = Path(__file__).parents[2]
 DEMO = str(demo.checkpoint_dir())
-FAST = ["--checkpoint", DEMO, "-b", "2", "--seconds", "0.01", "--no-cache"]
+FAST = ["--checkpoint", DEMO, "-b", "2", "--seconds", "0.01"]
 
 
 class Quick(Profiler):
@@ -144,7 +143,7 @@ def test_published_speedup_follows_from_throughputs(all_rows):
 
 
 def test_dense_models_are_shown_beside_the_published_rows_of_a_method():
-    rows = profile(ProfileConfig(rows="tome", cache=False), bench=Quick(ProfileConfig(rows="tome")))
+    rows = profile(ProfileConfig(rows="tome"), bench=Quick(ProfileConfig(rows="tome")))
     names = [(row.method, row.model) for row in rows]
     tome = [row["model"] for row in published_rows() if row["method"] == "tome"]
     assert [name for name in names if name[0] == "tome"] == [("tome", name) for name in tome]
@@ -414,25 +413,6 @@ def test_damaged_reports_are_refused(tmp_path, content, message, capsys):
     output.write_text(content)
     assert main([*FAST, "--output", str(output), "--resume"]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_compiled_programs_are_kept_where_the_user_says(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "kept"))
-    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
-    pretend("--cache")
-    assert f"compiled programs are kept in {tmp_path / 'kept'}" in capsys.readouterr().err
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "file" / "kept"))
-    assert main([*FAST, "--cache"]) == 2
-    assert "cannot keep compiled programs in" in capsys.readouterr().err
-
-
-def test_no_cache_wins_over_the_environment(tmp_path):
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "kept")}
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    command = [sys.executable, "profile.py", *FAST, "--no-latency"]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
-    assert not (tmp_path / "kept").exists()
 
 
 def test_missing_libraries_name_their_extra(monkeypatch, capsys):

@@ -1,26 +1,31 @@
-"""Folders of pictures, one folder a class, as torchvision's ImageFolder reads them."""
+"""Folders of pictures: what in them is a split, a class or a picture, and what is left out."""
 
 from __future__ import annotations
 
-import io
 import os
-import stat
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from hvit_jax.data.picture import open_picture
 from hvit_jax.errors import InputError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-SPLITS = ("img_val", "val")
-# A file of a few kilobytes may declare any size; decoded, this many take 0.7 GB.
-MAX_PIXELS = 1 << 27
-
-
-class PictureError(InputError):
-    """A picture that cannot be read; the message names it and says why."""
+# Of torchvision's ImageFolder, and others that Pillow reads.
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"),
+    *(".gif", ".avif", ".jfif", ".jpe", ".jp2", ".j2k"),
+)
+# Names of splits in small letters, the first that is there is read.
+TRAIN = ("train", "training", "img_train")
+SPLITS = ("img_val", "val", "validation", "valid", "test", "testing")
+# What systems and tools put between the data, beside names that begin with a dot.
+_NO_DATA = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir"}
+_BESIDE = "pictures beside the class folders"
+_NAMED = 5  # classes, in a message
 
 
 @dataclass(frozen=True)
@@ -30,57 +35,42 @@ class ImageFolder:
     Attributes:
         root: the folder that was named.
         paths: every picture, relative to `root`, in sorted order.
-        labels: the class of every picture, an index into `classes`.
-        classes: names of the class folders, sorted.
+        labels: the class of every picture, an index into `classes`; -1 where no classes were read.
+        classes: names of the class folders, as `ordered` puts them.
+        exif: whether pictures are turned as their EXIF data says.
+        notes: what a user should know: what was left out, and which classes are empty.
     """
 
     root: Path
     paths: tuple[str, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
+    exif: bool = False
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def open(self, index: int) -> Image.Image:
-        """Decode one picture to RGB; the orientation in EXIF is not applied, as in torchvision."""
-        return open_picture(self.root / self.paths[index], self.paths[index])
+        """Decode one picture to RGB."""
+        return open_picture(self.root / self.paths[index], self.paths[index], exif=self.exif)
 
 
-def open_picture(file: Path | io.BytesIO, name: str) -> Image.Image:
-    """Decode a picture to RGB; of an animation, its first frame.
-
-    Raises:
-        PictureError: if it cannot be read or decoded, or has more than `MAX_PIXELS`.
-    """
-    try:
-        # Opening a named pipe would wait for ever.
-        if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
-            raise PictureError(f"picture {name}: not a regular file")
-        with Image.open(file) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise PictureError(
-                    f"picture {name}: {image.width} x {image.height} pixels are more than the "
-                    f"{MAX_PIXELS / 1e6:.0f} million that are decoded; scale it down"
-                )
-            image.load()
-            image.info.pop("transparency", None)  # Pillow would warn that it ignores it.
-            return image.convert("RGB")
-    except PictureError:
-        raise
-    except UnidentifiedImageError as error:
-        raise PictureError(f"picture {name}: not a picture that Pillow can read") from error
-    except Exception as error:  # Pillow's decoders raise almost anything on damaged files.
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise PictureError(f"picture {name}: {reason}") from error
-
-
-def read_folder(path: str | Path, splits: tuple[str, ...] = SPLITS) -> ImageFolder:
+def read_folder(
+    path: str | Path,
+    splits: tuple[str, ...] = SPLITS,
+    *,
+    exif: bool = False,
+    labelled: bool = True,
+) -> ImageFolder:
     """List the pictures below a folder.
 
     Args:
-        path: holds a folder a class, or a split (`img_val/` or `val/`) that does.
-        splits: names of splits to look for.
+        path: holds a folder a class, or a split (such as `val/`) that does.
+        splits: names of splits to look for, in small letters; the first that is there is read.
+        exif: turn pictures as their EXIF data says, when they are opened.
+        labelled: whether folders are classes; if not, all pictures below are listed, without
+            labels.
 
     Raises:
         InputError: if there is no such folder, or no pictures or no class folders in it.
@@ -88,30 +78,102 @@ def read_folder(path: str | Path, splits: tuple[str, ...] = SPLITS) -> ImageFold
     root = Path(path)
     if not root.is_dir():
         raise InputError(f"{path} is not a folder" if root.exists() else f"{path} does not exist")
+    left_out: Counter[str] = Counter()
     try:
-        split = next((split for split in splits if (root / split).is_dir()), "")
-        entries = os.scandir(root / split)
-        classes = tuple(sorted(entry.name for entry in entries if entry.is_dir()))
-        found = [
-            (picture, label)
-            for label, name in enumerate(classes)
-            for picture in _pictures(root, os.path.join(split, name))
-        ]
+        split, notes = find_split(root, splits, labelled=labelled)
+        classes = _classes(root / split, left_out) if labelled else ()
+        listed = [_pictures(root, os.path.join(split, name), left_out) for name in classes or ("",)]
     except OSError as error:
         raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
-    if not found:
-        place = root / split
-        what = "no pictures in its class folders" if classes else "no class folders"
+    if labelled and not classes or not any(listed):
+        raise _nothing_found(root / split, classes, left_out, labelled=labelled)
+    found = [
+        (picture, label if labelled else -1)
+        for label, pictures in enumerate(listed)
+        for picture in pictures
+    ]
+    paths, labels = zip(*sorted(found), strict=True)
+    empty = [name for name, pictures in zip(classes, listed, strict=False) if not pictures]
+    notes = [*notes, *_notes(left_out, empty)]
+    return ImageFolder(root, paths, labels, classes, exif, tuple(notes))
+
+
+def find_split(
+    root: Path, splits: Sequence[str], *, labelled: bool = True
+) -> tuple[str, list[str]]:
+    """Find the folder of a split, whatever its case.
+
+    A folder of such a name that has no folders in it may also be a class, such as `train` beside
+    `bus` and `car`; it is a split where all folders beside it have names of splits.
+
+    Args:
+        root: where to look.
+        splits: names in small letters, the preferred one first.
+        labelled: whether a split must hold class folders.
+
+    Returns:
+        Its name, "" if there is none, and what a user should know of the choice.
+
+    Raises:
+        InputError: if there are other splits only.
+    """
+    folders = [entry.name for entry in os.scandir(root) if _is_data(entry) and entry.is_dir()]
+    named = sorted(name for name in folders if name.lower() in (*TRAIN, *SPLITS))
+    alone = len(named) == len(folders)
+    found = [
+        name
+        for wanted in splits
+        for name in named
+        if name.lower() == wanted and (alone or not labelled or _has_folders(root / name))
+    ]
+    if found:
+        others = [f"{name}/" for name in found[1:]]
+        return found[0], [f"reading {found[0]}/, not {', '.join(others)}"] if others else []
+    if named and alone:
         raise InputError(
-            f"{place} has {what}; expected {place}/CLASS/PICTURE with one of {' '.join(EXTENSIONS)}"
+            f"{root} holds {', '.join(f'{name}/' for name in named)}, none of which is "
+            f"{' or '.join(f'{name}/' for name in splits)}; name the folder to read, such as "
+            f"{root / named[0]}"
         )
-    found.sort()
-    paths, labels = zip(*found, strict=True)
-    return ImageFolder(root, paths, labels, classes)
+    return "", []
 
 
-def _pictures(root: Path, name: str) -> list[str]:
-    """List the pictures below one class folder, links followed, loops cut."""
+def ordered(names: Iterable[str]) -> tuple[str, ...]:
+    """Sort names of classes: by number where they are all the numbers from 0 or 1 on."""
+    names = sorted(names)
+    return tuple(names if first_number(names) is None else sorted(names, key=int))
+
+
+def first_number(names: Sequence[str]) -> int | None:
+    """Find the first number, 0 or 1, where names are all the numbers from it on, padded or not."""
+    if not all(name.isascii() and name.isdecimal() for name in names):
+        return None
+    numbers = sorted(map(int, names))
+    return next((n for n in (0, 1) if numbers == list(range(n, n + len(names)))), None)
+
+
+def _is_data(entry: os.DirEntry | str) -> bool:
+    name = entry if isinstance(entry, str) else entry.name
+    return not name.startswith(".") and name.lower() not in _NO_DATA
+
+
+def _has_folders(folder: Path) -> bool:
+    return any(entry.is_dir() and _is_data(entry) for entry in os.scandir(folder))
+
+
+def _classes(folder: Path, left_out: Counter[str]) -> tuple[str, ...]:
+    """List a folder's class folders, and count the pictures beside them."""
+    entries = list(os.scandir(folder))
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    left_out.update(f"{name}/" for name in folders if not _is_data(name))
+    files = [entry.name for entry in entries if not entry.is_dir() and _is_data(entry)]
+    if beside := sum(name.lower().endswith(EXTENSIONS) for name in files):
+        left_out[_BESIDE] = beside
+    return ordered(filter(_is_data, folders))
+
+
+def _pictures(root: Path, name: str, left_out: Counter[str]) -> list[str]:
+    """List the pictures below one folder, links followed, loops cut; count what is none."""
 
     def fail(error: OSError) -> NoReturn:
         raise error
@@ -123,9 +185,45 @@ def _pictures(root: Path, name: str) -> list[str]:
             subfolders.clear()
             continue
         seen.add(place)
-        found += [
-            os.path.relpath(os.path.join(folder, file), root)
-            for file in files
-            if file.lower().endswith(EXTENSIONS)
-        ]
+        left_out.update(f"{each}/" for each in subfolders if not _is_data(each))
+        subfolders[:] = filter(_is_data, subfolders)
+        for file in files:
+            if not _is_data(file):
+                left_out["hidden files"] += 1
+            elif file.lower().endswith(EXTENSIONS):
+                found.append(os.path.relpath(os.path.join(folder, file), root))
+            else:
+                left_out[os.path.splitext(file)[1].lower() or "files without an extension"] += 1
     return found
+
+
+def _notes(left_out: Counter[str], empty: Sequence[str]) -> list[str]:
+    """Say what is no data, and which classes have none."""
+    notes = [f"left out: {_counted(left_out)}"] if left_out else []
+    if empty:
+        more = ", ..." if len(empty) > _NAMED else ""
+        count = "a class" if len(empty) == 1 else f"{len(empty)} classes"
+        notes.append(f"no pictures in {count}: {', '.join(empty[:_NAMED])}{more}")
+    return notes
+
+
+def _counted(left_out: Counter[str]) -> str:
+    """Write folders by name, and files by kind and number."""
+    return ", ".join(
+        name if name.endswith("/") else f"{name} ({count})"
+        for name, count in sorted(left_out.items(), key=lambda item: (item[0][-1] != "/", item[0]))
+    )
+
+
+def _nothing_found(
+    place: Path, classes: Sequence[str], left_out: Counter[str], *, labelled: bool
+) -> InputError:
+    """Describe a folder without pictures, or without folders for them."""
+    there = f"; there are: {_counted(left_out)}" if left_out else ""
+    wanted = " ".join(EXTENSIONS)
+    if not labelled:
+        return InputError(f"{place} has no pictures{there}; expected files with one of {wanted}")
+    what = "no pictures in its class folders" if classes else "no class folders"
+    hint = "; for pictures without class folders, give --labels FILE" if left_out[_BESIDE] else ""
+    expected = f"expected {place}/CLASS/PICTURE with one of {wanted}"
+    return InputError(f"{place} has {what}{there}; {expected}{hint}")

@@ -20,11 +20,11 @@ import numpy as np
 from absl import flags
 from jaxtyping import UInt8
 
-from hvit_jax.data.folder import PictureError
+from hvit_jax.data.picture import PictureError
 from hvit_jax.data.preprocess import resize_and_crop
 from hvit_jax.data.source import Source
 from hvit_jax.errors import InputError, first_line
-from hvit_jax.system.library_messages import is_dead_worker
+from hvit_jax.system.library_messages import ignore_warnings_of_pillow, is_dead_worker
 
 Item = TypeVar("Item")
 _THREADS = 4
@@ -204,6 +204,7 @@ def start_worker(index: int, count: int) -> None:
     """Keep a worker of Grain's off the accelerator, deaf to Ctrl-C, and end it with its program."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["JAX_PLATFORMS"] = "cpu"
+    ignore_warnings_of_pillow()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from hvit_jax.config import MEAN, STD, Preprocessing
+from hvit_jax.data.picture import to_rgb
 
 Triple = tuple[float, float, float]
 
@@ -57,14 +58,17 @@ def resize_and_crop(
     By default the picture is resized bicubically until it just covers the resolution.
 
     Args:
-        image: a picture of any mode and size.
+        image: a picture of any size, of a mode that `to_rgb` takes.
         resolution: height and width wanted, in pixels.
         preprocessing: how it is resized and cut; checkpoints store theirs.
 
     Returns:
         Uint8 array (height, width, 3).
+
+    Raises:
+        InputError: for a picture of 32-bit integers or floats.
     """
-    image = image.convert("RGB")
+    image = to_rgb(image)
     height, width = resized_size((image.height, image.width), resolution, preprocessing)
     image = image.resize((width, height), Image.Resampling[preprocessing.interpolation.upper()])
     top, left = (

@@ -33,6 +33,11 @@ class Source(Protocol):
         """Names of the classes."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how they were read."""
+        ...
+
     def __len__(self) -> int: ...
 
     def open(self, index: int) -> Image.Image:
@@ -44,16 +49,20 @@ class Source(Protocol):
         ...
 
 
-def open_source(name: str) -> Source:
+def open_source(name: str, *, exif: bool = False, labelled: bool = True) -> Source:
     """Open what a command line calls DATA.
 
     Args:
         name: a folder of class folders, or `tfds:NAME[:SPLIT]`.
+        exif: turn pictures as their EXIF data says.
+        labelled: whether folders are classes; see `read_folder`.
 
     Raises:
         InputError: if there is nothing of that name, or no pictures in it.
     """
-    return read_tfds(name) if name.startswith(PREFIX) else read_folder(name)
+    if name.startswith(PREFIX):
+        return read_tfds(name, exif=exif)
+    return read_folder(name, exif=exif, labelled=labelled)
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,11 @@ class Subset:
     def classes(self) -> tuple[str, ...]:
         """Those of the whole source."""
         return self.source.classes
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Those of the whole source."""
+        return self.source.notes
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from hvit_jax.data.folder import open_picture
+from hvit_jax.data.picture import open_picture
 from hvit_jax.errors import InputError
 
 PREFIX = "tfds:"
@@ -27,22 +27,26 @@ class TfdsPictures:
     paths: tuple[str, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
+    exif: bool = False  # Whether pictures are turned as their EXIF data says.
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def open(self, index: int) -> Image.Image:
         """Decode one picture to RGB."""
-        return open_picture(io.BytesIO(self.records[index][self.feature]), self.paths[index])
+        encoded = io.BytesIO(self.records[index][self.feature])
+        return open_picture(encoded, self.paths[index], exif=self.exif)
 
 
-def read_tfds(name: str) -> TfdsPictures:
+def read_tfds(name: str, *, exif: bool = False) -> TfdsPictures:
     """Open one split of a dataset that has been prepared in the ArrayRecord format.
 
     Args:
         name: `tfds:NAME[:SPLIT]`; NAME may have a configuration and a version, as in
             `imagenet_v2/matched-frequency:3.0.0`, and SPLIT a part, as in `test[:1000]`. Default
             split: validation, else test. The folder is TensorFlow Datasets' own, or TFDS_DATA_DIR.
+        exif: turn pictures as their EXIF data says, when they are opened.
 
     Raises:
         InputError: if TensorFlow Datasets is not installed, the dataset is not prepared, or it has
@@ -70,7 +74,8 @@ def read_tfds(name: str) -> TfdsPictures:
     if min(labels) < 0:
         raise InputError(f"{name}: split {split!r} has pictures without labels")
     paths = tuple(f"{split}/{index:08d}" for index in range(len(labels)))
-    return TfdsPictures(records, picture, paths, labels, tuple(builder.info.features[label].names))
+    names = tuple(builder.info.features[label].names)
+    return TfdsPictures(records, picture, paths, labels, names, exif)
 
 
 def _import_tfds() -> Any:

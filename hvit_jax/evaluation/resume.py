@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from hvit_jax.data.folder import PictureError
+from hvit_jax.data.picture import PictureError
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.config import EvalConfig
 from hvit_jax.evaluation.tally import Rows, Tally, Totals, join_rows

@@ -15,8 +15,8 @@ from rich.console import Console
 from hvit_jax.checkpoint import describe_checkpoint, fitted_parameters
 from hvit_jax.costs import count_flops
 from hvit_jax.data.fingerprint import data_sha256
-from hvit_jax.data.folder import PictureError
 from hvit_jax.data.loader import Batch
+from hvit_jax.data.picture import PictureError
 from hvit_jax.distributed.gathering import check_same, gather
 from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.errors import InputError

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import re
+import warnings
 from collections.abc import Iterator
 
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory", "can't allocate memory")
@@ -54,6 +55,14 @@ def why_failed(error: BaseException) -> str:
         return error.strerror
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:300]}"
+
+
+def ignore_warnings_of_pillow() -> None:
+    """Drop, in this process, what Pillow warns of in pictures that it reads all the same.
+
+    Corrupt EXIF data is such a thing. From a decoding process it would break the progress bar.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @contextlib.contextmanager

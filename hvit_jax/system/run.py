@@ -9,7 +9,11 @@ import sys
 from collections.abc import Callable
 
 from hvit_jax.errors import InputError, first_line
-from hvit_jax.system.library_messages import is_out_of_memory, without_tracebacks_of_orbax
+from hvit_jax.system.library_messages import (
+    ignore_warnings_of_pillow,
+    is_out_of_memory,
+    without_tracebacks_of_orbax,
+)
 from hvit_jax.system.signals import Stopped, insistent
 
 _USAGE_ERROR, _BROKEN_PIPE = 2, 141
@@ -30,6 +34,7 @@ def run(main: Callable[[], int | None], program: str) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    ignore_warnings_of_pillow()
     try:
         with insistent(), without_tracebacks_of_orbax():
             status = main()

@@ -18,8 +18,9 @@ import numpy as np
 from rich.console import Console
 
 from hvit_jax.checkpoint import Description, save_checkpoint
-from hvit_jax.data.folder import PictureError, read_folder
+from hvit_jax.data.folder import read_folder
 from hvit_jax.data.loader import WorkerLost
+from hvit_jax.data.picture import PictureError
 from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.errors import InputError
 from hvit_jax.ops.platform import compiler_options

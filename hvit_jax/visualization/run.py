@@ -16,7 +16,7 @@ from hvit_jax.api import load, with_resolution
 from hvit_jax.checkpoint import read_description
 from hvit_jax.config import ViTConfig
 from hvit_jax.costs import at_cost, cost_share
-from hvit_jax.data.folder import open_picture
+from hvit_jax.data.picture import open_picture
 from hvit_jax.data.preprocess import resize_and_crop
 from hvit_jax.errors import InputError
 from hvit_jax.models.reducer import Reducer

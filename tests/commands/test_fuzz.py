@@ -28,7 +28,8 @@ from hvit_jax.commands import flags
 from hvit_jax.commands.convert import main as convert
 from hvit_jax.commands.flags import read_method_args
 from hvit_jax.commands.main import COMMANDS, records
-from hvit_jax.data.folder import MAX_PIXELS, PictureError, open_picture, read_folder
+from hvit_jax.data.folder import read_folder
+from hvit_jax.data.picture import MAX_PIXELS, PictureError, open_picture
 from hvit_jax.data.preprocess import resize_and_crop
 from tests.evaluation_setup import make_checkpoint
 from tests.torch_files import swag_state

@@ -5,11 +5,14 @@ import pickle
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hvit_jax import InputError
-from hvit_jax.data.folder import PictureError, open_picture, read_folder
+from hvit_jax.data.folder import SPLITS, TRAIN, read_folder
 from hvit_jax.data.loader import fits_shared_memory, load_batches
+from hvit_jax.data.picture import PictureError, open_picture
+from hvit_jax.data.preprocess import resize_and_crop
+from hvit_jax.data.source import Subset
 
 
 def write_picture(path, value=0, size=(12, 10)):
@@ -46,6 +49,109 @@ def test_folder_finds_the_split_and_names_paths_from_data(tmp_path, split):
     assert source.open(0).getpixel((0, 0)) == (7, 14, 248)
 
 
+@pytest.mark.parametrize(
+    ("folders", "found"),
+    [
+        (("Train", "Validation"), "Validation"),
+        (("train", "VAL", "test"), "VAL"),
+        (("train", "test"), "test"),
+        (("TEST",), "TEST"),
+        (("training", "valid"), "valid"),
+    ],
+)
+def test_splits_are_found_whatever_their_case(tmp_path, folders, found):
+    for name in folders:
+        write_picture(tmp_path / name / "cat" / "a.png")
+    source = read_folder(tmp_path)
+    assert source.paths == (f"{found}/cat/a.png",) and source.classes == ("cat",)
+
+
+def test_of_several_splits_the_one_that_is_read_is_named(tmp_path):
+    for name in ("train", "val", "test"):
+        write_picture(tmp_path / name / "cat" / "a.png")
+    assert read_folder(tmp_path).notes == ("reading val/, not test/",)
+    assert read_folder(tmp_path, TRAIN).paths == ("train/cat/a.png",)
+    assert read_folder(tmp_path, TRAIN).notes == ()
+
+
+def test_a_split_that_is_not_asked_for_is_no_class(tmp_path):
+    write_picture(tmp_path / "Train" / "cat" / "a.png")
+    with pytest.raises(InputError, match=r"holds Train/, none of .* val/ .*such as .*/Train"):
+        read_folder(tmp_path)
+    write_picture(tmp_path / "test" / "a.png")
+    with pytest.raises(InputError, match="test has no class folders.*; for pictures without class"):
+        read_folder(tmp_path)
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    for name in ("bus", "car", "train"):
+        write_picture(tmp_path / name / "a.png")
+    for splits in (SPLITS, TRAIN):
+        assert read_folder(tmp_path, splits).classes == ("bus", "car", "train")
+
+
+@pytest.mark.parametrize(
+    ("names", "ordered"),
+    [
+        (("0", "1", "10", "11", *"23456789"), tuple(map(str, range(12)))),
+        (("1", "10", *"23456789"), tuple(map(str, range(1, 11)))),
+        (("00", "01", "02"), ("00", "01", "02")),
+        (("0", "1", "002"), ("0", "1", "002")),
+        (("0", "10", "2"), ("0", "10", "2")),
+        (("0", "1", "x"), ("0", "1", "x")),
+        (("b", "C", "a"), ("C", "a", "b")),
+    ],
+)
+def test_class_folders_that_are_all_numbers_are_in_their_order(tmp_path, names, ordered):
+    for name in names:
+        write_picture(tmp_path / name / "a.png")
+    source = read_folder(tmp_path)
+    assert source.classes == ordered
+    labels = dict(zip(source.paths, source.labels, strict=True))
+    assert labels == {f"{name}/a.png": place for place, name in enumerate(ordered)}
+
+
+def test_what_is_no_data_is_left_out_and_said(tmp_path):
+    write_picture(tmp_path / "cat" / "a.png")
+    for name in (
+        *(".ipynb_checkpoints/b.png", ".git/b.png", "__MACOSX/cat/b.png", "beside.png"),
+        *("cat/.ipynb_checkpoints/b.png", "cat/._a.png", "cat/deep/__MACOSX/b.png"),
+    ):
+        write_picture(tmp_path / name)
+    for name in ("cat/Thumbs.db", "cat/desktop.ini", "cat/a.heic", "cat/b.HEIC", "cat/README"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    source = read_folder(tmp_path)
+    assert source.paths == ("cat/a.png",) and source.classes == ("cat", "empty")
+    assert source.notes == (
+        "left out: .git/, .ipynb_checkpoints/, __MACOSX/, .heic (2), "
+        "files without an extension (1), hidden files (3), pictures beside the class folders (1)",
+        "no pictures in a class: empty",
+    )
+    assert Subset(source, (0,)).notes == source.notes
+
+
+def test_what_cannot_be_read_is_counted_where_there_is_nothing_else(tmp_path):
+    (tmp_path / "cat").mkdir()
+    for name in ("a.heic", "b.heic", "c.cr2"):
+        (tmp_path / "cat" / name).write_bytes(b"")
+    with pytest.raises(
+        InputError, match=r"no pictures .*; there are: .cr2 \(1\), .heic \(2\); expected"
+    ):
+        read_folder(tmp_path)
+
+
+def test_pictures_without_classes(tmp_path):
+    for name in ("b.png", "deep/a.png", ".hidden/c.png"):
+        write_picture(tmp_path / "val" / name)
+    source = read_folder(tmp_path, labelled=False)
+    assert source.paths == ("val/b.png", "val/deep/a.png")
+    assert source.labels == (-1, -1) and source.classes == ()
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match="none has no pictures; expected files with one of .jpg"):
+        read_folder(tmp_path / "none", labelled=False)
+
+
 def test_links_are_followed_and_loops_end(tmp_path):
     write_picture(tmp_path / "data" / "cat" / "a.png")
     write_picture(tmp_path / "elsewhere" / "b.png")
@@ -78,12 +184,11 @@ def test_folders_without_pictures_are_refused(tmp_path):
         ("RGBA", "png"),
         ("CMYK", "jpg"),
         ("YCbCr", "jpg"),
-        ("I;16", "png"),
     ],
 )
 def test_modes_become_rgb(tmp_path, mode, suffix):
     pixels = np.arange(12 * 8 * 3, dtype=np.uint8).reshape(12, 8, 3)
-    through = {"LA": "L", "PA": "P", "I;16": "I"}.get(mode, "RGB")
+    through = {"LA": "L", "PA": "P"}.get(mode, "RGB")
     image = Image.fromarray(pixels).convert(through).convert(mode)
     path = tmp_path / f"a.{suffix}"
     image.save(path)
@@ -109,15 +214,91 @@ def test_animation_gives_its_first_frame(tmp_path):
     assert open_picture(tmp_path / "a.png", "a").getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_orientation_in_exif_is_not_applied(tmp_path):
+def turned(path, orientation):
+    """Write a picture, 8 x 4, red on the left and blue on the right, with an orientation."""
     image = Image.new("RGB", (8, 4), "red")
     image.paste("blue", (4, 0, 8, 4))
     exif = Image.Exif()
-    exif[0x0112] = 6  # Rotate by 90 degrees to show.
-    image.save(tmp_path / "a.png", exif=exif)
-    opened = open_picture(tmp_path / "a.png", "a.png")
-    assert opened.size == (8, 4)
-    assert opened.getpixel((0, 0)) == (255, 0, 0) and opened.getpixel((7, 0)) == (0, 0, 255)
+    exif[0x0112] = orientation
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, exif=exif, **({"quality": 100} if path.suffix == ".jpg" else {}))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_orientation_in_exif_is_applied_where_it_is_asked_for(tmp_path, suffix):
+    turned(tmp_path / "cat" / f"a.{suffix}", 6)  # Rotate by 90 degrees to show.
+    lying = read_folder(tmp_path).open(0)
+    assert lying.size == (8, 4)
+    assert lying.getpixel((0, 0))[0] > 200 and lying.getpixel((7, 0))[2] > 200
+    upright = read_folder(tmp_path, exif=True).open(0)
+    assert upright.size == (4, 8)
+    assert upright.getpixel((0, 0))[0] > 200 and upright.getpixel((0, 7))[2] > 200
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_every_orientation_is_turned_as_pillow_does(tmp_path, orientation):
+    turned(tmp_path / "a.png", orientation)
+    opened = open_picture(tmp_path / "a.png", "a.png", exif=True)
+    with Image.open(tmp_path / "a.png") as stored:
+        expected = ImageOps.exif_transpose(stored)
+    np.testing.assert_array_equal(np.asarray(opened), np.asarray(expected))
+
+
+# Every upper byte occurs once, and the lower one differs from it.
+SIXTEEN = (np.arange(256) * 256 + 77).astype(np.uint16).reshape(16, 16)
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        ("I;16", "a.png"),
+        ("I;16", "a.tif"),
+        ("I;16B", "a.tif"),
+        ("I;16", "a.pgm"),
+        ("I;16", "a.jp2"),
+    ],
+)
+def test_sixteen_bits_of_grey_are_scaled_to_eight(tmp_path, mode, name):
+    pixels = SIXTEEN.astype(">u2") if mode == "I;16B" else SIXTEEN
+    Image.frombuffer(mode, (16, 16), pixels.tobytes(), "raw", mode, 0, 1).save(tmp_path / name)
+    opened = np.asarray(open_picture(tmp_path / name, name))
+    expected = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
+    np.testing.assert_array_equal(opened, expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [(np.int32, "32-bit integers"), (np.float32, "floating-point numbers")]
+)
+def test_pixels_of_unknown_range_are_refused_by_name(tmp_path, kind, words):
+    image = Image.fromarray(np.full((4, 4), 200, kind))
+    image.save(tmp_path / "a.tif")
+    message = f"picture a.tif: its pixels are {words}; save it with 8 or 16 bits a channel"
+    with pytest.raises(PictureError, match=message):
+        open_picture(tmp_path / "a.tif", "a.tif")
+    with pytest.raises(InputError, match=words):
+        resize_and_crop(image, (4, 4))
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.GIF", "a.avif", "a.jfif", "a.jp2", "a.jpe"])
+def test_other_formats_of_pillow_are_read(tmp_path, name):
+    write_picture(tmp_path / "cat" / name, 80)
+    (picture,) = [source.open(0) for source in [read_folder(tmp_path)]]
+    np.testing.assert_allclose(picture.getpixel((5, 5)), (80, 160, 175), atol=6)
+
+
+def corrupt_exif(path):
+    """Write a picture whose EXIF data ends early; Pillow warns of that when it is opened."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    early = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0"
+    Image.new("RGB", (8, 8), "red").save(path, "JPEG", exif=early)
+
+
+def test_warnings_of_pillow_are_not_printed_by_workers(tmp_path, capfd):
+    corrupt_exif(tmp_path / "cat" / "a.jpg")
+    with pytest.warns(UserWarning, match="Corrupt EXIF data"):
+        read_folder(tmp_path, exif=True).open(0)
+    (batch,) = collect(read_folder(tmp_path, exif=True), batch_size=1, workers=1)
+    assert batch.problems == {} and capfd.readouterr() == ("", "")
 
 
 def damaged(tmp_path):
@@ -181,7 +362,7 @@ def test_batches_may_be_left_early(folder):
 class Dying:
     """A source whose reading ends the process."""
 
-    paths, labels, classes = ("a",), (0,), ("only",)
+    paths, labels, classes, notes = ("a",), (0,), ("only",), ()
 
     def __len__(self):
         return 1

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from hvit_jax import InputError
-from hvit_jax.data.folder import PictureError
 from hvit_jax.data.loader import load_batches
+from hvit_jax.data.picture import PictureError
 from hvit_jax.data.source import open_source
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="the extra `tfds` is not installed")

@@ -96,15 +96,7 @@ def _read(directory: str | Path) -> tuple[Description, dict[str, dict[str, int]]
         version = text["format_version"]
         if version != FORMAT_VERSION:
             raise InputError(f"format version {version!r}, this release reads {FORMAT_VERSION}")
-        sizes = dict(text["config"])
-        config = ViTConfig(**{**sizes, "resolution": as_pair(sizes["resolution"])})
-        described = Description(
-            config,
-            dict(text["source"]),
-            tuple(text["classes"]),
-            from_json(Preprocessing, text.get("preprocessing", {})),
-        )
-        return described, {
+        return parse_description(text), {
             name: {"bytes": int(sums["bytes"]), "crc32": int(sums["crc32"])}
             for name, sums in text["weights"].items()
         }
@@ -114,6 +106,21 @@ def _read(directory: str | Path) -> tuple[Description, dict[str, dict[str, int]]
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def parse_description(content: dict[str, Any]) -> Description:
+    """Read a description from the JSON object that `dataclasses.asdict` made of it.
+
+    Raises:
+        InputError, ValueError, KeyError, TypeError, AttributeError: if it is none.
+    """
+    sizes = dict(content["config"])
+    return Description(
+        ViTConfig(**{**sizes, "resolution": as_pair(sizes["resolution"])}),
+        dict(content["source"]),
+        tuple(content["classes"]),
+        from_json(Preprocessing, content.get("preprocessing", {})),
+    )
 
 
 def load_parameters(directory: str | Path, config: ViTConfig) -> Tree:

@@ -15,21 +15,24 @@ from hvit_jax.config import ViTConfig, model_name
 from hvit_jax.convert import convert_file, export_file
 from hvit_jax.convert.config import ConvertConfig
 from hvit_jax.convert.detect import published_heads
-from hvit_jax.convert.keys import SWAG
+from hvit_jax.convert.keys import WRITTEN
 from hvit_jax.models.parameters import abstract_parameters, count_parameters
 
 PROGRAM = "hvit convert"
-DESCRIPTION = "Convert a PyTorch checkpoint of a SWAG vision transformer for hvit_jax."
+DESCRIPTION = "Convert PyTorch checkpoints of SWAG's and torchvision's vision transformers."
 EPILOG = """\
 examples:
   hvit convert vit_b16_in1k.torch vit_b16.jax
   hvit convert small.pth small.jax --heads 4
   hvit convert --to-torch tuned.jax tuned.torch
+  hvit convert --to-torch tuned.jax tuned.safetensors --layout torchvision
 
-Read are state dicts of SWAG (.torch) and of torchvision's vit_b_16, vit_l_16
-and vit_h_14 (.pth), with or without a head, told apart by their keys. Half
-precision is widened to float32. Nothing inside a file is run, and nothing is
-written before every key has been found, used once and converted back.
+Read are state dicts of SWAG and of torchvision's vit_b_16, vit_l_16 and
+vit_h_14, with or without a head, told apart by their keys, in files of
+torch.save or .safetensors (which need no PyTorch). Prefixes such as module.
+and model. are dropped. All numbers become float32. Nothing inside a file is
+run. Nothing is written before every key has been used once and converting
+back has given the same numbers.
 
 SWAG's files: https://dl.fbaipublicfiles.com/SWAG/NAME.torch, where NAME is
 vit_b16_in1k, vit_l16_in1k or vit_h14_in1k, or without _in1k (no head).
@@ -42,13 +45,17 @@ def _convert(config: ConvertConfig) -> None:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         if config.to_torch:
-            sizes = export_file(config.source, config.destination, progress=progress).config
-            facts = {"source": str(config.source), "format": SWAG.name, **_export_note(sizes)}
+            layout = config.layout or "swag"
+            sizes = export_file(
+                config.source, config.destination, layout=layout, progress=progress
+            ).config
+            facts = {"source": str(config.source), "format": WRITTEN[layout].name}
         else:
             description = convert_file(
                 config.source,
                 config.destination,
                 heads=config.heads,
+                grid=config.grid,
                 entry=config.entry,
                 progress=progress,
             )
@@ -73,13 +80,6 @@ def _heads_note(sizes: ViTConfig) -> dict[str, str]:
     if usual in (None, sizes.heads):
         return {}
     return {"note": f"the published model of this size has {usual} heads, not {sizes.heads}"}
-
-
-def _export_note(sizes: ViTConfig) -> dict[str, str]:
-    rows, columns = sizes.grid
-    if rows == columns:
-        return {}
-    return {"note": f"a .torch file does not tell that the patches form {rows} rows x {columns}"}
 
 
 def _summary(sizes: ViTConfig, destination: Path, facts: dict[str, str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvit_jax.convert.keys import WRITTEN
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, option
 
@@ -14,15 +15,23 @@ class ConvertConfig(Options):
     """What to convert, and where to."""
 
     source: Path = option(
-        help="the .torch or .pth file (with --to-torch: the folder)", metavar="SRC", positional=True
+        help="the .torch, .pth or .safetensors file (with --to-torch: the folder)",
+        metavar="SRC",
+        positional=True,
     )
     destination: Path = option(
-        help="the folder to write (with --to-torch: the .torch file)",
+        help="the folder to write (with --to-torch: the .torch, .pth or .safetensors file)",
         metavar="DST",
         positional=True,
     )
     heads: int | None = option(
         None, "attention heads; needed only for sizes other than vit_b16, vit_l16 and vit_h14"
+    )
+    grid: tuple[int, int] | None = option(
+        None,
+        "rows and columns of patches (default: as many rows as columns, or as --to-torch wrote)",
+        metavar="ROWS,COLUMNS",
+        least=1,
     )
     entry: str | None = option(
         None,
@@ -31,12 +40,19 @@ class ConvertConfig(Options):
         metavar="NAME",
     )
     to_torch: bool = option(
-        False, "the other way: write the checkpoint SRC as a state dict in SWAG's format"
+        False, "the other way: write the checkpoint SRC as a state dict for PyTorch"
+    )
+    layout: str | None = option(
+        None,
+        "with --to-torch, whose keys to write (default: swag)",
+        choices=tuple(WRITTEN),
     )
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("heads", "entry"):
+        if self.layout and not self.to_torch:
+            raise InputError("--layout is for --to-torch; that of SRC is found by its keys")
+        for name in ("heads", "grid", "entry"):
             if self.to_torch and getattr(self, name) is not None:
                 raise InputError(
                     f"--{name} is for reading PyTorch files; with --to-torch it has no meaning"

@@ -115,18 +115,24 @@ def _misshapen(
             yield f"{key} is {shapes[key]}, not ({', '.join(map(str, right))})"
 
 
-def config_of(name: str, sizes: Mapping[str, int], heads: int | None) -> ViTConfig:
+def config_of(
+    name: str, sizes: Mapping[str, int], heads: int | None, grid: tuple[int, int] | None = None
+) -> ViTConfig:
     """Build the configuration of a detected model.
 
     Args:
         name: what to call the file in an error.
         sizes: as `detect` returns them.
         heads: attention heads, which no file stores; None: those of the published size.
+        grid: rows and columns of patches; None: as many rows as columns.
     """
     side = math.isqrt(max(sizes["S"] - 1, 0))
-    if side * side != sizes["S"] - 1 or not side:
+    rows, columns = grid or (side, side)
+    if rows * columns != sizes["S"] - 1 or not side:
+        expected = f"{rows} x {columns}" if grid else "a square grid of"
         raise InputError(
-            f"{name} has {sizes['S']} positions; expected 1 for CLS and a square grid of patches"
+            f"{name} has {sizes['S']} positions; expected 1 for CLS and {expected} patches; "
+            "another grid is given with --grid ROWS,COLUMNS (in Python: grid=)"
         )
     body = {"depth": sizes["depth"], "width": sizes["C"], "mlp_width": sizes["M"]}
     heads = published_heads(**body) if heads is None else heads
@@ -137,7 +143,7 @@ def config_of(name: str, sizes: Mapping[str, int], heads: int | None) -> ViTConf
             "of attention heads; give it with --heads N (in Python: heads=N)"
         )
     return ViTConfig(
-        resolution=side * sizes["p"],
+        resolution=(rows * sizes["p"], columns * sizes["p"]),
         patch_size=sizes["p"],
         heads=heads,
         num_classes=sizes["K"],

@@ -131,3 +131,5 @@ TORCHVISION_OLD = Layout(
     "torchvision (older)", _vision_table(mlp=("linear_1", "linear_2")), _vision_heads
 )
 LAYOUTS = (SWAG, TORCHVISION, TORCHVISION_OLD)
+# Those that are written, by the names of `--layout`.
+WRITTEN = {"swag": SWAG, "torchvision": TORCHVISION}

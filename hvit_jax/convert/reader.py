@@ -9,7 +9,7 @@ import pathlib
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,7 @@ from hvit_jax.convert.entries import FoundModel, choose_model
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.system.library_messages import refused_class
 
+OWN = "hvit_jax"  # What `export_file` writes beside the weights is called so.
 _ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"
 _CHUNK = 1 << 22
 # What is read, by its name in safetensors.
@@ -53,6 +54,7 @@ class StateDict:
         flaws: what is wrong with an entry, by key.
         sha256: of the file.
         found: where in the file it was, and what else the file holds.
+        about: what `export_file` wrote beside the weights, a description as JSON; "" if it did not.
         dtypes: what the arrays were stored in.
     """
 
@@ -62,6 +64,7 @@ class StateDict:
     flaws: dict[str, str]
     sha256: str
     found: FoundModel
+    about: str = ""
     dtypes: set[str] = field(default_factory=set)
 
 
@@ -90,9 +93,9 @@ def read_state_dict(path: Path, progress: Progress, entry: str | None = None) ->
     """
     if not path.is_file():
         raise InputError(_why_no_file(path))
-    top, examine = _open_safetensors(path) if _is_safe(path) else _open_torch(path, progress)
+    top, about, examine = _open_safetensors(path) if _is_safe(path) else _open_torch(path, progress)
     found = choose_model(path, top, entry)
-    read = StateDict(str(path), {}, {}, {}, _sha256(path, progress), found)
+    read = StateDict(str(path), {}, {}, {}, _sha256(path, progress), found, _own(about))
     for key, value in progress.track(found.values.items(), description="checking numbers"):
         stored = examine(value)
         read.shapes[key], flaw = stored.shape, stored.flaw
@@ -108,12 +111,17 @@ def read_state_dict(path: Path, progress: Progress, entry: str | None = None) ->
     return read
 
 
+def _own(about: Any) -> str:
+    own = about.get(OWN) if isinstance(about, Mapping) else None
+    return own if isinstance(own, str) else ""
+
+
 def _is_safe(path: Path) -> bool:
     with open(path, "rb") as file:  # Eight bytes of length, then JSON.
         return file.read(9)[4:] == b"\0\0\0\0{" or path.suffix.lower() == ".safetensors"
 
 
-def _open_safetensors(path: Path) -> tuple[dict[str, str], Callable[[str], _Stored]]:
+def _open_safetensors(path: Path) -> tuple[dict[str, str], Any, Callable[[str], _Stored]]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -129,12 +137,15 @@ def _open_safetensors(path: Path) -> tuple[dict[str, str], Callable[[str], _Stor
         flaw = "" if dtype in _DTYPES else _wrong_dtype(dtype)
         return _Stored(shape, _DTYPES.get(dtype, ""), flaw, lambda: file.get_tensor(key))
 
-    return {key: key for key in file.keys()}, examine
+    return {key: key for key in file.keys()}, file.metadata(), examine
 
 
-def _open_torch(path: Path, progress: Progress) -> tuple[Any, Callable[[Any], _Stored]]:
+def _open_torch(path: Path, progress: Progress) -> tuple[Any, Any, Callable[[Any], _Stored]]:
     torch = import_torch()
-    return _load(torch, path, progress), functools.partial(_examine, torch)
+    top = _load(torch, path, progress)
+    metadata = getattr(top, "_metadata", None)  # As PyTorch's own state dicts have it.
+    about = metadata.get("") if isinstance(metadata, Mapping) else None
+    return top, about, functools.partial(_examine, torch)
 
 
 def _why_no_file(path: Path) -> str:

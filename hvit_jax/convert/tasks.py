@@ -1,21 +1,31 @@
-"""The two conversions, from a PyTorch file to a checkpoint and back, by the tables in `keys`."""
+"""The two conversions, from a file to a checkpoint and back, by the tables in `keys`."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import functools
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 from rich.progress import Progress
 
-from hvit_jax.checkpoint import Description, load_parameters, read_description, save_checkpoint
+from hvit_jax.checkpoint import (
+    Description,
+    load_parameters,
+    parse_description,
+    read_description,
+    save_checkpoint,
+)
 from hvit_jax.convert.detect import config_of, detect, expected_keys
-from hvit_jax.convert.keys import SWAG, Layout
-from hvit_jax.convert.reader import import_torch, read_state_dict
-from hvit_jax.errors import InputError, first_line
+from hvit_jax.convert.keys import WRITTEN, Layout
+from hvit_jax.convert.reader import OWN, StateDict, import_torch, read_state_dict
+from hvit_jax.errors import InputError, first_line, unknown
 from hvit_jax.models.parameters import Tree, flatten
 from hvit_jax.system.files import new_file, refuse_existing, require_space
 
@@ -27,6 +37,7 @@ def convert_file(
     destination: str | Path,
     *,
     heads: int | None = None,
+    grid: tuple[int, int] | None = None,
     entry: str | None = None,
     progress: Progress = _SILENT,
 ) -> Description:
@@ -35,7 +46,8 @@ def convert_file(
     Args:
         source: a `.torch`, `.pth` or `.safetensors` file in SWAG's or torchvision's layout.
         destination: the folder to write; must not exist.
-        heads: attention heads, which no file stores; None: those of the published size.
+        heads: attention heads; None: as `export_file` wrote, or those of the published size.
+        grid: rows and columns of patches; None: as `export_file` wrote, or as many of each.
         entry: which model, of a file that holds several, such as "model"; None: averaged weights
             (such as "model_ema") before others.
         progress: shows how far it is.
@@ -50,7 +62,11 @@ def convert_file(
     refuse_existing(destination)
     read = read_state_dict(Path(source), progress, entry)
     layout, sizes = detect(read)
-    config = config_of(read.name, sizes, heads)
+    own = _own_description(read)
+    if own is not None:
+        heads = own.config.heads if heads is None else heads
+        grid = grid or own.config.grid
+    config = config_of(read.name, sizes, heads, grid)
     parameters = _to_tree(read.arrays, layout, config.depth)
     _check(to_state(parameters, layout), read.arrays)
     origin = {"file": Path(source).name, "sha256": read.sha256, "format": layout.name}
@@ -61,10 +77,23 @@ def convert_file(
         "narrowed": "float64 to float32" if "float64" in read.dtypes else "",
     }
     origin |= {name: each for name, each in places.items() if each}
-    description = Description(config, origin)
+    own = own if own and own.config.num_classes == config.num_classes else Description(config)
+    description = dataclasses.replace(own, config=config, source=origin)
     progress.add_task("writing", total=None)
     save_checkpoint(destination, parameters, description)
     return description
+
+
+def _own_description(read: StateDict) -> Description | None:
+    """Read what `export_file` wrote beside the weights; None in all other files."""
+    if not read.about:
+        return None
+    try:
+        return parse_description(json.loads(read.about))
+    except (InputError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{read.name}: what hvit_jax wrote beside the weights is damaged: {first_line(error)}"
+        ) from error
 
 
 def _check(
@@ -86,15 +115,22 @@ def _equal_bits(a: Float32[np.ndarray, "*shape"], b: Float32[np.ndarray, "*shape
 
 
 def export_file(
-    checkpoint: str | Path, destination: str | Path, *, progress: Progress = _SILENT
+    checkpoint: str | Path,
+    destination: str | Path,
+    *,
+    layout: str = "swag",
+    progress: Progress = _SILENT,
 ) -> Description:
-    """Write a checkpoint, converted or fine-tuned, as a PyTorch file of SWAG's format.
+    """Write a checkpoint, converted or fine-tuned, as a state dict for PyTorch.
 
-    The file is read back and compared before it takes its name.
+    The file is read back and compared before it takes its name. Beside the weights it holds the
+    sizes, classes and preprocessing, which PyTorch ignores and `convert_file` reads.
 
     Args:
         checkpoint: a folder that `hvit_jax.load` reads.
-        destination: the `.torch` file to write, a state dict in float32; must not exist.
+        destination: the file to write, in float32; must not exist. By its ending it is one of
+            `torch.save` (`.torch`, `.pth`) or `.safetensors`, which needs no PyTorch.
+        layout: whose keys to use, "swag" or "torchvision".
         progress: shows how far it is.
 
     Returns:
@@ -105,20 +141,40 @@ def export_file(
             destination exists or cannot be written.
     """
     refuse_existing(destination)
+    if layout not in WRITTEN:
+        raise unknown("layout", layout, WRITTEN)
     description = read_description(checkpoint)
-    torch = import_torch()
+    safe = Path(destination).suffix.lower() == ".safetensors"
+    save = _save_safetensors if safe else functools.partial(_save_torch, import_torch())
+    about = json.dumps({**dataclasses.asdict(description), "source": {}})
     parameters = load_parameters(checkpoint, description.config)
-    state = {key: np.ascontiguousarray(array) for key, array in to_state(parameters, SWAG)}
+    state = {key: np.ascontiguousarray(each) for key, each in to_state(parameters, WRITTEN[layout])}
     with new_file(destination) as temporary:
         require_space(destination, temporary.parent, sum(array.nbytes for array in state.values()))
         progress.add_task("writing", total=None)
         try:
-            with temporary.open("wb") as file:  # torch's own files hide the system's reason.
-                torch.save({key: torch.from_numpy(array) for key, array in state.items()}, file)
+            save(state, about, temporary)
         except RuntimeError as error:  # torch's writer reports a full disk so.
             raise InputError(f"cannot write {destination}: {first_line(error)}") from error
         _read_back(temporary, checkpoint, state, progress)
     return description
+
+
+def _save_torch(torch: ModuleType, state: Mapping[str, np.ndarray], about: str, path: Path) -> None:
+    tensors: Any = OrderedDict((key, torch.from_numpy(array)) for key, array in state.items())
+    tensors._metadata = {"": {OWN: about}}
+    with path.open("wb") as file:  # torch's own files hide the system's reason.
+        torch.save(tensors, file)
+
+
+def _save_safetensors(state: Mapping[str, np.ndarray], about: str, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(dict(state), path, {"format": "pt", OWN: about})
+    except SafetensorError as error:
+        raise RuntimeError(first_line(error)) from error
 
 
 def _read_back(

@@ -1,6 +1,7 @@
 """Conversion from PyTorch and back."""
 
 import argparse
+import dataclasses
 import hashlib
 import sys
 from pathlib import Path
@@ -9,11 +10,13 @@ import jax
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file as save_safetensors
 
 import hvit_jax
 from hvit_jax.checkpoint import Description, load_parameters, read_description, save_checkpoint
 from hvit_jax.commands.convert import main
+from hvit_jax.config import Preprocessing
 from hvit_jax.convert import convert_file, export_file
 from hvit_jax.convert.detect import config_of, detect
 from hvit_jax.convert.entries import FoundModel
@@ -305,5 +308,86 @@ def test_to_torch_of_trained_parameters_on_a_grid_that_is_not_square(tmp_path, s
     np.testing.assert_array_equal(
         written["encoder.layers.layer_3.mlp.linear_2.weight"], kernel[3].T
     )
-    with pytest.raises(hvit_jax.InputError, match="49 positions.*square grid"):
-        convert_file(tmp_path / "out.torch", tmp_path / "back", heads=2)
+
+
+def described(folder, name, **options):
+    """Convert a file and give the sizes and the tree."""
+    convert_file(folder / name, folder / f"{name}.jax", **options)
+    description = read_description(folder / f"{name}.jax")
+    return description, flatten(load_parameters(folder / f"{name}.jax", description.config))
+
+
+@pytest.mark.parametrize("grid", [(2, 8), (2, 6)])
+@pytest.mark.parametrize("layout", ["swag", "torchvision"])
+@pytest.mark.parametrize("ending", ["torch", "safetensors"])
+def test_rectangular_grids_come_back(tmp_path, grid, layout, ending):
+    sizes = hvit_jax.ViTConfig((4 * grid[0], 4 * grid[1]), 4, 2, 6, 3, 10, 3)
+    random = np.random.default_rng(1)
+    parameters = jax.tree.map(
+        lambda leaf: random.normal(size=leaf.shape).astype(np.float32), abstract_parameters(sizes)
+    )
+    before = Description(sizes, {}, ("ant", "bee", "cat"), Preprocessing(0.875))
+    save_checkpoint(tmp_path / "jax", parameters, before)
+    out = tmp_path / f"out.{ending}"
+    export_file(tmp_path / "jax", out, layout=layout)
+    after, tree = described(tmp_path, out.name)
+    assert dataclasses.replace(after, source={}) == before
+    assert_same_tree(tree, flatten(parameters))
+
+
+def test_grid_that_the_file_does_not_tell(tmp_path):
+    state = swag_state(positions=17)
+    for positions, name in ((17, "square.torch"), (17, "flat.torch"), (13, "12.torch")):
+        save(swag_state(positions=positions), tmp_path / name)
+    assert described(tmp_path, "square.torch", heads=2)[0].config.grid == (4, 4)
+    flat, tree = described(tmp_path, "flat.torch", heads=2, grid=(2, 8))
+    assert flat.config.image_shape == (8, 32)
+    positions = state["encoder.pos_embedding"][:, 0].numpy()
+    np.testing.assert_array_equal(tree["pos_embedding"], positions)
+    assert described(tmp_path, "12.torch", heads=2, grid=(2, 6))[0].config.grid == (2, 6)
+
+
+def test_what_options_say_wins_over_what_the_file_says(tmp_path):
+    sizes = hvit_jax.ViTConfig((8, 32), 4, 1, 6, 3, 10, 0)
+    parameters = jax.tree.map(
+        lambda leaf: np.ones(leaf.shape, np.float32), abstract_parameters(sizes)
+    )
+    save_checkpoint(tmp_path / "jax", parameters, Description(sizes))
+    export_file(tmp_path / "jax", tmp_path / "out.torch")
+    config = described(tmp_path, "out.torch", heads=2, grid=(8, 2))[0].config
+    assert (config.grid, config.heads) == ((8, 2), 2)
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_to_torch_in_torchvisions_layout(tmp_path, older, ending):
+    state = swag_state()
+    save(as_torchvision(state, older=older), tmp_path / "in.pth")
+    convert_file(tmp_path / "in.pth", tmp_path / "jax", heads=2)
+    export_file(tmp_path / "jax", tmp_path / f"out.{ending}", layout="torchvision")
+    expected = as_torchvision(state)
+    if ending == "pth":
+        assert_same_file(tmp_path / "out.pth", expected)
+    else:
+        written = load_safetensors(tmp_path / "out.safetensors")
+        assert written.keys() == expected.keys()
+        assert all(torch.equal(written[key], expected[key]) for key in expected)
+
+
+def test_to_torch_writes_safetensors_without_torch(tmp_path, monkeypatch):
+    convert_file(save(swag_state(), tmp_path / "in.pth"), tmp_path / "jax", heads=2)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch", None)
+        export_file(tmp_path / "jax", tmp_path / "out.safetensors")
+    written = load_safetensors(tmp_path / "out.safetensors")
+    assert all(torch.equal(written[key], each) for key, each in swag_state().items())
+
+
+def test_pytorch_loads_what_is_written(tmp_path):
+    """Its modules look at the metadata of a state dict, where ours stands beside theirs."""
+    linear = torch.nn.ModuleDict({"class_token": torch.nn.Linear(2, 2)})
+    convert_file(save(swag_state(), tmp_path / "in.pth"), tmp_path / "jax", heads=2)
+    export_file(tmp_path / "jax", tmp_path / "out.pth")
+    state = torch.load(tmp_path / "out.pth", weights_only=True)
+    result = linear.load_state_dict(state, strict=False)
+    assert set(result.unexpected_keys) == set(swag_state())

@@ -4,6 +4,7 @@ import argparse
 import os
 import pickle
 import sys
+from collections import OrderedDict
 
 import jax
 import numpy as np
@@ -246,6 +247,33 @@ def test_source_missing_or_no_file(tmp_path, refused):
     assert "use --to-torch" in refused(tmp_path / "jax", tmp_path / "out")
 
 
+def test_grid(tmp_path, refused):
+    source = save(swag_state(positions=13), tmp_path / "in.torch")
+    for arguments, part in (
+        ([], "expected 1 for CLS and a square grid of patches; another grid is given with --grid"),
+        (["--grid", "2,8"], "13 positions; expected 1 for CLS and 2 x 8 patches; another"),
+        (["--grid", "0,12"], "--grid must"),
+        (["--grid", "12"], "--grid must be 2 whole numbers"),
+    ):
+        assert part in refused(source, tmp_path / "out", "--heads", 2, *arguments)
+
+
+@pytest.mark.parametrize("own", ["{", "[]", '{"config": 3}', "[" * 100000, '{"config": {"a": 1}}'])
+def test_damaged_words_of_our_own(tmp_path, refused, own):
+    state = OrderedDict(swag_state())
+    state._metadata = {"": {"hvit_jax": own}}
+    message = refused(save(state, tmp_path / "in.pth"), tmp_path / "out", "--heads", 2)
+    assert "in.pth: what hvit_jax wrote beside the weights is damaged: " in message
+
+
+@pytest.mark.parametrize("metadata", [None, 3, {}, {"": {"version": 1}}, {"": {"hvit_jax": 3}}])
+def test_words_of_others_are_passed_over(tmp_path, metadata):
+    state = OrderedDict(swag_state())
+    state._metadata = metadata
+    source = save(state, tmp_path / "in.pth")
+    assert main([str(source), str(tmp_path / "out"), "--heads", "2"]) == 0
+
+
 def test_heads(tmp_path, refused, capsys):
     source = save(swag_state(), tmp_path / "in.torch")
     message = refused(source, tmp_path / "out")
@@ -265,6 +293,9 @@ def test_heads(tmp_path, refused, capsys):
         (["in", "out", "more"], "unexpected argument 'more'"),
         (["in", "out", "--to", "x"], "unknown option --to, did you mean --to-torch?"),
         (["in", "out", "--to-torch", "--heads", "2"], "--heads is for reading PyTorch files"),
+        (["in", "out", "--to-torch", "--grid", "2,8"], "--grid is for reading PyTorch files"),
+        (["in", "out", "--layout", "swag"], "--layout is for --to-torch"),
+        (["in", "out", "--to-torch", "--layout", "timm"], "--layout must be one of"),
     ],
 )
 def test_usage(refused, arguments, part):

@@ -1,9 +1,8 @@
-"""Data and checkpoint of a command line, opened and checked against each other."""
+"""Data and checkpoint, opened and checked against each other."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hvit_jax.api import with_resolution
@@ -11,43 +10,39 @@ from hvit_jax.checkpoint import Description, read_description
 from hvit_jax.config import ViTConfig
 from hvit_jax.data.source import Source, open_source
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.config import OnPictures
 from hvit_jax.models.reducer import Reducer
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """Data and checkpoint, which fit each other."""
-
-    data: str  # What the command line calls so.
-    source: Source
-    checkpoint: Path
-    description: Description
-    sizes: ViTConfig  # At the wanted resolution.
-    labels: tuple[int, ...]  # Of all pictures, numbered as the head's outputs.
-
-    @property
-    def note(self) -> str | None:
-        """What a user should know about the classes, if anything."""
-        known = self.description.classes
-        if not known or set(self.source.classes) == set(known):
-            return None
-        return "the data's class names are not the checkpoint's; classes go by their order"
-
-
-def open_inputs(config: OnPictures, reducer: Reducer = Reducer()) -> Inputs:
+def open_inputs(
+    data: str,
+    checkpoint: Path,
+    resolution: int | tuple[int, int] | None,
+    say: Callable[[str], object],
+    reducer: Reducer = Reducer(),
+) -> tuple[Source, tuple[int, ...], ViTConfig]:
     """Open data and checkpoint, and check that they and a method fit each other.
+
+    Args:
+        data: what the command line calls DATA.
+        checkpoint: the checkpoint's folder.
+        resolution: the picture size; None: the checkpoint's.
+        say: is told what a user should know about the classes, if anything.
+        reducer: the method.
+
+    Returns:
+        The pictures, their labels numbered as the head's outputs, and the model's sizes.
 
     Raises:
         InputError: if anything cannot be opened or does not fit.
     """
-    data, checkpoint = config.inputs
     description = read_description(checkpoint)
-    sizes = with_resolution(description.config, config.resolution)
+    sizes = with_resolution(description.config, resolution)
     reducer.resolve(sizes)  # Found wrong before thousands of pictures are listed.
     source = open_source(data)
     labels = head_labels(source.labels, source.classes, description)
-    return Inputs(data, source, checkpoint, description, sizes, labels)
+    if description.classes and set(source.classes) != set(description.classes):
+        say("the data's class names are not the checkpoint's; classes go by their order")
+    return source, labels, sizes
 
 
 def head_labels(

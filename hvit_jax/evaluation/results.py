@@ -1,7 +1,8 @@
-"""What an evaluation shows while it runs, prints at its end, and writes."""
+"""What an evaluation shows while it runs, prints at its end, writes, and reads again."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from hvit_jax.evaluation.inputs import Inputs
+from hvit_jax.costs import count_flops
+from hvit_jax.errors import InputError
 from hvit_jax.evaluation.tally import Rows, Tally, Totals, join_rows
+from hvit_jax.fields import matches
+from hvit_jax.models.vit import ViT
+from hvit_jax.published import describe_configuration, find_published
 from hvit_jax.reducers import method_name
-from hvit_jax.system.files import write_atomically
+from hvit_jax.system.files import read_json, write_atomically
 
 _TABLE = (
     ("top-1 (%)", "top1", "{:.2f}"),
@@ -24,6 +29,9 @@ _TABLE = (
     ("GFLOPs (tables' convention)", "gflops", "{:.3f}"),
 )
 _SKIPPED_SHOWN = 10
+# What results hold, as far as it is read here.
+_KINDS = {"method": str, "args": dict, "config": dict}
+_KINDS |= {"top1": float | None, "top5": float | None, "loss": float | None}
 
 
 def describe(results: dict[str, Any]) -> str:
@@ -33,6 +41,16 @@ def describe(results: dict[str, Any]) -> str:
     count = results.get("devices", 1)
     devices = f"{count} x {results['device']}" if count > 1 else results["device"]
     return f"{method}, {results['model']} at {shape}, {results['dtype']}, {devices}"
+
+
+def describe_model(model: ViT) -> dict[str, Any]:
+    """Name a model as results do: method, options and sizes, cost, and the published row."""
+    return {
+        **describe_configuration(model.config, model.reducer),
+        "dtype": model.dtype.name,
+        "gflops": count_flops(model.config, model.reducer) / 1e9,
+        "published": find_published(model.config, model.reducer),
+    }
 
 
 def scores(tally: Tally) -> dict[str, Any]:
@@ -51,9 +69,15 @@ def scores(tally: Tally) -> dict[str, Any]:
     }
 
 
-def write_predictions(path: Path, tally: Tally, inputs: Inputs) -> None:
-    """Write the scored pictures' `paths`, `labels`, `logits` and `top1`, in the source's order."""
-    paths, classes = inputs.source.paths, inputs.description.config.num_classes
+def write_predictions(path: Path, tally: Tally, paths: Sequence[str], classes: int) -> None:
+    """Write the scored pictures' `paths`, `labels`, `logits` and `top1`, in the source's order.
+
+    Args:
+        path: the file to write.
+        tally: what was scored, with logits.
+        paths: names of all pictures.
+        classes: columns of the logits.
+    """
     # Rows without pictures give shapes and types where nothing was scored.
     none = np.zeros(0, np.int32)
     empty = Rows(none, none, none, np.zeros((0, classes), np.float32), (), Totals())
@@ -61,6 +85,23 @@ def write_predictions(path: Path, tally: Tally, inputs: Inputs) -> None:
     names = np.array([paths[index] for index in rows.indices], np.str_)
     arrays = {"labels": rows.labels, "logits": rows.logits, "top1": rows.top1}
     write_atomically(path, lambda file: np.savez(file, paths=names, **arrays))
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read what `--output` wrote.
+
+    Raises:
+        InputError: if it cannot be read, or is not the result of a whole evaluation.
+    """
+    recorded = read_json(path)
+    if not _KINDS.keys() <= recorded.keys():
+        raise InputError(f"{path} holds no results, as hvit eval --output writes them")
+    wrong = [name for name, kind in _KINDS.items() if not matches(recorded[name], kind)]
+    if wrong:
+        raise InputError(f"{path} has a {wrong[0]} that hvit eval --output does not write")
+    if recorded.get("partial") or recorded["top1"] is None:
+        raise InputError(f"{path} is of an evaluation that did not finish")
+    return recorded
 
 
 def print_results(console: Console, results: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Scored pictures on disk: what an evaluation that was stopped or killed goes on from.
+"""Files of an evaluation: its results, and what it goes on from after a stop or a kill.
 
 FILE.progress/lock             locked while an evaluation runs
 FILE.progress/settings.json    what its results depend on
@@ -11,21 +11,21 @@ are written.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
 import os
 import time
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
-from hvit_jax.data.picture import PictureError
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.config import EvalConfig
+from hvit_jax.evaluation.results import read_results, write_predictions
 from hvit_jax.evaluation.tally import Rows, Tally, Totals, join_rows
 from hvit_jax.system.files import (
     check_destination,
@@ -39,6 +39,10 @@ from hvit_jax.system.provenance import changes
 
 INTERVAL = 30.0  # Seconds between two savings.
 _SETTINGS, _LOCK = "settings.json", "lock"
+# What scored pictures depend on, so that --resume needs the same; batch and devices may change.
+_SAME = ("method", "args", "model", "device", "matmul_precision", "versions")
+_SAME += ("data_sha256", "checkpoint_sha256")
+_SAME_OPTIONS = ("resolution", "data", "checkpoint", "compute", "predictions")
 # What reading a file of pictures raises that is not whole.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
 
@@ -46,22 +50,37 @@ _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zip
 class ProgressFolder:
     """The folder of one evaluation, locked within a `with` statement.
 
-    Without --output, and in processes that are not `active`, nothing is checked, read or saved.
-
     Attributes:
         keep: whether the folder stays, even without pictures: --resume may replace partial results.
     """
 
     def __init__(
-        self, config: EvalConfig, messages: Console, active: bool = True, interval: float = INTERVAL
+        self,
+        output: Path | None,
+        predictions: Path | None = None,
+        *,
+        say: Callable[[str], object],
+        resume: bool = False,
+        overwrite: bool = False,
+        interval: float = INTERVAL,
     ):
-        """Name the folder, and the seconds between two savings; nothing is read or written yet."""
+        """Name the folder; nothing is read or written yet.
+
+        Args:
+            output: the file of the results; without it nothing is saved.
+            predictions: the other file that the evaluation writes.
+            say: is told what the user should know.
+            resume: go on with what the folder holds.
+            overwrite: replace files, and begin anew without `resume`.
+            interval: seconds between two savings.
+        """
         self.keep = True
-        self._config, self._messages, self._active = config, messages, active
-        self._interval, self._saved_at = interval, time.monotonic()
-        self._batches, self._lock = 0, None
-        output = config.output if active else None
+        # The results come last: they are the sign that all is done.
+        self._output, self._files = output, [path for path in (predictions, output) if path]
         self._folder = None if output is None else output.parent / f"{output.name}.progress"
+        self._say, self._resume, self._overwrite = say, resume, overwrite
+        self._interval, self._saved_at = interval, time.monotonic()
+        self._batches, self._lock, self._finished = 0, None, None
 
     def __enter__(self) -> ProgressFolder:
         """Lock the folder, after checking that results can be written and that none are lost.
@@ -69,21 +88,30 @@ class ProgressFolder:
         Raises:
             InputError: if they cannot, another evaluation is at work, or one has left pictures.
         """
-        config, folder = self._config, self._folder
-        files = [path for path in (config.output, config.predictions) if path and self._active]
+        folder, files = self._folder, self._files
         begun = folder is not None and folder.is_dir()
+        if self._resume and not begun and not self._overwrite and self._all_written():
+            self._folder = None
+            return self
         for path in files:
-            check_destination(path, overwrite=config.overwrite or begun)
+            check_destination(path, overwrite=self._overwrite or begun)
         if folder is not None:
             self.keep, self._lock = begun, _lock(folder)
             left = begun and (self._saved() or any(path.exists() for path in files))
-            if left and not config.resume and not config.overwrite:
+            if left and not self._resume and not self._overwrite:
                 os.close(self._lock)
                 raise InputError(
                     f"{folder} holds pictures of an evaluation that did not finish; --resume goes "
                     "on with them, --overwrite begins again"
                 )
         return self
+
+    def _all_written(self) -> bool:
+        """Tell whether all files are there, and read the results, which are written last."""
+        if self._output is not None and all(path.is_file() for path in self._files):
+            with contextlib.suppress(InputError):
+                self._finished = read_results(self._output)
+        return self._finished is not None
 
     def __exit__(self, *_: object) -> None:
         """Unlock the folder; remove it where it is new and there is nothing to resume."""
@@ -94,31 +122,40 @@ class ProgressFolder:
             if self._lock is not None:
                 os.close(self._lock)
 
-    def begin(self, settings: dict[str, Any], tally: Tally, count: int) -> None:
+    def begin(self, about: dict[str, Any], tally: Tally, count: int) -> dict[str, Any] | None:
         """Put into a tally what an earlier run has scored, if that is wanted, or begin anew.
+
+        Args:
+            about: what the results say besides the scores.
+            tally: gets what was scored.
+            count: how many pictures there are.
+
+        Returns:
+            The results if an earlier run has written them already, so that nothing is left to do.
 
         Raises:
             InputError: if the folder is damaged, or of an evaluation with other settings.
         """
-        folder = self._folder
-        if folder is None:
-            return
-        if self._config.resume and (self._saved() or (folder / _SETTINGS).exists()):
-            tally.rows = self._read(folder, settings, logits=tally.keep_logits)
-            if tally.skipped and self._config.on_error != "skip":
-                raise PictureError(f"{tally.skipped[0]}; --on-error skip goes on without it")
-        else:
-            for path in reversed(self._saved()):  # So that a kill leaves the first ones.
-                path.unlink()
-            write_json(folder / _SETTINGS, settings)
-        self._batches = len(tally.rows)
-        if done := tally.totals.pictures:
-            self._messages.print(f"going on: {done} of {count} pictures were scored before")
-        elif self._config.resume:
-            self._messages.print("nothing to go on with: this is the beginning")
+        folder, settings = self._folder, _settings(about)
+        if self._finished is not None:
+            _refuse_others(self._output, _settings(self._finished), settings)
+            self._say(f"{self._output} is complete: nothing is left to do")
+        elif folder is not None:
+            if self._resume and (self._saved() or (folder / _SETTINGS).exists()):
+                tally.rows = self._read(folder, settings, logits=tally.keep_logits)
+            else:
+                for path in reversed(self._saved()):  # So that a kill leaves the first ones.
+                    path.unlink()
+                write_json(folder / _SETTINGS, settings)
+            self._batches = len(tally.rows)
+            if done := tally.totals.pictures:
+                self._say(f"going on: {done} of {count} pictures were scored before")
+            elif self._resume:
+                self._say("nothing to go on with: this is the beginning")
+        return self._finished
 
     def _read(self, folder: Path, settings: dict[str, Any], *, logits: bool) -> list[Rows]:
-        """Read all files in order, after comparing the settings."""
+        """Read all files in order, and compare the settings."""
         rows, first = [], 0
         try:
             before = read_json(folder / _SETTINGS)
@@ -133,11 +170,7 @@ class ProgressFolder:
             raise InputError(
                 f"{folder} is damaged ({error}); without --resume, --overwrite begins again"
             ) from error
-        if found := changes(before, json.loads(json.dumps(settings))):
-            raise InputError(
-                f"{folder} was begun {', '.join(found)}; repeat that command, or leave --resume "
-                "out and begin again with --overwrite"
-            )
+        _refuse_others(folder, before, settings)
         return rows
 
     def save_if_due(self, tally: Tally) -> None:
@@ -156,9 +189,33 @@ class ProgressFolder:
             path = self._folder / _name(first)
             write_atomically(path, lambda file: _write_rows(file, join_rows(new)))
         except InputError as error:
-            self._messages.print(f"{error}; a run that is killed loses more")
+            self._say(f"{error}; a run that is killed loses more")
         else:
             self._batches += len(new)
+
+    def write(
+        self, results: dict[str, Any], tally: Tally, paths: Sequence[str], classes: int
+    ) -> tuple[list[Path], list[str]]:
+        """Write what is asked for: the files that were written, and what is wrong with others.
+
+        Args:
+            results: what `output` gets.
+            tally: what `predictions` gets.
+            paths: names of all pictures.
+            classes: columns of the logits.
+        """
+        written, problems = [], []
+        for path in self._files:
+            try:
+                if path == self._output:
+                    write_json(path, results)
+                else:
+                    write_predictions(path, tally, paths, classes)
+                written.append(path)
+            except InputError as error:
+                problems.append(str(error))
+        self.keep |= bool(written)
+        return written, problems
 
     def remove(self) -> None:
         """Remove the folder: the results are written. Another evaluation may make it anew."""
@@ -168,6 +225,22 @@ class ProgressFolder:
 
     def _saved(self) -> list[Path]:
         return sorted(self._folder.glob("*.npz")) if self._folder is not None else []
+
+
+def _settings(about: dict[str, Any]) -> dict[str, Any]:
+    """List what scored pictures depend on; DATA and --checkpoint say where it lies."""
+    options = {**about["config"], **about}
+    settings = {name: about.get(name) for name in _SAME}
+    settings["options"] = {name: options.get(name) for name in _SAME_OPTIONS}
+    return json.loads(json.dumps(settings))
+
+
+def _refuse_others(what: Path | None, before: dict[str, Any], now: dict[str, Any]) -> None:
+    if found := changes(before, now):
+        raise InputError(
+            f"{what} was begun {', '.join(found)}; repeat that command, or leave --resume out and "
+            "begin again with --overwrite"
+        )
 
 
 def _name(first: int) -> str:

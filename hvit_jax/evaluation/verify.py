@@ -9,37 +9,17 @@ from rich.console import Console
 
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.config import EvalConfig
-from hvit_jax.fields import from_json, matches
+from hvit_jax.evaluation.results import read_results
+from hvit_jax.fields import from_json
 from hvit_jax.reducers import make_reducer
-from hvit_jax.system.files import read_json
 from hvit_jax.system.provenance import changes
 
 # Other devices and versions round otherwise, and pictures between two classes change sides.
 POINTS, LOSS = 0.1, 1e-3
-# What results hold, as far as it is read here.
-_KINDS = {"method": str, "args": dict, "config": dict}
-_KINDS |= {"top1": float | None, "top5": float | None, "loss": float | None}
 _SAME = ("data_sha256", "checkpoint_sha256", "images", "not_finite", "skipped")
 _FREE = ("device", "devices", "matmul_precision", "versions")
 # What does not come from the file: where the new evaluation writes.
 _NOT_REPEATED = ("workers", "output", "predictions", "verify", "overwrite", "resume", "processes")
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """Read what `--output` wrote.
-
-    Raises:
-        InputError: if it cannot be read, or is not the result of a whole evaluation.
-    """
-    recorded = read_json(path)
-    if not _KINDS.keys() <= recorded.keys():
-        raise InputError(f"{path} holds no results, as hvit eval --output writes them")
-    wrong = [name for name, kind in _KINDS.items() if not matches(recorded[name], kind)]
-    if wrong:
-        raise InputError(f"{path} has a {wrong[0]} that hvit eval --output does not write")
-    if recorded.get("partial") or recorded["top1"] is None:
-        raise InputError(f"{path} is of an evaluation that did not finish")
-    return recorded
 
 
 def repeated(path: Path) -> EvalConfig:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from hvit_jax.config import Compute
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, as_json
 from hvit_jax.profiling.rows import Row, csv_table, markdown_table
@@ -16,7 +15,6 @@ from hvit_jax.system.files import check_destination, read_json, write_atomically
 from hvit_jax.system.provenance import changes
 
 Kind = TypeVar("Kind", bound=Row)
-COMPUTE = tuple(field.name for field in dataclasses.fields(Compute))
 _TABLES: dict[str, Callable[[Any], str]] = {".csv": csv_table, ".md": markdown_table}
 
 
@@ -35,19 +33,20 @@ class Results(Generic[Kind]):
         about: dict[str, Any],
         *,
         settings: Sequence[str],
+        but: Sequence[str] = (),
         resume: bool,
     ):
         """Check that the files can be written, and read finished rows where a run goes on.
 
         A run that goes on must have the same `about` (device, versions and content), and the same
-        `settings`, which names the options that numbers depend on.
+        `settings`, which names the options that numbers depend on, except for the flags `but`.
 
         Raises:
             InputError: if a file exists without `resume`, cannot be written, is damaged, or comes
                 from another device or other settings.
         """
         self._paths, self._kind, self._about = paths, kind, about
-        self._config, self._settings = as_json(config), settings
+        self._config, self._settings, self._but = as_json(config), settings, but
         self.rows: list[Kind] = []
         files = [path for path in paths if path.suffix == ".json"]
         for path in paths:
@@ -72,15 +71,15 @@ class Results(Generic[Kind]):
             raise InputError(
                 f"{path} is no report of this command, or of another release of it"
             ) from error
-        changed = changes(before, self._compared(self._about, self._config))
+        now = self._compared(self._about, self._config)
+        changed = changes(before, now, but=self._but)
         if changed:
             raise InputError(f"{path} was written {'; '.join(changed)}; choose another --output")
         return rows
 
     def _compared(self, about: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         """Choose what must be the same when a run goes on."""
-        options = {**config, **config["compute"]}
-        settings = {name: options[name] for name in self._settings}
+        settings = {name: config[name] for name in self._settings}
         return {**{name: about[name] for name in self._about}, "settings": settings}
 
     def find(self, row: Row) -> Kind | None:

@@ -17,7 +17,7 @@ from hvit_jax.profiling.cases import Case, cases_of, with_dense
 from hvit_jax.profiling.config import ProfileConfig
 from hvit_jax.profiling.device import describe_device
 from hvit_jax.profiling.plot import plot, read_accuracies
-from hvit_jax.profiling.results import COMPUTE, Results
+from hvit_jax.profiling.results import Results
 from hvit_jax.profiling.rows import Measurement, markdown_table
 from hvit_jax.system.figures import check_plot
 from hvit_jax.system.files import check_writable, refuse_existing
@@ -28,8 +28,7 @@ from hvit_jax.system.progress import plain_console
 from hvit_jax.system.signals import sigterm_raises
 
 # Options that numbers depend on, beside those that a row names itself.
-SETTINGS = ("checkpoint", "against", "dense", "latency", "seconds", "gflops_only")
-SETTINGS += tuple(name for name in COMPUTE if name != "dtype")
+SETTINGS = ("checkpoint", "against", "dense", "latency", "seconds", "gflops_only", "compute")
 # What may stop one case only. JAX's and PyTorch's errors are RuntimeErrors, out of memory too.
 FAILURES = (RuntimeError, MemoryError, FloatingPointError, InputError)
 
@@ -130,7 +129,13 @@ def open_results(config: ProfileConfig) -> Results[Measurement]:
         **describe_checkpoint(config.checkpoint),
     }
     return Results(
-        config.output, Measurement, config, about, settings=SETTINGS, resume=config.resume
+        config.output,
+        Measurement,
+        config,
+        about,
+        settings=SETTINGS,
+        but=("--dtype",),
+        resume=config.resume,
     )
 
 

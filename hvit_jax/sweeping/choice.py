@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hvit_jax.profiling.plot import pareto_front
 from hvit_jax.profiling.rows import Row
+from hvit_jax.sweeping.candidates import Candidate
 
 # Speed-ups are rarely above what GFLOPs promise; below this part of the target nothing is missed.
 NEAR = 0.75
@@ -37,6 +38,25 @@ class Trial(Row):
     def place(self) -> tuple[float, float]:
         """Speed over dense, and top-1."""
         return self.speedup or 0.0, self.top1 or 0.0
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A candidate that is not worth trying: how many multiply-adds it has, and the reason."""
+
+    candidate: Candidate
+    flops: int
+    reason: str
+
+
+@dataclass
+class Sweep:
+    """What a sweep has come to."""
+
+    rows: list[Trial] = field(default_factory=list)  # Of what was tried, now or before.
+    skipped: list[Skipped] = field(default_factory=list)
+    chosen: Trial | None = None  # None without a goal, or if nothing is faster than dense.
+    reached: bool = True  # Whether the chosen setting reaches the goal; True without one.
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import collections
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hvit_jax.evaluation import EvalConfig
 from hvit_jax.fields import given
 from hvit_jax.profiling.plot import draw_methods
 from hvit_jax.reducers import make_reducer
-from hvit_jax.sweeping.choice import Goal, Trial, front
-from hvit_jax.sweeping.config import SweepConfig
+from hvit_jax.sweeping.choice import Goal, Sweep, Trial, front
 from hvit_jax.system.figures import new_figure, save_figure
+
+
+def report(done: Sweep, goal: Goal | None, evaluation: EvalConfig) -> list[str]:
+    """Write the front and the setting to use; `evaluation` is of the same data and checkpoint."""
+    rows, chosen = done.rows, done.chosen
+    reasons = collections.Counter(each.reason for each in done.skipped)
+    lines = [
+        *front_table(front(rows), chosen).splitlines(),
+        *(f"skipped {count}: {why} (--all tries them too)" for why, count in reasons.items()),
+        *(f"failed: {row.method} {row.tried['args']}: {row.error}" for row in rows if row.error),
+    ]
+    if goal is None:
+        return [*lines, "--target-speedup X or --max-drop POINTS names the setting to use"]
+    if chosen is None:
+        return [*lines, f"nothing reaches {goal}: none of those tried is faster than dense here"]
+    what = f"to use for {goal}" if done.reached else f"nothing reaches {goal}; nearest"
+    command, python = commands(chosen, evaluation)
+    return [*lines, "", f"{what}: {summary(chosen)}", "", command, "", python]
 
 
 def front_table(rows: Sequence[Trial], chosen: Trial | None) -> str:
@@ -49,24 +68,17 @@ def summary(row: Trial) -> str:
     return f"{row.name}: top-1 {_change(row)} against dense, {speed}"
 
 
-def commands(row: Trial, config: SweepConfig) -> tuple[str, str]:
+def commands(row: Trial, evaluation: EvalConfig) -> tuple[str, str]:
     """Write a setting as a command that evaluates it on all pictures, and as Python."""
     reducer = make_reducer(row.method, **row.args)
-    evaluation = EvalConfig(
-        data=config.data,
-        checkpoint=config.checkpoint,
-        reducer=reducer,
-        resolution=config.resolution,
-        compute=config.compute,
-        batch_size=config.batch_size,
-    )
+    words = replace(evaluation, reducer=reducer).words()
     folder = "hvit_jax.demo.checkpoint_dir()"
-    if config.checkpoint is not None:
-        folder = repr(str(config.checkpoint))
-    size = {} if config.resolution is None else {"resolution": config.resolution}
-    options = {**given(reducer), **size, **given(config.compute)}
+    if evaluation.checkpoint is not None:
+        folder = repr(str(evaluation.checkpoint))
+    size = {} if evaluation.resolution is None else {"resolution": evaluation.resolution}
+    options = {**given(reducer), **size, **given(evaluation.compute)}
     arguments = "".join(f", {name}={value!r}" for name, value in options.items())
-    command = shlex.join(["hvit", "eval", *evaluation.words()])
+    command = shlex.join(["hvit", "eval", *words])
     return command, f"hvit_jax.load({folder}, {reducer.name!r}{arguments})"
 
 

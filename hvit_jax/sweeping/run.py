@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,20 +13,21 @@ from rich.progress import track
 from hvit_jax.checkpoint import describe_checkpoint, fitted_parameters
 from hvit_jax.costs import count_flops
 from hvit_jax.data.fingerprint import data_sha256
-from hvit_jax.data.source import SAMPLING, Subset, take_evenly
-from hvit_jax.distributed.placement import Placement, place
+from hvit_jax.data.source import SAMPLING, take_evenly
+from hvit_jax.distributed.placement import place
 from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.inputs import Inputs, open_inputs
+from hvit_jax.evaluation import EvalConfig
+from hvit_jax.evaluation.inputs import open_inputs
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.profiling.device import describe_device
-from hvit_jax.profiling.results import COMPUTE, Results
+from hvit_jax.profiling.results import Results
 from hvit_jax.profiling.run import FAILURES, describe_failure
 from hvit_jax.sweeping.candidates import Candidate, candidates
-from hvit_jax.sweeping.choice import Goal, Trial, choose, front
+from hvit_jax.sweeping.choice import Goal, Skipped, Sweep, Trial, choose
 from hvit_jax.sweeping.config import SweepConfig
-from hvit_jax.sweeping.report import commands, front_table, plot_sweep, summary
+from hvit_jax.sweeping.report import plot_sweep, report
 from hvit_jax.sweeping.trials import Trials, load_sample
 from hvit_jax.system.figures import check_plot
 from hvit_jax.system.programs import use_compilation_cache
@@ -35,26 +35,7 @@ from hvit_jax.system.progress import plain_console
 from hvit_jax.system.signals import sigterm_raises
 
 # Options that numbers depend on.
-SETTINGS = ("data", "checkpoint", "resolution", "batch_size", "seconds", *COMPUTE)
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A candidate that is not worth trying: how many multiply-adds it has, and the reason."""
-
-    candidate: Candidate
-    flops: int
-    reason: str
-
-
-@dataclass
-class Sweep:
-    """What a sweep has come to."""
-
-    rows: list[Trial] = field(default_factory=list)  # Of what was tried, now or before.
-    skipped: list[Skipped] = field(default_factory=list)
-    chosen: Trial | None = None  # None without a goal, or if nothing is faster than dense.
-    reached: bool = True  # Whether the chosen setting reaches the goal; True without one.
+SETTINGS = ("data", "checkpoint", "resolution", "batch_size", "seconds", "compute")
 
 
 def sweep(
@@ -85,76 +66,61 @@ def sweep(
     refuse_several("hvit sweep")
     if config.plot is not None:
         check_plot(config.plot, "--plot")
-    inputs, placement = open_inputs(config), place()
-    sizes = inputs.sizes
+    data, checkpoint = config.inputs
+    source, labels, sizes = open_inputs(data, checkpoint, config.resolution, messages.print)
+    placement = place()
     found = candidates(sizes, config.methods if settings is None else ())
     found += [replace(each, reducer=each.reducer.resolve(sizes)) for each in settings or ()]
-    if inputs.note is not None:
-        messages.print(inputs.note)
     warn_if_slow(config.compute.dtype, messages.print)
     use_compilation_cache(config.cache)
     # At even distances over the data, and so over its classes.
-    part = take_evenly(inputs.source, config.pictures)
-    about = describe_device(placement.devices)
-    results = _open_results(config, inputs, part, about)
-    messages.print(f"{_machine(about)}, {len(part)} pictures, {len(found)} candidates")
-    trials, done = _prepare(bench, config, inputs, part, placement, messages), Sweep()
-    try:
-        with sigterm_raises():
-            _try_all(found, trials, None if config.all else config.goal, results, done, messages)
-    except KeyboardInterrupt as stop:
-        kept = "are kept; --resume goes on" if config.output else "are lost without --output"
-        message = f"interrupted; {len(done.rows)} finished candidates {kept}"
-        raise type(stop)(message) from stop
-    if config.goal is not None:
-        done.chosen, done.reached = choose(done.rows, config.goal)
-    console.print("\n".join(_lines(config, done)))
-    if config.plot is not None:
-        plot_sweep(done.rows, done.chosen, config.goal, config.plot)
-        console.print(f"drawn: {config.plot}")
-    return done
-
-
-def _open_results(
-    config: SweepConfig, inputs: Inputs, part: Subset, device: dict[str, Any]
-) -> Results[Trial]:
-    """Open the file of finished candidates, or find out that its are of another sweep."""
+    part = take_evenly(source, config.pictures)
+    device = describe_device(placement.devices)
     about = {
         **device,
         "pictures": len(part),
         "sampling": SAMPLING,
-        "data_sha256": data_sha256(inputs.source),
-        **describe_checkpoint(inputs.checkpoint),
+        "data_sha256": data_sha256(source),
+        **describe_checkpoint(checkpoint),
     }
     paths = [] if config.output is None else [config.output]
-    return Results(paths, Trial, config, about, settings=SETTINGS, resume=config.resume)
+    results = Results(paths, Trial, config, about, settings=SETTINGS, resume=config.resume)
+    messages.print(f"{_machine(device)}, {len(part)} pictures, {len(found)} candidates")
+    # A whole batch is divided among the devices, as eval.py does it.
+    size = placement.round_up(min(config.batch_size, len(part)))
+    batches = load_sample(
+        part, sizes.image_shape, batch_size=size, workers=config.workers, messages=messages
+    )
+    labels = [labels[index] for index in part.indices]
+    weights = fitted_parameters(checkpoint, sizes)
+    trials = bench(sizes, weights, config.compute, batches, labels, placement, config.seconds)
+    goal, done = config.goal, Sweep()
+    try:
+        with sigterm_raises():
+            _try_all(found, trials, None if config.all else goal, results, done, messages)
+    except KeyboardInterrupt as stop:
+        kept = "are kept; --resume goes on" if config.output else "are lost without --output"
+        message = f"interrupted; {len(done.rows)} finished candidates {kept}"
+        raise type(stop)(message) from stop
+    if goal is not None:
+        done.chosen, done.reached = choose(done.rows, goal)
+    evaluation = EvalConfig(
+        data=config.data,
+        checkpoint=config.checkpoint,
+        resolution=config.resolution,
+        compute=config.compute,
+        batch_size=config.batch_size,
+    )
+    console.print("\n".join(report(done, goal, evaluation)))
+    if config.plot is not None:
+        plot_sweep(done.rows, done.chosen, goal, config.plot)
+        console.print(f"drawn: {config.plot}")
+    return done
 
 
 def _machine(device: dict[str, Any]) -> str:
     many = f"{device['devices']} x " if device["devices"] > 1 else ""
     return f"{many}{device['device']} ({device['processor']}, {device['cpus']} cores)"
-
-
-def _prepare(
-    bench: Callable[..., Trials],
-    config: SweepConfig,
-    inputs: Inputs,
-    part: Subset,
-    placement: Placement,
-    messages: Console,
-) -> Trials:
-    """Read pictures and weights."""
-    batches = load_sample(
-        part,
-        inputs.sizes.image_shape,
-        # A whole batch is divided among the devices, as eval.py does it.
-        batch_size=placement.round_up(min(config.batch_size, len(part))),
-        workers=config.workers,
-        messages=messages,
-    )
-    weights = fitted_parameters(inputs.checkpoint, inputs.sizes)
-    labels = [inputs.labels[index] for index in part.indices]
-    return bench(config, inputs.sizes, weights, batches, labels, placement)
 
 
 def _try_all(
@@ -215,21 +181,3 @@ def _try(
         row = replace(trials.row(candidate, reducer), error=failure)
         messages.print(f"{label} {row.name} failed: {failure}")
         return row
-
-
-def _lines(config: SweepConfig, done: Sweep) -> list[str]:
-    """Write the front and the setting to use."""
-    rows, chosen, goal = done.rows, done.chosen, config.goal
-    reasons = collections.Counter(each.reason for each in done.skipped)
-    lines = [
-        *front_table(front(rows), chosen).splitlines(),
-        *(f"skipped {count}: {why} (--all tries them too)" for why, count in reasons.items()),
-        *(f"failed: {row.method} {row.tried['args']}: {row.error}" for row in rows if row.error),
-    ]
-    if goal is None:
-        return [*lines, "--target-speedup X or --max-drop POINTS names the setting to use"]
-    if chosen is None:
-        return [*lines, f"nothing reaches {goal}: none of those tried is faster than dense here"]
-    what = f"to use for {goal}" if done.reached else f"nothing reaches {goal}; nearest"
-    command, python = commands(chosen, config)
-    return [*lines, "", f"{what}: {summary(chosen)}", "", command, "", python]

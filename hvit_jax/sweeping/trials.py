@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from hvit_jax.calibration.budgets import BlockCounts, measure, propose
-from hvit_jax.config import ViTConfig
+from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.costs import count_flops
 from hvit_jax.data.loader import Batch, load_batches
 from hvit_jax.data.source import Source
@@ -30,7 +30,6 @@ from hvit_jax.published import describe_configuration
 from hvit_jax.reducers import as_budgeted
 from hvit_jax.sweeping.candidates import Candidate
 from hvit_jax.sweeping.choice import Trial
-from hvit_jax.sweeping.config import SweepConfig
 
 MOST_BYTES = 4 * 10**9
 
@@ -71,12 +70,13 @@ def load_sample(
 class Trials:
     """Tries candidates on the same pictures, the dense model first."""
 
-    config: SweepConfig
     sizes: ViTConfig
     weights: Tree
+    compute: Compute
     batches: Sequence[Batch]  # From `load_sample`.
     labels: Sequence[int]  # Of every picture, numbered as the head's outputs.
     placement: Placement
+    seconds: float  # How long a round of timing takes, about.
     timer: Callable[..., list[list[float]]] = time_in_turns
     # Which pictures the dense model has right; to be set as soon as that is known.
     dense_correct: Bool[np.ndarray, " n"] = field(init=False)
@@ -110,7 +110,7 @@ class Trials:
         return Trial(
             **describe_configuration(self.sizes, reducer),
             batch=self.batch,
-            dtype=self.config.compute.dtype,
+            dtype=self.compute.dtype,
             gflops=count_flops(self.sizes, reducer) / 1e9,
             tried=candidate.tried,
             devices=self.placement.devices,
@@ -127,7 +127,7 @@ class Trials:
         step = self._dense if dense else self._compile(reducer)
         tally, correct = self._score(step)
         works = [self._work(each) for each in ([step] if dense else [step, self._dense])]
-        times = self.timer(works, seconds=self.config.seconds)
+        times = self.timer(works, seconds=self.seconds)
         rates, ratios = rates_and_ratios(times, self.batch)
         (speedups,) = ratios or [[1.0]]
         drop, error = paired_difference(correct if dense else self.dense_correct, correct)
@@ -151,7 +151,7 @@ class Trials:
         return compile_step(self._model(reducer), self.batch, self.placement)
 
     def _model(self, reducer: Reducer) -> ViT:
-        return build_model(self.sizes, reducer, self.weights, self.config.compute)
+        return build_model(self.sizes, reducer, self.weights, self.compute)
 
     def _score(self, step: Step) -> tuple[Tally, Bool[np.ndarray, " n"]]:
         """Score the sample: the sums, and which pictures are right."""

@@ -54,7 +54,7 @@ def changes(
     Args:
         before: how the first run was described; what it does not have is not compared.
         now: how the second one is.
-        but: entries whose changes are not named.
+        but: entries, and options by their flags, whose changes are not named.
     """
     old, new = _flat(before, but), _flat(now, but)
     found, contents = [], []
@@ -66,7 +66,7 @@ def changes(
             elif not moved and name not in but:
                 contents.append(f"with {words} {new.get(place) or 'DATA'} than now")
     for name, value in new.items():
-        if name in old and old[name] != value:
+        if name in old and old[name] != value and name not in but:
             found.append(_change(name, old[name], value))
     return found + contents
 
@@ -80,11 +80,20 @@ def _flat(about: Mapping[str, Any], but: Collection[str]) -> dict[str, Any]:
         if not isinstance(value, Mapping):
             flat["--method" if name == "method" else name] = value
         elif name in _OPTIONS:
-            options = {**value, **value.get("compute", {})}
-            options.pop("compute", None)
-            flat |= {"DATA" if each == "data" else flag(each): options[each] for each in options}
+            flat |= _by_flags(value)
         else:
             flat |= value
+    return flat
+
+
+def _by_flags(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Name options by their flags; those of a record within the record stand beside the others."""
+    flat = {}
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            flat |= _by_flags(value)
+        else:
+            flat["DATA" if name == "data" else flag(name)] = value
     return flat
 
 

@@ -51,16 +51,12 @@ def sigterm_raises() -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is done, for libraries that write in the background."""
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler):
-        yield
-        return
+    """Hold Ctrl-C and SIGTERM back until the block is done, which must not end halfway."""
     held: list[int] = []
-    with handling(lambda number, _: held.append(number), signal.SIGINT):
+    with handling(lambda number, _: held.append(number), signal.SIGINT, signal.SIGTERM):
         yield
-    if held:
-        handler(held[0], None)
+    for number in held:
+        signal.raise_signal(number)
 
 
 @contextlib.contextmanager

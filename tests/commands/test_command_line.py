@@ -71,15 +71,18 @@ def test_reader_that_went_away_is_no_error():
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_uninterrupted_holds_ctrl_c_back():
-    steps = []
-    with pytest.raises(KeyboardInterrupt):
+@pytest.mark.parametrize(
+    ("number", "exception"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)]
+)
+def test_uninterrupted_holds_signals_back(number, exception):
+    steps, before = [], [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(exception), sigterm_raises():
         with uninterrupted():
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
             steps.append("finished")
         steps.append("not reached")
     assert steps == ["finished"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_uninterrupted_without_ctrl_c_and_in_threads_does_nothing():

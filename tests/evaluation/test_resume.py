@@ -5,14 +5,13 @@ import errno
 import json
 import os
 import shutil
+import signal
 
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
 
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation import EvalConfig
 from hvit_jax.evaluation.resume import ProgressFolder
 from hvit_jax.evaluation.step import compile_step
 from hvit_jax.evaluation.tally import Tally
@@ -150,8 +149,57 @@ def test_stopped_at_any_moment(score, whole, tmp_path, capsys, stage):
         assert os.listdir(tmp_path) == []
     assert score(tmp_path, "--resume") == 0
     assert_same(tmp_path, whole)
+    assert_complete(score, tmp_path, capsys)
+
+
+def assert_complete(score, folder, capsys):
+    """Once more: it says that all is done, prints the same table, and changes nothing."""
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+    capsys.readouterr()
+    assert score(folder, "--resume") == 0
+    printed = capsys.readouterr()
+    assert printed.err.endswith("r.json is complete: nothing is left to do\n")
+    assert "top-1 (%)" in printed.out and "left out 2" in printed.out
+    assert {
+        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()
+    } == before
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_sigterm_at_any_moment(score, whole, tmp_path, capsys, stage):
+    """A signal after the results are written waits until they are printed."""
+
+    def terminate(reached):
+        if reached == stage:
+            signal.raise_signal(signal.SIGTERM)
+
+    assert score(tmp_path, "--resume", on_stage=terminate) == 143
+    printed = capsys.readouterr()
+    assert printed.err.endswith("hvit eval: stopped by SIGTERM\n")
+    assert ("top-1 (%)" in printed.out) is (stage not in ("opened", "begun"))
+    if stage == "written":
+        assert "interrupted" not in printed.out and f"written: {tmp_path / 'r.json'}" in printed.out
+        assert_same(tmp_path, whole)
+    assert score(tmp_path, "--resume") == 0
+    assert_same(tmp_path, whole)
+    assert_complete(score, tmp_path, capsys)
+
+
+def test_complete_results_of_other_settings_are_kept(score, tmp_path, capsys):
+    assert score(tmp_path) == 0
+    whole = (tmp_path / "r.json").read_bytes()
+    for words, line in (
+        (["--max-tokens", "5"], "with --max-tokens 4, now 5"),
+        (["--dtype", "bfloat16"], "with --dtype float32, now bfloat16"),
+        (["--on-error", "stop"], "picture c1/001.png: "),
+    ):
+        assert score(tmp_path, "--resume", *words) == 2
+        assert line in capsys.readouterr().err
+    assert (tmp_path / "r.json").read_bytes() == whole
+    (tmp_path / "r.json").write_text("mine")
     assert score(tmp_path, "--resume") == 2
     assert "r.json exists already; --overwrite replaces it" in capsys.readouterr().err
+    assert (tmp_path / "r.json").read_text() == "mine"
 
 
 def test_a_failure_before_the_first_batch_takes_nothing_away(score, whole, tmp_path, capsys):
@@ -276,8 +324,6 @@ def test_nothing_to_go_on_with(score, whole, tmp_path, capsys):
     assert score(tmp_path, "--resume") == 0
     assert "nothing to go on with: this is the beginning" in capsys.readouterr().err
     assert_same(tmp_path, whole)
-    assert score(tmp_path, "--resume") == 2
-    assert "r.json exists already; --overwrite replaces it" in capsys.readouterr().err
 
 
 def test_resume_needs_output(checkpoint, pictures, capsys):
@@ -335,13 +381,13 @@ def test_one_evaluation_at_a_time(score, whole, tmp_path, capsys, resumed):
 def test_no_flipped_bit_goes_unnoticed(killed, name):
     """Every 50th bit, or 7th: refused with one line, or what is read is the same."""
     folder = killed / "r.json.progress"
-    settings = json.loads((folder / "settings.json").read_text())
-    config = EvalConfig(output=killed / "r.json", resume=True, on_error="skip")
+    about = json.loads((folder / "settings.json").read_text())
+    about["config"] = about["options"]
 
     def read():
         tally = Tally(keep_logits=True)
-        with ProgressFolder(config, Console(quiet=True)) as progress:
-            progress.begin(settings, tally, 13)
+        with ProgressFolder(killed / "r.json", say=lambda text: None, resume=True) as progress:
+            progress.begin(about, tally, 13)
         return repr(tally)
 
     whole, content, refused = read(), (folder / name).read_bytes(), 0

@@ -241,13 +241,13 @@ def test_training_out_of_memory(inputs, tmp_path, complaint, with_batches, more,
     assert os.listdir(tmp_path) == []
 
 
-def test_evaluation_out_of_memory(inputs, tmp_path, complaint, monkeypatch):
+def test_evaluation_out_of_memory(inputs, tmp_path, complaint):
     def full(*arguments):
         raise jax.errors.JaxRuntimeError(EXHAUSTED)
 
-    monkeypatch.setattr(eval_command, "evaluate", functools.partial(evaluate, seams=Seams(full)))
-    line = complaint("eval", *words("eval", inputs, tmp_path))
-    assert "at batch 2; try --batch-size 1" in line
+    config = eval_command.read(list(map(str, words("eval", inputs, tmp_path))))
+    with pytest.raises(hvit_jax.InputError, match="at batch 2; try --batch-size 1"):
+        evaluate(config, seams=Seams(full))
     assert os.listdir(tmp_path) == []
 
 

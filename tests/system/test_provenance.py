@@ -57,6 +57,14 @@ def test_what_may_change_is_not_named():
     other = changed(device="H100", versions={"jax": "3"}, data_sha256="e", settings={"data": "/b"})
     assert changes(RUN, other, but=("versions", "device")) == ["with DATA /a, now /b"]
     assert changes(RUN, changed(data_sha256="e"), but=("data_sha256",)) == []
+    others = changed(settings={"batch_size": 9, "dense": False})
+    assert changes(RUN, others, but=("--batch-size",)) == ["with dense, now without"]
+
+
+def test_options_of_a_record_within_are_named_alone():
+    before = changed(settings={"compute": {"dtype": "float32", "unroll": False}})
+    now = changed(settings={"compute": {"dtype": "bfloat16", "unroll": False}})
+    assert changes(before, now) == ["with --dtype float32, now bfloat16"]
 
 
 def test_what_an_older_release_did_not_note_is_not_compared():

@@ -197,6 +197,7 @@ def test_complete_results_of_other_settings_are_kept(score, tmp_path, capsys):
         assert line in capsys.readouterr().err
     assert (tmp_path / "r.json").read_bytes() == whole
     (tmp_path / "r.json").write_text("mine")
+    (tmp_path / "p.npz").unlink()
     assert score(tmp_path, "--resume") == 2
     assert "r.json exists already; --overwrite replaces it" in capsys.readouterr().err
     assert (tmp_path / "r.json").read_text() == "mine"

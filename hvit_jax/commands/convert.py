@@ -15,7 +15,7 @@ from hvit_jax.config import ViTConfig, model_name
 from hvit_jax.convert import convert_file, export_file
 from hvit_jax.convert.config import ConvertConfig
 from hvit_jax.convert.detect import published_heads
-from hvit_jax.convert.keys import WRITTEN
+from hvit_jax.convert.keys import PREPROCESSING, WRITTEN
 from hvit_jax.models.parameters import abstract_parameters, count_parameters
 
 PROGRAM = "hvit convert"
@@ -57,6 +57,7 @@ def _convert(config: ConvertConfig) -> None:
                 heads=config.heads,
                 grid=config.grid,
                 entry=config.entry,
+                preprocessing=config.preprocessing,
                 progress=progress,
             )
             sizes = description.config
@@ -65,14 +66,23 @@ def _convert(config: ConvertConfig) -> None:
 
 
 def _origin(description: Description, source: Path) -> dict[str, str]:
-    """Tell what was read, and what else the file holds."""
+    """Tell what was read, what else the file holds, and what was assumed."""
     about: dict[str, Any] = {**description.source, "file": str(source)}
     if others := about.pop("other_entries", None):
         taken = about.get("entry", ".")
         about["entry"] = f"{taken} (also there: {', '.join(others)}; --entry NAME takes another)"
     if ignored := about.get("ignored"):
         about["ignored"] = ", ".join(ignored)
-    return about
+    if assumed := about.get("assumed"):
+        about["assumed"] = f"{assumed}; --preprocessing {' or '.join(PREPROCESSING)} says which"
+    return about | {"pictures": _pictures(description)}
+
+
+def _pictures(description: Description) -> str:
+    """Say how pictures are prepared for a model."""
+    how, (height, width) = description.preprocessing, description.config.image_shape
+    rows, columns = int(height / how.crop_pct), int(width / how.crop_pct)
+    return f"resized to {rows} x {columns}, {how.interpolation}; cut to {height} x {width}"
 
 
 def _heads_note(sizes: ViTConfig) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvit_jax.convert.keys import WRITTEN
+from hvit_jax.convert.keys import PREPROCESSING, WRITTEN
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, option
 
@@ -39,6 +39,12 @@ class ConvertConfig(Options):
         "weights, such as model_ema, before others)",
         metavar="NAME",
     )
+    preprocessing: str | None = option(
+        None,
+        "how pictures are prepared: resized and cut as by SWAG or as for torchvision's own weights "
+        "(default: by layout, resolution and file name)",
+        choices=tuple(PREPROCESSING),
+    )
     to_torch: bool = option(
         False, "the other way: write the checkpoint SRC as a state dict for PyTorch"
     )
@@ -52,7 +58,7 @@ class ConvertConfig(Options):
         super().__post_init__()
         if self.layout and not self.to_torch:
             raise InputError("--layout is for --to-torch; that of SRC is found by its keys")
-        for name in ("heads", "grid", "entry"):
+        for name in ("heads", "grid", "entry", "preprocessing"):
             if self.to_torch and getattr(self, name) is not None:
                 raise InputError(
                     f"--{name} is for reading PyTorch files; with --to-torch it has no meaning"

@@ -8,10 +8,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from hvit_jax.config import MODELS, ViTConfig
-from hvit_jax.convert.keys import LAYOUTS, Entry, Layout
+from hvit_jax.config import MODELS, Preprocessing, ViTConfig, crop_share, model_name
+from hvit_jax.convert.keys import LAYOUTS, PREPROCESSING, Entry, Layout
 from hvit_jax.convert.reader import StateDict
-from hvit_jax.errors import InputError
+from hvit_jax.errors import InputError, unknown
 
 Shape = tuple[int, ...]
 
@@ -156,3 +156,21 @@ def published_heads(*, depth: int, width: int, mlp_width: int) -> int | None:
     body = depth, width, mlp_width
     known = {(size.depth, size.width, size.mlp_width): size.heads for size in MODELS.values()}
     return known.get(body)
+
+
+def preprocessing_of(name: str, config: ViTConfig) -> Preprocessing:
+    """Look up how pictures are prepared, by a name of `PREPROCESSING`."""
+    if name not in PREPROCESSING:
+        raise unknown("preprocessing", name, PREPROCESSING)
+    if name == "torchvision" and model_name(config) == "vit_l16":  # The one with another resize.
+        return dataclasses.replace(PREPROCESSING[name], crop_pct=crop_share(224, 242))
+    return PREPROCESSING[name]
+
+
+def assumed_preprocessing(file: str, layout: Layout, config: ViTConfig) -> str:
+    """Name the likely preprocessing of a model; torchvision has SWAG's weights under its own keys.
+
+    Its own are all of 224 pixels. SWAG's of that size have "swag" in their file's name.
+    """
+    own = config.image_shape == (224, 224) and "swag" not in file.lower()
+    return layout.preprocessing if own else "swag"

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
+from hvit_jax.config import Preprocessing
+
 
 @dataclass(frozen=True)
 class Transform:
@@ -67,11 +69,13 @@ class Layout:
         name: what messages call it.
         entries: a row for every parameter; the head's may be absent from a file.
         heads: what the head is called; first as the library does, then as where it was replaced.
+        preprocessing: of the library's own weights, a name in `PREPROCESSING`.
     """
 
     name: str
     entries: tuple[Entry, ...]
     heads: tuple[str, ...]
+    preprocessing: str = "swag"
 
     def key(self, entry: Entry, block: int | str = 0) -> str:
         """Write a row's key as it stands in a file."""
@@ -126,10 +130,18 @@ _vision_table = functools.partial(
     _table, positions=("1 S C", BATCH_FIRST), block="encoder_layer_{i}"
 )
 _vision_heads = ("heads.head", "heads", "heads.0", "heads.1", "heads.head.0", "heads.head.1")
-TORCHVISION = Layout("torchvision", _vision_table(mlp=("0", "3")), _vision_heads)
+TORCHVISION = Layout("torchvision", _vision_table(mlp=("0", "3")), _vision_heads, "torchvision")
 TORCHVISION_OLD = Layout(
-    "torchvision (older)", _vision_table(mlp=("linear_1", "linear_2")), _vision_heads
+    "torchvision (older)",
+    _vision_table(mlp=("linear_1", "linear_2")),
+    _vision_heads,
+    "torchvision",
 )
 LAYOUTS = (SWAG, TORCHVISION, TORCHVISION_OLD)
 # Those that are written, by the names of `--layout`.
 WRITTEN = {"swag": SWAG, "torchvision": TORCHVISION}
+# How pictures are prepared for them, by the names of `--preprocessing`.
+PREPROCESSING = {
+    "swag": Preprocessing(),
+    "torchvision": Preprocessing(crop_pct=0.875, interpolation="bilinear"),
+}

@@ -22,7 +22,14 @@ from hvit_jax.checkpoint import (
     read_description,
     save_checkpoint,
 )
-from hvit_jax.convert.detect import config_of, detect, expected_keys
+from hvit_jax.config import ViTConfig
+from hvit_jax.convert.detect import (
+    assumed_preprocessing,
+    config_of,
+    detect,
+    expected_keys,
+    preprocessing_of,
+)
 from hvit_jax.convert.keys import WRITTEN, Layout
 from hvit_jax.convert.reader import OWN, StateDict, import_torch, read_state_dict
 from hvit_jax.errors import InputError, first_line, unknown
@@ -39,6 +46,7 @@ def convert_file(
     heads: int | None = None,
     grid: tuple[int, int] | None = None,
     entry: str | None = None,
+    preprocessing: str | None = None,
     progress: Progress = _SILENT,
 ) -> Description:
     """Convert a PyTorch file to a checkpoint that `hvit_jax.load` reads.
@@ -50,6 +58,8 @@ def convert_file(
         grid: rows and columns of patches; None: as `export_file` wrote, or as many of each.
         entry: which model, of a file that holds several, such as "model"; None: averaged weights
             (such as "model_ema") before others.
+        preprocessing: "swag" or "torchvision"; None: as `export_file` wrote, or as the layout, the
+            resolution and the file's name tell. The description's source says if it was assumed.
         progress: shows how far it is.
 
     Returns:
@@ -69,19 +79,37 @@ def convert_file(
     config = config_of(read.name, sizes, heads, grid)
     parameters = _to_tree(read.arrays, layout, config.depth)
     _check(to_state(parameters, layout), read.arrays)
-    origin = {"file": Path(source).name, "sha256": read.sha256, "format": layout.name}
-    places = {
+    description = _describe(read, Path(source).name, layout, config, own, preprocessing)
+    progress.add_task("writing", total=None)
+    save_checkpoint(destination, parameters, description)
+    return description
+
+
+def _describe(
+    read: StateDict,
+    file: str,
+    layout: Layout,
+    config: ViTConfig,
+    own: Description | None,
+    preprocessing: str | None,
+) -> Description:
+    """Say where a model came from, what was left out or assumed, and how pictures are prepared."""
+    name = preprocessing or assumed_preprocessing(file, layout, config)
+    assumed = own is None and preprocessing is None and layout.preprocessing != "swag"
+    said = {
         "entry": read.found.entry,
         "other_entries": list(read.found.others),
         "ignored": list(read.found.ignored),
         "narrowed": "float64 to float32" if "float64" in read.dtypes else "",
+        "assumed": f"preprocessing of {name}" if assumed else "",
     }
-    origin |= {name: each for name, each in places.items() if each}
-    own = own if own and own.config.num_classes == config.num_classes else Description(config)
-    description = dataclasses.replace(own, config=config, source=origin)
-    progress.add_task("writing", total=None)
-    save_checkpoint(destination, parameters, description)
-    return description
+    source = {"file": file, "sha256": read.sha256, "format": layout.name}
+    source |= {key: each for key, each in said.items() if each}
+    prepared = preprocessing_of(name, config)
+    if own is None:
+        return Description(config, source, preprocessing=prepared)
+    classes = own.classes if own.config.num_classes == config.num_classes else ()
+    return Description(config, source, classes, prepared if preprocessing else own.preprocessing)
 
 
 def _own_description(read: StateDict) -> Description | None:

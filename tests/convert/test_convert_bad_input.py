@@ -294,6 +294,7 @@ def test_heads(tmp_path, refused, capsys):
         (["in", "out", "--to", "x"], "unknown option --to, did you mean --to-torch?"),
         (["in", "out", "--to-torch", "--heads", "2"], "--heads is for reading PyTorch files"),
         (["in", "out", "--to-torch", "--grid", "2,8"], "--grid is for reading PyTorch files"),
+        (["in", "out", "--preprocessing", "timm"], "--preprocessing must be one of"),
         (["in", "out", "--layout", "swag"], "--layout is for --to-torch"),
         (["in", "out", "--to-torch", "--layout", "timm"], "--layout must be one of"),
     ],

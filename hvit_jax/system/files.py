@@ -107,10 +107,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a folder, if it is there, even while something still writes into it.
+def remove_folder(folder: Path, *, still_written: bool = False) -> None:
+    """Remove a folder, if it is there.
 
     Its name is free at once, so that a kill leaves all of it or nothing under that name.
+
+    Args:
+        folder: the folder.
+        still_written: whether threads of a library that has failed may still write under its name,
+            where TensorStore makes folders anew; nothing else may use the name then.
     """
     gone = _beside(folder)
     try:
@@ -119,7 +124,7 @@ def remove_folder(folder: Path) -> None:
         return
     except OSError as error:
         raise InputError(f"cannot remove {folder}: {error.strerror or error}") from error
-    _remove_tree(gone)
+    _remove_tree(gone, *([folder] if still_written else []))
 
 
 def _beside(name: str | Path) -> Path:
@@ -133,15 +138,16 @@ def _remove_file(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _remove_tree(folder: Path) -> None:
-    """Remove a folder, though threads of a library that has failed still write into it."""
+def _remove_tree(*folders: Path) -> None:
+    """Remove folders, though threads of a library that has failed still write into them."""
     gone_before = False
     for pause in _PAUSES:
-        gone = not os.path.lexists(folder)
+        gone = not any(map(os.path.lexists, folders))
         if gone and gone_before:  # TensorStore makes a folder anew where one is missing.
             return
         gone_before = gone
-        shutil.rmtree(folder, ignore_errors=True)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
         time.sleep(pause)
 
 

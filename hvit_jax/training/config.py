@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hvit_jax.config import DTYPES, Compute
+from hvit_jax.api import with_resolution
+from hvit_jax.config import DTYPES, Compute, ViTConfig, named_config
 from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
-from hvit_jax.fields import Options, flag, nested, option
+from hvit_jax.fields import Options, flag, known, nested, option
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.system.programs import CACHE_HELP
 
@@ -135,9 +138,16 @@ class TrainConfig(Options):
                 raise InputError(f"a model of your own also needs {', '.join(missing)}")
 
     @property
-    def sizes(self) -> dict[str, int | None]:
+    def sizes(self) -> dict[str, Any]:
         """The sizes of a model of the user's own; all None for another start."""
         return {name: getattr(self, name) for name in SIZES}
+
+    def new_model(self, classes: int) -> ViTConfig:
+        """Give the sizes of a model that starts with random weights."""
+        if self.model:
+            named = with_resolution(named_config(self.model), self.resolution)
+            return dataclasses.replace(named, num_classes=classes)
+        return ViTConfig(resolution=known(self.resolution), num_classes=classes, **self.sizes)
 
     @property
     def warmup(self) -> float:
@@ -145,9 +155,13 @@ class TrainConfig(Options):
         default = min(1.0, self.epochs / 10)
         return default if self.warmup_epochs is None else self.warmup_epochs
 
-    def total_steps(self, pictures: int) -> int:
+    def steps(self, pictures: int) -> int:
         """Count the steps of a run on so many pictures."""
         return max(1, round(self.epochs * pictures / self.batch_size))
+
+    def warmup_steps(self, pictures: int) -> int:
+        """Count those of them in which the learning rate rises."""
+        return round(self.warmup * pictures / self.batch_size)
 
     def check_devices(self, devices: int) -> None:
         """Refuse a batch of which some devices would get more pictures than others."""

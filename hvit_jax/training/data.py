@@ -11,32 +11,41 @@ import jax
 import numpy as np
 from PIL import Image
 
-from hvit_jax.data.folder import ImageFolder
 from hvit_jax.data.loader import explain_lost_worker, parse_flags, start_worker
-from hvit_jax.training.config import TrainConfig
+from hvit_jax.data.source import Source
 
 # In effect without end; Grain's own "infinite" overflows with batches of one picture.
 _EPOCHS = 2**31
 
 
 @dataclass(frozen=True)
-class _Load:
-    """Opens a picture; crops, resizes and mirrors it, as ImageNet models are usually trained."""
+class Augmented:
+    """Pictures that come out otherwise each time, as ImageNet models are usually trained.
 
-    folder: ImageFolder
+    Attributes:
+        source: the pictures.
+        resolution: height and width of the model's input.
+        crop_scale: least share of a picture's area in a crop; 1 takes all of it.
+        flip: whether half of the pictures are mirrored.
+    """
+
+    source: Source
     resolution: tuple[int, int]
-    crop_scale: float
-    flip: bool
+    crop_scale: float = 1.0
+    flip: bool = False
 
     def __call__(self, index: int, random: np.random.Generator) -> dict[str, Any]:
+        """Open a picture; crop, resize and mirror it."""
         height, width = self.resolution
-        image = self.folder.open(index)
+        image = self.source.open(index)
         box = self._crop(image.width, image.height, random)
         pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
         pixels = pixels[:, ::-1] if self.flip and random.random() < 0.5 else pixels
-        return {"pixels": pixels, "label": np.int32(self.folder.labels[index])}
+        return {"pixels": pixels, "label": np.int32(self.source.labels[index])}
 
-    def _crop(self, width, height, random):
+    def _crop(
+        self, width: int, height: int, random: np.random.Generator
+    ) -> tuple[float, float, float, float]:
         """Choose a box of random area, and of an aspect between 3:4 and 4:3 if there is room."""
         if self.crop_scale == 1:
             return 0, 0, width, height
@@ -48,11 +57,19 @@ class _Load:
 
 
 def training_batches(
-    config: TrainConfig, folder: ImageFolder, resolution: tuple[int, int], first_step: int = 0
+    pictures: Augmented, *, batch_size: int, seed: int, workers: int = 0, first_step: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Make batches without end; batch `i` is the same whatever step the iteration starts at.
 
-    In several processes, each gets every so many rows of the batches.
+    An epoch is one pass over the pictures in a random order; a batch may begin in one and end in
+    the next. In several processes, each gets every so many rows of the batches.
+
+    Args:
+        pictures: what to make them of.
+        batch_size: pictures in a batch, of all processes together.
+        seed: of order and augmentation.
+        workers: processes that decode; 0 decodes in threads of this process.
+        first_step: the batch to begin with.
 
     Yields:
         `pixels`, uint8 (batch, height, width, 3), and `label`, int32 (batch,).
@@ -63,16 +80,15 @@ def training_batches(
     """
     parse_flags()
     processes = jax.process_count()
-    load = _Load(folder, resolution, config.crop_scale, config.flip)
-    dataset = grain.MapDataset.range(len(folder)).seed(config.seed).shuffle().repeat(_EPOCHS)
-    dataset = dataset.random_map(load)
+    dataset = grain.MapDataset.range(len(pictures.source)).seed(seed).shuffle().repeat(_EPOCHS)
+    dataset = dataset.random_map(pictures)
     if processes > 1:  # Shuffled and augmented before: the same pictures for any number.
         dataset = dataset[jax.process_index() :: processes]
-    dataset = dataset.batch(config.batch_size // processes)
+    dataset = dataset.batch(batch_size // processes)
     rest = dataset.slice(slice(first_step, None)).to_iter_dataset(
         grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
     )
-    if config.workers:
-        options = grain.MultiprocessingOptions(num_workers=config.workers)
+    if workers:
+        options = grain.MultiprocessingOptions(num_workers=workers)
         rest = rest.mp_prefetch(options, worker_init_fn=start_worker)
     return explain_lost_worker(iter(rest))

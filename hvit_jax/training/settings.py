@@ -29,23 +29,30 @@ _NOTED += ("device", "devices", "processes", "matmul_precision", "versions")
 _FILE, _PARTS = "settings.json", ("args", "config", "model")
 
 
-def gather_settings(
-    trainer: Trainer, pictures: Source, validation: Source | None
+def describe_run(
+    options: dict[str, Any],
+    checkpoint: Path | None,
+    trainer: Trainer,
+    pictures: Source,
+    validation: Source | None,
 ) -> dict[str, Any]:
-    """Describe a run: what its processes, and resumed ones, must share, and what runs it."""
-    config, reducer, placement = trainer.config, trainer.reducer, trainer.placement
+    """Describe a run: what its processes, and resumed ones, must share, and what runs it.
+
+    `options` are those of the record; the method and its options have entries of their own, from
+    which `make_reducer` makes it again.
+    """
     settings = {
-        "method": reducer.name,
-        "args": as_json(reducer),
-        "model": dataclasses.asdict(trainer.model_config),
-        "config": {name: value for name, value in as_json(config).items() if name not in _FREE},
+        "method": trainer.reducer.name,
+        "args": as_json(trainer.reducer),
+        "model": dataclasses.asdict(trainer.sizes),
+        "config": {name: value for name, value in options.items() if name not in _FREE},
         # Steps, order and labels follow from these; what is in the files may be repaired.
         "pictures": f"{len(pictures)} with names of CRC {names_crc32(pictures):08x}",
         "data_sha256": data_sha256(pictures),
         "validation_sha256": None if validation is None else data_sha256(validation),
-        **describe_checkpoint(config.checkpoint),
-        **describe_runtime(placement.devices),
-        "processes": placement.processes,
+        **describe_checkpoint(checkpoint),
+        **describe_runtime(trainer.placement.devices),
+        "processes": trainer.placement.processes,
     }
     return json.loads(json.dumps(settings))
 

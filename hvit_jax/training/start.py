@@ -1,4 +1,4 @@
-"""What a run starts with: sizes and first parameters of the model, and pictures to validate on."""
+"""What a run starts with: a checkpoint's sizes and parameters, and pictures to validate on."""
 
 from __future__ import annotations
 
@@ -8,44 +8,37 @@ from pathlib import Path
 
 from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import load_parameters, read_description, resize_parameters
-from hvit_jax.config import ViTConfig, named_config
+from hvit_jax.config import ViTConfig
 from hvit_jax.data.folder import SPLITS, read_folder
 from hvit_jax.data.source import Source, open_source
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree, init_parameters
-from hvit_jax.training.config import TrainConfig
 
 
-def first_parameters(
-    config: TrainConfig, classes: Sequence[str]
+def from_checkpoint(
+    checkpoint: Path,
+    classes: Sequence[str],
+    *,
+    resolution: int | tuple[int, int] | None,
+    new_head: bool,
+    seed: int,
 ) -> tuple[ViTConfig, Tree, str | None]:
-    """Find the model's sizes and its parameters before the first step.
+    """Read a checkpoint to be trained on the data's classes.
 
-    A checkpoint's head for another number of classes is drawn anew; of one for the data's classes
-    in another order the outputs change places. What a user should know of that is returned too.
+    Its head is drawn anew, from the seed, for another number of classes or with `new_head`. One for
+    the data's classes in another order has its outputs change places.
+
+    Returns:
+        The model's sizes, its parameters, and what a user should know of the head.
     """
-    if config.checkpoint:
-        return _from_checkpoint(config, config.checkpoint, classes)
-    if config.model:
-        sizes = with_resolution(named_config(config.model), config.resolution)
-        sizes = dataclasses.replace(sizes, num_classes=len(classes))
-    else:
-        own = {**config.sizes, "resolution": config.resolution, "num_classes": len(classes)}
-        sizes = ViTConfig(**own)
-    return sizes, init_parameters(sizes, config.seed), None
-
-
-def _from_checkpoint(
-    config: TrainConfig, checkpoint: Path, classes: Sequence[str]
-) -> tuple[ViTConfig, Tree, str | None]:
     description = read_description(checkpoint)
     stored, names, note = description.config, description.classes, None
-    sizes = with_resolution(stored, config.resolution)
+    sizes = with_resolution(stored, resolution)
     sizes = dataclasses.replace(sizes, num_classes=len(classes))
     parameters = load_parameters(checkpoint, stored)
-    if config.new_head or stored.num_classes != len(classes):
+    if new_head or stored.num_classes != len(classes):
         smallest = dataclasses.replace(sizes, depth=1, resolution=sizes.patch_size)
-        parameters["head"] = init_parameters(smallest, config.seed)["head"]
+        parameters["head"] = init_parameters(smallest, seed)["head"]
         note = f"a new head for {len(classes)} classes; the checkpoint has {stored.num_classes}"
     elif set(classes) == set(names):
         places = [names.index(name) for name in classes]
@@ -59,15 +52,15 @@ def _from_checkpoint(
     return sizes, resize_parameters(parameters, stored, sizes), note
 
 
-def find_validation(config: TrainConfig, classes: Sequence[str]) -> Source | None:
+def find_validation(data: str, val: str | None, classes: Sequence[str]) -> Source | None:
     """Open the pictures to validate on, if any: by default `val/` or `img_val/` beside `train/`."""
     source = None
-    if config.val is None:
-        train, *others = ((Path(config.data) / split).is_dir() for split in ("train", *SPLITS))
+    if val is None:
+        train, *others = ((Path(data) / split).is_dir() for split in ("train", *SPLITS))
         if train and any(others):
-            source = read_folder(config.data)
-    elif config.val != "none":
-        source = open_source(config.val)
+            source = read_folder(data)
+    elif val != "none":
+        source = open_source(val)
     if source is not None and set(source.classes) != set(classes):
         raise InputError(
             f"the classes of the validation pictures ({_names(source.classes, classes)}) "

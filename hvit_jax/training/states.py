@@ -54,7 +54,7 @@ class StateFolder:
             with self._writing():
                 self.manager.save(step, args=ocp.args.StandardSave(state))
 
-    def restore(
+    def newest(
         self, like: TrainState, *, note: Callable[[str], object] = print
     ) -> TrainState | None:
         """Read the newest state that is whole, or give None where there is none at all.

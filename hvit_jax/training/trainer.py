@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +12,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from hvit_jax.config import ViTConfig
+from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.models.parameters import Tree, abstract_parameters, build_model
 from hvit_jax.models.vit import ViT
 from hvit_jax.reducers import Reducer
-from hvit_jax.training.config import TrainConfig
 from hvit_jax.training.sharding import gather_block, gather_parameters, on_all_devices
 
 Metrics = dict[str, Float[Array, ""]]
@@ -36,28 +34,31 @@ class TrainState(NamedTuple):
     parameters: Tree  # All of the model's, in float32.
     optimizer: optax.OptState  # Of the trained parameters only, as is the moving average.
     average: Tree | None
-    sums: Metrics  # `loss` and `accuracy` of the `steps` that are in no row of metrics.csv yet.
+    sums: Metrics  # `loss` and `accuracy` of the `steps` since the last row of metrics.csv.
 
 
 @dataclass(frozen=True)
 class Trainer:
     """What stays fixed during a run."""
 
-    config: TrainConfig
-    model_config: ViTConfig
-    reducer: Reducer  # Resolved for `model_config`.
-    optimizer: optax.GradientTransformation
+    sizes: ViTConfig
+    reducer: Reducer  # Resolved for `sizes`.
+    optimizer: optax.GradientTransformation  # Of what is trained.
     placement: Placement
+    compute: Compute = Compute()
+    head_only: bool = False  # Train the classification head alone.
+    label_smoothing: float = 0.0
+    ema: float = 0.0  # Decay of the moving average that becomes the result; 0 for none.
+    accumulate: int = 1  # Parts that a step takes its batch in.
 
     def init(self, parameters: Tree) -> TrainState:
         """Make the state before the first step."""
         parameters = jax.tree.map(jnp.asarray, parameters)
         trained, _ = self._split(parameters)
         # A copy, since the step is given the parameters' own memory to write into.
-        average = jax.tree.map(jnp.copy, trained) if self.config.ema else None
-        sums = {name: jnp.zeros(()) for name in ("loss", "accuracy", "steps")}
+        average = jax.tree.map(jnp.copy, trained) if self.ema else None
         step = jnp.zeros((), jnp.int32)
-        return TrainState(step, parameters, self.optimizer.init(trained), average, sums)
+        return TrainState(step, parameters, self.optimizer.init(trained), average, no_sums())
 
     def result(self, state: TrainState) -> Tree:
         """Give the parameters that the run stands for: the averaged ones, where there are any."""
@@ -65,9 +66,8 @@ class Trainer:
 
     def model(self, parameters: Tree, gather_weights: Callable[[Any], Any] | None = None) -> ViT:
         """Make the model around parameters; `gather_weights` as for `ViT`."""
-        compute = dataclasses.replace(self.config.compute, param_dtype="float32")
         return build_model(
-            self.model_config, self.reducer, parameters, compute, gather_weights=gather_weights
+            self.sizes, self.reducer, parameters, self.compute, gather_weights=gather_weights
         )
 
     def _model_of_shards(self, parameters: Tree) -> ViT:
@@ -75,7 +75,7 @@ class Trainer:
         if not self.placement.shard:
             return self.model(parameters)
         sharding = self.placement.sharding
-        shapes = abstract_parameters(self.model_config)
+        shapes = abstract_parameters(self.sizes)
         specs = jax.tree.map(lambda leaf: sharding(leaf.shape).spec, shapes)
         return self.model(gather_parameters(parameters, specs), gather_block(specs["blocks"]))
 
@@ -84,9 +84,8 @@ class Trainer:
     ) -> tuple[Float[Array, ""], Metrics]:
         """Compute the smoothed cross entropy of a batch; then the same and the accuracy by name."""
         logits = self._model_of_shards(parameters)(normalize(pixels))
-        targets = optax.smooth_labels(
-            jax.nn.one_hot(labels, logits.shape[-1]), self.config.label_smoothing
-        )
+        classes = jax.nn.one_hot(labels, logits.shape[-1])
+        targets = optax.smooth_labels(classes, self.label_smoothing)
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         return loss, {"loss": loss, "accuracy": (logits.argmax(-1) == labels).mean()}
 
@@ -99,13 +98,8 @@ class Trainer:
         grads, metrics = gradients(trained, frozen, pixels, labels)
         updates, optimizer = self.optimizer.update(grads, state.optimizer, trained)
         trained = jax.tree.map(jnp.add, trained, updates)
-        average = update_average(state.average, trained, state.step, self.config.ema)
-        # A row of metrics.csv has been made of the sums; they begin again.
-        begin = state.step % self.config.log_every == 0
-        metrics["steps"] = jnp.ones(())
-        sums = {
-            name: jnp.where(begin, 0.0, state.sums[name]) + value for name, value in metrics.items()
-        }
+        average = update_average(state.average, trained, state.step, self.ema)
+        sums = jax.tree.map(jnp.add, state.sums, {**metrics, "steps": jnp.ones(())})
         return TrainState(state.step + 1, {**frozen, **trained}, optimizer, average, sums)
 
     def gradients(
@@ -123,7 +117,7 @@ class Trainer:
 
             return jax.grad(loss, has_aux=True)(trained)
 
-        count = self.config.accumulate
+        count = self.accumulate
         if count == 1:
             return of(pixels, labels)
         parts = _interleave(pixels, count), _interleave(labels, count)
@@ -135,7 +129,7 @@ class Trainer:
 
     def _split(self, parameters: Tree) -> tuple[Tree, Tree]:
         """Separate what is trained from what is not."""
-        names = ("head",) if self.config.train == "head" else tuple(parameters)
+        names = ("head",) if self.head_only else tuple(parameters)
         trained = {name: parameters[name] for name in names}
         return trained, {name: parameters[name] for name in parameters if name not in names}
 
@@ -162,24 +156,36 @@ def update_average(
     return jax.tree.map(lambda old, new: new + rest * (old - new), average, parameters)
 
 
-def make_optimizer(config: TrainConfig, pictures: int) -> optax.GradientTransformation:
-    """Build AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) for a run on so many pictures.
+def no_sums() -> Metrics:
+    """Begin the sums of the next row of metrics.csv."""
+    return {name: jnp.zeros(()) for name in ("loss", "accuracy", "steps")}
 
-    The rate rises from 0 in the steps of warm-up and falls back to 0 as a cosine. Weight decay is
-    that of weight matrices only, not of biases, norms and embeddings.
+
+def make_optimizer(
+    learning_rate: float,
+    *,
+    steps: int,
+    warmup: int,
+    weight_decay: float = 0.0,
+    layer_decay: float = 1.0,
+) -> optax.GradientTransformation:
+    """Build AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101).
+
+    Args:
+        learning_rate: the highest rate. It rises from 0 and falls back to 0 as a cosine.
+        steps: steps in all.
+        warmup: those in which it rises.
+        weight_decay: of weight matrices only, not of biases, norms and embeddings.
+        layer_decay: the rate of a layer, relative to the one above it.
     """
-    warmup = round(config.warmup * pictures / config.batch_size)
-    steps = max(config.total_steps(pictures), warmup + 1)
-    rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps)
+    rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, max(steps, warmup + 1))
     is_matrix = functools.partial(
         jax.tree_util.tree_map_with_path, lambda path, _: path[-1].key == "kernel"
     )
-    adamw = optax.adamw(rate, weight_decay=config.weight_decay, mask=is_matrix)
+    adamw = optax.adamw(rate, weight_decay=weight_decay, mask=is_matrix)
     parts = [optax.clip_by_global_norm(1.0), adamw]
-    if config.layer_decay != 1:
-        parts.append(
-            optax.stateless(lambda updates, _: _scale_by_layer(updates, config.layer_decay))
-        )
+    if layer_decay != 1:
+        parts.append(optax.stateless(lambda updates, _: _scale_by_layer(updates, layer_decay)))
     return optax.chain(*parts)
 
 

@@ -1,65 +1,60 @@
-"""Validation on the way: the accuracy over all validation pictures, at the end of epochs."""
+"""Validation on the way: accuracy and loss over all validation pictures."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 from jaxtyping import Array, Int, UInt8
 
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.data.source import Source
 from hvit_jax.evaluation.loop import BatchSharding, score
 from hvit_jax.evaluation.step import Outputs, compare
-from hvit_jax.evaluation.tally import Tally
+from hvit_jax.evaluation.tally import Tally, Totals
 from hvit_jax.models.parameters import Tree
 from hvit_jax.training.trainer import Trainer
 
+# Classifies every validation picture once, by some parameters. The other argument is called with
+# the pictures so far; what it raises ends the validation.
+Validate = Callable[[Tree, Callable[[int], None]], Totals]
 
-@dataclass(frozen=True)
-class Validation:
-    """Scores parameters on the validation pictures."""
 
-    trainer: Trainer
-    source: Source
-    classes: tuple[str, ...]  # In the head's order.
+def make_validate(
+    trainer: Trainer, source: Source, classes: tuple[str, ...], batch_size: int, workers: int
+) -> Validate:
+    """Make the function that validates.
 
-    def measure(self, parameters: Tree, on_batch: Callable[[int], None]) -> tuple[float, float]:
-        """Classify every picture once; returns the top-1 accuracy in per cent, and the mean loss.
+    Args:
+        trainer: makes the model.
+        source: the pictures to validate on.
+        classes: the model's, in the head's order; those of `source` are the same in any order.
+        batch_size: pictures at once, of all devices together.
+        workers: processes that decode.
+    """
+    labels = [classes.index(source.classes[label]) for label in source.labels]
+    sharding = BatchSharding(len(source), batch_size)
 
-        `on_batch` is called with the pictures so far; what it raises ends the validation.
-        """
-        config = self.trainer.config
-        # As many pictures at once as a step takes: what trains in memory also validates.
-        sharding = BatchSharding(len(self.source), config.batch_size // config.accumulate)
-        places = [self.classes.index(name) for name in self.source.classes]
-        tally, resolution = Tally(), self.trainer.model_config.image_shape
-        with sharding.load(self.source, resolution, config.workers) as batches:
+    def step(
+        parameters: Tree, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, " B"]
+    ) -> Outputs:
+        logits, report = trainer.model(parameters).classify(normalize(pixels))
+        return compare(logits, labels, report)
+
+    compiled = trainer.placement.compile(step)
+
+    def validate(parameters: Tree, on_batch: Callable[[int], None]) -> Totals:
+        tally = Tally()
+        with sharding.load(source, trainer.sizes.image_shape, workers) as batches:
             score(
-                functools.partial(self._compiled, parameters),
+                functools.partial(compiled, parameters),
                 batches,
-                [places[label] for label in self.source.labels],
+                labels,
                 tally,
                 sharding,
-                self.trainer.placement.shard_batch,
+                trainer.placement.shard_batch,
                 on_batch=lambda tally: on_batch(tally.totals.images),
             )
-        totals = tally.totals
-        return 100.0 * totals.correct / totals.images, totals.loss / totals.images
+        return tally.totals
 
-    @functools.cached_property
-    def _compiled(self) -> Callable[[Tree, Any, Any], Outputs]:
-        def step(parameters: Tree, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, " B"]):
-            logits, report = self.trainer.model(parameters).classify(normalize(pixels))
-            return compare(logits, labels, report)
-
-        return self.trainer.placement.compile(step)
-
-
-def ends_epoch(step: int, batch_size: int, pictures: int, every: float) -> bool:
-    """Tell whether a step is the first to reach a multiple of `every` epochs."""
-    before, now = np.floor(np.array([step - 1, step]) * batch_size / (pictures * every))
-    return step > 0 and bool(now > before)
+    return validate

@@ -55,27 +55,23 @@ def test_a_batch_of_training_divides_by_parts_and_devices():
 
 SHARED = """
 import jax, numpy as np
-from pathlib import Path
 from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.distributed.placement import place
 from hvit_jax.reducers import make_reducer
-from hvit_jax.training import TrainConfig
 from hvit_jax.training.trainer import Trainer, make_optimizer
 
 config = ViTConfig(16, patch_size=8, depth=3, width=64, heads=2, mlp_width=256, num_classes=7)
 reducer = make_reducer("evit", drop_locations=(1,)).resolve(config)
-options = {"model": "vit_b16", "compute": Compute(remat=True), "accumulate": 2, "ema": 0.9}
-options |= {"weight_decay": 0.1, "layer_decay": 0.9, "label_smoothing": 0, "log_every": 1}
-recipe = TrainConfig("data", Path("run"), batch_size=10, epochs=0.9, warmup_epochs=0.1, **options)
-optimizer = make_optimizer(recipe, 100)
+optimizer = make_optimizer(1e-3, steps=9, warmup=1, weight_decay=0.1, layer_decay=0.9)
 random = np.random.default_rng(0)
 pixels = random.integers(0, 256, (16, 16, 16, 3), np.uint8)
 labels = random.integers(0, 7, 16, np.int32)
 states, sizes = [], []
 for shard in (False, True):
     placement = place(shard=shard)
-    trainer = Trainer(recipe, config, reducer, optimizer, placement)
+    compute = Compute(remat=True)
+    trainer = Trainer(config, reducer, optimizer, placement, compute, ema=0.9, accumulate=2)
     state = placement.shard_state(trainer.init(init_parameters(config, 0)))
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(trainer.step, out_shardings=layout)

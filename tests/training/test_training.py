@@ -13,7 +13,7 @@ from hvit_jax.commands.train import main
 from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.folder import read_folder
 from hvit_jax.training import TrainConfig, train
-from hvit_jax.training.data import training_batches
+from hvit_jax.training.data import Augmented, training_batches
 from tests.training_setup import (
     RECIPE,
     SIZES,
@@ -39,7 +39,7 @@ def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, capsys):
     assert description.classes == ("dark", "light") and description.config.num_classes == 2
     settings = json.loads((straight / "settings.json").read_text())
     assert description.source == {
-        "format": "hvit_jax.train",
+        "format": "hvit train",
         **{name: value for name, value in settings.items() if name != "model"},
     }
     assert (settings["method"], settings["config"]["seed"]) == ("dense", 3)
@@ -79,9 +79,9 @@ def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, capsys):
 
 def test_batches_do_not_depend_on_where_they_start(data):
     folder = read_folder(data, splits=("train",))
-    options = dict(model="vit_b16", batch_size=5, seed=1, crop_scale=0.5)
-    config = TrainConfig(str(data), data / "run", **options)
-    whole, late = (training_batches(config, folder, (8, 12), step) for step in (0, 6))
+    pictures = Augmented(folder, (8, 12), crop_scale=0.5, flip=True)
+    options = dict(batch_size=5, seed=1)
+    whole, late = (training_batches(pictures, **options, first_step=step) for step in (0, 6))
     expected = [next(whole) for _ in range(8)][6:]
     for batch in expected:
         again = next(late)

@@ -1,13 +1,10 @@
 """Where training starts: what becomes of a checkpoint's head."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from hvit_jax.checkpoint import load_parameters
-from hvit_jax.training import TrainConfig
-from hvit_jax.training.start import first_parameters
+from hvit_jax.training.start import from_checkpoint
 from tests.evaluation_setup import CONFIG, make_checkpoint
 
 NAMES = tuple("abcdefg")
@@ -19,8 +16,7 @@ def checkpoint(tmp_path):
 
 
 def start(checkpoint, classes, new_head=False):
-    options = dict(checkpoint=checkpoint, seed=3, new_head=new_head)
-    return first_parameters(TrainConfig("data", Path("run"), **options), classes)
+    return from_checkpoint(checkpoint, classes, resolution=None, new_head=new_head, seed=3)
 
 
 def test_outputs_follow_the_names_of_their_classes(checkpoint):

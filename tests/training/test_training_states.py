@@ -40,7 +40,7 @@ def restore(folder):
     notes = []
     states = StateFolder(folder)
     try:
-        found = states.restore(state(0), note=notes.append)
+        found = states.newest(state(0), note=notes.append)
     finally:
         states.close()
     assert found is not None
@@ -109,7 +109,7 @@ def test_what_the_disk_refuses_is_no_damage(folder, monkeypatch, error):
     states = StateFolder(folder)
     monkeypatch.setattr(states.manager, "restore", refuse)
     with pytest.raises(InputError, match=f"^cannot read {folder}/9: [A-Z][a-z/ ]+$"):
-        states.restore(state(0))
+        states.newest(state(0))
     states.close()
     assert restore(folder) == (9, [])
 
@@ -118,7 +118,7 @@ def test_neither_is_a_folder_that_went(folder, tmp_path):
     states = StateFolder(folder)
     folder.rename(tmp_path / "unmounted")
     with pytest.raises(InputError, match=f"^cannot read {folder}/9: "):
-        states.restore(state(0))
+        states.newest(state(0))
 
 
 def test_nor_out_of_memory(folder, monkeypatch):
@@ -128,6 +128,6 @@ def test_nor_out_of_memory(folder, monkeypatch):
     states = StateFolder(folder)
     monkeypatch.setattr(states.manager, "restore", full)
     with pytest.raises(JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
-        states.restore(state(0))
+        states.newest(state(0))
     states.close()
     assert restore(folder) == (9, [])

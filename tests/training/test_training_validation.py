@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from hvit_jax.commands.eval import main as evaluate
-from hvit_jax.training import validation as validation_module
+from hvit_jax.training.loop import ends_epoch
 from hvit_jax.training.records import MetricsRow, append_row, open_table
-from hvit_jax.training.validation import ends_epoch
+from hvit_jax.training.validation import make_validate
 from tests.training_setup import column, make_data, rows, train
 
 tensorboardX = pytest.importorskip("tensorboardX")
@@ -61,18 +61,20 @@ def test_validation_counts_what_eval_counts_and_leaves_training_alone(data, tmp_
     assert column(without, "loss") == column(seen, "loss")
 
 
-def test_an_interrupted_validation_is_made_up_for(data, tmp_path, monkeypatch):
-    measure = validation_module.Validation.measure
+def test_an_interrupted_validation_is_made_up_for(data, tmp_path):
     output, options = tmp_path / "run", ("--epochs", "2", "--tensorboard")
 
-    def interrupted(self, parameters, on_batch):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return measure(self, parameters, on_batch)
+    def interrupted(*arguments):
+        validate = make_validate(*arguments)
 
-    monkeypatch.setattr(validation_module.Validation, "measure", interrupted)
-    assert train(data, output, *options) == 143
+        def with_signal(parameters, on_batch):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return validate(parameters, on_batch)
+
+        return with_signal
+
+    assert train(data, output, *options, make_validate=interrupted) == 143
     assert rows(output, "validation") == [] and len(rows(output)) == 1
-    monkeypatch.setattr(validation_module.Validation, "measure", measure)
     assert train(data, output, "--resume", *options) == 0
     assert column(output, "step", "validation") == [3, 6]
     # TensorBoard hides what an earlier file has from this step on.

@@ -15,6 +15,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, flag, known, nested, option
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.system.programs import CACHE_HELP
+from hvit_jax.training.augment import STRENGTHS
 
 SIZES = ("patch_size", "depth", "width", "heads", "mlp_width")
 _start = functools.partial(option, group="model: from a checkpoint, a name, or sizes")
@@ -82,7 +83,16 @@ class TrainConfig(Options):
     crop_scale: float = _recipe(
         0.35, "least share of the picture's area in a crop", least=0.001, most=1
     )
-    flip: bool = _recipe(True, "mirror every other picture")
+    flip: bool = _recipe(True, "random horizontal flip, probability 0.5")
+    rand_augment: tuple[int, int] | None = _recipe(
+        None,
+        "RandAugment: operations a picture and their strength, 0 to 30, such as 2,9",
+        metavar="N,STRENGTH",
+    )
+    mixup: float = _recipe(0.0, "alpha of mixup, such as 0.2; 0: none", least=0)
+    cutmix: float = _recipe(
+        0.0, "alpha of cutmix, such as 1; 0: none; with --mixup, half of the steps each", least=0
+    )
     ema: float = _recipe(
         0.0, "decay of the moving average that becomes the result; 0: none", least=0, most=0.999999
     )
@@ -115,6 +125,12 @@ class TrainConfig(Options):
         if self.warmup > self.epochs:
             raise InputError(
                 f"--warmup-epochs {self.warmup:g} must be at most --epochs {self.epochs:g}"
+            )
+        operations, strength = self.rand_augment or (1, 0)
+        if operations < 1 or not 0 <= strength <= STRENGTHS:
+            raise InputError(
+                f"--rand-augment takes at least 1 operation and a strength from 0 to {STRENGTHS}, "
+                f"got {operations},{strength}"
             )
         if self.train == "head" and self.layer_decay != 1:
             raise InputError("--layer-decay is about layers that --train head does not train")

@@ -9,10 +9,11 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hvit_jax.data.loader import explain_lost_worker, parse_flags, start_worker
 from hvit_jax.data.source import Source
+from hvit_jax.training.augment import rand_augment
 
 # In effect without end; Grain's own "infinite" overflows with batches of one picture.
 _EPOCHS = 2**31
@@ -27,21 +28,26 @@ class Augmented:
         resolution: height and width of the model's input.
         crop_scale: least share of a picture's area in a crop; 1 takes all of it.
         flip: whether half of the pictures are mirrored.
+        rand_augment: operations of RandAugment and their strength, if any.
     """
 
     source: Source
     resolution: tuple[int, int]
     crop_scale: float = 1.0
     flip: bool = False
+    rand_augment: tuple[int, int] | None = None
 
     def __call__(self, index: int, random: np.random.Generator) -> dict[str, Any]:
-        """Open a picture; crop, resize and mirror it."""
+        """Open a picture; crop, resize, mirror and change it."""
         height, width = self.resolution
         image = self.source.open(index)
         box = self._crop(image.width, image.height, random)
-        pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
-        pixels = pixels[:, ::-1] if self.flip and random.random() < 0.5 else pixels
-        return {"pixels": pixels, "label": np.int32(self.source.labels[index])}
+        image = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+        if self.flip and random.random() < 0.5:
+            image = ImageOps.mirror(image)
+        if self.rand_augment:
+            image = rand_augment(image, *self.rand_augment, random)
+        return {"pixels": np.asarray(image), "label": np.int32(self.source.labels[index])}
 
     def _crop(
         self, width: int, height: int, random: np.random.Generator

@@ -120,7 +120,9 @@ def train(
             save_every=config.save_every,
             val_every=config.val_every,
         )
-        augmented = Augmented(pictures, sizes.image_shape, config.crop_scale, config.flip)
+        augmented = Augmented(
+            pictures, sizes.image_shape, config.crop_scale, config.flip, config.rand_augment
+        )
         options = dict(batch_size=config.batch_size, seed=config.seed, workers=config.workers)
         state = loop.run(state, batches(augmented, **options, first_step=first))
     checkpoint, trained = output / "checkpoint", placement.gather(trainer.result(state))
@@ -164,6 +166,9 @@ def _trainer(config: TrainConfig, sizes: ViTConfig, pictures: int, placement: Pl
         label_smoothing=config.label_smoothing,
         ema=config.ema,
         accumulate=config.accumulate,
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+        seed=config.seed,
     )
 
 

@@ -18,6 +18,7 @@ from hvit_jax.distributed.placement import Placement
 from hvit_jax.models.parameters import Tree, abstract_parameters, build_model
 from hvit_jax.models.vit import ViT
 from hvit_jax.reducers import Reducer
+from hvit_jax.training.augment import mix
 from hvit_jax.training.sharding import gather_block, gather_parameters, on_all_devices
 
 Metrics = dict[str, Float[Array, ""]]
@@ -50,6 +51,9 @@ class Trainer:
     label_smoothing: float = 0.0
     ema: float = 0.0  # Decay of the moving average that becomes the result; 0 for none.
     accumulate: int = 1  # Parts that a step takes its batch in.
+    mixup: float = 0.0  # Alpha of mixup and cutmix; 0 for none.
+    cutmix: float = 0.0
+    seed: int = 0  # Of what is mixed, and how.
 
     def init(self, parameters: Tree) -> TrainState:
         """Make the state before the first step."""
@@ -80,22 +84,26 @@ class Trainer:
         return self.model(gather_parameters(parameters, specs), gather_block(specs["blocks"]))
 
     def _loss(
-        self, parameters: Tree, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, " B"]
+        self, parameters: Tree, pixels: UInt8[Array, "B H W 3"], targets: Float[Array, "B classes"]
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Compute the smoothed cross entropy of a batch; then the same and the accuracy by name."""
+        """Compute the cross entropy of a batch; then the same and the accuracy by name."""
         logits = self._model_of_shards(parameters)(normalize(pixels))
-        classes = jax.nn.one_hot(labels, logits.shape[-1])
-        targets = optax.smooth_labels(classes, self.label_smoothing)
         loss = optax.softmax_cross_entropy(logits, targets).mean()
-        return loss, {"loss": loss, "accuracy": (logits.argmax(-1) == labels).mean()}
+        right = logits.argmax(-1) == targets.argmax(-1)
+        return loss, {"loss": loss, "accuracy": right.mean()}
 
     def step(
         self, state: TrainState, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, " B"]
     ) -> TrainState:
         """Take one step; to be compiled with the state donated."""
+        classes = jax.nn.one_hot(labels, self.sizes.num_classes)
+        targets = optax.smooth_labels(classes, self.label_smoothing)
+        # Before devices share the batch, so that their number does not matter.
+        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        pixels, targets = mix(pixels, targets, key, mixup=self.mixup, cutmix=self.cutmix)
         trained, frozen = self._split(state.parameters)
         gradients = on_all_devices(self.gradients, self.placement, trained, frozen)
-        grads, metrics = gradients(trained, frozen, pixels, labels)
+        grads, metrics = gradients(trained, frozen, pixels, targets)
         updates, optimizer = self.optimizer.update(grads, state.optimizer, trained)
         trained = jax.tree.map(jnp.add, trained, updates)
         average = update_average(state.average, trained, state.step, self.ema)
@@ -107,20 +115,20 @@ class Trainer:
         trained: Tree,
         frozen: Tree,
         pixels: UInt8[Array, "B H W 3"],
-        labels: Int[Array, " B"],
+        targets: Float[Array, "B classes"],
     ) -> tuple[Tree, Metrics]:
         """Compute a batch's metrics, and the gradient of what is trained: none runs below it."""
 
-        def of(pixels, labels):
+        def of(pixels, targets):
             def loss(trained):
-                return self._loss({**frozen, **trained}, pixels, labels)
+                return self._loss({**frozen, **trained}, pixels, targets)
 
             return jax.grad(loss, has_aux=True)(trained)
 
         count = self.accumulate
         if count == 1:
-            return of(pixels, labels)
-        parts = _interleave(pixels, count), _interleave(labels, count)
+            return of(pixels, targets)
+        parts = _interleave(pixels, count), _interleave(targets, count)
         zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(of, *(part[0] for part in parts)))
         total, _ = jax.lax.scan(
             lambda sums, part: (jax.tree.map(jnp.add, sums, of(*part)), None), zeros, parts

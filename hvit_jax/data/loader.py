@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import UInt8
 
+from hvit_jax.config import Preprocessing
 from hvit_jax.data.picture import PictureError
 from hvit_jax.data.preprocess import resize_and_crop
 from hvit_jax.data.source import Source
@@ -60,10 +61,12 @@ class _Decode:
 
     source: Source
     resolution: tuple[int, int]
+    preprocessing: Preprocessing
 
     def __call__(self, index: int) -> dict[str, Any]:
         try:
-            pixels, problem = resize_and_crop(self.source.open(index), self.resolution), ""
+            image, problem = self.source.open(index), ""
+            pixels = resize_and_crop(image, self.resolution, self.preprocessing)
         except (PictureError, MemoryError) as error:
             pixels = np.zeros((*self.resolution, 3), np.uint8)
             problem = str(error) or f"picture {self.source.paths[index]}: not enough memory"
@@ -125,6 +128,7 @@ def load_batches(
     batch_size: int,
     workers: int,
     batches: int | None = None,
+    preprocessing: Preprocessing = Preprocessing(),
     shared_memory: Callable[[int, tuple[int, int]], bool] = fits_shared_memory,
 ) -> Iterator[Iterator[Batch]]:
     """Start to decode a source's pictures ahead of their use.
@@ -135,6 +139,7 @@ def load_batches(
         batch_size: rows of a batch; the last one is padded.
         workers: processes that decode; 0 decodes in threads of this process.
         batches: how many to make, the last ones empty if need be; default: as many as it takes.
+        preprocessing: how pictures are resized and cut; checkpoints store theirs.
         shared_memory: tells whether pictures of this size, and so many, fit into shared memory.
 
     Yields:
@@ -148,7 +153,8 @@ def load_batches(
             f"batch size must be at least 1 and workers at least 0, got {batch_size} and {workers}"
         )
     parse_flags()
-    pictures = iter(_pictures(source, resolution, batch_size, workers, shared_memory))
+    decode = _Decode(source, resolution, preprocessing)
+    pictures = iter(_pictures(decode, batch_size, workers, shared_memory))
     count = -(-len(source) // batch_size) if batches is None else batches
     prefetched = grain.experimental.ThreadPrefetchDatasetIterator(
         _Batches(pictures, len(source), (batch_size, *resolution, 3), count),
@@ -177,8 +183,9 @@ def parse_flags() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-def _pictures(source, resolution, batch_size, workers, shared_memory):
-    pictures = grain.MapDataset.range(len(source)).map(_Decode(source, resolution))
+def _pictures(decode, batch_size, workers, shared_memory):
+    source, resolution = decode.source, decode.resolution
+    pictures = grain.MapDataset.range(len(source)).map(decode)
     if not workers or not len(source):
         threads = min(_THREADS, os.cpu_count() or 1)
         reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
-from hvit_jax.data.folder import read_folder
+from hvit_jax.data.folder import SPLITS, read_folder
 from hvit_jax.data.tfds import PREFIX, read_tfds
 
 # How `take_evenly` chooses, for files that name what numbers depend on: no chance, so no seed.
@@ -49,11 +49,14 @@ class Source(Protocol):
         ...
 
 
-def open_source(name: str, *, exif: bool = False, labelled: bool = True) -> Source:
+def open_source(
+    name: str, splits: tuple[str, ...] = SPLITS, *, exif: bool = False, labelled: bool = True
+) -> Source:
     """Open what a command line calls DATA.
 
     Args:
         name: a folder of class folders, or `tfds:NAME[:SPLIT]`.
+        splits: names of splits, the first that is there is read where `name` names none.
         exif: turn pictures as their EXIF data says.
         labelled: whether folders are classes; see `read_folder`.
 
@@ -61,8 +64,8 @@ def open_source(name: str, *, exif: bool = False, labelled: bool = True) -> Sour
         InputError: if there is nothing of that name, or no pictures in it.
     """
     if name.startswith(PREFIX):
-        return read_tfds(name, exif=exif)
-    return read_folder(name, exif=exif, labelled=labelled)
+        return read_tfds(name, splits, exif=exif)
+    return read_folder(name, splits, exif=exif, labelled=labelled)
 
 
 @dataclass(frozen=True)

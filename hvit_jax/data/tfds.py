@@ -9,11 +9,11 @@ from typing import Any
 
 from PIL import Image
 
+from hvit_jax.data.folder import SPLITS
 from hvit_jax.data.picture import open_picture
 from hvit_jax.errors import InputError
 
 PREFIX = "tfds:"
-_DEFAULT_SPLITS = ("validation", "test")
 _NAME = re.compile(r"tfds:(?P<name>[^:\[\]]+(?::\d+\.\d+\.\d+)?)(?::(?P<split>.+))?")
 _CHUNK = 512
 
@@ -39,13 +39,14 @@ class TfdsPictures:
         return open_picture(encoded, self.paths[index], exif=self.exif)
 
 
-def read_tfds(name: str, *, exif: bool = False) -> TfdsPictures:
+def read_tfds(name: str, splits: tuple[str, ...] = SPLITS, *, exif: bool = False) -> TfdsPictures:
     """Open one split of a dataset that has been prepared in the ArrayRecord format.
 
     Args:
         name: `tfds:NAME[:SPLIT]`; NAME may have a configuration and a version, as in
-            `imagenet_v2/matched-frequency:3.0.0`, and SPLIT a part, as in `test[:1000]`. Default
-            split: validation, else test. The folder is TensorFlow Datasets' own, or TFDS_DATA_DIR.
+            `imagenet_v2/matched-frequency:3.0.0`, and SPLIT a part, as in `test[:1000]`. The folder
+            is TensorFlow Datasets' own, or TFDS_DATA_DIR.
+        splits: where `name` names no split, the first of these that is there is read.
         exif: turn pictures as their EXIF data says, when they are opened.
 
     Raises:
@@ -57,17 +58,17 @@ def read_tfds(name: str, *, exif: bool = False) -> TfdsPictures:
         raise InputError(f"{name}: expected tfds:NAME or tfds:NAME:SPLIT")
     tfds = _import_tfds()
     builder = _prepared(tfds, match["name"])
-    splits = builder.info.splits
-    split = match["split"] or next((each for each in _DEFAULT_SPLITS if each in splits), None)
+    known = builder.info.splits
+    split = match["split"] or next((each for each in splits if each in known), None)
     if split is None:
-        raise InputError(f"{name}: name one of its splits: {', '.join(splits)}")
+        raise InputError(f"{name}: name one of its splits: {', '.join(known)}")
     picture, label = _features(tfds, name, builder.info)
     decoders = {picture: tfds.decode.SkipDecoding()}
     try:
         records = tfds.data_source(match["name"], split=split, decoders=decoders, download=False)
     except (ValueError, KeyError, NotImplementedError) as error:
-        known = ", ".join(splits)
-        raise InputError(f"{name}: cannot open {split!r} (splits: {known}): {error}") from error
+        names = ", ".join(known)
+        raise InputError(f"{name}: cannot open {split!r} (splits: {names}): {error}") from error
     labels = _labels(records, label)
     if not labels:
         raise InputError(f"{name}: split {split!r} is empty")

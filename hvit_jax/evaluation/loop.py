@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from hvit_jax.config import Preprocessing
 from hvit_jax.data.loader import Batch, load_batches
 from hvit_jax.data.picture import PictureError
 from hvit_jax.data.source import Source, Subset
@@ -55,12 +56,20 @@ class BatchSharding:
         return tuple((self.first + mine).tolist())
 
     def load(
-        self, source: Source, resolution: tuple[int, int], workers: int
+        self,
+        source: Source,
+        resolution: tuple[int, int],
+        workers: int,
+        preprocessing: Preprocessing = Preprocessing(),
     ) -> AbstractContextManager[Iterator[Batch]]:
         """Start to decode this process's rows of every batch; see `load_batches`."""
-        mine = Subset(source, self.indices)
         return load_batches(
-            mine, resolution, batch_size=self.rows, workers=workers, batches=self.batches
+            Subset(source, self.indices),
+            resolution,
+            batch_size=self.rows,
+            workers=workers,
+            batches=self.batches,
+            preprocessing=preprocessing,
         )
 
 

@@ -8,11 +8,14 @@ import pytest
 from PIL import Image, ImageOps
 
 from hvit_jax import InputError
+from hvit_jax.config import Preprocessing
 from hvit_jax.data.folder import SPLITS, TRAIN, read_folder
 from hvit_jax.data.loader import fits_shared_memory, load_batches
 from hvit_jax.data.picture import PictureError, open_picture
 from hvit_jax.data.preprocess import resize_and_crop
 from hvit_jax.data.source import Subset
+
+SQUASH = Preprocessing(crop_mode="squash", interpolation="nearest")
 
 
 def write_picture(path, value=0, size=(12, 10)):
@@ -333,6 +336,13 @@ def test_each_picture_comes_once_and_in_order(folder, batch_size):
         reds = [int(os.path.basename(source.paths[index])[:2]) for index in batch.indices]
         assert batch.pixels[: len(reds), 4, 4, 0].tolist() == reds
         assert not batch.pixels[len(reds) :].any()
+
+
+def test_batches_are_prepared_as_they_are_asked_to_be(folder):
+    source = read_folder(folder)
+    (batch,) = collect(source, batch_size=11, workers=0, preprocessing=SQUASH)
+    expected = [resize_and_crop(source.open(index), (8, 8), SQUASH) for index in range(11)]
+    np.testing.assert_array_equal(batch.pixels, expected)
 
 
 @pytest.mark.parametrize("shared_memory", [True, False])

@@ -104,7 +104,7 @@ def _summary(sizes: ViTConfig, destination: Path, facts: dict[str, str]) -> str:
         "classes": f"{sizes.num_classes}" if sizes.num_classes else "none, no head",
         "parameters": f"{count_parameters(abstract_parameters(sizes)):,}",
         **facts,
-        "checked": "every key used once, nothing missing, converts back to the same bits",
+        "checked": "every key used once, nothing missing; converting back gives the same numbers",
         "licence": "SWAG's weights, and what is tuned from them, are CC-BY-NC 4.0",
     }
     lines = [f"  {name:<10}  {value}" for name, value in rows.items()]

@@ -158,19 +158,18 @@ def published_heads(*, depth: int, width: int, mlp_width: int) -> int | None:
     return known.get(body)
 
 
-def preprocessing_of(name: str, config: ViTConfig) -> Preprocessing:
-    """Look up how pictures are prepared, by a name of `PREPROCESSING`."""
+def preprocessing_of(
+    name: str | None, file: str, layout: Layout, config: ViTConfig
+) -> tuple[str, Preprocessing]:
+    """Find how pictures are prepared, and the name of that; without one it is assumed.
+
+    torchvision has SWAG's weights under its own keys. Its own are all of 224 pixels; SWAG's of that
+    size have "swag" in their file's name.
+    """
+    own = config.image_shape == (224, 224) and "swag" not in file.lower()
+    name = name or (layout.preprocessing if own else "swag")
     if name not in PREPROCESSING:
         raise unknown("preprocessing", name, PREPROCESSING)
     if name == "torchvision" and model_name(config) == "vit_l16":  # The one with another resize.
-        return dataclasses.replace(PREPROCESSING[name], crop_pct=crop_share(224, 242))
-    return PREPROCESSING[name]
-
-
-def assumed_preprocessing(file: str, layout: Layout, config: ViTConfig) -> str:
-    """Name the likely preprocessing of a model; torchvision has SWAG's weights under its own keys.
-
-    Its own are all of 224 pixels. SWAG's of that size have "swag" in their file's name.
-    """
-    own = config.image_shape == (224, 224) and "swag" not in file.lower()
-    return layout.preprocessing if own else "swag"
+        return name, dataclasses.replace(PREPROCESSING[name], crop_pct=crop_share(224, 242))
+    return name, PREPROCESSING[name]

@@ -33,14 +33,8 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float
 _HARMLESS = [argparse.Namespace, pathlib.PosixPath]
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """A value of a file, not yet read; `flaw` says why it cannot be a parameter."""
-
-    shape: tuple[int, ...] = ()
-    dtype: str = ""
-    flaw: str = ""
-    read: Callable[[], np.ndarray] = functools.partial(np.zeros, 0)
+# An array's shape, and its numbers or what is wrong with it.
+_Examined = tuple[tuple[int, ...], np.ndarray | str]
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ class StateDict:
         sha256: of the file.
         found: where in the file it was, and what else the file holds.
         about: what `export_file` wrote beside the weights, a description as JSON; "" if it did not.
-        dtypes: what the arrays were stored in.
+        narrowed: the keys of arrays that were stored in double precision.
     """
 
     name: str
@@ -65,7 +59,7 @@ class StateDict:
     sha256: str
     found: FoundModel
     about: str = ""
-    dtypes: set[str] = field(default_factory=set)
+    narrowed: list[str] = field(default_factory=list)
 
 
 def import_torch() -> ModuleType:
@@ -97,17 +91,17 @@ def read_state_dict(path: Path, progress: Progress, entry: str | None = None) ->
     found = choose_model(path, top, entry)
     read = StateDict(str(path), {}, {}, {}, _sha256(path, progress), found, _own(about))
     for key, value in progress.track(found.values.items(), description="checking numbers"):
-        stored = examine(value)
-        read.shapes[key], flaw = stored.shape, stored.flaw
-        if not flaw:
-            read.dtypes.add(stored.dtype)
-            with np.errstate(over="ignore"):
-                read.arrays[key] = stored.read().astype(np.float32, copy=False)
-            if not np.isfinite(read.arrays[key]).all():
-                narrowed = " in float32" if stored.dtype == "float64" else ""
-                flaw = f"holds NaN or infinite numbers{narrowed}"
-        if flaw:
-            read.flaws[key] = flaw
+        read.shapes[key], array = examine(value)
+        if isinstance(array, str):
+            read.flaws[key] = array
+            continue
+        with np.errstate(over="ignore"):
+            read.arrays[key] = array.astype(np.float32, copy=False)
+        if array.dtype == np.float64:
+            read.narrowed.append(key)
+        if not np.isfinite(read.arrays[key]).all():
+            large = ", or too large ones for float32" if array.dtype == np.float64 else ""
+            read.flaws[key] = f"holds NaN or infinite numbers{large}"
     return read
 
 
@@ -121,7 +115,7 @@ def _is_safe(path: Path) -> bool:
         return file.read(9)[4:] == b"\0\0\0\0{" or path.suffix.lower() == ".safetensors"
 
 
-def _open_safetensors(path: Path) -> tuple[dict[str, str], Any, Callable[[str], _Stored]]:
+def _open_safetensors(path: Path) -> tuple[dict[str, str], Any, Callable[[str], _Examined]]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -131,16 +125,15 @@ def _open_safetensors(path: Path) -> tuple[dict[str, str], Any, Callable[[str], 
             f"{path} is truncated, damaged, or not a safetensors file ({first_line(error)})"
         ) from error
 
-    def examine(key: str) -> _Stored:
+    def examine(key: str) -> _Examined:
         about = file.get_slice(key)
-        shape, dtype = tuple(about.get_shape()), about.get_dtype()
-        flaw = "" if dtype in _DTYPES else _wrong_dtype(dtype)
-        return _Stored(shape, _DTYPES.get(dtype, ""), flaw, lambda: file.get_tensor(key))
+        flaw = "" if about.get_dtype() in _DTYPES else _wrong_dtype(about.get_dtype())
+        return tuple(about.get_shape()), flaw or file.get_tensor(key)
 
     return {key: key for key in file.keys()}, file.metadata(), examine
 
 
-def _open_torch(path: Path, progress: Progress) -> tuple[Any, Any, Callable[[Any], _Stored]]:
+def _open_torch(path: Path, progress: Progress) -> tuple[Any, Any, Callable[[Any], _Examined]]:
     torch = import_torch()
     top = _load(torch, path, progress)
     metadata = getattr(top, "_metadata", None)  # As PyTorch's own state dicts have it.
@@ -200,17 +193,20 @@ def _check_records(path: Path, progress: Progress) -> None:
                     progress.advance(task, len(chunk))
 
 
-def _examine(torch: ModuleType, value: Any) -> _Stored:
+def _examine(torch: ModuleType, value: Any) -> _Examined:
     if not isinstance(value, torch.Tensor):
-        return _Stored(flaw=f"is of type {type(value).__name__}, not a tensor")
-    dtype, flaw = str(value.dtype).removeprefix("torch."), ""
-    if dtype not in _DTYPES.values():
+        return (), f"is of type {type(value).__name__}, not a tensor"
+    flaw = ""
+    if str(value.dtype).removeprefix("torch.") not in _DTYPES.values():
         flaw = _wrong_dtype(value.dtype)
     elif value.layout != torch.strided or value.device.type != "cpu":
         flaw = f"is a {value.layout} tensor on device {value.device}, not a plain one"
     elif value.numel() > (held := value.untyped_storage().nbytes() // value.element_size()):
         flaw = f"claims {value.numel()} numbers, of which {held} are stored"
-    return _Stored(tuple(value.shape), dtype, flaw, lambda: value.detach().float().numpy())
+    if flaw:
+        return tuple(value.shape), flaw
+    wide = torch.promote_types(value.dtype, torch.float32)  # NumPy has no bfloat16 of its own.
+    return tuple(value.shape), value.detach().to(wide).numpy()
 
 
 def _wrong_dtype(dtype: Any) -> str:
@@ -218,10 +214,6 @@ def _wrong_dtype(dtype: Any) -> str:
 
 
 def _sha256(path: Path, progress: Progress) -> str:
-    digest = hashlib.sha256()
-    task = progress.add_task("hashing", total=path.stat().st_size)
+    progress.add_task("hashing", total=None)
     with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            progress.advance(task, len(chunk))
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

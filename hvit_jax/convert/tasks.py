@@ -24,7 +24,6 @@ from hvit_jax.checkpoint import (
 )
 from hvit_jax.config import ViTConfig
 from hvit_jax.convert.detect import (
-    assumed_preprocessing,
     config_of,
     detect,
     expected_keys,
@@ -94,18 +93,17 @@ def _describe(
     preprocessing: str | None,
 ) -> Description:
     """Say where a model came from, what was left out or assumed, and how pictures are prepared."""
-    name = preprocessing or assumed_preprocessing(file, layout, config)
+    name, prepared = preprocessing_of(preprocessing, file, layout, config)
     assumed = own is None and preprocessing is None and layout.preprocessing != "swag"
     said = {
         "entry": read.found.entry,
         "other_entries": list(read.found.others),
         "ignored": list(read.found.ignored),
-        "narrowed": "float64 to float32" if "float64" in read.dtypes else "",
+        "narrowed": "float64 to float32" if read.narrowed else "",
         "assumed": f"preprocessing of {name}" if assumed else "",
     }
     source = {"file": file, "sha256": read.sha256, "format": layout.name}
     source |= {key: each for key, each in said.items() if each}
-    prepared = preprocessing_of(name, config)
     if own is None:
         return Description(config, source, preprocessing=prepared)
     classes = own.classes if own.config.num_classes == config.num_classes else ()

@@ -96,7 +96,7 @@ CONTENTS = {
     ),
     "too large for float32": (
         changed(**{LN: torch.full((6,), 1e39, dtype=torch.float64)}),
-        [f"{LN} holds NaN or infinite numbers in float32"],
+        [f"{LN} holds NaN or infinite numbers, or too large ones for float32"],
     ),
     "complex numbers": (
         changed(**{LN: torch.ones(6, dtype=torch.complex64)}),

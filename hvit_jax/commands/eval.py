@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -12,7 +13,8 @@ from hvit_jax.commands.flags import parse, value_of
 from hvit_jax.distributed.together import run_together
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation import EvalConfig, evaluate
-from hvit_jax.evaluation.verify import print_verification, read_results, repeated
+from hvit_jax.evaluation.results import read_results
+from hvit_jax.evaluation.verify import print_verification, repeated
 from hvit_jax.system.progress import plain_console
 from hvit_jax.system.run import run
 
@@ -30,19 +32,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SIGTERM ended it early.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    return run(lambda: _main(read(words)), PROGRAM)
+    return run(lambda: _main(words), PROGRAM)
 
 
-def read(arguments: Sequence[str]) -> EvalConfig:
+def _main(words: Sequence[str]) -> int | None:
+    recorded = base = None
+    if (path := value_of("--verify", words, PROGRAM)) is not None:
+        # Before the evaluation, whose --output may replace the file.
+        recorded = read_results(Path(path))
+        base = repeated(Path(path), recorded)
+    config = read(words, base)
+    return run_together(lambda: _evaluate(config, recorded), config.processes, PROGRAM)
+
+
+def read(arguments: Sequence[str], base: EvalConfig | None = None) -> EvalConfig:
     """Read a command line, without the program's name.
 
-    With --verify the file's evaluation is repeated; what is given besides wins.
+    With a `base`, that evaluation is repeated; what is given besides wins.
 
     Raises:
         InputError: for anything in it that is wrong.
     """
-    path = value_of("--verify", arguments, PROGRAM)
-    base = None if path is None else repeated(Path(path))
     config = parse(EvalConfig, arguments, PROGRAM, _DESCRIPTION, base=base)
     if base is not None and config.reducer is not base.reducer:
         raise InputError(
@@ -51,15 +61,8 @@ def read(arguments: Sequence[str]) -> EvalConfig:
     return config
 
 
-def _main(config: EvalConfig) -> int | None:
-    return run_together(lambda: _evaluate(config), config.processes, PROGRAM)
-
-
-def _evaluate(config: EvalConfig) -> int:
-    # Read first: --output may replace the file.
-    recorded = None if config.verify is None else read_results(config.verify)
+def _evaluate(config: EvalConfig, recorded: dict[str, Any] | None) -> int:
     results = evaluate(config)
     if recorded is None or jax.process_index():
         return 0
-    console = plain_console()
-    return 0 if print_verification(console, recorded, results) else DIFFERS
+    return 0 if print_verification(plain_console(), recorded, results) else DIFFERS

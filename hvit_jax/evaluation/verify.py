@@ -9,7 +9,6 @@ from rich.console import Console
 
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.config import EvalConfig
-from hvit_jax.evaluation.results import read_results
 from hvit_jax.fields import from_json
 from hvit_jax.reducers import make_reducer
 from hvit_jax.system.provenance import changes
@@ -22,13 +21,12 @@ _FREE = ("device", "devices", "matmul_precision", "versions")
 _NOT_REPEATED = ("workers", "output", "predictions", "verify", "overwrite", "resume", "processes")
 
 
-def repeated(path: Path) -> EvalConfig:
-    """Make the record of an evaluation from its results.
+def repeated(path: Path, recorded: dict[str, Any]) -> EvalConfig:
+    """Make the record of an evaluation from its results, which the file `path` holds.
 
     Raises:
-        InputError: if they cannot be read, or hold options that no evaluation has.
+        InputError: if they hold options that no evaluation has.
     """
-    recorded = read_results(path)
     content = {
         name: value for name, value in recorded["config"].items() if name not in _NOT_REPEATED
     }

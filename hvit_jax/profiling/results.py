@@ -64,23 +64,18 @@ class Results(Generic[Kind]):
     def _read(self, path: Path) -> list[Kind]:
         """Read the finished rows of an earlier run; those that failed are tried again."""
         content = read_json(path)
+        now = {**self._about, "config": {name: self._config[name] for name in self._settings}}
         try:
-            before = self._compared(content, content["config"])
+            if now.keys() - content.keys() or now["config"].keys() - content["config"].keys():
+                raise KeyError("something that decides on the numbers")
             rows = [self._kind(**row) for row in content["rows"] if row["error"] is None]
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{path} is no report of this command, or of another release of it"
             ) from error
-        now = self._compared(self._about, self._config)
-        changed = changes(before, now, but=self._but)
-        if changed:
+        if changed := changes(content, now, but=self._but):
             raise InputError(f"{path} was written {'; '.join(changed)}; choose another --output")
         return rows
-
-    def _compared(self, about: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-        """Choose what must be the same when a run goes on."""
-        settings = {name: config[name] for name in self._settings}
-        return {**{name: about[name] for name in self._about}, "settings": settings}
 
     def find(self, row: Row) -> Kind | None:
         """Find the finished row of the same case."""

@@ -24,8 +24,15 @@ from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.profiling.device import describe_device
 from hvit_jax.profiling.results import Results
 from hvit_jax.profiling.run import FAILURES, describe_failure
-from hvit_jax.sweeping.candidates import Candidate, candidates
-from hvit_jax.sweeping.choice import Goal, Skipped, Sweep, Trial, choose
+from hvit_jax.sweeping.choice import (
+    Candidate,
+    Goal,
+    Skipped,
+    Sweep,
+    Trial,
+    candidates,
+    choose,
+)
 from hvit_jax.sweeping.config import SweepConfig
 from hvit_jax.sweeping.report import plot_sweep, report
 from hvit_jax.sweeping.trials import Trials, load_sample

@@ -28,8 +28,7 @@ from hvit_jax.models.vit import ViT
 from hvit_jax.profiling.device import Latest, Work, device_work, rates_and_ratios, time_in_turns
 from hvit_jax.published import describe_configuration
 from hvit_jax.reducers import as_budgeted
-from hvit_jax.sweeping.candidates import Candidate
-from hvit_jax.sweeping.choice import Trial
+from hvit_jax.sweeping.choice import Candidate, Trial
 
 MOST_BYTES = 4 * 10**9
 

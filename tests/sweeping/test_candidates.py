@@ -10,7 +10,7 @@ from hvit_jax.costs import cost_share
 from hvit_jax.evaluation import EvalConfig
 from hvit_jax.reducers import ATS, Budgeted, EViT
 from hvit_jax.sweeping import SweepConfig
-from hvit_jax.sweeping.candidates import candidates
+from hvit_jax.sweeping.choice import candidates
 from tests.evaluation_setup import CONFIG
 
 METHODS = [name for name in REDUCERS if name != "dense"]

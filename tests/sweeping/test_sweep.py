@@ -24,8 +24,7 @@ from hvit_jax.commands.sweep import DESCRIPTION, PROGRAM, main
 from hvit_jax.data.source import open_source, take_evenly
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.sweeping import SweepConfig, sweep
-from hvit_jax.sweeping.candidates import Candidate
-from hvit_jax.sweeping.choice import Goal, Trial, choose, front
+from hvit_jax.sweeping.choice import Candidate, Goal, Trial, choose, front
 from hvit_jax.sweeping.report import summary
 from hvit_jax.sweeping.trials import Trials, load_sample, paired_difference
 from hvit_jax.system.run import run

@@ -179,10 +179,11 @@ def test_convert(inputs, tmp_path):
 
 EVAL = """
 import sys
-from hvit_jax.commands import eval
+from hvit_jax.commands.eval import PROGRAM, read
 from hvit_jax.evaluation.run import Seams, evaluate
-eval.evaluate = lambda config: evaluate(config, seams=Seams(interval=0.05))
-sys.exit(eval.main())
+from hvit_jax.system.run import run
+often = Seams(interval=0.05)
+sys.exit(run(lambda: not evaluate(read(sys.argv[1:]), seams=often), PROGRAM))
 """
 
 

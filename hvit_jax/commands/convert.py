@@ -17,6 +17,7 @@ from hvit_jax.convert.config import ConvertConfig
 from hvit_jax.convert.detect import published_heads
 from hvit_jax.convert.keys import PREPROCESSING, WRITTEN
 from hvit_jax.models.parameters import abstract_parameters, count_parameters
+from hvit_jax.system.run import one_line
 
 PROGRAM = "hvit convert"
 DESCRIPTION = "Convert PyTorch checkpoints of SWAG's and torchvision's vision transformers."
@@ -107,7 +108,7 @@ def _summary(sizes: ViTConfig, destination: Path, facts: dict[str, str]) -> str:
         "checked": "every key used once, nothing missing; converting back gives the same numbers",
         "licence": "SWAG's weights, and what is tuned from them, are CC-BY-NC 4.0",
     }
-    lines = [f"  {name:<10}  {value}" for name, value in rows.items()]
+    lines = [f"  {name:<10}  {one_line(value)}" for name, value in rows.items()]
     return "\n".join([f"wrote {destination} ({megabytes:,.1f} MB)", *lines])
 
 

@@ -1,4 +1,4 @@
-"""Conversion between PyTorch's SWAG files and our checkpoints; needs the extra `convert`."""
+"""Conversion between files of weights in PyTorch's layouts and our checkpoints."""
 
 from hvit_jax.convert.tasks import convert_file, export_file
 

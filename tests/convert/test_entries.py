@@ -137,3 +137,9 @@ def test_dict_that_holds_itself_is_read(tmp_path):
     content["self"] = content
     description = convert_file(save(content, tmp_path / "in.pth"), tmp_path / "out", heads=2)
     assert description.source["entry"] == "model"
+
+
+def test_names_of_entries_do_not_reach_the_terminal_raw(tmp_path, capsys):
+    source = save({"model": PLAIN, "\x1b[31m\nred": AVERAGED}, tmp_path / "in.pth")
+    assert main([str(source), str(tmp_path / "out"), "--heads", "2"]) == 0
+    assert "entry       model (also there: \\x1b[31m; red; --entry" in capsys.readouterr().out

@@ -17,53 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from hvit_jax.config import MODELS, ViTConfig
+from hvit_jax.profiling.torch_vit import build_torch_vit
+
 BATCH = 32
-# Resolution, patch size, depth, width, heads and channels of the MLP.
-SIZES = {"vit_l16": (512, 16, 24, 1024, 16, 4096), "vit_h14": (518, 14, 32, 1280, 16, 5120)}
-SMALL = {"tiny": (64, 8, 2, 32, 2, 64)}
+SIZES = {name: MODELS[name] for name in ("vit_l16", "vit_h14")}
+SMALL = {"tiny": ViTConfig(64, patch_size=8, depth=2, width=32, heads=2, mlp_width=64)}
 MODES = (None, "default", "max-autotune-no-cudagraphs")
-
-
-class Block(nn.Module):
-    """A pre-norm block."""
-
-    def __init__(self, width: int, heads: int, mlp_width: int):
-        """Make a block of random weights."""
-        super().__init__()
-        self.heads = heads
-        self.ln_1, self.ln_2 = (nn.LayerNorm(width, eps=1e-6) for _ in range(2))
-        self.in_proj, self.out_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.linear_1, self.linear_2 = nn.Linear(width, mlp_width), nn.Linear(mlp_width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Run the block."""
-        batch, tokens, width = x.shape
-        qkv = self.in_proj(self.ln_1(x)).reshape(batch, tokens, 3, self.heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        attended = nn.functional.scaled_dot_product_attention(q, k, v)
-        x = x + self.out_proj(attended.transpose(1, 2).reshape(batch, tokens, width))
-        return x + self.linear_2(nn.functional.gelu(self.linear_1(self.ln_2(x))))
-
-
-class ViT(nn.Module):
-    """A dense vision transformer of 1,000 classes."""
-
-    def __init__(self, side: int, patch: int, depth: int, width: int, heads: int, mlp_width: int):
-        """Make a model of random weights."""
-        super().__init__()
-        self.patches = nn.Conv2d(3, width, patch, patch)
-        self.cls = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(0.02 * torch.randn(1, (side // patch) ** 2 + 1, width))
-        self.blocks = nn.ModuleList([Block(width, heads, mlp_width) for _ in range(depth)])
-        self.ln, self.head = nn.LayerNorm(width), nn.Linear(width, 1000)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Classify."""
-        x = self.patches(images).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.positions
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.ln(x[:, 0]))
 
 
 def milliseconds(run: Callable[[], Any], device: str, seconds: float = 0.25) -> float:
@@ -125,12 +85,13 @@ def main(seconds: float, small: bool) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
     sizes = SMALL if small else SIZES
-    models = {name: ViT(*size).to(device, torch.bfloat16).eval() for name, size in sizes.items()}
+    models = {
+        name: build_torch_vit(each).to(device, torch.bfloat16) for name, each in sizes.items()
+    }
     for name, model in models.items():
         for mode in MODES[:1] if small else MODES:
             if time.monotonic() < end:
-                side = sizes[name][0]
-                shape = (2 if small else BATCH, 3, side, side)
+                shape = (2 if small else BATCH, 3, *sizes[name].image_shape)
                 images = torch.randn(shape, device=device, dtype=torch.bfloat16)
                 measure(name, copy.deepcopy(model), mode, images)
 

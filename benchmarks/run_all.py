@@ -25,7 +25,7 @@ from hvit_jax.convert.reader import import_torch
 from hvit_jax.profiling import ProfileConfig
 from hvit_jax.profiling.bench import Profiler
 from hvit_jax.profiling.cases import Case, make_case, published_cases
-from hvit_jax.profiling.rows import Measurement, markdown_table
+from hvit_jax.profiling.results import Measurement, markdown_table
 from hvit_jax.profiling.run import open_results, run_cases
 from hvit_jax.reducers import make_reducer
 from hvit_jax.system.programs import use_compilation_cache

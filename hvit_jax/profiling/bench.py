@@ -25,15 +25,14 @@ from hvit_jax.profiling.cases import Case
 from hvit_jax.profiling.config import ProfileConfig
 from hvit_jax.profiling.device import (
     Latest,
-    Work,
     device_work,
     matmul_peak,
     rates_and_ratios,
     time_alone,
     time_in_turns,
 )
-from hvit_jax.profiling.rows import Measurement
-from hvit_jax.profiling.torch_vit import Rival, TorchRivals
+from hvit_jax.profiling.results import Measurement
+from hvit_jax.profiling.torch_vit import Rival, fastest_rival, torch_rivals
 
 # Of images, and of weights where no checkpoint brings them.
 SEED = 0
@@ -44,6 +43,7 @@ class Program:
 
     Attributes:
         images: the batch, (B, H, W, 3) in float32.
+        work: the forward pass, to be timed.
         figures: what the compiler says, by the names of `Measurement`.
     """
 
@@ -61,6 +61,7 @@ class Program:
             seconds = time.perf_counter() - started
         memory: Any = self._compiled.memory_analysis()
         costs: Any = self._compiled.cost_analysis() or {}
+        self.work = device_work(self)
         self.figures: dict[str, Any] = {
             "compile_seconds": seconds,
             "compile_from_cache": bool(hits),
@@ -76,11 +77,6 @@ class Program:
     def __call__(self) -> Float[Array, "B classes"]:
         """Start the forward pass."""
         return self._compiled(self._weights, self.images)
-
-    @property
-    def work(self) -> Work:
-        """The forward pass, to be timed."""
-        return device_work(self)
 
 
 @contextlib.contextmanager
@@ -125,20 +121,14 @@ class Profiler:
             FloatingPointError: if logits are not finite.
             RuntimeError: if the device runs out of memory.
         """
-        config, self.problems = self.config, []
+        config, sizes, batch, self.problems = self.config, case.config, case.batch, []
         row, dense = case.row(config.compute.dtype), case.reducer.name == "dense"
-        if dense:
-            program = self._dense(case.config, case.batch)
-        else:
-            program = self._compile(case.config, case.reducer, case.batch)
-        others = {}
-        if config.dense and not dense:
-            others["dense"] = self._dense(case.config, case.batch).work
-        rival = self._rival(case.config, case.batch) if config.against == "torch" else None
-        if rival is not None:
-            others["torch"] = rival.work
+        program = self._dense(sizes, batch) if dense else self._compile(sizes, case.reducer, batch)
+        rival = self._rival(sizes, batch) if config.against == "torch" else None
+        others = {"dense": self._dense(sizes, batch).work} if config.dense and not dense else {}
+        others |= {"torch": rival.work} if rival else {}
         times = time_in_turns([program.work, *others.values()], seconds=config.seconds)
-        rates, ratios = rates_and_ratios(times, case.batch)
+        rates, ratios = rates_and_ratios(times, batch)
         speedups = dict(zip(others, map(statistics.median, ratios), strict=True))
         throughput = statistics.median(rates)
         operations = 2e9 * row.gflops * throughput
@@ -149,7 +139,7 @@ class Profiler:
             row,
             **program.figures,
             **(self._latency(case, program, rival) if config.latency else {}),
-            parameters=count_parameters(self._weights(case.config)),
+            parameters=count_parameters(self._weights(sizes)),
             throughput=throughput,
             throughput_range=[min(rates), max(rates)],
             tflops_per_second=operations / 1e12,
@@ -160,13 +150,14 @@ class Profiler:
         )
 
     def _compile(self, sizes: ViTConfig, reducer: Reducer, batch: int) -> Program:
-        program = Program(self._model(sizes, reducer), batch)
+        program = self._program(sizes, reducer, batch)
         if not np.isfinite(np.asarray(program(), np.float32)).all():
             raise FloatingPointError("the logits are not finite numbers")
         return program
 
-    def _model(self, sizes: ViTConfig, reducer: Reducer) -> ViT:
-        return build_model(sizes, reducer, self._weights(sizes), self.config.compute)
+    def _program(self, sizes: ViTConfig, reducer: Reducer, batch: int) -> Program:
+        weights, compute = self._weights(sizes), self.config.compute
+        return Program(build_model(sizes, reducer, weights, compute), batch)
 
     def _read_or_draw(self, sizes: ViTConfig) -> Tree:
         if self.config.checkpoint is None:
@@ -174,16 +165,15 @@ class Profiler:
         return fitted_parameters(self.config.checkpoint, sizes)
 
     def _find_rival(self, sizes: ViTConfig, batch: int) -> Rival:
-        dense, config = self._dense(sizes, batch), self.config
-        rivals = TorchRivals(sizes, self._weights(sizes), dense.images, config.compute.dtype)
-        try:
-            return rivals.best(dense(), seconds=config.seconds, latency=config.latency)
-        finally:
-            self.problems += rivals.problems
+        dense, dtype = self._dense(sizes, batch), self.config.compute.dtype
+        rivals = torch_rivals(sizes, self._weights(sizes), dense.images, dtype)
+        options = {"seconds": self.config.seconds, "latency": self.config.latency}
+        best, self.problems = fastest_rival(rivals, dense(), dtype, **options)
+        return best
 
     def _latency(self, case: Case, program: Program, rival: Rival | None) -> dict[str, Any]:
         if case.batch > 1:
-            program = Program(self._model(case.config, case.reducer), 1)
+            program = self._program(case.config, case.reducer, 1)
         times = time_alone(program.work, seconds=self.config.seconds)
         theirs = time_alone(rival.single, seconds=self.config.seconds) if rival else None
         return {

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hvit_jax.api import with_resolution
-from hvit_jax.checkpoint import read_description
 from hvit_jax.config import MODELS, ViTConfig, named_config
 from hvit_jax.costs import count_flops
-from hvit_jax.errors import InputError, unknown
+from hvit_jax.errors import unknown
 from hvit_jax.models.reducer import Reducer
-from hvit_jax.profiling.config import DEFAULT_MODEL, ProfileConfig
-from hvit_jax.profiling.rows import Measurement
+from hvit_jax.profiling.results import Measurement
 from hvit_jax.published import describe_configuration, find_published, published_rows
 from hvit_jax.reducers import REDUCERS, Budgeted, make_reducer
 
@@ -43,31 +40,6 @@ class Case:
             tokens=[layer.tokens_out for layer in self.reducer.schedule(self.config)],
             published=self.published,
         )
-
-
-def cases_of(config: ProfileConfig) -> list[Case]:
-    """List what a configuration names, without the dense models beside it.
-
-    Raises:
-        InputError: for an unknown selection or model, a method that does not fit the model, or a
-            checkpoint that cannot be read.
-    """
-    if config.rows is not None:
-        cases = published_cases(config.rows, batch=config.batch_size)
-    else:
-        cases = [make_case(_model(config), config.reducer, config.batch_size)]
-    return [dataclasses.replace(case, batch=batch) for case in cases for batch in config.batches]
-
-
-def _model(config: ProfileConfig) -> ViTConfig:
-    if config.checkpoint is not None:
-        model = read_description(config.checkpoint).config
-    else:
-        model = named_config(config.model or DEFAULT_MODEL)
-    try:
-        return with_resolution(model, config.resolution)
-    except InputError as error:
-        raise InputError(f"--resolution: {error}") from error
 
 
 def make_case(config: ViTConfig, reducer: Reducer, batch: int) -> Case:

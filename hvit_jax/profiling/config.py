@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvit_jax.config import MODELS, Compute
+from hvit_jax.api import with_resolution
+from hvit_jax.checkpoint import read_description
+from hvit_jax.config import MODELS, Compute, ViTConfig, named_config
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, flag, nested, option
 from hvit_jax.models.reducer import Reducer
@@ -87,6 +89,18 @@ class ProfileConfig(Options):
             raise InputError(
                 f"--sweep takes batch=N,N,... such as batch=1,8,32, got {self.sweep!r}"
             )
+
+    @property
+    def sizes(self) -> ViTConfig:
+        """The sizes of the model, where no published rows are asked for."""
+        if self.checkpoint is not None:
+            model = read_description(self.checkpoint).config
+        else:
+            model = named_config(self.model or DEFAULT_MODEL)
+        try:
+            return with_resolution(model, self.resolution)
+        except InputError as error:
+            raise InputError(f"--resolution: {error}") from error
 
     @property
     def batches(self) -> tuple[int, ...]:

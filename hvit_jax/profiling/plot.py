@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hvit_jax.errors import InputError
-from hvit_jax.profiling.rows import Row, configuration_key
+from hvit_jax.profiling.results import Measurement, Row, configuration_key
 from hvit_jax.system.figures import new_figure, save_figure
 from hvit_jax.system.files import read_json
 
 Kind = TypeVar("Kind", bound=Row)
+Accuracies = Callable[[Measurement], float | None]
 
 
 def read_accuracies(files: Sequence[Path], checkpoint_sha256: str | None) -> dict[str, float]:
@@ -46,26 +47,31 @@ def read_accuracies(files: Sequence[Path], checkpoint_sha256: str | None) -> dic
     return found
 
 
-def plot(rows: Sequence[Row], path: Path, top1: Mapping[str, float], kind: str) -> None:
+def published_top1(row: Measurement) -> float | None:
+    """Give the published top-1 of a row's configuration, where there is one."""
+    return (row.published or {}).get("top1")
+
+
+def plot(rows: Sequence[Measurement], path: Path, top1: Accuracies, kind: str) -> None:
     """Draw top-1 against measured throughput, one panel a model.
 
     Args:
         rows: those without either figure are left out.
         path: the file to write.
-        top1: in per cent, by `Row.configuration`.
+        top1: gives a row's, in per cent.
         kind: of accuracy: "published" or "measured".
 
     Raises:
         InputError: if no row has both figures, or the file cannot be written.
     """
-    points = [row for row in rows if row.throughput and row.configuration in top1]
+    points = [row for row in rows if row.throughput and top1(row) is not None]
     if not points:
         raise InputError(f"{path} would be empty: no row has a throughput and a {kind} top-1")
     models = list(dict.fromkeys(row.model for row in points))
     figure, panels = new_figure(len(models))
     for panel, model in zip(panels, models, strict=True):
         here = [row for row in points if row.model == model]
-        draw_methods(panel, here, lambda row: (row.throughput or 0.0, top1[row.configuration]))
+        draw_methods(panel, here, lambda row: (row.throughput or 0.0, top1(row) or 0.0))
         panel.legend()
         panel.set(title=model, xlabel="images/s, measured", ylabel=f"top-1 (%), {kind}")
     save_figure(figure, path)

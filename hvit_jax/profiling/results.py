@@ -1,18 +1,141 @@
-"""The results on disk: rewritten after every row, and read again to go on."""
+"""Rows of result files: what they hold, how they are shown, and how they are kept on disk."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import datetime
+import io
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, as_json
-from hvit_jax.profiling.rows import Row, csv_table, markdown_table
+from hvit_jax.reducers import method_name
 from hvit_jax.system.files import check_destination, read_json, write_atomically, write_json
 from hvit_jax.system.provenance import changes
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A configuration and what came of it; what the rows of all result files have."""
+
+    method: str
+    model: str  # The name of its size, or "custom".
+    args: dict[str, Any]  # The method's options.
+    resolution: list[int]  # Height and width in pixels.
+    batch: int  # Images at once.
+    dtype: str | None  # What blocks are computed in; None if nothing ran.
+    gflops: float  # Billions of multiply-adds of one image, in the tables' convention.
+    throughput: float | None = None  # Images per second.
+    error: str | None = None  # Why it failed; None if it did not.
+
+    @property
+    def name(self) -> str:
+        """The method with its main options."""
+        return method_name(self.method, self.args)
+
+    @property
+    def size(self) -> str:
+        """The resolution, one number for a square."""
+        return "x".join(map(str, dict.fromkeys(self.resolution)))
+
+    @property
+    def configuration(self) -> str:
+        """What was computed, whatever the batch and dtype, to compare rows by."""
+        return configuration_key(dataclasses.asdict(self))
+
+    @property
+    def key(self) -> tuple:
+        """What tells one row of a file from another."""
+        return self.configuration, self.batch, self.dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement(Row):
+    """A row of `hvit profile`; figures that were not measured are None."""
+
+    tokens: list[int]  # That leave each block, CLS included.
+    published: dict[str, Any] | None = None  # The published results of this configuration.
+    parameters: int | None = None  # How many numbers the model has.
+    # Billions of operations a batch, as the compiler counts them: a loop's body once, a library's
+    # call not at all.
+    compiler_gflops: float | None = None
+    compile_seconds: float | None = None  # What tracing and compiling took.
+    compile_from_cache: bool | None = None  # Whether the program came from the disk instead.
+    latency_ms: float | None = None  # Median of a single image, waited for.
+    latency_p95_ms: float | None = None  # What 95 % of single images do not exceed.
+    throughput_range: list[float] | None = None  # Images a second in the slowest and fastest round.
+    peak_memory_bytes: int | None = None  # Device memory that the program needs at its peak.
+    tflops_per_second: float | None = None  # Trillions of operations, two for a multiply-add.
+    peak_share: float | None = None  # That as a share of the device's fastest matrix product.
+    speedup_over_dense: float | None = None  # Images a second over the dense model's in this run.
+    speedup_over_torch: float | None = None  # The same over PyTorch's dense model.
+    torch: str | None = None  # How PyTorch ran that.
+    torch_latency_ms: float | None = None  # PyTorch's median of a single image.
+
+
+def configuration_key(about: dict[str, Any]) -> str:
+    """Write method, model, options and resolution as one word; see `Row.configuration`.
+
+    Raises:
+        KeyError: if one of them is missing.
+    """
+    names = ("method", "model", "args", "resolution")
+    return json.dumps([about[name] for name in names], sort_keys=True)
+
+
+def _published(name: str) -> Callable[[Measurement], Any]:
+    return lambda row: (row.published or {}).get(name)
+
+
+_COLUMNS: tuple[tuple[str, Callable[[Measurement], Any], str], ...] = (
+    ("GFLOPs", lambda row: row.gflops, "{:.3f}"),
+    ("published", _published("gflops"), "{:.1f}"),
+    ("top-1 published", _published("top1"), "{:.1f}"),
+    ("images/s", lambda row: row.throughput, "{:.1f}"),
+    ("x dense", lambda row: row.speedup_over_dense, "{:.2f}"),
+    ("published x dense", _published("speedup"), "{:.2f}"),
+    ("x PyTorch", lambda row: row.speedup_over_torch, "{:.2f}"),
+    ("latency (ms)", lambda row: row.latency_ms, "{:.2f}"),
+    ("p95 (ms)", lambda row: row.latency_p95_ms, "{:.2f}"),
+    ("PyTorch (ms)", lambda row: row.torch_latency_ms, "{:.2f}"),
+    ("memory (GB)", lambda row: row.peak_memory_bytes and row.peak_memory_bytes / 1e9, "{:.3g}"),
+    ("TFLOP/s", lambda row: row.tflops_per_second, "{:.2f}"),
+    ("of peak (%)", lambda row: row.peak_share and 100 * row.peak_share, "{:.0f}"),
+    ("compile (s)", lambda row: row.compile_seconds, "{:.1f}"),
+    ("error", lambda row: row.error and row.error.replace("|", "\\|"), "{}"),
+)
+
+
+def markdown_table(rows: Sequence[Measurement]) -> str:
+    """Write rows as a Markdown table; columns without any figure are left out."""
+    shown = [column for column in _COLUMNS if any(column[1](row) is not None for row in rows)]
+    lines = [
+        ["model", "method", "batch", *(name for name, _, _ in shown)],
+        ["---", "---", "---:", *("---:" for _ in shown)],
+    ]
+    for row in rows:
+        values = ((read(row), form) for _, read, form in shown)
+        cells = ["" if value is None else form.format(value) for value, form in values]
+        lines.append([f"{row.model} {row.size}", row.name, str(row.batch), *cells])
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def csv_table(rows: Sequence[Row]) -> str:
+    """Write rows, at least one, with all their fields; lists and options are JSON in a cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in dataclasses.fields(rows[0]))
+    for row in rows:
+        cells = dataclasses.asdict(row).values()
+        writer.writerow(
+            json.dumps(cell) if isinstance(cell, dict | list) else cell for cell in cells
+        )
+    return text.getvalue()
+
 
 Kind = TypeVar("Kind", bound=Row)
 _TABLES: dict[str, Callable[[Any], str]] = {".csv": csv_table, ".md": markdown_table}

@@ -10,15 +10,15 @@ from rich.console import Console
 
 from hvit_jax.checkpoint import checkpoint_sha256, describe_checkpoint
 from hvit_jax.convert.reader import import_torch
+from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.profiling.bench import SEED, Profiler
-from hvit_jax.profiling.cases import Case, cases_of, with_dense
+from hvit_jax.profiling.cases import Case, make_case, published_cases, with_dense
 from hvit_jax.profiling.config import ProfileConfig
 from hvit_jax.profiling.device import describe_device
-from hvit_jax.profiling.plot import plot, read_accuracies
-from hvit_jax.profiling.results import Results
-from hvit_jax.profiling.rows import Measurement, markdown_table
+from hvit_jax.profiling.plot import Accuracies, plot, published_top1, read_accuracies
+from hvit_jax.profiling.results import Measurement, Results, markdown_table
 from hvit_jax.system.figures import check_plot
 from hvit_jax.system.files import check_writable, refuse_existing
 from hvit_jax.system.library_messages import is_out_of_memory
@@ -56,25 +56,34 @@ def profile(
             written.
         KeyboardInterrupt: after Ctrl-C, and `Stopped` after SIGTERM; finished rows are printed.
     """
-    console = console or plain_console()
-    messages = messages or plain_console(stderr=True)
-    cases = cases_of(config)
-    measured = _check(config, cases)
+    refuse_several("hvit profile")
+    console, messages = console or plain_console(), messages or plain_console(stderr=True)
+    if config.rows is not None:
+        cases = published_cases(config.rows, batch=config.batch_size)
+    else:
+        cases = [make_case(config.sizes, config.reducer, config.batch_size)]
+    cases = [dataclasses.replace(case, batch=size) for case in cases for size in config.batches]
+    if config.trace is not None:
+        refuse_existing(config.trace)
+        check_writable(config.trace)
+    if config.against == "torch":
+        import_torch()  # Its lack is found before anything is computed.
+    top1 = _accuracies(config, [case.row() for case in cases])
     results = open_results(config)
     if config.gflops_only:
-        rows = run_cases(cases, None, results, messages)
-        console.print(markdown_table(rows), end="")
-        return rows
-    cache = use_compilation_cache(config.cache)
-    where = f"compiled programs are kept in {cache}" if cache else "compiled programs are not kept"
-    messages.print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}; {where}")
-    warn_if_slow(config.compute.dtype, messages.print)
-    if jax.local_device_count() > 1:
-        messages.print(f"measures one of the {jax.local_device_count()} devices")
-    cases = with_dense(cases) if config.dense else cases
+        bench = None
+    else:
+        cache = use_compilation_cache(config.cache)
+        kept = f"kept in {cache}" if cache else "not kept"
+        device = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+        messages.print(f"{device}; compiled programs are {kept}")
+        warn_if_slow(config.compute.dtype, messages.print)
+        if jax.local_device_count() > 1:
+            messages.print(f"measures one of the {jax.local_device_count()} devices")
+        cases, bench = with_dense(cases) if config.dense else cases, bench or Profiler(config)
     try:
         with sigterm_raises():
-            rows = run_cases(cases, bench or Profiler(config), results, messages)
+            rows = run_cases(cases, bench, results, messages)
     except KeyboardInterrupt as stop:
         if results.rows:
             console.print(markdown_table(results.rows), end="")
@@ -83,42 +92,30 @@ def profile(
     console.print(markdown_table(rows), end="")
     if config.plot is not None:
         # All rows of the files, those of earlier runs too.
-        missing = [row for row in results.rows if measured and row.configuration not in measured]
+        kind = "measured" if config.accuracy else "published"
+        missing = [row for row in results.rows if config.accuracy and top1(row) is None]
         for name in dict.fromkeys(f"{row.model} {row.name}" for row in missing):
             messages.print(f"not drawn, since no file of --accuracy is of it: {name}")
-        kind = "measured" if measured else "published"
-        plot(results.rows, config.plot, measured or _published_top1(results.rows), kind)
+        plot(results.rows, config.plot, top1, kind)
     return rows
 
 
-def _check(config: ProfileConfig, cases: Sequence[Case]) -> dict[str, float]:
-    """Find mistakes before anything is measured, and read the accuracies of --accuracy."""
-    if config.trace is not None:
-        refuse_existing(config.trace)
-        check_writable(config.trace)
-    if config.against == "torch":
-        import_torch()
-    if config.plot is None:
-        return {}
-    check_plot(config.plot, "--plot")
-    rows = [case.row() for case in cases]
-    if not config.accuracy:
-        if not _published_top1(rows):
-            raise InputError(
-                "--plot draws published accuracies, and this configuration has none; "
-                "--accuracy RESULTS.json draws measured ones"
-            )
-        return {}
-    timed = None if config.checkpoint is None else checkpoint_sha256(config.checkpoint)
-    measured = read_accuracies(config.accuracy, timed)
-    if not any(row.configuration in measured for row in rows):
-        raise InputError("no file of --accuracy is of a configuration that is measured here")
-    return measured
-
-
-def _published_top1(rows: Sequence[Measurement]) -> dict[str, float]:
-    found = {row.configuration: (row.published or {}).get("top1") for row in rows}
-    return {key: top1 for key, top1 in found.items() if top1 is not None}
+def _accuracies(config: ProfileConfig, rows: Sequence[Measurement]) -> Accuracies:
+    """Say how --plot finds a row's top-1, and refuse a plot that would be empty."""
+    if config.plot is not None:
+        check_plot(config.plot, "--plot")
+    if config.accuracy:
+        timed = None if config.checkpoint is None else checkpoint_sha256(config.checkpoint)
+        measured = read_accuracies(config.accuracy, timed)
+        if not any(row.configuration in measured for row in rows):
+            raise InputError("no file of --accuracy is of a configuration that is measured here")
+        return lambda row: measured.get(row.configuration)
+    if config.plot is not None and not any(map(published_top1, rows)):
+        raise InputError(
+            "--plot draws published accuracies, and this configuration has none; "
+            "--accuracy RESULTS.json draws measured ones"
+        )
+    return published_top1
 
 
 def open_results(config: ProfileConfig) -> Results[Measurement]:

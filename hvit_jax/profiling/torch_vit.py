@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from hvit_jax.profiling.device import Work, time_in_turns
 
 # Logits of the two may differ by this share of their standard deviation, in the root mean square.
 _TOLERANCES = {"float32": 1e-3, "tf32": 2e-2, "bfloat16": 0.1}
+_MODES = {"eager": None, "compiled": "default", "CUDA graphs": "reduce-overhead"}
 # SWAG's names of weights, and ours of PyTorch's layers.
 _RENAMED = {
     "encoder.layers.layer_": "blocks.",
@@ -42,90 +43,90 @@ class Rival:
     single: Work  # That of its first image; of another way where that one is faster.
 
 
-class TorchRivals:
-    """PyTorch's ways to run one dense model on one batch; needs the extra `convert`."""
+def torch_rivals(
+    config: ViTConfig, parameters: Tree, images: Float[Array, "B H W 3"], dtype: str
+) -> Iterator[Rival]:
+    """Make PyTorch's ways to run the dense model: precisions and, on a GPU, compiled too.
 
-    def __init__(self, config: ViTConfig, parameters: Tree, images: Array, dtype: str):
-        """Copy weights and images to PyTorch, on a GPU if there is one.
+    Raises:
+        InputError: if PyTorch is not installed, or sees no GPU where JAX does.
+    """
+    torch, cuda = import_torch(), jax.default_backend() == "gpu"
+    if cuda and not torch.cuda.is_available():
+        raise InputError("JAX runs on a GPU, but PyTorch sees none; install PyTorch with CUDA")
 
-        Raises:
-            InputError: if PyTorch is not installed, or sees no GPU where JAX does.
-        """
-        self._torch = import_torch()
-        self.device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-        if self.device == "cuda" and not self._torch.cuda.is_available():
-            raise InputError("JAX runs on a GPU, but PyTorch sees none; install PyTorch with CUDA")
-        tensor, self.problems = self._torch.from_numpy, []
-        self._images = tensor(np.array(images)).permute(0, 3, 1, 2).contiguous().to(self.device)
-        tree = jax.tree.map(lambda leaf: np.array(leaf, np.float32), parameters)
-        self._state = {
-            key: tensor(np.array(array)).to(self.device) for key, array in to_state(tree, SWAG)
-        }
-        self._config, self._dtype = config, dtype
+    def tensor(array: Any) -> Any:
+        return torch.from_numpy(np.array(array, np.float32)).to("cuda" if cuda else "cpu")
 
-    def best(self, expected: Float[Array, "B classes"], *, seconds: float, latency: bool) -> Rival:
-        """Time every way that works, and give the fastest; `problems` names the others.
+    pictures = tensor(images).permute(0, 3, 1, 2).contiguous()
+    state = {key: tensor(array) for key, array in to_state(jax.device_get(parameters), SWAG)}
+    precisions = ("autocast", "bfloat16")
+    if dtype == "float32":
+        precisions = ("float32", "tf32") if cuda else ("float32",)
+    # All models share their code, of which PyTorch compiles eight variants, then no more.
+    torch.compiler.reset()
+    for mode in _MODES if cuda else ("eager",):
+        for precision in precisions:
+            model = build_torch_vit(config, state)
+            model = model.to(torch.bfloat16) if precision == "bfloat16" else model
+            model = torch.compile(model, mode=_MODES[mode]) if _MODES[mode] else model
+            works = (_work(model, precision, pictures[:count]) for count in (len(pictures), 1))
+            yield Rival(f"PyTorch {precision}, {mode}", *works)
 
-        Args:
-            expected: our logits for the batch, which PyTorch's must equal.
-            seconds: how long to measure each, about.
-            latency: whether to find the fastest for a single image too, which may be another.
 
-        Raises:
-            InputError: if the logits differ.
-        """
-        # All models share their code, of which PyTorch compiles eight variants, then no more.
-        self._torch.compiler.reset()
-        rivals = [rival for rival in self._ways() if self._runs(rival, expected)]
-        best = rivals[_fastest([rival.work for rival in rivals], seconds)]
-        if not latency:
-            return best
-        singles = [rival.single for rival in rivals]
-        return dataclasses.replace(best, single=singles[_fastest(singles, seconds)])
+def _work(model: Any, precision: str, pictures: Any) -> Work:
+    torch, device = import_torch(), pictures.device.type
+    pictures = pictures.to(torch.bfloat16) if precision == "bfloat16" else pictures.contiguous()
 
-    def _ways(self) -> Iterator[Rival]:
-        """List precisions and modes; on a GPU compiled too, with and without CUDA graphs."""
-        torch, cuda = self._torch, self.device == "cuda"
-        modes = {"eager": None, "compiled": "default", "CUDA graphs": "reduce-overhead"}
-        precisions = ("autocast", "bfloat16")
-        if self._dtype == "float32":
-            precisions = ("float32", "tf32") if cuda else ("float32",)
-        for mode in modes if cuda else ("eager",):
-            for precision in precisions:
-                model = _build(torch, self._config, self._state)
-                model = model.to(torch.bfloat16) if precision == "bfloat16" else model
-                model = torch.compile(model, mode=modes[mode]) if modes[mode] else model
-                works = (self._work(model, precision, count) for count in (len(self._images), 1))
-                yield Rival(f"PyTorch {precision}, {mode}", *works)
+    def start() -> Any:
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        mixed = torch.autocast(device, torch.bfloat16, enabled=precision == "autocast")
+        with torch.inference_mode(), mixed:
+            return model(pictures)
 
-    def _work(self, model: Any, precision: str, images: int) -> Work:
-        torch, cuda = self._torch, self.device == "cuda"
-        pixels = self._images[:images].contiguous()
-        pixels = pixels.to(torch.bfloat16) if precision == "bfloat16" else pixels
+    return Work(start, lambda result: torch.cuda.synchronize() if device == "cuda" else None)
 
-        def start() -> Any:
-            torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-            mixed = torch.autocast(self.device, torch.bfloat16, enabled=precision == "autocast")
-            with torch.inference_mode(), mixed:
-                return model(pixels)
 
-        return Work(start, lambda result: torch.cuda.synchronize() if cuda else None)
+def fastest_rival(
+    rivals: Iterable[Rival],
+    expected: Float[Array, "B classes"],
+    dtype: str,
+    *,
+    seconds: float,
+    latency: bool,
+) -> tuple[Rival, list[str]]:
+    """Time every way that runs, and give the fastest; and what is wrong with the others.
 
-    def _runs(self, rival: Rival, expected: Float[Array, "B classes"]) -> bool:
+    Args:
+        rivals: the ways.
+        expected: our logits for the batch, which PyTorch's must equal.
+        dtype: what ours were computed in.
+        seconds: how long to measure each, about.
+        latency: whether to find the fastest for a single image too, which may be another.
+
+    Raises:
+        InputError: if the logits differ.
+    """
+    running, problems = [], []
+    for rival in rivals:
         try:
             logits: Any = rival.work.start()
         except Exception as error:  # torch.compile fails in many ways; eager runs go on.
             if rival.name.endswith("eager"):
                 raise
-            self.problems.append(f"{rival.name} does not run: {first_line(error)}")
-            return False
+            problems.append(f"{rival.name} does not run: {first_line(error)}")
+            continue
         theirs, ours = logits.float().cpu().numpy(), np.asarray(expected, np.float32)
         off = np.sqrt(np.square(theirs - ours).mean()) / ours.std()
         # JAX's own float32 products are rounded to TF32 on a GPU.
-        gpu_float32 = self.device == "cuda" and self._dtype == "float32"
-        if not off <= _TOLERANCES["tf32" if gpu_float32 else self._dtype]:
+        if not off <= _TOLERANCES["tf32" if logits.is_cuda and dtype == "float32" else dtype]:
             raise InputError(f"logits of {rival.name} differ by {off:.2g} standard deviations")
-        return True
+        running.append(rival)
+    best = running[_fastest([rival.work for rival in running], seconds)]
+    if latency:
+        singles = [rival.single for rival in running]
+        best = dataclasses.replace(best, single=singles[_fastest(singles, seconds)])
+    return best, problems
 
 
 def _fastest(works: Sequence[Work], seconds: float) -> int:
@@ -133,8 +134,14 @@ def _fastest(works: Sequence[Work], seconds: float) -> int:
     return medians.index(min(medians))
 
 
-def _build(torch: Any, config: ViTConfig, state: dict[str, Any]) -> Any:
-    """Make SWAG's vision transformer from PyTorch's own layers."""
+def build_torch_vit(config: ViTConfig, state: dict[str, Any] | None = None) -> Any:
+    """Make SWAG's vision transformer from PyTorch's own layers.
+
+    Args:
+        config: its sizes.
+        state: SWAG's state dict; without one the weights are random.
+    """
+    torch = import_torch()
     nn, width, side = torch.nn, config.width, config.patch_size
 
     class TorchBlock(nn.Module):
@@ -157,8 +164,8 @@ def _build(torch: Any, config: ViTConfig, state: dict[str, Any]) -> Any:
         def __init__(self):
             super().__init__()
             self.conv_proj = nn.Conv2d(3, width, side, side)
-            self.class_token = nn.Parameter(torch.empty(1, 1, width))
-            self.pos_embedding = nn.Parameter(torch.empty(config.num_patches + 1, 1, width))
+            self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+            self.pos_embedding = nn.Parameter(torch.zeros(config.num_patches + 1, 1, width))
             self.blocks = nn.Sequential(*[TorchBlock() for _ in range(config.depth)])
             self.ln = nn.LayerNorm(width, 1e-6)
             classes = config.num_classes
@@ -170,6 +177,8 @@ def _build(torch: Any, config: ViTConfig, state: dict[str, Any]) -> Any:
             x = self.blocks(x + self.pos_embedding.transpose(0, 1))
             return self.head(self.ln(x[:, 0]))
 
+    if state is None:
+        return TorchViT().eval()
     with torch.device("meta"):
         model = TorchViT()
     renamed = {}

@@ -11,7 +11,7 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.costs import at_cost
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.profiling.plot import pareto_front
-from hvit_jax.profiling.rows import Row
+from hvit_jax.profiling.results import Row
 from hvit_jax.reducers import REDUCERS, Budgeted
 
 # Shares of pictures, in per cent, that budgets should suffice for.

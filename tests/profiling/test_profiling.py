@@ -18,10 +18,11 @@ from hvit_jax import demo
 from hvit_jax.checkpoint import checkpoint_sha256, read_description
 from hvit_jax.commands.flags import parse
 from hvit_jax.commands.profile import main
-from hvit_jax.models.parameters import abstract_parameters, count_parameters, init_parameters
+from hvit_jax.errors import InputError
+from hvit_jax.models.parameters import abstract_parameters, count_parameters
 from hvit_jax.profiling import ProfileConfig, device, plot, profile, torch_vit
 from hvit_jax.profiling.bench import Profiler
-from hvit_jax.profiling.rows import Measurement
+from hvit_jax.profiling.results import Measurement
 from hvit_jax.published import describe_configuration, published_rows
 from hvit_jax.reducers import make_reducer
 
@@ -162,36 +163,44 @@ def test_pytorch_is_timed_beside_ours_on_the_same_weights(tmp_path):
     assert "torch" in read(output)["versions"]
 
 
-def test_pytorch_runs_batch_and_single_image_each_its_fastest_way(monkeypatch):
-    images = jax.random.normal(jax.random.key(0), (2, 56, 56, 3))
-    config = read_description(DEMO).config
-    parameters = init_parameters(config, 0)
-    rivals = torch_vit.TorchRivals(config, parameters, images, "float32")
-    ways = [
-        torch_vit.Rival(
-            name, *(device.Work(lambda s=s: time.sleep(s), lambda _: None) for s in two)
-        )
-        for name, two in (("eager", (0.004, 0.001)), ("compiled", (0.001, 0.004)))
-    ]
-    monkeypatch.setattr(rivals, "_ways", lambda: iter(ways))
-    monkeypatch.setattr(rivals, "_runs", lambda rival, expected: True)
-    logits = jax.numpy.zeros((2, 1))
-    best = rivals.best(logits, seconds=0.01, latency=True)
-    assert (best.name, best.work, best.single) == ("compiled", ways[1].work, ways[0].single)
-    assert rivals.best(logits, seconds=0.01, latency=False) is ways[1]
+def rival(name, seconds=0.0, single=0.0, logits=(1.0, -1.0)):
+    """A way to run PyTorch's model that takes some seconds, or fails where it has no logits."""
+
+    def start(seconds):
+        time.sleep(seconds)
+        return torch.tensor([logits])
+
+    torch = pytest.importorskip("torch")
+    times = (seconds, single)
+    works = (device.Work(lambda s=s: start(s), lambda result: None) for s in times)
+    return torch_vit.Rival(f"PyTorch {name}", *works)
 
 
-def test_pytorch_with_other_logits_is_refused(monkeypatch):
-    build = torch_vit._build
+def fastest(*rivals, latency=False):
+    expected = jax.numpy.array([[1.0, -1.0]])
+    return torch_vit.fastest_rival(rivals, expected, "float32", seconds=0.01, latency=latency)
 
-    def broken(*arguments):
-        model = build(*arguments)
-        model.ln.eps = 1.0
-        return model
 
-    monkeypatch.setattr(torch_vit, "_build", broken)
-    (row,) = measure("--against", "torch", "--no-latency")
-    assert "logits of PyTorch float32, eager differ by" in row.error
+def test_pytorch_runs_batch_and_single_image_each_its_fastest_way():
+    ways = rival("eager", 0.004, 0.001), rival("compiled", 0.001, 0.004)
+    best, problems = fastest(*ways, latency=True)
+    assert (best.name, best.work, best.single) == (ways[1].name, ways[1].work, ways[0].single)
+    assert problems == []
+    assert fastest(*ways)[0] is ways[1]
+
+
+def test_ways_of_pytorch_that_do_not_run_are_left_out_but_not_the_plain_one():
+    eager, problem = rival("eager"), "PyTorch compiled does not run: could not determine the shape"
+    best, (told,) = fastest(eager, rival("compiled", logits=None))
+    assert best is eager and told.startswith(problem[:30])
+    with pytest.raises(RuntimeError):
+        fastest(rival("eager", logits=None))
+
+
+def test_pytorch_with_other_logits_is_refused():
+    fastest(rival("eager", logits=(1.0005, -1.0)))
+    with pytest.raises(InputError, match="logits of PyTorch eager differ by 0.0071 standard"):
+        fastest(rival("eager", logits=(1.01, -1.0)))
 
 
 @pytest.mark.parametrize(
@@ -231,12 +240,11 @@ def test_failed_rows_do_not_stop_the_others_and_are_tried_again(tmp_path, capsys
     assert sorted(row["batch"] for row in read(output)["rows"]) == [1, 2, 3]
 
 
-def test_rows_that_fail_give_status_1(monkeypatch):
-    def fails(bench, case):
-        raise RuntimeError("broken")
-
-    monkeypatch.setattr(Profiler, "measure", fails)
-    assert main(FAST) == 1
+def test_rows_that_fail_give_status_1(capsys):
+    assert main([*FAST, "-b", "100000000", "--no-dense", "--no-latency"]) == 1
+    assert "| out of memory at batch 100000000; try --batch-size 50000000 |" in (
+        capsys.readouterr().out
+    )
 
 
 def test_an_interrupted_run_keeps_finished_rows(tmp_path, capsys):
@@ -270,12 +278,13 @@ def test_plot_draws_what_has_both_figures(tmp_path):
             batch=8, dtype="float32", gflops=1.0, tokens=[],
         )  # fmt: skip
 
-    rows = [row("dense", 10.0), row("tome", 20.0), row("ats", 5.0), row("act", None)]
-    top1 = dict(zip((each.configuration for each in rows), (88.1, 88.0, 84.0, 80.0), strict=True))
+    rows = [row("dense", 10.0), row("tome", 20.0), row("ats", 5.0)]
+    rows += [row("act", None), row("evit", 1.0)]
+    top1 = {"dense": 88.1, "tome": 88.0, "ats": 84.0, "act": 80.0, "evit": None}
     path = tmp_path / "plot.png"
-    plot.plot(rows, path, top1, "published")
+    plot.plot(rows, path, lambda row: top1[row.method], "published")
     assert path.read_bytes().startswith(b"\x89PNG")
-    points = [(each.throughput, top1[each.configuration]) for each in rows[:3]]
+    points = [(each.throughput, top1[each.method]) for each in rows[:3]]
     assert plot.pareto_front(points) == [(20.0, 88.0), (10.0, 88.1)]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hvit_jax.profiling.rows import Measurement
+from hvit_jax.profiling.results import Measurement
 
 ROOT = Path(__file__).parents[2]
 

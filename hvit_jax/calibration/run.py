@@ -18,6 +18,7 @@ from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.loader import load_batches
 from hvit_jax.data.source import SAMPLING, open_source, take_evenly
 from hvit_jax.distributed.placement import place
+from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError
 from hvit_jax.fields import as_json, flag, show
 from hvit_jax.models.parameters import build_model
@@ -52,6 +53,7 @@ def calibrate(
     Raises:
         InputError: for anything in the configuration that is wrong.
     """
+    refuse_several("hvit calibrate")
     if config.output is not None:
         refuse_existing(config.output)
     use_compilation_cache(config.cache)

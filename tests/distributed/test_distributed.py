@@ -5,10 +5,12 @@ import json
 import os
 import signal
 import time
+import typing
 
 import numpy as np
 import pytest
 
+from hvit_jax import calibration, profiling, sweeping
 from hvit_jax.commands import flags
 from hvit_jax.distributed.gathering import check_same
 from hvit_jax.distributed.processes import Processes, refuse_several
@@ -221,6 +223,14 @@ def test_processes_that_do_not_find_each_other_are_refused(environment):
     # What the user says wins.
     assert Processes("a:1", 2, 0).several(environment)
     assert not Processes("a:1", 1, 0).several(environment)
+
+
+@pytest.mark.parametrize("command", [calibration.calibrate, profiling.profile, sweeping.sweep])
+def test_commands_of_one_process_refuse_launchers(command, monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    record = typing.get_type_hints(command)["config"]
+    with pytest.raises(InputError, match="^hvit [a-z]+ runs in one process"):
+        command(record())
 
 
 @pytest.mark.parametrize("index", [0, 1])

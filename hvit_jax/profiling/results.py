@@ -18,6 +18,7 @@ from hvit_jax.reducers import method_name
 from hvit_jax.system.files import check_destination, read_json, write_atomically, write_json
 from hvit_jax.system.provenance import changes
 
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """A configuration and what came of it; what the rows of all result files have."""

@@ -242,6 +242,10 @@ def test_more_processes_and_a_smaller_batch_go_on(checkpoint, pictures, killed, 
     for name in ("paths", "labels", "top1"):
         np.testing.assert_array_equal(one[name], other[name])
     assert sorted(os.listdir(killed)) == ["p.npz", "r.json"]
+    again = run_processes(EVALUATE, 2, *words, *files)
+    assert [each.returncode for each in again] == [0, 0], [each.stderr for each in again]
+    assert "r.json is complete" in again[0].stderr and read(killed) == now
+    assert ["top-1 (%)" in each.stdout for each in again] == [True, False]
 
 
 def test_a_damaged_picture_is_skipped_at_the_second_try(score, tmp_path, capsys):

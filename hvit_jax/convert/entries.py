@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +30,7 @@ _ANCHOR = re.compile(rf"((?:.*\.)?)(?:{'|'.join(sorted(_ANCHORS))})", re.DOTALL)
 _DEPTH = 3  # Dicts within dicts that are looked into.
 
 
-@dataclass(frozen=True)
-class FoundModel:
-    """One model of a file.
-
-    Attributes:
-        entry: the names of the dicts around it and the prefix of its keys, joined with dots; "" if
-            there are none.
-        values: by key, without prefix and wrappers.
-        ignored: keys beside them that are no weights.
-        others: the entries of the file's other models.
-    """
-
-    entry: str
-    values: dict[str, Any]
-    ignored: tuple[str, ...] = ()
-    others: tuple[str, ...] = ()
-
-
-def choose_model(path: Path, top: Any, wanted: str | None) -> FoundModel:
+def choose_model(path: Path, top: Any, wanted: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Take one of the models that a file holds.
 
     Args:
@@ -57,6 +38,11 @@ def choose_model(path: Path, top: Any, wanted: str | None) -> FoundModel:
         top: what the file holds.
         wanted: its entry, or the first parts of it, "." for one without a name; None: averaged
             weights before others.
+
+    Returns:
+        Its values by key, without prefix and wrappers, and what there is to say about it: "entry",
+        the names of the dicts around it and the prefix of its keys; "other_entries", the file's
+        other models; "ignored", keys beside it that are no weights.
 
     Raises:
         InputError: if it holds no dict, nothing under that entry, or a key twice.
@@ -80,8 +66,9 @@ def choose_model(path: Path, top: Any, wanted: str | None) -> FoundModel:
         raise unknown("entry", str(wanted), models)
     chosen = min(fitting, key=_rank)
     taken, ignored = _take(path, *models[chosen])
-    others = tuple(name for name in models if name != chosen)
-    return FoundModel("" if chosen == "." else chosen, taken, ignored, others)
+    others = [name for name in models if name != chosen]
+    said = {"entry": "" if chosen == "." else chosen, "other_entries": others, "ignored": ignored}
+    return taken, {name: each for name, each in said.items() if each}
 
 
 def _rank(entry: str) -> int:
@@ -106,7 +93,7 @@ def _plain(key: Any) -> str:
     return _WRAPPERS.sub("", str(key)) if isinstance(key, str | int) else f"<{type(key).__name__}>"
 
 
-def _take(path: Path, values: Mapping, prefix: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _take(path: Path, values: Mapping, prefix: str) -> tuple[dict[str, Any], list[str]]:
     """Take a model's values out of a dict, and those that belong to none of the models in it."""
     taken, ignored, prefixes = {}, [], _prefixes(values)
     for key, value in ((_plain(name), value) for name, value in values.items()):
@@ -119,4 +106,4 @@ def _take(path: Path, values: Mapping, prefix: str) -> tuple[dict[str, Any], tup
             ignored.append(key)
         else:
             taken[key] = value
-    return taken, tuple(ignored)
+    return taken, ignored

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float32
 from rich.progress import Progress
 
-from hvit_jax.convert.entries import FoundModel, choose_model
+from hvit_jax.convert.entries import choose_model
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.system.library_messages import refused_class
 
@@ -47,9 +47,8 @@ class StateDict:
         shapes: the shape of every entry, () for one that is no array.
         flaws: what is wrong with an entry, by key.
         sha256: of the file.
-        found: where in the file it was, and what else the file holds.
-        about: what `export_file` wrote beside the weights, a description as JSON; "" if it did not.
-        narrowed: the keys of arrays that were stored in double precision.
+        own: what `export_file` wrote beside the weights, a description as JSON; "" if it did not.
+        said: what there is to say about the reading, as `choose_model` does, and "narrowed".
     """
 
     name: str
@@ -57,9 +56,8 @@ class StateDict:
     shapes: dict[str, tuple[int, ...]]
     flaws: dict[str, str]
     sha256: str
-    found: FoundModel
-    about: str = ""
-    narrowed: list[str] = field(default_factory=list)
+    own: str = ""
+    said: dict[str, Any] = field(default_factory=dict)
 
 
 def import_torch() -> ModuleType:
@@ -88,9 +86,9 @@ def read_state_dict(path: Path, progress: Progress, entry: str | None = None) ->
     if not path.is_file():
         raise InputError(_why_no_file(path))
     top, about, examine = _open_safetensors(path) if _is_safe(path) else _open_torch(path, progress)
-    found = choose_model(path, top, entry)
-    read = StateDict(str(path), {}, {}, {}, _sha256(path, progress), found, _own(about))
-    for key, value in progress.track(found.values.items(), description="checking numbers"):
+    values, said = choose_model(path, top, entry)
+    read = StateDict(str(path), {}, {}, {}, _sha256(path, progress), _own(about), said)
+    for key, value in progress.track(values.items(), description="checking numbers"):
         read.shapes[key], array = examine(value)
         if isinstance(array, str):
             read.flaws[key] = array
@@ -98,7 +96,7 @@ def read_state_dict(path: Path, progress: Progress, entry: str | None = None) ->
         with np.errstate(over="ignore"):
             read.arrays[key] = array.astype(np.float32, copy=False)
         if array.dtype == np.float64:
-            read.narrowed.append(key)
+            said["narrowed"] = "float64 to float32"
         if not np.isfinite(read.arrays[key]).all():
             large = ", or too large ones for float32" if array.dtype == np.float64 else ""
             read.flaws[key] = f"holds NaN or infinite numbers{large}"

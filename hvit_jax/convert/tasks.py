@@ -94,16 +94,9 @@ def _describe(
 ) -> Description:
     """Say where a model came from, what was left out or assumed, and how pictures are prepared."""
     name, prepared = preprocessing_of(preprocessing, file, layout, config)
-    assumed = own is None and preprocessing is None and layout.preprocessing != "swag"
-    said = {
-        "entry": read.found.entry,
-        "other_entries": list(read.found.others),
-        "ignored": list(read.found.ignored),
-        "narrowed": "float64 to float32" if read.narrowed else "",
-        "assumed": f"preprocessing of {name}" if assumed else "",
-    }
-    source = {"file": file, "sha256": read.sha256, "format": layout.name}
-    source |= {key: each for key, each in said.items() if each}
+    source = {"file": file, "sha256": read.sha256, "format": layout.name, **read.said}
+    if own is None and preprocessing is None and layout.preprocessing != "swag":
+        source["assumed"] = f"preprocessing of {name}"
     if own is None:
         return Description(config, source, preprocessing=prepared)
     classes = own.classes if own.config.num_classes == config.num_classes else ()
@@ -112,10 +105,10 @@ def _describe(
 
 def _own_description(read: StateDict) -> Description | None:
     """Read what `export_file` wrote beside the weights; None in all other files."""
-    if not read.about:
+    if not read.own:
         return None
     try:
-        return parse_description(json.loads(read.about))
+        return parse_description(json.loads(read.own))
     except (InputError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{read.name}: what hvit_jax wrote beside the weights is damaged: {first_line(error)}"

@@ -19,7 +19,6 @@ from hvit_jax.commands.convert import main
 from hvit_jax.config import Preprocessing
 from hvit_jax.convert import convert_file, export_file
 from hvit_jax.convert.detect import config_of, detect
-from hvit_jax.convert.entries import FoundModel
 from hvit_jax.convert.reader import StateDict
 from hvit_jax.models.parameters import abstract_parameters, flatten
 from tests.torch_files import as_torchvision, save, swag_state
@@ -244,7 +243,7 @@ def test_published_sizes_need_no_heads(name, vision):
     state = published_state(config)
     state = as_torchvision(state) if vision else state
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    _, sizes = detect(StateDict(name, {}, shapes, {}, "", FoundModel("", {})))
+    _, sizes = detect(StateDict(name, {}, shapes, {}, ""))
     assert config_of(name, sizes, None) == config
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -29,6 +31,22 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f", did you mean {near[0]!r}?" if near else ""
     return InputError(f"unknown {kind} {name!r}{hint} (known: {', '.join(known) or 'none'})")
+
+
+def import_optional(name: str, advice: str) -> Any:
+    """Import a module that not every installation has.
+
+    Args:
+        name: the module.
+        advice: what needs it, and how to install it.
+
+    Raises:
+        InputError: that says so, and why the import failed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"{advice} ({error})") from error
 
 
 def first_line(error: BaseException) -> str:

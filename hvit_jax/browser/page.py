@@ -11,7 +11,7 @@ from typing import Any
 from hvit_jax import demo
 from hvit_jax.browser.config import DemoConfig
 from hvit_jax.browser.session import Session
-from hvit_jax.errors import InputError
+from hvit_jax.errors import InputError, import_optional
 from hvit_jax.reducers import REDUCERS, Reducer
 from hvit_jax.system.programs import use_compilation_cache
 
@@ -25,10 +25,7 @@ def serve(config: DemoConfig) -> None:
     """Serve the page until Ctrl-C."""
     # Before gradio is imported: it asks the network for news otherwise.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        from gradio.themes import Default
-    except ImportError as error:
-        raise InputError("this needs gradio: pip install 'hvit-jax[demo]'") from error
+    gradio = import_optional("gradio", "this needs gradio: pip install 'hvit-jax[demo]'")
     use_compilation_cache(config.cache)
     session = Session(config.folder, config.resolution)
     _check_address(config.host, config.port)
@@ -37,7 +34,7 @@ def serve(config: DemoConfig) -> None:
         server_name=config.host,
         server_port=config.port,
         # Fonts of the system, where gradio's own would be fetched.
-        theme=Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+        theme=gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
         share=False,
         ssr_mode=False,
         footer_links=[],

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hvit_jax.commands.flags import ArgumentParser, kinds_of, make_parser, options_of
-from hvit_jax.errors import InputError, unknown
+from hvit_jax.errors import import_optional, unknown
 from hvit_jax.fields import Options, flag, hints
 from hvit_jax.reducers import REDUCERS
 
@@ -19,10 +19,7 @@ def completion(shell: str, commands: dict[str, tuple[str, type[Options]]]) -> st
         shell: "bash", "zsh" or another one that shtab knows.
         commands: what each of the program's commands does, and the record of its options.
     """
-    try:
-        import shtab  # pyright: ignore[reportMissingImports]  (extra `completion`)
-    except ImportError as error:
-        raise InputError("this needs shtab: pip install 'hvit-jax[completion]'") from error
+    shtab = import_optional("shtab", "this needs shtab: pip install 'hvit-jax[completion]'")
     if shell not in shtab.SUPPORTED_SHELLS:
         raise unknown("shell", shell, shtab.SUPPORTED_SHELLS)
     root = ArgumentParser(prog="hvit")

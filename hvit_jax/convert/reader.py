@@ -20,7 +20,7 @@ from jaxtyping import Float32
 from rich.progress import Progress
 
 from hvit_jax.convert.entries import choose_model
-from hvit_jax.errors import InputError, first_line
+from hvit_jax.errors import InputError, first_line, import_optional
 from hvit_jax.system.library_messages import refused_class
 
 OWN = "hvit_jax"  # What `export_file` writes beside the weights is called so.
@@ -60,15 +60,9 @@ class StateDict:
     said: dict[str, Any] = field(default_factory=dict)
 
 
-def import_torch() -> ModuleType:
+def import_torch() -> Any:
     """Import PyTorch, which the library itself does not need."""
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(
-            f'this needs PyTorch ({error}); install it with: pip install "hvit-jax[convert]"'
-        ) from error
-    return torch
+    return import_optional("torch", 'this needs PyTorch: pip install "hvit-jax[convert]"')
 
 
 def read_state_dict(path: Path, progress: Progress, entry: str | None = None) -> StateDict:

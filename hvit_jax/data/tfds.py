@@ -11,7 +11,7 @@ from PIL import Image
 
 from hvit_jax.data.folder import SPLITS
 from hvit_jax.data.picture import open_picture
-from hvit_jax.errors import InputError
+from hvit_jax.errors import InputError, import_optional
 
 PREFIX = "tfds:"
 _NAME = re.compile(r"tfds:(?P<name>[^:\[\]]+(?::\d+\.\d+\.\d+)?)(?::(?P<split>.+))?")
@@ -80,15 +80,9 @@ def read_tfds(name: str, splits: tuple[str, ...] = SPLITS, *, exif: bool = False
 
 
 def _import_tfds() -> Any:
-    try:
-        import array_record.python.array_record_data_source  # noqa: F401
-        import tensorflow_datasets  # pyright: ignore[reportMissingImports]  (extra `tfds`)
-    except ImportError as error:
-        raise InputError(
-            f"tfds: data needs TensorFlow Datasets and array_record ({error}); "
-            "install them with: pip install 'hvit-jax[tfds]'"
-        ) from error
-    return tensorflow_datasets
+    advice = "tfds: data needs TensorFlow Datasets and array_record: pip install 'hvit-jax[tfds]'"
+    import_optional("array_record.python.array_record_data_source", advice)
+    return import_optional("tensorflow_datasets", advice)
 
 
 def _prepared(tfds: Any, name: str) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from hvit_jax.distributed.gathering import gather
-from hvit_jax.errors import InputError
+from hvit_jax.errors import import_optional
 from hvit_jax.system.files import writing
 
 
@@ -120,8 +120,4 @@ class Records:
 def import_tensorboard() -> Any:
     """Import what writes TensorBoard's events; an InputError says how to install it."""
     advice = "--tensorboard needs tensorboardX: pip install 'hvit-jax[tensorboard]'"
-    try:
-        import tensorboardX
-    except ImportError as error:
-        raise InputError(advice) from error
-    return tensorboardX
+    return import_optional("tensorboardX", advice)

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 
 import hvit_jax
 from hvit_jax import demo
@@ -58,9 +59,8 @@ def watch(folder: Path, workers: int) -> list[dict[str, float]]:
     placement, sharding = place(), BatchSharding(len(source), BATCH)
     step = compile_step(model, BATCH, placement)
     with sharding.load(source, model.config.image_shape, workers) as batches:
-        score(
-            step, batches, source.labels, tally, sharding, placement.shard_batch, on_batch=on_batch
-        )
+        labels = np.array(source.labels, np.int32)
+        score(step, batches, labels, tally, sharding, placement.shard_batch, on_batch=on_batch)
     print(f"top-1 {tally.totals.percent(tally.totals.correct):.2f} %")
     return rows
 

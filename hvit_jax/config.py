@@ -16,6 +16,7 @@ from hvit_jax.fields import Options, option
 
 DTYPES = ("float32", "bfloat16", "float64")
 ATTENTION = ("auto", "hopper", "cudnn", "xla")
+INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 GELU = ("auto", "exact", "tanh")
 LARGEST = 1 << 20  # Of any size; far above all models, and small enough to reckon with.
 
@@ -195,7 +196,7 @@ class Preprocessing(Options):
     interpolation: str = option(
         "bicubic",
         "how pictures are resized, with antialiasing",
-        choices=("bicubic", "bilinear", "lanczos", "nearest"),
+        choices=INTERPOLATIONS,
     )
     mean: tuple[float, float, float] = option(MEAN, "subtracted from red, green and blue in [0, 1]")
     std: tuple[float, float, float] = option(STD, "what they are divided by then", above=0)
@@ -204,6 +205,38 @@ class Preprocessing(Options):
     def label(cls, name: str) -> str:
         """Name a field in messages as `model.json` does."""
         return name
+
+
+@dataclass(frozen=True)
+class Preparing(Options):
+    """What a command changes of the preprocessing that a checkpoint stores."""
+
+    crop_pct: float | None = option(
+        None,
+        "share of the resized picture's side that the crop keeps, such as 0.875 (default: the "
+        "checkpoint's)",
+        above=0,
+        most=1,
+        metavar="SHARE",
+        group="preprocessing",
+    )
+    interpolation: str | None = option(
+        None,
+        "how pictures are resized (default: the checkpoint's)",
+        choices=INTERPOLATIONS,
+        group="preprocessing",
+    )
+    exif: bool = option(
+        False,
+        "turn pictures upright by the orientation in their EXIF data; torchvision does not",
+        group="preprocessing",
+    )
+
+    def changed(self, stored: Preprocessing) -> Preprocessing:
+        """Give a checkpoint's preprocessing with what is changed of it."""
+        given = {"crop_pct": self.crop_pct, "interpolation": self.interpolation}
+        given = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(stored, **given)
 
 
 def crop_share(kept: int, resized: int) -> float:

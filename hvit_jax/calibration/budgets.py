@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from hvit_jax.config import ViTConfig
+from hvit_jax.config import Preprocessing, ViTConfig
 from hvit_jax.data.loader import Batch
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.distributed.placement import Placement
@@ -48,7 +48,12 @@ class BlockCounts:
 
 
 def measure(
-    model: ViT, batches: Iterable[Batch], *, batch_size: int, placement: Placement
+    model: ViT,
+    batches: Iterable[Batch],
+    *,
+    batch_size: int,
+    placement: Placement,
+    preprocessing: Preprocessing = Preprocessing(),
 ) -> list[BlockCounts]:
     """Count what every block of a method needs whose budgets are not given; padding is left out.
 
@@ -60,7 +65,8 @@ def measure(
     blocks = reducer.budget_blocks(model.config)
 
     def count(weights, pixels):
-        states = with_weights(weights).features(normalize(pixels)).states
+        images = normalize(pixels, preprocessing.mean, preprocessing.std)
+        states = with_weights(weights).features(images).states
         return [reducer.counts(states[block]) for block in blocks]
 
     pixels = jax.ShapeDtypeStruct((batch_size, *model.config.image_shape, 3), np.uint8)

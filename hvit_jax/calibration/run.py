@@ -58,27 +58,41 @@ def calibrate(
         refuse_existing(config.output)
     use_compilation_cache(config.cache)
     data, checkpoint = config.inputs
-    sizes = with_resolution(read_description(checkpoint).config, config.resolution)
+    description = read_description(checkpoint)
+    sizes = with_resolution(description.config, config.resolution)
+    preprocessing = config.preparing.changed(description.preprocessing)
     free = as_budgeted(config.reducer)
     _check(free, sizes)
-    pictures, placement = open_source(data), place()
+    pictures, placement = open_source(data, exif=config.preparing.exif), place()
     part = take_evenly(pictures, config.batches * config.batch_size)
     model = build_model(sizes, free, fitted_parameters(checkpoint, sizes), config.compute)
     size = placement.round_up(min(config.batch_size, len(part)))
-    messages = messages or Console(stderr=True)
+    messages = messages or plain_console(stderr=True)
+    for note in pictures.notes:
+        messages.print(note)
+    loading = load_batches(
+        part,
+        sizes.image_shape,
+        batch_size=size,
+        workers=config.workers,
+        preprocessing=preprocessing,
+    )
     with (
-        load_batches(part, sizes.image_shape, batch_size=size, workers=config.workers) as batches,
+        loading as batches,
         explain_out_of_memory(size, smaller_batch(size, placement.devices)),
     ):
         total, hidden = -(-len(part) // size), not messages.is_terminal
         shown = track(batches, "measuring", total, console=messages, disable=hidden)
-        counts = measure(model, shown, batch_size=size, placement=placement)
+        counts = measure(
+            model, shown, batch_size=size, placement=placement, preprocessing=preprocessing
+        )
     reducer = propose(free, sizes, counts, percentile=config.percentile, common=config.common)
     measured = {
         **describe_runtime(placement.devices),
         "config": as_json(config),
         **describe_checkpoint(checkpoint),
         "data_sha256": data_sha256(pictures),
+        "preprocessing": as_json(preprocessing),
         "sampling": SAMPLING,
         **describe_configuration(sizes, model.reducer),
         "pictures": len(part),

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvit_jax import demo
-from hvit_jax.config import Compute
+from hvit_jax.config import Compute, Preparing
+from hvit_jax.data.labels import Labelling
 from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, nested, option
@@ -21,7 +22,7 @@ class OnPictures(Options):
 
     data: str | None = option(
         None,
-        "class folders of pictures, a folder whose img_val/ or val/ holds them, or "
+        "class folders of pictures, a folder whose val/, validation/ or test/ holds them, or "
         "tfds:NAME[:SPLIT]",
         positional=True,
     )
@@ -31,6 +32,7 @@ class OnPictures(Options):
     resolution: int | tuple[int, int] | None = option(
         None, "picture size, one number or height,width (default: the checkpoint's)", short="-r"
     )
+    preparing: Preparing = nested(Preparing)
     compute: Compute = nested(Compute, leave=("param_dtype", "remat"))
     batch_size: int = option(32, "pictures at once, of all devices together", short="-b", least=1)
     workers: int = option(
@@ -68,13 +70,16 @@ class EvalConfig(OnPictures):
     """
 
     reducer: Reducer = Reducer()
+    labelling: Labelling = nested(Labelling)
     batch_size: int = option(64, "pictures on the devices at once", short="-b", least=1)
     on_error: str = option(
         "stop", "what to do with unreadable pictures; skip lists them", choices=("stop", "skip")
     )
     output: Path | None = option(None, "write the results", metavar="FILE.json")
     predictions: Path | None = option(
-        None, "write paths, labels, logits and top1 of every picture", metavar="FILE.npz"
+        None,
+        "write paths, labels, logits and top1 of every picture, and names of classes",
+        metavar="FILE.npz",
     )
     verify: Path | None = option(
         None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -76,7 +76,7 @@ class BatchSharding:
 def score(
     step: Step,
     batches: Iterable[Batch],
-    labels: Sequence[int],
+    labels: Int[np.ndarray, N * several],
     tally: Tally,
     sharding: BatchSharding,
     put: Callable[[np.ndarray], jax.Array],
@@ -91,7 +91,7 @@ def score(
     Args:
         step: from `compile_step`.
         batches: from `BatchSharding.load`.
-        labels: the right class of every picture of the source.
+        labels: the right output of every picture of the source, or several each.
         tally: gets every batch; an exception leaves in it what was scored before.
         sharding: how the processes divide the pictures.
         put: puts pictures and labels where the step takes them, such as `Placement.shard_batch`.
@@ -102,7 +102,7 @@ def score(
         PictureError: for a picture that cannot be read.
     """
     running = collections.deque()
-    mine = np.asarray(labels, np.int32)[list(sharding.indices)]
+    mine = labels[list(sharding.indices)]
 
     def finish_oldest() -> None:
         problems, outputs, started, waited = running.popleft()
@@ -125,9 +125,9 @@ def score(
         finish_oldest()
 
 
-def _labels(batch: Batch, known: Int[np.ndarray, " N"]) -> Int[np.ndarray, " B"]:
+def _labels(batch: Batch, known: Int[np.ndarray, N * several]) -> Int[np.ndarray, B * several]:
     """Give the label of every row; `known` are those of all pictures that this process decodes."""
-    labels = np.full(len(batch.pixels), PADDING, np.int32)
+    labels = np.full((len(batch.pixels), *known.shape[1:]), PADDING, np.int32)
     labels[: len(batch.indices)] = known[list(batch.indices)]
     labels[list(batch.problems)] = UNREADABLE
     return labels

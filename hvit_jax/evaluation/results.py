@@ -69,21 +69,26 @@ def scores(tally: Tally) -> dict[str, Any]:
     }
 
 
-def write_predictions(path: Path, tally: Tally, paths: Sequence[str], classes: int) -> None:
+def write_predictions(
+    path: Path, tally: Tally, paths: Sequence[str], classes: Sequence[str]
+) -> None:
     """Write the scored pictures' `paths`, `labels`, `logits` and `top1`, in the source's order.
+
+    `classes` are the names of the logits' columns.
 
     Args:
         path: the file to write.
         tally: what was scored, with logits.
         paths: names of all pictures.
-        classes: columns of the logits.
+        classes: names of the outputs.
     """
     # Rows without pictures give shapes and types where nothing was scored.
     none = np.zeros(0, np.int32)
-    empty = Rows(none, none, none, np.zeros((0, classes), np.float32), (), Totals())
-    rows = join_rows([empty, *tally.rows])
+    empty = Rows(none, none, none, np.zeros((0, len(classes)), np.float32), (), Totals())
+    rows = join_rows(tally.rows or [empty])
     names = np.array([paths[index] for index in rows.indices], np.str_)
     arrays = {"labels": rows.labels, "logits": rows.logits, "top1": rows.top1}
+    arrays["classes"] = np.array(classes, np.str_)
     write_atomically(path, lambda file: np.savez(file, paths=names, **arrays))
 
 

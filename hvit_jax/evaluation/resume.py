@@ -41,8 +41,8 @@ INTERVAL = 30.0  # Seconds between two savings.
 _SETTINGS, _LOCK = "settings.json", "lock"
 # What scored pictures depend on, so that --resume needs the same; batch and devices may change.
 _SAME = ("method", "args", "model", "device", "matmul_precision", "versions")
-_SAME += ("data_sha256", "checkpoint_sha256")
-_SAME_OPTIONS = ("resolution", "data", "checkpoint", "compute", "predictions")
+_SAME += ("data_sha256", "checkpoint_sha256", "preprocessing", "labels_sha256")
+_SAME_OPTIONS = ("resolution", "data", "checkpoint", "compute", "predictions", "preparing")
 # What reading a file of pictures raises that is not whole.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
 
@@ -194,7 +194,7 @@ class ProgressFolder:
             self._batches += len(new)
 
     def write(
-        self, results: dict[str, Any], tally: Tally, paths: Sequence[str], classes: int
+        self, results: dict[str, Any], tally: Tally, paths: Sequence[str], classes: Sequence[str]
     ) -> tuple[list[Path], list[str]]:
         """Write what is asked for: the files that were written, and what is wrong with others.
 
@@ -202,7 +202,7 @@ class ProgressFolder:
             results: what `output` gets.
             tally: what `predictions` gets.
             paths: names of all pictures.
-            classes: columns of the logits.
+            classes: names of the outputs.
         """
         written, problems = [], []
         for path in self._files:

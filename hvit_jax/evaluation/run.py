@@ -28,7 +28,7 @@ from hvit_jax.evaluation.results import (
     scores,
 )
 from hvit_jax.evaluation.resume import INTERVAL, ProgressFolder
-from hvit_jax.evaluation.step import Step, compile_step
+from hvit_jax.evaluation.step import Scoring, Step, compile_step
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.fields import as_json
 from hvit_jax.models.parameters import build_model
@@ -42,13 +42,14 @@ from hvit_jax.system.signals import sigterm_raises, uninterrupted
 
 # Results of processes are added up, so these must be the same in all of them.
 _SAME_EVERYWHERE = ("args", "versions", "matmul_precision", "data_sha256", "checkpoint_sha256")
+_SAME_EVERYWHERE += ("labels_sha256", "preprocessing")
 
 
 @dataclass(frozen=True)
 class Seams:
     """Where tests take hold of an evaluation."""
 
-    compile: Callable[[ViT, int, Placement], Step] = compile_step
+    compile: Callable[[ViT, int, Placement, Scoring], Step] = compile_step
     # Called with "opened", "begun", "compiled", "batch" (after each one), "scored" and "written";
     # what it raises stops the evaluation.
     on_stage: Callable[[str], None] = lambda stage: None
@@ -100,9 +101,17 @@ def evaluate(
         check_stop = stack.enter_context(sigterm_raises())
         stack.enter_context(progress)
         data, checkpoint = config.inputs
-        source, labels, sizes = open_inputs(
-            data, checkpoint, config.resolution, messages.print, config.reducer
+        labelled, sizes, preprocessing = open_inputs(
+            data,
+            checkpoint,
+            config.resolution,
+            messages.print,
+            config.reducer,
+            preparing=config.preparing,
+            labelling=config.labelling,
         )
+        source = labelled.source
+        scoring = Scoring(preprocessing, labelled.outputs, labelled.right.shape[1:])
         warn_if_slow(config.compute.dtype, messages.print)
         parameters = fitted_parameters(checkpoint, sizes)
         model = build_model(sizes, config.reducer, parameters, config.compute)
@@ -117,12 +126,15 @@ def evaluate(
             "batch_size": size,
             "data": data,
             "data_sha256": data_sha256(source),
+            **labelled.describe(),
+            "preprocessing": as_json(preprocessing),
             "checkpoint": str(checkpoint),
             **describe_checkpoint(checkpoint),
             "compile_seconds": None,
             "config": as_json(config),
         }
-        text = f"{count} pictures, {len(source.classes)} classes; {describe(about)}"
+        classes = len(source.classes or labelled.names)
+        text = f"{count} pictures, {classes} classes; {describe(about)}"
         same = {name: about[name] for name in _SAME_EVERYWHERE}
         same |= {name: about["config"][name] for name in ("compute", "on_error")}
         check_same(f"batches of {size}; {text}", **same)
@@ -141,13 +153,15 @@ def evaluate(
         seams.on_stage("begun")
 
         # The workers start to decode while the model compiles.
-        batches = stack.enter_context(sharding.load(source, sizes.image_shape, config.workers))
+        batches = stack.enter_context(
+            sharding.load(source, sizes.image_shape, config.workers, preprocessing)
+        )
         stop = None
         try:
             messages.print(text)
             with explain_out_of_memory(size, smaller_batch(size, placement.devices)):
                 started = time.perf_counter()
-                step = seams.compile(model, size, placement)
+                step = seams.compile(model, size, placement, scoring)
                 about["compile_seconds"] = time.perf_counter() - started
                 messages.print(f"compiled in {about['compile_seconds']:.1f} s")
                 seams.on_stage("compiled")
@@ -162,7 +176,7 @@ def evaluate(
                     score(
                         step,
                         batches,
-                        labels,
+                        labelled.right,
                         tally,
                         sharding,
                         placement.shard_batch,
@@ -179,7 +193,7 @@ def evaluate(
         # An error before the first picture leaves nothing to write.
         if first and (results["images"] or not isinstance(stop, InputError)):
             with uninterrupted():  # A signal that comes now finds all written and printed.
-                written, problems = progress.write(results, tally, source.paths, sizes.num_classes)
+                written, problems = progress.write(results, tally, source.paths, labelled.names)
                 seams.on_stage("written")
                 if stop is not None or problems:
                     progress.save(tally)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from hvit_jax.config import Preprocessing
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.models.vit import ViT, part_weights
@@ -33,40 +35,79 @@ class Outputs:
     loss: Float[Anywhere, " B"]  # Cross entropy of the softmax.
     finite: Bool[Anywhere, " B"]  # If a logit is no number, the picture counts as wrong.
     report: Mapping[str, Float[Anywhere, " B"]]  # Of the method.
-    labels: Int[Anywhere, " B"]  # As they were given; negative in rows without a picture.
+    labels: Int[Anywhere, B * several]  # As given; negative in rows without a picture.
 
 
-Step = Callable[[UInt8[Array, "B H W 3"], Int[Array, " B"]], Outputs]
+Step = Callable[[UInt8[Array, "B H W 3"], Int[Array, "B *several"]], Outputs]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How pictures are normalised, and how their logits are scored.
+
+    Attributes:
+        preprocessing: has the mean and the deviation.
+        outputs: those that compete; None for all.
+        several: the number of right labels in a row, for pictures that may have several.
+    """
+
+    preprocessing: Preprocessing = Preprocessing()
+    outputs: tuple[int, ...] | None = None
+    several: tuple[int, ...] = ()
 
 
 def compare(
     logits: Float[Array, "B classes"],
-    labels: Int[Array, " B"],
+    labels: Int[Array, B * several],
     report: Mapping[str, Float[Array, " B"]],
+    outputs: tuple[int, ...] | None = None,
 ) -> Outputs:
-    """Compare a batch's logits with its labels, of which some are PADDING or UNREADABLE."""
+    """Compare a batch's logits with its labels, of which some are PADDING or UNREADABLE.
+
+    Args:
+        logits: one row a picture.
+        labels: the right output of each; or several, of which any counts, filled up with -1.
+        report: of the method.
+        outputs: those that compete; None for all.
+    """
     logits = logits.astype(jnp.float32)
-    _, best = jax.lax.top_k(logits, min(TOP, logits.shape[-1]))
-    finite = jnp.isfinite(logits).all(-1)
+    finite, competing = jnp.isfinite(logits).all(-1), logits
+    if outputs is not None:
+        others = np.delete(np.arange(logits.shape[-1]), outputs)
+        competing = logits.at[:, others].set(-jnp.inf)
+    _, best = jax.lax.top_k(competing, min(TOP, len(outputs or logits[0])))
+    right = (best[:, :, None] == labels.reshape(len(labels), 1, -1)).any(-1)
     return Outputs(
         logits=logits,
         top1=best[:, 0],
-        correct=finite & (best[:, 0] == labels),
-        correct_top5=finite & (best == labels[:, None]).any(-1),
-        loss=optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0)),
+        correct=finite & right[:, 0],
+        correct_top5=finite & right.any(-1),
+        loss=_loss(competing, labels),
         finite=finite,
         report=report,
         labels=labels,
     )
 
 
-def compile_step(model: ViT, batch_size: int, placement: Placement) -> Step:
+def _loss(logits: Float[Array, "B classes"], labels: Int[Array, B * several]) -> Float[Array, " B"]:
+    """Take the cross entropy of the softmax; several right outputs share one probability."""
+    known = jnp.maximum(labels, 0)
+    if labels.ndim == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, known)
+    chosen = jnp.where(labels < 0, -jnp.inf, jnp.take_along_axis(logits, known, axis=-1))
+    return jax.nn.logsumexp(logits, axis=-1) - jax.nn.logsumexp(chosen, axis=-1)
+
+
+def compile_step(
+    model: ViT, batch_size: int, placement: Placement, scoring: Scoring = Scoring()
+) -> Step:
     """Compile the evaluation of one batch ahead of time; it never compiles again.
 
     Args:
         model: a model with a head.
         batch_size: rows of every batch, of all devices together.
         placement: the devices that share a batch; the results lie on each of them.
+        scoring: how pictures are normalised and scored.
 
     Returns:
         A function of uint8 pictures and int32 labels. It returns before the device has finished.
@@ -74,11 +115,12 @@ def compile_step(model: ViT, batch_size: int, placement: Placement) -> Step:
     with_weights, weights = part_weights(model)
 
     def step(weights, pixels, labels):
-        logits, report = with_weights(weights).classify(normalize(pixels))
-        return compare(logits, labels, report)
+        images = normalize(pixels, scoring.preprocessing.mean, scoring.preprocessing.std)
+        logits, report = with_weights(weights).classify(images)
+        return compare(logits, labels, report, scoring.outputs)
 
     pixels = jax.ShapeDtypeStruct((batch_size, *model.config.image_shape, 3), jnp.uint8)
-    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    labels = jax.ShapeDtypeStruct((batch_size, *scoring.several), jnp.int32)
     weights = placement.replicate(weights)
     compiled = placement.compile(step).lower(weights, pixels, labels).compile()
     return functools.partial(compiled, weights)

@@ -56,11 +56,16 @@ class Rows:
     """Single results of neighbouring pictures, without those that could not be read."""
 
     indices: Int[np.ndarray, " n"]  # Places in the source.
-    labels: Int[np.ndarray, " n"]
+    labels: Int[np.ndarray, n * several]
     top1: Int[np.ndarray, " n"]
     logits: Float[np.ndarray, "n classes"] | None
     problems: tuple[str, ...]  # Which pictures could not be read, and why.
     totals: Totals  # Of these pictures and all before them.
+
+    @property
+    def correct(self) -> Bool[np.ndarray, " n"]:
+        """Tell which pictures' best output is right, or one of the right ones."""
+        return (self.top1[:, None] == self.labels.reshape(len(self.labels), -1)).any(-1)
 
 
 def join_rows(parts: Sequence[Rows]) -> Rows:
@@ -112,7 +117,7 @@ class Tally:
         """
         old, now = self.totals, time.perf_counter()
         labels, top1, logits = map(np.asarray, (outputs.labels, outputs.top1, outputs.logits))
-        valid = labels >= 0
+        valid = labels.reshape(len(labels), -1)[:, 0] >= 0
         images = int(valid.sum())
         totals = Totals(
             images=old.images + images,

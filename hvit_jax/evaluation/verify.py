@@ -15,7 +15,15 @@ from hvit_jax.system.provenance import changes
 
 # Other devices and versions round otherwise, and pictures between two classes change sides.
 POINTS, LOSS = 0.1, 1e-3
-_SAME = ("data_sha256", "checkpoint_sha256", "images", "not_finite", "skipped")
+_SAME = (
+    "data_sha256",
+    "checkpoint_sha256",
+    "preprocessing",
+    "labels_sha256",
+    "images",
+    "not_finite",
+    "skipped",
+)
 _FREE = ("device", "devices", "matmul_precision", "versions")
 # What does not come from the file: where the new evaluation writes.
 _NOT_REPEATED = ("workers", "output", "predictions", "verify", "overwrite", "resume", "processes")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvit_jax.data.labels import Labelling
 from hvit_jax.errors import InputError, unknown
 from hvit_jax.evaluation.config import OnPictures
-from hvit_jax.fields import option
+from hvit_jax.fields import nested, option
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.reducers import REDUCERS
 from hvit_jax.sweeping.choice import Goal
@@ -19,6 +20,7 @@ METHODS = tuple(name for name in REDUCERS if name != Reducer.name)
 class SweepConfig(OnPictures):
     """What to try, and how; every field is a flag of `hvit sweep`."""
 
+    labelling: Labelling = nested(Labelling)
     target_speedup: float | None = option(
         None,
         "name the most accurate setting with at least X times the dense model's images/s",

@@ -19,6 +19,8 @@ from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation import EvalConfig
 from hvit_jax.evaluation.inputs import open_inputs
+from hvit_jax.evaluation.step import Scoring
+from hvit_jax.fields import as_json
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.profiling.device import describe_device
@@ -42,7 +44,8 @@ from hvit_jax.system.progress import plain_console
 from hvit_jax.system.signals import sigterm_raises
 
 # Options that numbers depend on.
-SETTINGS = ("data", "checkpoint", "resolution", "batch_size", "seconds", "compute")
+SETTINGS = ("data", "checkpoint", "resolution", "preparing", "labelling")
+SETTINGS += ("batch_size", "seconds", "compute")
 
 
 def sweep(
@@ -74,7 +77,15 @@ def sweep(
     if config.plot is not None:
         check_plot(config.plot, "--plot")
     data, checkpoint = config.inputs
-    source, labels, sizes = open_inputs(data, checkpoint, config.resolution, messages.print)
+    labelled, sizes, preprocessing = open_inputs(
+        data,
+        checkpoint,
+        config.resolution,
+        messages.print,
+        preparing=config.preparing,
+        labelling=config.labelling,
+    )
+    source = labelled.source
     placement = place()
     found = candidates(sizes, config.methods if settings is None else ())
     found += [replace(each, reducer=each.reducer.resolve(sizes)) for each in settings or ()]
@@ -88,6 +99,8 @@ def sweep(
         "pictures": len(part),
         "sampling": SAMPLING,
         "data_sha256": data_sha256(source),
+        **labelled.describe(),
+        "preprocessing": as_json(preprocessing),
         **describe_checkpoint(checkpoint),
     }
     paths = [] if config.output is None else [config.output]
@@ -96,11 +109,19 @@ def sweep(
     # A whole batch is divided among the devices, as eval.py does it.
     size = placement.round_up(min(config.batch_size, len(part)))
     batches = load_sample(
-        part, sizes.image_shape, batch_size=size, workers=config.workers, messages=messages
+        part,
+        sizes.image_shape,
+        batch_size=size,
+        workers=config.workers,
+        messages=messages,
+        preprocessing=preprocessing,
     )
-    labels = [labels[index] for index in part.indices]
+    labels = labelled.right[list(part.indices)]
+    scoring = Scoring(preprocessing, labelled.outputs, labels.shape[1:])
     weights = fitted_parameters(checkpoint, sizes)
-    trials = bench(sizes, weights, config.compute, batches, labels, placement, config.seconds)
+    trials = bench(
+        sizes, weights, config.compute, batches, labels, scoring, placement, config.seconds
+    )
     goal, done = config.goal, Sweep()
     try:
         with sigterm_raises():
@@ -115,6 +136,8 @@ def sweep(
         data=config.data,
         checkpoint=config.checkpoint,
         resolution=config.resolution,
+        preparing=config.preparing,
+        labelling=config.labelling,
         compute=config.compute,
         batch_size=config.batch_size,
     )

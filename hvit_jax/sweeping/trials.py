@@ -8,19 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from rich.console import Console
 from rich.progress import track
 
 from hvit_jax.calibration.budgets import BlockCounts, measure, propose
-from hvit_jax.config import Compute, ViTConfig
+from hvit_jax.config import Compute, Preprocessing, ViTConfig
 from hvit_jax.costs import count_flops
 from hvit_jax.data.loader import Batch, load_batches
 from hvit_jax.data.source import Source
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.loop import BatchSharding, score
-from hvit_jax.evaluation.step import Step, compile_step
+from hvit_jax.evaluation.step import Scoring, Step, compile_step
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.models.parameters import Tree, build_model
 from hvit_jax.models.reducer import Reducer
@@ -40,6 +40,7 @@ def load_sample(
     batch_size: int,
     workers: int,
     messages: Console,
+    preprocessing: Preprocessing = Preprocessing(),
     most_bytes: int = MOST_BYTES,
 ) -> list[Batch]:
     """Decode pictures once, in batches of equal size that stay in memory.
@@ -56,7 +57,10 @@ def load_sample(
             f"{len(pictures)} pictures of {height} x {width} take {needed / 1e9:.1f} GB of memory, "
             f"more than {most_bytes / 1e9:g}; use --pictures {most}"
         )
-    with load_batches(pictures, resolution, batch_size=size, workers=workers) as batches:
+    loading = load_batches(
+        pictures, resolution, batch_size=size, workers=workers, preprocessing=preprocessing
+    )
+    with loading as batches:
         hidden = not messages.is_terminal
         decoded = list(track(batches, "decoding", count, console=messages, disable=hidden))
     for batch in decoded:
@@ -73,7 +77,8 @@ class Trials:
     weights: Tree
     compute: Compute
     batches: Sequence[Batch]  # From `load_sample`.
-    labels: Sequence[int]  # Of every picture, numbered as the head's outputs.
+    labels: Int[np.ndarray, N * several]  # Of every picture, numbered as the head's outputs.
+    scoring: Scoring
     placement: Placement
     seconds: float  # How long a round of timing takes, about.
     timer: Callable[..., list[list[float]]] = time_in_turns
@@ -102,7 +107,13 @@ class Trials:
 
     def _count(self, free: Reducer) -> list[BlockCounts]:
         model = self._model(free)
-        return measure(model, self.batches, batch_size=self.batch, placement=self.placement)
+        return measure(
+            model,
+            self.batches,
+            batch_size=self.batch,
+            placement=self.placement,
+            preprocessing=self.scoring.preprocessing,
+        )
 
     def row(self, candidate: Candidate, reducer: Reducer) -> Trial:
         """Give the row of a candidate, whose method has budgets now, before it is measured."""
@@ -147,7 +158,7 @@ class Trials:
         return self._compile(Reducer())
 
     def _compile(self, reducer: Reducer) -> Step:
-        return compile_step(self._model(reducer), self.batch, self.placement)
+        return compile_step(self._model(reducer), self.batch, self.placement, self.scoring)
 
     def _model(self, reducer: Reducer) -> ViT:
         return build_model(self.sizes, reducer, self.weights, self.compute)
@@ -158,12 +169,14 @@ class Trials:
         score(step, self.batches, self.labels, tally, sharding, self.placement.shard_batch)
         if count := tally.totals.not_finite:
             raise FloatingPointError(f"the logits of {count} pictures are not finite numbers")
-        return tally, np.concatenate([rows.top1 == rows.labels for rows in tally.rows])
+        return tally, np.concatenate([rows.correct for rows in tally.rows])
 
     def _work(self, step: Step) -> Work:
         """Make the first batch something to time."""
         pixels = self.placement.shard_batch(self.batches[0].pixels)
-        labels = self.placement.shard_batch(np.zeros(len(pixels), np.int32))
+        labels = self.placement.shard_batch(
+            np.zeros((len(pixels), *self.scoring.several), np.int32)
+        )
         return device_work(lambda: step(pixels, labels))
 
 

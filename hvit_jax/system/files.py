@@ -84,8 +84,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.fsync(file.fileno())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
+def read_json(path: Path, *, lists: bool = False) -> Any:
+    """Read a file that holds one JSON object, a dictionary; with `lists`, or a list.
 
     Raises:
         InputError: if it cannot be read, is not JSON, or holds something else.
@@ -96,7 +96,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict | list if lists else dict):
         raise InputError(f"{path} holds no JSON object")
     return content
 

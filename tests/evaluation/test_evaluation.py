@@ -10,14 +10,13 @@ import pytest
 from rich.console import Console
 
 import hvit_jax
-from hvit_jax.checkpoint import Description, read_description
+from hvit_jax.checkpoint import read_description
 from hvit_jax.commands.eval import main
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.distributed.placement import place
 from hvit_jax.evaluation import EvalConfig
 from hvit_jax.evaluation import evaluate as evaluate_config
-from hvit_jax.evaluation.inputs import head_labels
 from hvit_jax.evaluation.results import print_results, scores
 from hvit_jax.evaluation.step import PADDING, UNREADABLE, compare, compile_step
 from hvit_jax.evaluation.tally import Rows, Tally, Totals
@@ -60,6 +59,27 @@ def test_compare_with_few_classes_and_broken_logits():
     assert outputs.finite.tolist() == [True, False]
 
 
+def test_compare_with_several_right_labels():
+    logits = jnp.array([[2.0, 1, 0], [0, 0, 9], [1, 2, 3]])
+    outputs = compare(logits, jnp.array([[1, 0], [0, -1], [1, 0]]), {})
+    assert outputs.correct.tolist() == [True, False, False]
+    assert outputs.correct_top5.tolist() == [True, True, True]
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    wanted = -np.log([shares[0, 0] + shares[0, 1], shares[1, 0], shares[2, 0] + shares[2, 1]])
+    np.testing.assert_allclose(outputs.loss, wanted, rtol=1e-5)
+
+
+def test_compare_among_some_outputs():
+    logits = jnp.array([[2.0, 1, 0, 3], [0, 0, 9, 1]])
+    outputs = compare(logits, jnp.array([1, 1]), {}, outputs=(1, 3))
+    assert outputs.top1.tolist() == [3, 3] and outputs.correct.tolist() == [False, False]
+    assert outputs.correct_top5.tolist() == [True, True]
+    losses = [np.log(np.exp(1) + np.exp(3)) - 1, np.log(1 + np.exp(1))]
+    np.testing.assert_allclose(outputs.loss, losses, rtol=1e-6)
+    np.testing.assert_array_equal(outputs.logits, logits)
+    assert compare(logits, jnp.array([0, 2]), {}, outputs=(0, 2)).correct.tolist() == [True, True]
+
+
 def test_tally_ignores_padding_and_unreadable_rows():
     tally = Tally(keep_logits=True)
     logits = jnp.array([[3.0, 0], [3, 0], [0, 3], [0, 3]])
@@ -86,14 +106,6 @@ def test_speed_counts_from_the_first_batch_in_hand():
     assert several.images_per_second == 10.0
     assert Totals().images_per_second is None
     assert Totals().percent(0) is None
-
-
-def test_labels_follow_names_where_both_have_the_same():
-    config = hvit_jax.ViTConfig(16, 8, 1, 8, 1, 8, num_classes=3)
-    named = Description(config, {}, ("cat", "dog", "ant"))
-    assert head_labels((0, 1, 2, 0), ("ant", "cat", "dog"), named) == (2, 0, 1, 2)
-    assert head_labels((0, 1, 2, 0), ("x", "y", "z"), named) == (0, 1, 2, 0)
-    assert head_labels((0, 2), ("x", "y", "z"), Description(config)) == (0, 2)
 
 
 def test_nothing_compiles_after_the_step(checkpoint, pictures, caplog):

@@ -12,7 +12,6 @@ import pytest
 import hvit_jax
 from hvit_jax.commands.eval import main
 from tests.evaluation_setup import (
-    CONFIG,
     ROOT,
     evaluate,
     make_checkpoint,
@@ -206,12 +205,6 @@ def test_full_disk_still_prints_results(checkpoint, pictures, tmp_path, capsys):
     assert f"cannot write {old}: {os.strerror(errno.EFBIG)}" in line
     assert f"cannot write {tmp_path / 'out.npz'}: {os.strerror(errno.EFBIG)}" in line
     assert os.listdir(tmp_path) == ["results.json"] and old.read_text() == "old"
-
-
-def test_other_class_names_are_mentioned(pictures, tmp_path, capsys):
-    names = tuple(f"other{index}" for index in range(CONFIG.num_classes))
-    assert evaluate(pictures, make_checkpoint(tmp_path / "named", classes=names)) == 0
-    assert "class names are not the checkpoint's" in capsys.readouterr().err
 
 
 def test_help_shows_options_of_the_method(capsys):

@@ -44,9 +44,9 @@ def score(checkpoint, pictures):
     """Evaluate, saving after every batch; steps for the same batch are compiled once."""
     steps = {}
 
-    def compiled(model, size, placement):
+    def compiled(model, size, placement, scoring):
         if size not in steps:
-            steps[size] = compile_step(model, size, placement)
+            steps[size] = compile_step(model, size, placement, scoring)
         return steps[size]
 
     def score(folder, *more, pictures=pictures, checkpoint=checkpoint, words=WORDS, **seams):
@@ -291,7 +291,7 @@ def test_other_pictures_and_another_checkpoint_are_noticed(
     moved = {"checkpoint": checkpoint, "pictures": pictures}
     kill(lambda *words, **seams: score(*words, **seams, **moved), killed, 1, "--resume")
     shutil.rmtree(checkpoint)
-    make_checkpoint(checkpoint, classes=tuple("abcdefg"))
+    make_checkpoint(checkpoint, classes=tuple(f"c{place}" for place in range(7)))
     assert score(killed, "--resume", **moved) == 2
     assert "was begun with --checkpoint " in capsys.readouterr().err
     (pictures / "c0" / "000.png").write_bytes(b"another")

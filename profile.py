@@ -1,4 +1,4 @@
-"""Measure what a reduction method gains; the work is in hvit_jax.profiling.
+"""Measure what a reduction method gains: the command `hvit profile`.
 
 Python has a module of this name too, which cProfile, PyTorch and others import. They find this file
 when Python runs from this folder, so when imported it hands over the standard one.
@@ -20,8 +20,8 @@ def _hand_over(name: str) -> None:
 
 
 if __name__ == "__main__":
-    from hvit_jax.commands.profile import main
+    from hvit_jax.commands.main import main
 
-    sys.exit(main())
+    sys.exit(main(["profile", *sys.argv[1:]]))
 
 _hand_over(__name__)

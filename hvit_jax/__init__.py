@@ -1,15 +1,18 @@
 """hvit_jax: vision transformers with token reduction in JAX."""
 
 import importlib
-from typing import Any
+import pkgutil
+from typing import TYPE_CHECKING, Any
 
-from hvit_jax.api import create, load
-from hvit_jax.config import MODELS, Compute, ViTConfig
-from hvit_jax.costs import count_flops
 from hvit_jax.errors import InputError
-from hvit_jax.models.vit import Features, ViT, jit_model
-from hvit_jax.reducers import REDUCERS, Reducer, make_reducer
 from hvit_jax.version import __version__
+
+if TYPE_CHECKING:
+    from hvit_jax.api import create, load
+    from hvit_jax.config import MODELS, Compute, ViTConfig
+    from hvit_jax.costs import count_flops
+    from hvit_jax.models.vit import Features, ViT, jit_model
+    from hvit_jax.reducers import REDUCERS, Reducer, make_reducer
 
 __all__ = [
     "MODELS",
@@ -28,28 +31,25 @@ __all__ = [
     "make_reducer",
 ]
 
-# Imported when they are asked for, such as `hvit_jax.evaluation.evaluate`.
-_TOOLS = (
-    "calibration",
-    "convert",
-    "data",
-    "demo",
-    "distributed",
-    "evaluation",
-    "exporting",
-    "profiling",
-    "published",
-    "sweeping",
-    "training",
-    "visualization",
-)
+# Where names lie that are imported when they are asked for: JAX takes seconds.
+_PLACES = {
+    "api": ("create", "load"),
+    "config": ("MODELS", "Compute", "ViTConfig"),
+    "costs": ("count_flops",),
+    "models.vit": ("Features", "ViT", "jit_model"),
+    "reducers": ("REDUCERS", "Reducer", "make_reducer"),
+}
+_PARTS = tuple(part.name for part in pkgutil.iter_modules(__path__) if part.name != "__main__")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _TOOLS:
+    for place, names in _PLACES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"hvit_jax.{place}"), name)
+    if name in _PARTS:
         return importlib.import_module(f"hvit_jax.{name}")
     raise AttributeError(f"module 'hvit_jax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_TOOLS})
+    return sorted({*globals(), *__all__, *_PARTS})

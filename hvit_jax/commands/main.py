@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from hvit_jax.errors import unknown
 from hvit_jax.fields import Options
 from hvit_jax.system.run import run
+from hvit_jax.system.signals import loading
 from hvit_jax.version import __version__
 
 # What each command does, and where the record of its options stands.
@@ -61,7 +62,9 @@ def _main(words: list[str]) -> int | None:
         raise unknown("option", words[0], OPTIONS)
     if words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)
-    return importlib.import_module(f"hvit_jax.commands.{words[0]}").main(words[1:])
+    with loading(f"hvit {words[0]}"):
+        command = importlib.import_module(f"hvit_jax.commands.{words[0]}")
+    return command.main(words[1:])
 
 
 def records() -> dict[str, tuple[str, type[Options]]]:

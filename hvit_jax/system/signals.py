@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -26,6 +27,20 @@ def handling(handler: Callable[[int, Any], object], *numbers: int) -> Iterator[N
     finally:
         for number, before in previous.items():
             signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def loading(program: str) -> Iterator[None]:
+    """Let Ctrl-C end the process at once, in one line, while libraries load, which may lose it."""
+
+    def end(number: int, frame: Any) -> None:
+        os.write(2, f"{program}: interrupted\n".encode())
+        os._exit(128 + number)
+
+    # A shell's background commands ignore it, and go on doing so.
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    with contextlib.nullcontext() if ignored else handling(end, signal.SIGINT):
+        yield
 
 
 @contextlib.contextmanager

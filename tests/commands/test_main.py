@@ -1,7 +1,9 @@
 """The program hvit: what it lists, and where its commands are."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,25 @@ def test_the_same_as_python_m_hvit_jax():
         cwd=ROOT,
     )
     assert done.returncode == 2 and done.stderr.startswith("hvit export: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "program"),
+    [
+        (("-m", "hvit_jax", "eval"), "hvit eval"),
+        (("eval.py",), "hvit eval"),
+        (("profile.py",), "hvit profile"),
+        (("-m", "convert", "a", "b"), "hvit convert"),
+    ],
+)
+def test_ctrl_c_while_libraries_load_ends_in_one_line(words, program):
+    command = [sys.executable, *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        while "jaxlib" not in Path(f"/proc/{process.pid}/maps").read_text():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, f"{program}: interrupted\n")
 
 
 def test_completion_has_the_options_of_all_methods():

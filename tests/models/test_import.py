@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 import hvit_jax
 
 PROGRAM = """
@@ -48,5 +50,16 @@ def test_the_package_changes_nothing():
 
 
 def test_its_tools_change_nothing():
-    tools = [name for name in dir(hvit_jax) if name in hvit_jax._TOOLS]
-    assert "evaluation" in tools and changed(*tools, "costs") == "[]"
+    tools = [name for name in dir(hvit_jax) if name in (*hvit_jax.__all__, *hvit_jax._PARTS)]
+    assert {"load", "evaluation", "costs"} < set(tools) and changed(*tools) == "[]"
+
+
+def test_the_package_loads_jax_when_it_is_needed():
+    code = "import sys, hvit_jax.commands.main; assert 'jax' not in sys.modules; hvit_jax.load"
+    subprocess.run([sys.executable, "-c", f"{code}; assert 'jax' in sys.modules"], check=True)
+
+
+def test_all_exported_names_are_found():
+    assert all(getattr(hvit_jax, name) is not None for name in hvit_jax.__all__)
+    with pytest.raises(AttributeError, match="module 'hvit_jax' has no attribute 'loda'"):
+        _ = hvit_jax.loda

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import functools
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ from hvit_jax.ops.merging import match_tokens, merge_tokens
 from hvit_jax.ops.selection import descending_order, keep_best
 from hvit_jax.ops.sorting import ranks
 from hvit_jax.profiling.device import describe_device, device_work, time_in_turns
+from hvit_jax.system.run import run
 
 Operation = tuple[str, str, Callable[..., Any], tuple[Any, ...]]
 
@@ -115,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main, "operations.py"))

@@ -1,7 +1,9 @@
-"""`benchmarks/run_all.py`: where its rows go, and that the published file is one of its own."""
+"""Benchmarks: where rows of `run_all.py` go, which are published; mistakes are one line."""
 
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,10 @@ def test_it_begins_a_file_of_its_own(run_all, monkeypatch, tmp_path):
     first = json.loads(written.read_text())
     assert run_all.main([]) == 0
     assert len(json.loads(written.read_text())["rows"]) == len(first["rows"]) == 12
+
+
+def test_a_mistake_in_a_benchmarks_arguments_is_one_line():
+    command = [sys.executable, "benchmarks/operations.py", "vit_b16", "1", "float64"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    error = "operations.py: dtype 'float64' needs JAX_ENABLE_X64=1 in the environment\n"
+    assert (done.returncode, done.stderr) == (2, error)

@@ -36,11 +36,11 @@ Operation = tuple[str, str, Callable[..., Any], tuple[Any, ...]]
 def operations(config: ViTConfig, batch: int, dtype: str) -> Iterator[Operation]:
     """List a group, a name, a function and its arguments for everything that is timed."""
     tokens, heads, size = config.num_patches + 1, config.heads, config.head_dim
+    block = Block(config, compute=Compute(dtype), rngs=nnx.Rngs(0))
     keys = iter(jax.random.split(jax.random.key(0), 9))
     x = jax.random.normal(next(keys), (batch, tokens, config.width), dtype)
     q, k, v = jax.random.normal(next(keys), (3, batch, tokens, heads, size), dtype)
     wide = jax.random.normal(next(keys), (batch, tokens, config.mlp_width), dtype)
-    block = Block(config, compute=Compute(dtype), rngs=nnx.Rngs(0))
     yield "block", "all of it", block, (x,)
     yield "block", "LayerNorm", block.ln_1, (x,)
     yield "block", "LayerNorm, projection to q, k, v", block.qkv, (x,)

@@ -10,12 +10,13 @@ import jax
 import numpy as np
 import pytest
 import torch
+from rich.progress import Progress
 from safetensors.torch import save_file as save_safetensors
 
-import hvit_jax.convert.tasks
 from hvit_jax import ViTConfig
 from hvit_jax.checkpoint import Description, load_parameters, read_description, save_checkpoint
 from hvit_jax.commands.convert import main
+from hvit_jax.convert import convert_file, export_file
 from hvit_jax.models.parameters import abstract_parameters, flatten
 from tests.torch_files import as_torchvision, save, swag_state
 
@@ -373,31 +374,46 @@ def test_without_torch(tmp_path, refused, monkeypatch):
         assert 'pip install "hvit-jax[convert]"' in refused(*arguments)
 
 
-@pytest.mark.parametrize("stage", ["read_state_dict", "_to_tree", "save_checkpoint"])
-def test_interrupt_leaves_nothing(tmp_path, refused, monkeypatch, stage):
-    source = save(swag_state(), tmp_path / "in.torch")
-    real = getattr(hvit_jax.convert.tasks, stage)
+class Interrupted(Progress):
+    """Shows nothing; Ctrl-C comes as a task begins."""
 
-    def interrupted(*arguments):
-        if stage != "save_checkpoint":
+    def __init__(self, task):
+        super().__init__(disable=True)
+        self.task = task
+
+    def add_task(self, description, *arguments, **options):
+        if description == self.task:
             raise KeyboardInterrupt
-        with monkeypatch.context() as patch:
-            patch.setattr("hvit_jax.checkpoint.checksums", raise_interrupt)
-            real(*arguments)
-
-    monkeypatch.setattr(hvit_jax.convert.tasks, stage, interrupted)
-    message = refused(source, tmp_path / "out", "--heads", 2, status=130)
-    assert message == "hvit convert: interrupted\n"
+        return super().add_task(description, *arguments, **options)
 
 
-def raise_interrupt(*_):
-    raise KeyboardInterrupt
+TASKS = ["checking checksums", "hashing", "checking numbers", "writing"]
 
 
-def test_interrupt_of_to_torch_leaves_nothing(tmp_path, refused, monkeypatch):
+@pytest.mark.parametrize("task", TASKS)
+def test_interrupt_leaves_nothing(tmp_path, task):
+    source = save(swag_state(), tmp_path / "in.torch")
+    with pytest.raises(KeyboardInterrupt):
+        convert_file(source, tmp_path / "out", heads=2, progress=Interrupted(task))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.torch"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_interrupt_of_to_torch_leaves_nothing(tmp_path, task):
     save_small(tmp_path / "jax")
-    monkeypatch.setattr(hvit_jax.convert.tasks, "read_state_dict", raise_interrupt)
-    message = refused("--to-torch", tmp_path / "jax", tmp_path / "out.torch", status=130)
+    with pytest.raises(KeyboardInterrupt):
+        export_file(tmp_path / "jax", tmp_path / "out.torch", progress=Interrupted(task))
+    assert [path.name for path in tmp_path.iterdir()] == ["jax"]
+
+
+def test_interrupt_while_the_checkpoint_is_written_leaves_nothing(tmp_path, refused, monkeypatch):
+    source = save(swag_state(), tmp_path / "in.torch")
+
+    def interrupt(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hvit_jax.checkpoint.checksums", interrupt)
+    message = refused(source, tmp_path / "out", "--heads", 2, status=130)
     assert message == "hvit convert: interrupted\n"
 
 

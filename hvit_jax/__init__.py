@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hvit_jax.api import create, load
     from hvit_jax.config import MODELS, Compute, ViTConfig
     from hvit_jax.costs import count_flops
+    from hvit_jax.data.preprocess import normalize
     from hvit_jax.models.vit import Features, ViT, jit_model
     from hvit_jax.reducers import REDUCERS, Reducer, make_reducer
 
@@ -29,6 +30,7 @@ __all__ = [
     "jit_model",
     "load",
     "make_reducer",
+    "normalize",
 ]
 
 # Where names lie that are imported when they are asked for: JAX takes seconds.
@@ -36,6 +38,7 @@ _PLACES = {
     "api": ("create", "load"),
     "config": ("MODELS", "Compute", "ViTConfig"),
     "costs": ("count_flops",),
+    "data.preprocess": ("normalize",),
     "models.vit": ("Features", "ViT", "jit_model"),
     "reducers": ("REDUCERS", "Reducer", "make_reducer"),
 }

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.errors import InputError
@@ -92,24 +92,25 @@ class ViT(nnx.Module):
         return segments(self.reducer.schedule(self.config), unroll=self.compute.unroll)
 
     def __call__(
-        self, images: Float[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
+        self, images: Num[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
     ) -> Float[Array, "B classes"]:
         """Classify normalised images.
 
         Args:
-            images: pictures of the model's resolution, normalised by ImageNet's mean and deviation.
+            images: floating-point pictures of the model's resolution, normalised as the checkpoint
+                says; see `hvit_jax.normalize`.
             draws: random numbers for every block, in place of the method's fixed ones.
 
         Returns:
             Logits in float32, or the CLS feature (B, C) of a model without a head.
 
         Raises:
-            InputError: if the images have another shape.
+            InputError: if the images have another shape, or are integers.
         """
         return self.classify(images, draws=draws)[0]
 
     def classify(
-        self, images: Float[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
+        self, images: Num[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
     ) -> tuple[Float[Array, "B classes"], dict[str, Float[Array, " B"]]]:
         """Classify images, and tell what the method has to report of each of them.
 
@@ -124,7 +125,7 @@ class ViT(nnx.Module):
         return self._finish(x), self.reducer.report(state)
 
     def features(
-        self, images: Float[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
+        self, images: Num[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
     ) -> Features:
         """Classify images, and keep the tokens and the method's state after every block.
 
@@ -137,7 +138,7 @@ class ViT(nnx.Module):
         return Features(tokens=tokens, states=states, output=self._finish(x))
 
     def dense_features(
-        self, images: Float[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
+        self, images: Num[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
     ) -> Float[Array, "B h w C"]:
         """Compute a feature for every patch, for dense prediction with a reduced model.
 
@@ -154,7 +155,7 @@ class ViT(nnx.Module):
         return patches.reshape(images.shape[0], *self.config.grid, -1)
 
     def embed(
-        self, images: Float[Array, "B H W 3"], *, trace: bool
+        self, images: Num[Array, "B H W 3"], *, trace: bool
     ) -> tuple[Float[Array, "B N C"], TokenState]:
         """Make what enters the first block: tokens, CLS first, and the method's state.
 
@@ -167,6 +168,11 @@ class ViT(nnx.Module):
             raise InputError(
                 f"the model takes images of shape (batch, {height}, {width}, 3), got "
                 f"{tuple(images.shape)}; load it with resolution= for another size"
+            )
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise InputError(
+                f"the model takes normalised images, got {images.dtype}; make them of pixels from "
+                "0 to 255 by hvit_jax.normalize(pixels)"
             )
         patches = self.patch_embed(patchify(images.astype(self.dtype), self.config.patch_size))
         cls = jnp.broadcast_to(self.class_token[...], (images.shape[0], 1, self.config.width))
@@ -257,7 +263,7 @@ def segments(layers: tuple[Layer, ...], *, unroll: bool = False) -> list[tuple[L
     return runs
 
 
-def patchify(images: Float[Array, "B H W 3"], patch_size: int) -> Float[Array, "B P D"]:
+def patchify(images: Num[Array, "B H W 3"], patch_size: int) -> Float[Array, "B P D"]:
     """Cut images into flattened patches: row-major, each (row, column, channel)."""
     batch, height, width, channels = images.shape
     rows, columns = height // patch_size, width // patch_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -102,7 +102,7 @@ def score(
         PictureError: for a picture that cannot be read.
     """
     running = collections.deque()
-    mine = labels[list(sharding.indices)]
+    mine = np.asarray(labels, np.int32)[list(sharding.indices)]
 
     def finish_oldest() -> None:
         problems, outputs, started, waited = running.popleft()

@@ -81,7 +81,7 @@ class Labelled:
     """
 
     source: Source
-    right: Int[np.ndarray, N * several]
+    right: Int[np.ndarray, "N ..."]
     outputs: tuple[int, ...] | None
     names: tuple[str, ...]
     by: str
@@ -145,7 +145,7 @@ def label_pictures(
     return Labelled(pictures, _as_array(right), competing, tuple(names), by, tuple(notes))
 
 
-def _as_array(right: Sequence[Right]) -> Int[np.ndarray, N * several]:
+def _as_array(right: Sequence[Right]) -> Int[np.ndarray, "N ..."]:
     most = max(map(len, right))
     if most == 1:
         return np.asarray(right, np.int32)[:, 0]

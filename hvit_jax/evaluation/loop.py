@@ -76,7 +76,7 @@ class BatchSharding:
 def score(
     step: Step,
     batches: Iterable[Batch],
-    labels: Int[np.ndarray, N * several],
+    labels: Sequence[int] | Int[np.ndarray, "N ..."],
     tally: Tally,
     sharding: BatchSharding,
     put: Callable[[np.ndarray], jax.Array],
@@ -125,7 +125,7 @@ def score(
         finish_oldest()
 
 
-def _labels(batch: Batch, known: Int[np.ndarray, N * several]) -> Int[np.ndarray, B * several]:
+def _labels(batch: Batch, known: Int[np.ndarray, "N ..."]) -> Int[np.ndarray, "B ..."]:
     """Give the label of every row; `known` are those of all pictures that this process decodes."""
     labels = np.full((len(batch.pixels), *known.shape[1:]), PADDING, np.int32)
     labels[: len(batch.indices)] = known[list(batch.indices)]

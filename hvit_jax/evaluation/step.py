@@ -35,10 +35,10 @@ class Outputs:
     loss: Float[Anywhere, " B"]  # Cross entropy of the softmax.
     finite: Bool[Anywhere, " B"]  # If a logit is no number, the picture counts as wrong.
     report: Mapping[str, Float[Anywhere, " B"]]  # Of the method.
-    labels: Int[Anywhere, B * several]  # As given; negative in rows without a picture.
+    labels: Int[Anywhere, "B ..."]  # As given; negative in rows without a picture.
 
 
-Step = Callable[[UInt8[Array, "B H W 3"], Int[Array, "B *several"]], Outputs]
+Step = Callable[[UInt8[Array, "B H W 3"], Int[Array, "B ..."]], Outputs]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Scoring:
 
 def compare(
     logits: Float[Array, "B classes"],
-    labels: Int[Array, B * several],
+    labels: Int[Array, "B ..."],
     report: Mapping[str, Float[Array, " B"]],
     outputs: tuple[int, ...] | None = None,
 ) -> Outputs:
@@ -89,7 +89,7 @@ def compare(
     )
 
 
-def _loss(logits: Float[Array, "B classes"], labels: Int[Array, B * several]) -> Float[Array, " B"]:
+def _loss(logits: Float[Array, "B classes"], labels: Int[Array, "B ..."]) -> Float[Array, " B"]:
     """Take the cross entropy of the softmax; several right outputs share one probability."""
     known = jnp.maximum(labels, 0)
     if labels.ndim == 1:

@@ -56,7 +56,7 @@ class Rows:
     """Single results of neighbouring pictures, without those that could not be read."""
 
     indices: Int[np.ndarray, " n"]  # Places in the source.
-    labels: Int[np.ndarray, n * several]
+    labels: Int[np.ndarray, "n ..."]
     top1: Int[np.ndarray, " n"]
     logits: Float[np.ndarray, "n classes"] | None
     problems: tuple[str, ...]  # Which pictures could not be read, and why.

@@ -77,7 +77,7 @@ class Trials:
     weights: Tree
     compute: Compute
     batches: Sequence[Batch]  # From `load_sample`.
-    labels: Int[np.ndarray, N * several]  # Of every picture, numbered as the head's outputs.
+    labels: Int[np.ndarray, "N ..."]  # Of every picture, numbered as the head's outputs.
     scoring: Scoring
     placement: Placement
     seconds: float  # How long a round of timing takes, about.

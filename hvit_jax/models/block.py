@@ -96,19 +96,11 @@ class Block(nnx.Module):
     ) -> Float[Array, "B Nq H D"]:
         """Run the attention that the model was built with; see `ops.attention.attend`."""
         return attend(
-            q,
-            k,
-            v,
-            key_bias=key_bias,
-            key_lengths=key_lengths,
-            implementation=self.implementation,
+            q, k, v, key_bias=key_bias, key_lengths=key_lengths, implementation=self.implementation
         )
 
     def attend_and_score(
-        self,
-        q: Float[Array, "B Nq H D"],
-        k: Float[Array, "B Nk H D"],
-        v: Float[Array, "B Nk H D"],
+        self, q: Float[Array, "B Nq H D"], k: Float[Array, "B Nk H D"], v: Float[Array, "B Nk H D"]
     ) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B Nk"]]:
         """Attend, and tell how much attention each key gets; see `ops.attention`."""
         return attend_and_score(q, k, v, implementation=self.implementation)

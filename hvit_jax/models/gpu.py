@@ -67,9 +67,7 @@ def project_to_thirds(project: nnx.Linear, x: Float[Array, "*rows C"]) -> list[A
     ]
 
 
-def pad_tokens(
-    x: Float[Array, "B N C"],
-) -> tuple[Float[Array, "B M C"], Int[Array, " B"] | None]:
+def pad_tokens(x: Float[Array, "B N C"]) -> tuple[Float[Array, "B M C"], Int[Array, " B"] | None]:
     """Append tokens until a batch's rows can be divided by eight, on a GPU.
 
     cuBLAS is fast on rows by the eight: else XLA fills up and cuts every single product.

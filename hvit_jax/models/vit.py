@@ -70,11 +70,7 @@ class ViT(nnx.Module):
         self.dtype, stored = compute.types
 
         self.patch_embed = nnx.Linear(
-            3 * config.patch_size**2,
-            config.width,
-            dtype=self.dtype,
-            param_dtype=stored,
-            rngs=rngs,
+            3 * config.patch_size**2, config.width, dtype=self.dtype, param_dtype=stored, rngs=rngs
         )
         positions = jax.random.normal(rngs.params(), (config.num_patches + 1, config.width))
         self.class_token = nnx.Param(jnp.zeros(config.width))

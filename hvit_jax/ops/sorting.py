@@ -39,12 +39,7 @@ def inverse(order: Int[Array, "*rows N"]) -> Int[Array, "*rows N"]:
         return (
             jnp.zeros_like(places)
             .at[order]
-            .set(
-                places,
-                unique_indices=True,
-                mode="promise_in_bounds",
-                wrap_negative_indices=False,
-            )
+            .set(places, unique_indices=True, mode="promise_in_bounds", wrap_negative_indices=False)
         )
 
     rows = order.reshape(-1, order.shape[-1])

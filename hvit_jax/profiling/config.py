@@ -53,9 +53,7 @@ class ProfileConfig(Options):
     )
     cache: bool = option(True, CACHE_HELP)
     output: tuple[Path, ...] = option(
-        (),
-        "write the results after every row: .json, .csv or .md; may be repeated",
-        metavar="FILE",
+        (), "write the results after every row: .json, .csv or .md; may be repeated", metavar="FILE"
     )
     resume: bool = option(False, "go on with the rows of --output FILE.json")
     plot: Path | None = option(None, "draw top-1 against throughput", metavar="FILE.png")

@@ -137,10 +137,7 @@ def open_results(config: ProfileConfig) -> Results[Measurement]:
 
 
 def run_cases(
-    cases: Sequence[Case],
-    bench: Profiler | None,
-    results: Results[Measurement],
-    messages: Console,
+    cases: Sequence[Case], bench: Profiler | None, results: Results[Measurement], messages: Console
 ) -> list[Measurement]:
     """Measure the cases that `results` does not have yet; without a bench, count only.
 

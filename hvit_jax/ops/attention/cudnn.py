@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -126,6 +128,7 @@ def _attend_and_score_backward(inputs, gradients):
 attend_and_score.defvjp(_attend_and_score_forward, _attend_and_score_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def attend_in_clusters(
     q: Float[Array, "B Nq H D"],
     k: Float[Array, "B Nk H D"],
@@ -138,10 +141,7 @@ def attend_in_clusters(
 
     See `hvit_jax.ops.attention.attend_in_clusters`.
     """
-    return _attend_in_clusters(q, k, v, q_clusters, k_clusters, clusters)
 
-
-def _some_images_at_a_time(q, k, v, q_clusters, k_clusters, clusters: int):
     def some_images(images):
         q, k, v, *numbers = images
         # The kernel loads 16 bytes of a row at a time.
@@ -175,11 +175,8 @@ def _codes(numbers: Int[Array, "B H R N"], spare: int, clusters: int, dtype) -> 
     return codes.astype(dtype).reshape(*codes.shape[:-2], -1)
 
 
-_attend_in_clusters = jax.custom_vjp(_some_images_at_a_time, nondiff_argnums=(5,))
-
-
 def _attend_in_clusters_forward(*inputs):
-    return _attend_in_clusters(*inputs), inputs[:5]
+    return attend_in_clusters(*inputs), inputs[:5]
 
 
 def _attend_in_clusters_backward(clusters, inputs, gradient):
@@ -189,4 +186,4 @@ def _attend_in_clusters_backward(clusters, inputs, gradient):
     return *pull[1](gradient), None, None
 
 
-_attend_in_clusters.defvjp(_attend_in_clusters_forward, _attend_in_clusters_backward)
+attend_in_clusters.defvjp(_attend_in_clusters_forward, _attend_in_clusters_backward)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, UInt8
 from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import describe_checkpoint, fitted_parameters, read_description
 from hvit_jax.config import Preprocessing
+from hvit_jax.data.picture import to_rgb
 from hvit_jax.data.preprocess import corner, normalize, resize_and_crop, resized_size
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.exporting.config import PLATFORMS, ExportConfig
@@ -135,8 +136,9 @@ def _export(
 def _loader_source() -> str:
     """Write the loader: `loader.py`, with the source of what it imports from this package."""
     template = _TEMPLATE.read_text(encoding="utf-8")
-    sources = map(inspect.getsource, (resized_size, corner, resize_and_crop))
-    own = "\n\n".join(["from types import SimpleNamespace as Preprocessing\n", *sources])
+    sources = map(inspect.getsource, (to_rgb, resized_size, corner, resize_and_crop))
+    first = "from types import SimpleNamespace as Preprocessing\n\nInputError = ValueError\n"
+    own = "\n\n".join([first, *sources])
     return template.replace(_IMPORT, f"{own}\n", 1)
 
 

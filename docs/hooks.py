@@ -18,6 +18,7 @@ from hvit_jax.commands.flags import options_of
 from hvit_jax.commands.main import records
 from hvit_jax.fields import flag, show
 from hvit_jax.published import published_rows
+from hvit_jax.reducers import method_name
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 _MARK = re.compile(r"^<!-- (options|results|command): (\w+) -->$", re.MULTILINE)
@@ -111,15 +112,8 @@ def _shown(published: dict[str, Any]) -> tuple[str, ...]:
 
 def _given(row: dict[str, Any]) -> str:
     """Name the options of a row that are not the method's defaults."""
-    defaults = make_reducer(row["method"]).options()
-    given = {name: value for name, value in row["args"].items() if value != defaults[name]}
-    return ", ".join(f"{name} {_value(value)}" for name, value in given.items()) or "defaults"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list) and len(value) > 2 and len(set(value)) == 1:
-        return f"{value[0]} in {len(value)} blocks"
-    return show(value)
+    options = make_reducer(row["method"], **row["args"]).options()
+    return method_name(row["method"], options).partition(" ")[2] or "defaults"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

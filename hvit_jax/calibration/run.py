@@ -27,7 +27,7 @@ from hvit_jax.reducers import Budgeted, as_budgeted
 from hvit_jax.system.files import new_file, refuse_existing, write_json
 from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
 from hvit_jax.system.programs import use_compilation_cache
-from hvit_jax.system.progress import plain_console
+from hvit_jax.system.progress import plain_console, print_table
 from hvit_jax.system.provenance import describe_runtime
 
 
@@ -99,7 +99,7 @@ def calibrate(
         "blocks": [entry.summary(config.percentile) for entry in counts],
     }
     console = console or plain_console()
-    console.print("\n".join(_lines(config, sizes, reducer, measured)))
+    _print(console, config, sizes, reducer, measured)
     if config.output is not None:
         content = {"method": reducer.name, "args": reducer.options(), "measured": measured}
         with new_file(config.output) as temporary:
@@ -119,23 +119,32 @@ def _check(reducer: Budgeted, sizes: ViTConfig) -> None:
         raise InputError(f"{reducer.name} has nothing to measure with these options")
 
 
-def _lines(
-    config: CalibrateConfig, sizes: ViTConfig, reducer: Budgeted, measured: dict[str, Any]
-) -> list[str]:
-    """Write the counts and the proposed budgets for people."""
+def _print(
+    console: Console,
+    config: CalibrateConfig,
+    sizes: ViTConfig,
+    reducer: Budgeted,
+    measured: dict[str, Any],
+) -> None:
+    """Print the counts and the proposed budgets."""
     option = reducer.budget_option
     listed = reducer.options()[option]
     budgets = dict(zip(reducer.budget_blocks(sizes), listed, strict=True))
-    size, share = "x".join(map(str, sizes.image_shape)), f"{config.percentile:g} %"
+    size, share = "x".join(map(str, sizes.image_shape)), f"{config.percentile:g} % need"
     before, after = (count_flops(sizes, each) / 1e9 for each in (config.reducer, reducer))
-    return [
-        f"{reducer.name} on {measured['pictures']} pictures, {measured['model']} at {size}",
-        f"block {'counted':>10} {'mean':>8} {'median':>8} {share:>8} {'max':>8} {'budget':>8}",
-        *(
-            f"{row['block']:>5} {row['counted']:>10} {row['mean']:>8.1f} {row['median']:>8.1f} "
-            f"{row['percentile']:>8} {row['max']:>8} {budgets[row['block']]:>8}"
-            for row in measured["blocks"]
-        ),
-        f"GFLOPs a picture (tables' convention): {before:.3f} without budgets, {after:.3f} with",
-        f"use: {flag(option)} {show(listed)}",
+    console.print(
+        f"{reducer.name} on {measured['pictures']} pictures, {measured['model']} at {size}"
+    )
+    rows = [
+        (
+            *(str(row["block"]), str(row["counted"])),
+            *(f"{row['mean']:.1f}", f"{row['median']:.1f}"),
+            *(str(row["percentile"]), str(row["max"]), str(budgets[row["block"]])),
+        )
+        for row in measured["blocks"]
     ]
+    print_table(console, ("block", "counted", "mean", "median", share, "max", "budget"), rows)
+    console.print(
+        f"GFLOPs a picture (tables' convention): {before:.3f} without budgets, {after:.3f} with\n"
+        f"use: {flag(option)} {show(listed)}"
+    )

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from hvit_jax.costs import count_flops
 from hvit_jax.errors import InputError
@@ -18,6 +17,7 @@ from hvit_jax.models.vit import ViT
 from hvit_jax.published import describe_configuration, find_published
 from hvit_jax.reducers import method_name
 from hvit_jax.system.files import read_json, write_atomically
+from hvit_jax.system.progress import print_table
 
 _TABLE = (
     ("top-1 (%)", "top1", "{:.2f}"),
@@ -112,21 +112,15 @@ def read_results(path: Path) -> dict[str, Any]:
 def print_results(console: Console, results: dict[str, Any]) -> None:
     """Print the final table, beside the published row if the configuration is one."""
     published = (results["published"] or {}).get("published", {})
-    table = Table()
-    table.add_column("")
-    table.add_column("partial" if results["partial"] else "measured", justify="right")
-    if published:
-        table.add_column("published (V100, float32)", justify="right")
+    head, rows = ["", "partial" if results["partial"] else "measured"], []
     for label, name, form in _TABLE:
-        row = [label, _show(results.get(name), form)]
-        if published:
-            there = "throughput" if name == "images_per_second" else name
-            row.append(_show(published.get(there), "{}"))
-        table.add_row(*row)
-    for name, total in results["report"].items():
-        table.add_row(name.replace("_", " "), f"{total:g}")
+        there = "throughput" if name == "images_per_second" else name
+        rows.append([label, _show(results.get(name), form), _show(published.get(there), "{}")])
+    rows += [[name.replace("_", " "), f"{x:g}", ""] for name, x in results["report"].items()]
+    if published:
+        head.append("published (V100, float32)")
     console.print(describe(results), soft_wrap=True)
-    console.print(table)
+    print_table(console, head, [row[: len(head)] for row in rows])
     _print_warnings(console, results)
 
 

@@ -107,22 +107,32 @@ _COLUMNS: tuple[tuple[str, Callable[[Measurement], Any], str], ...] = (
     ("TFLOP/s", lambda row: row.tflops_per_second, "{:.2f}"),
     ("of peak (%)", lambda row: row.peak_share and 100 * row.peak_share, "{:.0f}"),
     ("compile (s)", lambda row: row.compile_seconds, "{:.1f}"),
-    ("error", lambda row: row.error and row.error.replace("|", "\\|"), "{}"),
 )
 
 
-def markdown_table(rows: Sequence[Measurement]) -> str:
-    """Write rows as a Markdown table; columns without any figure are left out."""
+def table(rows: Sequence[Measurement]) -> list[list[str]]:
+    """Write rows as cells, below a row of titles; columns without any figure are left out.
+
+    Model, method and batch come first, to name the row.
+    """
     shown = [column for column in _COLUMNS if any(column[1](row) is not None for row in rows)]
-    lines = [
-        ["model", "method", "batch", *(name for name, _, _ in shown)],
-        ["---", "---", "---:", *("---:" for _ in shown)],
-    ]
+    lines = [["model", "method", "batch", *(name for name, _, _ in shown)]]
     for row in rows:
         values = ((read(row), form) for _, read, form in shown)
         cells = ["" if value is None else form.format(value) for value, form in values]
         lines.append([f"{row.model} {row.size}", row.name, str(row.batch), *cells])
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return lines
+
+
+def markdown_table(rows: Sequence[Measurement]) -> str:
+    """Write rows as a Markdown table, with what is wrong with those that failed."""
+    head, *lines = table(rows)
+    if any(row.error for row in rows):
+        head.append("error")
+        for line, row in zip(lines, rows, strict=True):
+            line.append((row.error or "").replace("|", "\\|"))
+    ruler = ["---", "---", *("---:" for _ in head[2:])]
+    return "".join("| " + " | ".join(line) + " |\n" for line in (head, ruler, *lines))
 
 
 def csv_table(rows: Sequence[Row]) -> str:

@@ -18,13 +18,13 @@ from hvit_jax.profiling.cases import Case, make_case, published_cases, with_dens
 from hvit_jax.profiling.config import ProfileConfig
 from hvit_jax.profiling.device import describe_device
 from hvit_jax.profiling.plot import Accuracies, plot, published_top1, read_accuracies
-from hvit_jax.profiling.results import Measurement, Results, markdown_table
+from hvit_jax.profiling.results import Measurement, Results, table
 from hvit_jax.system.figures import check_plot
 from hvit_jax.system.files import check_writable, refuse_existing
 from hvit_jax.system.library_messages import is_out_of_memory
 from hvit_jax.system.memory import describe_out_of_memory, smaller_batch
 from hvit_jax.system.programs import use_compilation_cache
-from hvit_jax.system.progress import plain_console
+from hvit_jax.system.progress import plain_console, print_table
 from hvit_jax.system.signals import sigterm_raises
 
 # Options that numbers depend on, beside those that a row names itself.
@@ -86,10 +86,10 @@ def profile(
             rows = run_cases(cases, bench, results, messages)
     except KeyboardInterrupt as stop:
         if results.rows:
-            console.print(markdown_table(results.rows), end="")
+            print_rows(console, results.rows)
         kept = "are kept" if config.output else "are only printed without --output"
         raise type(stop)(f"interrupted; finished rows {kept}") from stop
-    console.print(markdown_table(rows), end="")
+    print_rows(console, rows)
     if config.plot is not None:
         # All rows of the files, those of earlier runs too.
         kind = "measured" if config.accuracy else "published"
@@ -98,6 +98,15 @@ def profile(
             messages.print(f"not drawn, since no file of --accuracy is of it: {name}")
         plot(results.rows, config.plot, top1, kind)
     return rows
+
+
+def print_rows(console: Console, rows: Sequence[Measurement]) -> None:
+    """Print rows as a table, and why some have no figures."""
+    head, *cells = table(rows)
+    print_table(console, head, cells, names=3)
+    for row in rows:
+        if row.error is not None:
+            console.print(f"failed: {row.model} {row.size}, {row.name}: {row.error}")
 
 
 def _accuracies(config: ProfileConfig, rows: Sequence[Measurement]) -> Accuracies:

@@ -75,22 +75,22 @@ def make_reducer(method: str | Reducer, **options: Any) -> Reducer:
 
 
 def method_name(method: str, args: dict[str, Any]) -> str:
-    """Name a method with its first two options and all that are not at defaults."""
-    given = []
-    for place, field in enumerate(dataclasses.fields(REDUCERS[method])):
-        value = args[field.name]
-        principal = place < 2 and not isinstance(value, bool)
-        if value is not None and (principal or value != field.default):
-            given.append(f"{field.name}={_value(value)}")
-    return f"{method}({', '.join(given)})" if given else method
+    """Name a method with those of its options that are not at their defaults.
+
+    Args:
+        method: a name in `REDUCERS`.
+        args: all its options, resolved; a default that depends on the model counts as given.
+    """
+    fields = dataclasses.fields(REDUCERS[method])
+    given = [(each.name, args[each.name]) for each in fields if args[each.name] != each.default]
+    return " ".join([method, *(f"{name}={_value(value)}" for name, value in given)])
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        first, *others = value or [None]
-        same = len(others) > 1 and set(others) == {first}
-        return f"{first} x {len(value)}" if same else show(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """Write an option's value; one that is equal in all blocks stands once."""
+    if isinstance(value, list | tuple) and len(value) > 2 and len(set(value)) == 1:
+        return show(value[0])
+    return show(value)
 
 
 def _unknown_option(method: str, name: str, names: list[str]) -> InputError:

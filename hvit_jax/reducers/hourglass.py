@@ -104,7 +104,7 @@ class Hourglass(Reducer):
             yield cls(cluster_location=place, num_clusters=(rows, columns))
 
     def resolve(self, config: ViTConfig) -> Hourglass:
-        """Fill in location and cluster grid; see `Reducer.resolve`."""
+        """Fill in location and cluster grid, a square as one number; see `Reducer.resolve`."""
         location, clusters = self.cluster_location, self.num_clusters
         if location is None:
             location = min(8, config.depth // 3)
@@ -112,7 +112,8 @@ class Hourglass(Reducer):
             clusters = (max(1, config.grid[0] // 2), max(1, config.grid[1] // 2))
         resolved = dataclasses.replace(self, cluster_location=location, num_clusters=clusters)
         resolved._check(config)
-        return resolved
+        rows, columns = resolved.cluster_grid
+        return dataclasses.replace(resolved, num_clusters=rows**2) if rows == columns else resolved
 
     def _check(self, config: ViTConfig) -> None:
         last = config.depth - 1

@@ -17,13 +17,15 @@ from hvit_jax.system.figures import new_figure, save_figure
 
 
 def report(done: Sweep, goal: Goal | None, evaluation: EvalConfig) -> list[str]:
-    """Write the front and the setting to use; `evaluation` is of the same data and checkpoint."""
+    """Write what follows the table, with the setting to use.
+
+    `evaluation` is of the same data and checkpoint.
+    """
     rows, chosen = done.rows, done.chosen
     reasons = collections.Counter(each.reason for each in done.skipped)
     lines = [
-        *front_table(front(rows), chosen).splitlines(),
         *(f"skipped {count}: {why} (--all tries them too)" for why, count in reasons.items()),
-        *(f"failed: {row.method} {row.tried['args']}: {row.error}" for row in rows if row.error),
+        *(f"failed: {row.name}: {row.error}" for row in rows if row.error),
     ]
     if goal is None:
         return [*lines, "--target-speedup X or --max-drop POINTS names the setting to use"]
@@ -34,21 +36,22 @@ def report(done: Sweep, goal: Goal | None, evaluation: EvalConfig) -> list[str]:
     return [*lines, "", f"{what}: {summary(chosen)}", "", command, "", python]
 
 
-def front_table(rows: Sequence[Trial], chosen: Trial | None) -> str:
-    """Write the front as a Markdown table, with what is uncertain about it."""
-    lines = [
-        f"| | method | GFLOPs | top-1 (%) | against dense | images/s{_on_devices(rows[0])} "
-        "| x dense | rounds |",
-        "|---:|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for number, row in enumerate(rows, 1):
-        mark = " **use**" if row is chosen else ""
+def table(rows: Sequence[Trial], chosen: Trial | None) -> list[tuple[str, ...]]:
+    """Write the front as cells below a row of titles, with what is uncertain about it.
+
+    The dense model comes last, without a number where it is not on the front.
+    """
+    best = {id(row): str(number) for number, row in enumerate(front(rows), 1)}
+    shown = front(rows) + [row for row in rows if row.method == "dense" and id(row) not in best]
+    speed = f"images/s{_on_devices(rows[0])}"
+    lines = [("", "method", "GFLOPs", "top-1 (%)", "against dense", speed, "x dense", "rounds")]
+    for row in shown:
+        name = f"{row.name} (use)" if row is chosen else row.name
         low, high = row.speedup_range or (0.0, 0.0)
-        lines.append(
-            f"| {number} | {row.name}{mark} | {row.gflops:.3f} | {row.top1:.1f} | "
-            f"{_change(row)} | {row.throughput:.1f} | {row.speedup:.2f} | {low:.2f} to {high:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+        figures = f"{row.gflops:.3f}", f"{row.top1:.1f}", _change(row), f"{row.throughput:.1f}"
+        ratios = f"{row.speedup:.2f}", f"{low:.2f} to {high:.2f}"
+        lines.append((best.get(id(row), ""), name, *figures, *ratios))
+    return lines
 
 
 def _on_devices(row: Trial) -> str:
@@ -60,6 +63,17 @@ def _change(row: Trial) -> str:
     if row.method == "dense":
         return ""
     return f"{0.0 - (row.drop or 0.0):+.1f} ± {row.drop_error:.1f}"
+
+
+def result(row: Trial) -> str:
+    """Put what a candidate came to in one line."""
+    if row.error is not None:
+        return f"{row.name} failed: {row.error}"
+    change = f" ({_change(row)})" if _change(row) else ""
+    return (
+        f"{row.name}: top-1 {row.top1:.1f} %{change}, {row.throughput:.1f} images/s, "
+        f"{row.speedup:.2f} x dense"
+    )
 
 
 def summary(row: Trial) -> str:

@@ -36,11 +36,11 @@ from hvit_jax.sweeping.choice import (
     choose,
 )
 from hvit_jax.sweeping.config import SweepConfig
-from hvit_jax.sweeping.report import plot_sweep, report
+from hvit_jax.sweeping.report import plot_sweep, report, result, table
 from hvit_jax.sweeping.trials import Trials, load_sample
 from hvit_jax.system.figures import check_plot
 from hvit_jax.system.programs import use_compilation_cache
-from hvit_jax.system.progress import plain_console
+from hvit_jax.system.progress import plain_console, print_table
 from hvit_jax.system.signals import sigterm_raises
 
 # Options that numbers depend on.
@@ -141,6 +141,8 @@ def sweep(
         compute=config.compute,
         batch_size=config.batch_size,
     )
+    head, *cells = table(done.rows, done.chosen)
+    print_table(console, head, cells, names=2)
     console.print("\n".join(report(done, goal, evaluation)))
     if config.plot is not None:
         plot_sweep(done.rows, done.chosen, goal, config.plot)
@@ -168,13 +170,14 @@ def _try_all(
     """
 
     def run(candidate: Candidate, goal: Goal | None, label: str) -> None:
-        row = results.find(trials.row(candidate, candidate.reducer))
+        row, source = results.find(trials.row(candidate, candidate.reducer)), " (from --output)"
         if row is None:
-            row = _try(candidate, trials, goal, label, messages)
+            row, source = _try(candidate, trials, goal), ""
             if isinstance(row, Skipped):
                 done.skipped.append(row)
                 return
             results.add(row)
+        messages.print(f"{label} {result(row)}{source}")
         if row.method == "dense":
             if row.error is not None:
                 raise InputError(
@@ -192,9 +195,7 @@ def _try_all(
         run(least.candidate, None, "fewest GFLOPs:")
 
 
-def _try(
-    candidate: Candidate, trials: Trials, goal: Goal | None, label: str, messages: Console
-) -> Trial | Skipped:
+def _try(candidate: Candidate, trials: Trials, goal: Goal | None) -> Trial | Skipped:
     """Measure one candidate, unless it is not worth it."""
     reducer = candidate.reducer
     try:
@@ -203,11 +204,7 @@ def _try(
             flops, dense = (count_flops(trials.sizes, each) for each in (reducer, Reducer()))
             if (reason := goal.hopeless(flops, dense)) is not None:
                 return Skipped(candidate, flops, reason)
-        row = trials.row(candidate, reducer)
-        messages.print(f"{label} {row.name}")
         return trials.measure(candidate, reducer)
     except FAILURES as error:
         failure = describe_failure(error, trials.batch)
-        row = replace(trials.row(candidate, reducer), error=failure)
-        messages.print(f"{label} {row.name} failed: {failure}")
-        return row
+        return replace(trials.row(candidate, reducer), error=failure)

@@ -1,12 +1,14 @@
-"""What a long run prints: plain text, and how far it is, as a bar or a line twice a minute."""
+"""What commands print: plain text, tables, and progress as a bar or a line twice a minute."""
 
 from __future__ import annotations
 
 import functools
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -16,12 +18,51 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 _SECONDS_BETWEEN_LINES = 30.0
 Show = Callable[[int, str], None]
 
 # Text of users is printed as it is: nothing coloured, read as markup or broken into lines.
 plain_console = functools.partial(Console, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_table(
+    console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], *, names: int = 1
+) -> None:
+    """Print a table no wider than the terminal: several below each other where one is too wide.
+
+    Args:
+        console: where to; its width is that of the terminal, also behind a pipe.
+        head: titles of the columns.
+        rows: the cells of each row.
+        names: how many columns on the left name a row. They stand in every part, and may be broken
+            into lines, as titles may; the others are figures.
+    """
+    least = [
+        max(
+            map(cell_len, (*title.split(), *(cells if place >= names else " ".join(cells).split())))
+        )
+        for place, (title, *cells) in enumerate(zip(head, *rows, strict=True))
+    ]
+    parts, room = [[]], console.width - 1 - sum(3 + width for width in least[:names])
+    left = room
+    for column in range(names, len(head)):
+        if parts[-1] and 3 + least[column] > left:
+            parts.append([])
+            left = room
+        parts[-1].append(column)
+        left -= 3 + least[column]
+    for part in parts:
+        table = Table()
+        for column in range(names):
+            table.add_column(head[column], overflow="fold")
+        for column in part:
+            title = "\n".join(textwrap.wrap(head[column], least[column]))
+            table.add_column(title, justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row[:names], *(row[column] for column in part))
+        console.print(table, soft_wrap=False)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from hvit_jax.data.source import open_source, take_evenly
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.sweeping import SweepConfig, sweep
 from hvit_jax.sweeping.choice import Candidate, Goal, Trial, choose, front
-from hvit_jax.sweeping.report import summary
+from hvit_jax.sweeping.report import summary, table
 from hvit_jax.sweeping.trials import Trials, load_sample, paired_difference
 from hvit_jax.system.run import run
 from hvit_jax.system.signals import Stopped
@@ -99,6 +99,9 @@ def row(name, speedup, top1, drop=0.0, error=None):
     )  # fmt: skip
 
 
+R2 = {"r": 2, "proportional_attention": True}
+
+
 class TestChoice:
     rows = (
         row("dense", 1.0, 90.0),
@@ -111,6 +114,16 @@ class TestChoice:
 
     def test_front(self):
         assert [each.model for each in front(self.rows)] == ["strong", "mild", "dense", "slow"]
+
+    def test_dense_is_shown_without_a_number_where_it_is_beaten(self):
+        rows = [
+            dataclasses.replace(each, drop_error=0.0, throughput=1.0, speedup_range=[1.0, 2.0])
+            for each in (row("dense", 1.0, 90.0), row("best", 2.0, 91.0, -1.0))
+        ]
+        rows = [dataclasses.replace(rows[0], method="dense"), dataclasses.replace(rows[1], args=R2)]
+        _, best, dense = table(rows, None)
+        assert best[:2] == ("1", "tome r=2") and best[4] == "+1.0 ± 0.0"
+        assert dense[:2] == ("", "dense") and dense[4] == ""
 
     @pytest.mark.parametrize(
         ("goal", "name", "reached"),
@@ -158,7 +171,8 @@ def test_the_named_command_gives_what_the_sweep_measured(fast, tmp_path, capsys)
     assert content["pictures"] == 10 and len(rows[1]["correct"]) == 10
     assert [each["speedup"] for each in rows] == [1.0, 2.0, 2.0] and rows[1]["throughput"] == 4.0
     assert plot.read_bytes().startswith(b"\x89PNG")
-    assert "| 2.00 | 2.00 to 2.00 |" in printed
+    assert "│ 2.00 to 2.00 │" in printed
+    assert "2/3 tome r=1: top-1 " in messages and "images/s, 2.00 x dense\n" in messages
     (command,) = [line for line in printed.splitlines() if line.startswith("hvit eval")]
     result = tmp_path / "r.json"
     assert evaluate([*shlex.split(command)[2:], "-j", "0", "--output", str(result)]) == 0
@@ -183,7 +197,7 @@ def test_a_candidate_that_fails_does_not_stop_the_others(fast, tmp_path, capsys)
     reasons = [each["error"] for each in read(output)["rows"]]
     assert reasons == [None, "out of memory at batch 4; try --batch-size 2", None]
     printed = capsys.readouterr()
-    assert "failed: tome" in printed.out and "failed: out of memory" in printed.err
+    assert "failed: tome r=1: out of" in printed.out and "tome r=1 failed: out of" in printed.err
     assert pretend([*words, "--resume"]) == [1]  # what failed is tried again
 
 
@@ -248,11 +262,11 @@ def test_budgets_are_measured_and_eight_devices_give_what_one_does(inputs, tmp_p
     found = sweep(configured(*words, "-b", "8", "--output", files[0]), settings=ATS)
     assert found.reached and found.chosen is None
     printed = capsys.readouterr().out
-    assert "images/s |" in printed and "--target-speedup X or --max-drop POINTS names" in printed
+    assert "images/s" in printed and "--target-speedup X or --max-drop POINTS names" in printed
     # 9 is no multiple of 8, nor are 10 pictures.
     done = run_python(SWEEP_ATS, *words, "-b", "9", "--output", files[1], **EIGHT)
     assert done.returncode == 0, done.stderr
-    assert "images/s on 8 devices |" in done.stdout and "8 x cpu (" in done.stderr
+    assert "on 8" in done.stdout and "8 x cpu (" in done.stderr
     one, eight = map(read, files)
     assert (one["devices"], eight["devices"]) == (1, 8)
     assert eight["data_sha256"] == one["data_sha256"]

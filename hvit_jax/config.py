@@ -15,6 +15,8 @@ from hvit_jax.errors import InputError, unknown
 from hvit_jax.fields import Options, option
 
 DTYPES = ("float32", "bfloat16", "float64")
+# Commands offer no float64: it is for comparing models from Python, with JAX_ENABLE_X64=1.
+IN_COMMANDS = {"dtype": ("float32", "bfloat16")}
 ATTENTION = ("auto", "hopper", "cudnn", "xla")
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 GELU = ("auto", "exact", "tanh")

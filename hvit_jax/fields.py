@@ -41,6 +41,7 @@ def option(
     metavar: str | None = None,
     group: str | None = None,
     positional: bool = False,
+    ends: tuple[str, ...] = (),
 ) -> Any:
     """Declare an option: a dataclass field that command lines and documents read.
 
@@ -56,6 +57,7 @@ def option(
         metavar: what stands for the value in `--help`.
         group: title of the part of `--help` that the option stands in.
         positional: whether it is written without a flag.
+        ends: endings of file names that are accepted, such as ".json", if limited.
     """
     metadata = dict(locals())
     return dataclasses.field(default=metadata.pop("default"), metadata=metadata)
@@ -98,6 +100,9 @@ class Options:
             value, label = getattr(self, field.name), self.label(field.name)
             value = checked_value(field, kinds[field.name], value, label)
             object.__setattr__(self, field.name, value)
+            for name, choices in field.metadata.get("inner_choices", {}).items():
+                inner = with_choices(type(value).__dataclass_fields__[name], choices)
+                checked_value(inner, hints(type(value))[name], getattr(value, name), flag(name))
 
     @classmethod
     def label(cls, name: str) -> str:
@@ -218,6 +223,10 @@ def checked_value(field: dataclasses.Field, hint: Any, value: Any, label: str) -
             raise InputError(f"{label} must be one of {known}: {item!r}{nearest}")
     if not matches(value, hint):
         raise InputError(f"{label} must be {_describe(hint)}, got {value!r}")
+    ends = field.metadata.get("ends")
+    for item in items:
+        if ends and item.suffix.lower() not in ends:
+            raise InputError(f"{label} takes a name that ends in {', '.join(ends)}, got {item}")
     bounds = {name: field.metadata.get(name) for name in _BOUNDS}
     bounds = {name: bound for name, bound in bounds.items() if bound is not None}
     for item in items:

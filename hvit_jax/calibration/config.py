@@ -28,4 +28,6 @@ class CalibrateConfig(OnPictures):
         False,
         "one budget for all blocks, the largest: more work a picture, but far less to compile",
     )
-    output: Path | None = option(None, "write budgets and measurements", metavar="FILE.json")
+    output: Path | None = option(
+        None, "write budgets and measurements", metavar="FILE.json", ends=(".json",)
+    )

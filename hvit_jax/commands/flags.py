@@ -241,7 +241,10 @@ def _add_methods(parser: ArgumentParser, methods: Iterable[str] | None, default:
     known = ", ".join(REDUCERS)
     text = f"one of {known}; --method NAME --help lists its options (default: {default})"
     parser.add_argument("--method", default=argparse.SUPPRESS, metavar="NAME", help=text)
-    file = "JSON file with the method's options, from calibrate or --output; options given here win"
+    file = (
+        "JSON file with the method's options, as calibrate --output and eval --output write them, "
+        'such as {"method": "tome", "args": {"r": 8}}; options given here win'
+    )
     parser.add_argument("--method-args", default=argparse.SUPPRESS, metavar="FILE", help=file)
     for method in methods or [default]:
         if method not in REDUCERS:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvit_jax import demo
-from hvit_jax.config import Compute, Preparing
+from hvit_jax.config import IN_COMMANDS, Compute, Preparing
 from hvit_jax.data.labels import Labelling
 from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
@@ -33,11 +33,11 @@ class OnPictures(Options):
         None, "picture size, one number or height,width (default: the checkpoint's)", short="-r"
     )
     preparing: Preparing = nested(Preparing)
-    compute: Compute = nested(Compute, leave=("param_dtype", "remat"))
-    batch_size: int = option(32, "pictures at once, of all devices together", short="-b", least=1)
+    compute: Compute = nested(Compute, leave=("param_dtype", "remat"), choices=IN_COMMANDS)
+    batch_size: int = option(64, "pictures at once, of all devices together", short="-b", least=1)
     workers: int = option(
         min(8, os.cpu_count() or 1),
-        "processes that decode, one a core but at most 8; 0: threads",
+        "processes that decode, by default one a core, at most 8; 0: threads",
         short="-j",
         least=0,
     )
@@ -71,25 +71,25 @@ class EvalConfig(OnPictures):
 
     reducer: Reducer = Reducer()
     labelling: Labelling = nested(Labelling)
-    batch_size: int = option(64, "pictures on the devices at once", short="-b", least=1)
     on_error: str = option(
-        "stop", "what to do with unreadable pictures; skip lists them", choices=("stop", "skip")
+        "stop", "at unreadable pictures: stop, or skip and list them", choices=("stop", "skip")
     )
-    output: Path | None = option(None, "write the results", metavar="FILE.json")
+    output: Path | None = option(None, "write the results", metavar="FILE.json", ends=(".json",))
     predictions: Path | None = option(
         None,
         "write paths, labels, logits and top1 of every picture, and names of classes",
         metavar="FILE.npz",
+        ends=(".npz",),
     )
     verify: Path | None = option(
         None,
-        "repeat the evaluation that wrote this file, and compare; exit status 1 if it differs",
+        "repeat the evaluation that wrote this file and compare; exit status 1 if results differ",
         metavar="FILE.json",
     )
     overwrite: bool = option(False, "let --output and --predictions replace files that exist")
     resume: bool = option(
         False,
-        "go on with an evaluation that was stopped or killed, with the options it was begun with",
+        "continue an evaluation that was stopped or killed; the other options stay the same",
     )
     processes: Processes = nested(Processes)
 
@@ -97,6 +97,3 @@ class EvalConfig(OnPictures):
         super().__post_init__()
         if self.resume and self.output is None:
             raise InputError("--resume needs --output FILE.json, where scored pictures are saved")
-        if self.output and self.predictions:
-            if self.output.absolute() == self.predictions.absolute():
-                raise InputError(f"--output and --predictions both name {self.output}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvit_jax.config import DTYPES, Compute
+from hvit_jax.config import IN_COMMANDS, Compute
 from hvit_jax.demo.config import OnCheckpoint
 from hvit_jax.errors import InputError
 from hvit_jax.fields import nested, option
@@ -28,7 +28,7 @@ class ExportConfig(OnCheckpoint):
     compute: Compute = nested(
         Compute,
         leave=("param_dtype", "attention", "gelu", "unroll", "remat"),
-        choices={"dtype": DTYPES[:2]},
+        choices=IN_COMMANDS,
     )
     platforms: tuple[str, ...] = option(
         ("cpu", "cuda"),
@@ -47,8 +47,6 @@ class ExportConfig(OnCheckpoint):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.compute.dtype not in DTYPES[:2]:
-            raise InputError(f"programs compute in float32 or bfloat16, not {self.compute.dtype}")
         # JAX gives no guarantee for programs that call cuDNN, and makes them on NVIDIA GPUs only.
         if self.compute.attention not in ("auto", "xla"):
             raise InputError(

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import read_description
-from hvit_jax.config import MODELS, Compute, ViTConfig, named_config
+from hvit_jax.config import IN_COMMANDS, MODELS, Compute, ViTConfig, named_config
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, flag, nested, option
 from hvit_jax.models.reducer import Reducer
+from hvit_jax.system.figures import FORMATS
 from hvit_jax.system.programs import CACHE_HELP
 
 DEFAULT_MODEL = "vit_b16"
@@ -34,14 +35,17 @@ class ProfileConfig(Options):
         short="-r",
         metavar="N[,N]",
     )
-    batch_size: int = option(8, "pictures at once", short="-b", least=1)
+    batch_size: int = option(
+        8, "pictures at once; few, so that a large model runs on any machine", short="-b", least=1
+    )
     rows: str | None = option(
         None,
-        "the published rows: all, or those of a method or model; ats, act with implied budgets",
+        "the published rows: all, or those of a method or model; ATS and ACT with the budgets that "
+        "their published GFLOPs imply",
         metavar="all|METHOD|MODEL",
     )
     sweep: str | None = option(None, "measure several batch sizes", metavar="batch=N,N")
-    compute: Compute = nested(Compute, leave=("param_dtype", "remat"))
+    compute: Compute = nested(Compute, leave=("param_dtype", "remat"), choices=IN_COMMANDS)
     gflops_only: bool = option(False, "print GFLOPs, without running a model")
     against: str | None = option(
         None, "time PyTorch's dense model in the same run too", choices=("torch",)
@@ -49,17 +53,22 @@ class ProfileConfig(Options):
     dense: bool = option(True, "time the dense model beside the method")
     latency: bool = option(True, "time single pictures")
     seconds: float = option(
-        1.0, "how long one of five rounds of timing takes, about", above=0, most=3600, metavar="S"
+        1.0, "length of each of the five rounds of timing, about", above=0, most=3600, metavar="S"
     )
     cache: bool = option(True, CACHE_HELP)
     output: tuple[Path, ...] = option(
-        (), "write the results after every row: .json, .csv or .md; may be repeated", metavar="FILE"
+        (),
+        "write the results after every row: .json, .csv or .md; may be repeated",
+        metavar="FILE",
+        ends=(".json", ".csv", ".md"),
     )
-    resume: bool = option(False, "go on with the rows of --output FILE.json")
-    plot: Path | None = option(None, "draw top-1 against throughput", metavar="FILE.png")
+    resume: bool = option(False, "continue with the rows of --output FILE.json")
+    plot: Path | None = option(
+        None, "draw top-1 against throughput", metavar="FILE.png", ends=FORMATS
+    )
     accuracy: tuple[Path, ...] = option(
         (),
-        "draw the top-1 of results that eval.py --output wrote (default: the published)",
+        "draw the top-1 of results that hvit eval --output wrote (default: the published)",
         metavar="RESULTS.json[,...]",
     )
     trace: Path | None = option(
@@ -68,8 +77,6 @@ class ProfileConfig(Options):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.against is not None and self.compute.dtype == "float64":
-            raise InputError("--against torch runs in float32 and bfloat16, not in float64")
         if self.checkpoint is not None and self.model is not None:
             raise InputError("give --model NAME or --checkpoint DIR, not both")
         if self.accuracy and self.plot is None:

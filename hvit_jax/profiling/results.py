@@ -182,10 +182,8 @@ class Results(Generic[Kind]):
         self._paths, self._kind, self._about = paths, kind, about
         self._config, self._settings, self._but = as_json(config), settings, but
         self.rows: list[Kind] = []
-        files = [path for path in paths if path.suffix == ".json"]
+        files = [path for path in paths if path.suffix.lower() == ".json"]
         for path in paths:
-            if path.suffix not in (".json", *_TABLES):
-                raise InputError(f"--output takes .json, .csv or .md files, got {path}")
             if not resume and path.exists():
                 advice = "--resume goes on with it" if files else "choose another --output"
                 raise InputError(f"{path} exists already; {advice}")
@@ -222,8 +220,8 @@ class Results(Generic[Kind]):
         rows = [dataclasses.asdict(row) for row in self.rows]
         content = {"date": date, **self._about, "config": self._config, "rows": rows}
         for path in self._paths:
-            if path.suffix == ".json":
+            if path.suffix.lower() == ".json":
                 write_json(path, content)
             else:
-                text = _TABLES[path.suffix](self.rows)
+                text = _TABLES[path.suffix.lower()](self.rows)
                 write_atomically(path, lambda file, text=text: file.write(text.encode()))

@@ -12,6 +12,7 @@ from hvit_jax.fields import nested, option
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.reducers import REDUCERS
 from hvit_jax.sweeping.choice import Goal
+from hvit_jax.system.figures import FORMATS
 
 METHODS = tuple(name for name in REDUCERS if name != Reducer.name)
 
@@ -36,17 +37,22 @@ class SweepConfig(OnPictures):
     )
     methods: tuple[str, ...] = option(METHODS, "what to try beside dense", metavar="LIST")
     all: bool = option(
-        False, "try also what GFLOPs make hopeless, which otherwise is skipped, and counted"
+        False, "also try settings that cannot reach the goal by their GFLOPs, skipped otherwise"
     )
-    pictures: int = option(1000, "sample of DATA, spread over it and so over its classes", least=2)
+    pictures: int = option(1000, "size of the sample, taken at even distances over DATA", least=2)
     seconds: float = option(
-        0.5, "how long one of five rounds of timing takes, about", above=0, most=3600, metavar="S"
+        0.5, "length of each of the five rounds of timing, about", above=0, most=3600, metavar="S"
     )
     output: Path | None = option(
-        None, "write every candidate as soon as it is finished", metavar="FILE.json"
+        None,
+        "write every candidate as soon as it is finished",
+        metavar="FILE.json",
+        ends=(".json",),
     )
-    resume: bool = option(False, "go on with the candidates of --output")
-    plot: Path | None = option(None, "draw accuracy against speed", metavar="FILE.png")
+    resume: bool = option(False, "continue with the candidates of --output")
+    plot: Path | None = option(
+        None, "draw accuracy against speed", metavar="FILE.png", ends=FORMATS
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,8 +65,6 @@ class SweepConfig(OnPictures):
                 raise InputError("--methods names what to try beside dense, which is always tried")
             if method not in REDUCERS:
                 raise unknown("method", method, METHODS)
-        if self.output is not None and self.output.suffix != ".json":
-            raise InputError(f"--output takes a .json file, got {self.output}")
 
     @property
     def goal(self) -> Goal | None:

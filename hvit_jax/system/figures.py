@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hvit_jax.errors import InputError, import_optional
+from hvit_jax.errors import import_optional
 from hvit_jax.system.files import check_destination, write_atomically
 
 FORMATS = (".png", ".jpg", ".jpeg", ".svg", ".pdf")
@@ -18,8 +18,6 @@ def check_plot(path: Path, flag: str) -> None:
         path: the file to write; replaced if it exists.
         flag: the option that names it, for the error.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise InputError(f"{flag} takes a name that ends in {', '.join(FORMATS)}, got {path}")
     check_destination(path, overwrite=True)
     import_optional("matplotlib", f"{flag} needs matplotlib: pip install 'hvit-jax[plot]'")
 

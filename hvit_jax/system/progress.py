@@ -61,7 +61,7 @@ def print_table(
             title = "\n".join(textwrap.wrap(head[column], least[column]))
             table.add_column(title, justify="right", no_wrap=True)
         for row in rows:
-            table.add_row(*row[:names], *(row[column] for column in part))
+            table.add_row(*(row[column] for column in (*range(names), *part)))
         console.print(table, soft_wrap=False)
 
 

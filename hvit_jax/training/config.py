@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hvit_jax.api import with_resolution
-from hvit_jax.config import DTYPES, Compute, ViTConfig, named_config
+from hvit_jax.config import IN_COMMANDS, Compute, ViTConfig, named_config
 from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, flag, known, nested, option
@@ -37,7 +37,7 @@ class TrainConfig(Options):
     resume: bool = option(False, "go on from the newest state in OUTPUT")
     reducer: Reducer = Reducer()
     compute: Compute = nested(
-        Compute, leave=("param_dtype", "attention", "unroll"), choices={"dtype": DTYPES[:2]}
+        Compute, leave=("param_dtype", "attention", "unroll"), choices=IN_COMMANDS
     )
 
     checkpoint: Path | None = _start(None, "start from these weights", metavar="DIR")
@@ -64,7 +64,7 @@ class TrainConfig(Options):
         choices=("whole", "head"),
     )
     batch_size: int = _recipe(
-        128, "pictures in a step, of all devices together", short="-b", least=1
+        128, "pictures in a step, which the rate belongs to, of all devices", short="-b", least=1
     )
     epochs: float = _recipe(10.0, "passes over the pictures", above=0)
     warmup_epochs: float | None = _recipe(
@@ -100,7 +100,10 @@ class TrainConfig(Options):
 
     accumulate: int = _running(1, "parts that a step takes its batch in, to save memory", least=1)
     workers: int = _running(
-        0, "processes that decode pictures; 0: threads of this one", short="-j", least=0
+        0,
+        "processes that decode; 0: threads, which keep up where a step takes longer than decoding",
+        short="-j",
+        least=0,
     )
     log_every: int = _running(50, "steps between two rows of metrics.csv", least=1)
     save_every: int = _running(500, "steps between two saved states", least=1)
@@ -134,8 +137,6 @@ class TrainConfig(Options):
             )
         if self.train == "head" and self.layer_decay != 1:
             raise InputError("--layer-decay is about layers that --train head does not train")
-        if self.compute.dtype == "float64":
-            raise InputError("training computes in float32 or bfloat16; --dtype names float64")
         if self.train == "head" and self.compute.remat:
             raise InputError("--remat saves nothing with --train head, which has no backward pass")
 

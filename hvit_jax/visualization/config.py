@@ -10,6 +10,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.fields import option
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.reducers import Hourglass
+from hvit_jax.system.figures import FORMATS
 from hvit_jax.system.programs import CACHE_HELP
 
 SHARE = 0.6
@@ -24,6 +25,7 @@ class VisualizeConfig(OnCheckpoint):
         help="a file that ends in .png, .jpg, .svg or .pdf; replaced if it exists",
         short="-o",
         metavar="FILE",
+        ends=FORMATS,
     )
     reducer: Reducer = Hourglass()
     after: tuple[int, ...] | None = option(

@@ -164,28 +164,26 @@ def test_nothing_but_damaged_pictures(checkpoint, tmp_path, complaint):
     assert "none of the 2 pictures could be read" in line
 
 
-@pytest.mark.parametrize("flag", ["--output", "--predictions"])
-def test_destinations_are_checked_before_the_work(pictures, tmp_path, complaint, flag):
+@pytest.mark.parametrize(("flag", "end"), [("--output", ".json"), ("--predictions", ".npz")])
+def test_destinations_are_checked_before_the_work(pictures, tmp_path, complaint, flag, end):
     """Before even the checkpoint is looked for, which does not exist."""
-    existing = tmp_path / "existing"
+    existing, folder, pipe = (tmp_path / f"{name}{end}" for name in ("existing", "folder", "pipe"))
     existing.write_text("old")
+    folder.mkdir()
+    os.mkfifo(pipe)
     for path, part in (
         (existing, "exists already; --overwrite replaces it"),
-        (tmp_path, "is a folder"),
-        ("", "is a folder"),
-        (tmp_path / "no" / "file", f"there is no folder {tmp_path / 'no'}"),
-        (existing / "file", f"there is no folder {existing}"),
-        ("/proc/results", "cannot write /proc/results"),
-        ("/dev/null", "no regular file"),
+        (folder, "is a folder"),
+        (tmp_path / "no" / existing.name, f"there is no folder {tmp_path / 'no'}"),
+        (existing / existing.name, f"there is no folder {existing}"),
+        (f"/proc/results{end}", f"cannot write /proc/results{end}"),
+        (pipe, "no regular file"),
+        (tmp_path / "results.csv", f"{flag} takes a name that ends in {end}, got {tmp_path}"),
+        ("", f"{flag} takes a name that ends in {end}, got ."),
     ):
         assert part in complaint(evaluate(pictures, "unread", flag, path))
     assert existing.read_text() == "old"
-    assert os.listdir(tmp_path) == ["existing"]
-
-
-def test_two_results_in_one_file(pictures, tmp_path, complaint):
-    words = ("--output", tmp_path / "x", "--predictions", tmp_path / "x")
-    assert "both name" in complaint(evaluate(pictures, "unread", *words))
+    assert sorted(os.listdir(tmp_path)) == sorted(path.name for path in (existing, folder, pipe))
 
 
 def test_full_disk_still_prints_results(checkpoint, pictures, tmp_path, capsys):

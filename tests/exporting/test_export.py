@@ -241,7 +241,7 @@ def test_what_no_program_can_be_made_with_is_refused_in_a_record_too(tmp_path, m
     with pytest.raises(InputError, match="attention by plain XLA, not by cudnn"):
         ExportConfig(output=tmp_path / "out", compute=Compute(attention="cudnn"))
     monkeypatch.setattr(Compute, "__post_init__", lambda self: None)  # Which wants JAX_ENABLE_X64.
-    with pytest.raises(InputError, match="float32 or bfloat16, not float64"):
+    with pytest.raises(InputError, match="--dtype must be one of float32, bfloat16: 'float64'"):
         ExportConfig(output=tmp_path / "out", compute=Compute("float64"))
 
 

@@ -328,7 +328,7 @@ def test_logits_that_are_not_finite(tmp_path, inputs, fast, capsys):
         (["-b", "0"], "--batch-size must be at least 1"),
         (["--seconds", "0"], "--seconds must be above 0"),
         (["--resume"], "--resume needs --output FILE.json"),
-        (["--output", "s.csv"], "--output takes a .json file, got s.csv"),
+        (["--output", "s.csv"], "--output takes a name that ends in .json, got s.csv"),
         (["--plot", "s.txt"], "--plot takes a name that ends in .png"),
         (["-r", "17,24"], "not a multiple of the patch size"),
         (["--depth", "3"], "unknown option --depth"),

@@ -186,7 +186,7 @@ def _of_classes(
         return in_order, _ORDER, []
     notes = []
     if known:
-        notes = ["the class folders are the numbers of the outputs; their names do not count"]
+        notes = [f"class folders {classes[0]} to {classes[-1]} are taken as the outputs' numbers"]
     elif start == 1:
         notes = [
             f"class folders {classes[0]} to {classes[-1]} go by number: {classes[0]} is the head's "

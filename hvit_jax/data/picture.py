@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import stat
 from pathlib import Path
@@ -55,7 +56,7 @@ def open_picture(file: Path | io.BytesIO, name: str, *, exif: bool = False) -> I
                 )
             image.load()
             image.info.pop("transparency", None)  # Pillow would warn that it ignores it.
-            turn = TURNS.get(image.getexif().get(ORIENTATION, 1)) if exif else None
+            turn = turn_of(image) if exif else None
             picture = to_rgb(image)
             return picture if turn is None else picture.transpose(turn)
     except UnidentifiedImageError as error:
@@ -63,6 +64,13 @@ def open_picture(file: Path | io.BytesIO, name: str, *, exif: bool = False) -> I
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files.
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise PictureError(f"picture {name}: {reason}") from error
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """Find how a picture is turned upright; damaged EXIF data says nothing of that."""
+    with contextlib.suppress(Exception):  # Pillow raises almost anything on it.
+        return TURNS.get(image.getexif().get(ORIENTATION, 1))
+    return None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

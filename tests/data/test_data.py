@@ -247,6 +247,15 @@ def test_every_orientation_is_turned_as_pillow_does(tmp_path, orientation):
     np.testing.assert_array_equal(np.asarray(opened), np.asarray(expected))
 
 
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0no header", b"no header", b"Exif\0\0II*\0\xff\xff\xff\xff"]
+)
+def test_damaged_exif_data_does_not_make_a_picture_unreadable(tmp_path, exif):
+    for name in ("a.png", "a.webp", "a.jpg"):
+        Image.new("RGB", (8, 4), "red").save(tmp_path / name, exif=exif)
+        assert open_picture(tmp_path / name, name, exif=True).size == (8, 4)
+
+
 # Every upper byte occurs once, and the lower one differs from it.
 SIXTEEN = (np.arange(256) * 256 + 77).astype(np.uint16).reshape(16, 16)
 

@@ -59,7 +59,10 @@ def test_folders_of_numbers_are_the_labels(tmp_path):
     assert by_path(labelled) == {f"{number}/a.png": number for number in range(12)}
     assert (labelled.by, labelled.notes) == ("numbers", ())
     named = label_pictures(source, head(12, "abcdefghijkl"))
-    assert by_path(named) == by_path(labelled) and "numbers of the outputs" in named.notes[0]
+    assert (
+        by_path(named) == by_path(labelled)
+        and "0 to 11 are taken as the outputs' numbers" in named.notes[0]
+    )
     with pytest.raises(InputError, match="the data has 12 classes, the checkpoint's head has 13"):
         label_pictures(source, head(13))
 

@@ -41,7 +41,7 @@ INTERVAL = 30.0  # Seconds between two savings.
 _SETTINGS, _LOCK = "settings.json", "lock"
 # What scored pictures depend on, so that --resume needs the same; batch and devices may change.
 _SAME = ("method", "args", "model", "device", "matmul_precision", "versions")
-_SAME += ("data_sha256", "checkpoint_sha256", "preprocessing", "labels_sha256")
+_SAME += ("data_sha256", "checkpoint_sha256", "labels_sha256")
 _SAME_OPTIONS = ("resolution", "data", "checkpoint", "compute", "predictions", "preparing")
 # What reading a file of pictures raises that is not whole.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)

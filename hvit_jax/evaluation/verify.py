@@ -18,7 +18,6 @@ POINTS, LOSS = 0.1, 1e-3
 _SAME = (
     "data_sha256",
     "checkpoint_sha256",
-    "preprocessing",
     "labels_sha256",
     "images",
     "not_finite",

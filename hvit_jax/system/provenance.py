@@ -17,6 +17,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "grain")
 _CONTENTS = {
     "checkpoint_sha256": ("--checkpoint", "another checkpoint in"),
     "data_sha256": ("DATA", "other pictures in"),
+    "labels_sha256": ("--labels", "other labels of"),
     "validation_sha256": ("--val", "other validation pictures in"),
 }
 _OPTIONS = ("settings", "options", "config", "args")  # Entries that hold options of a command line.

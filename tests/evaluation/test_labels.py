@@ -116,6 +116,10 @@ def test_labels_of_a_flat_folder_from_a_file(tmp_path, checkpoint, flat, best, c
     assert evaluate(flat, checkpoint, "--verify", tmp_path / "results.json") == 0
     table.write_text(table.read_text().replace(f"{files[0].name} {right[0]}", f"{files[0].name} 3"))
     capsys.readouterr()
+    words = ("--labels", table, "--output", tmp_path / "results.json", "--resume")
+    files = ("--predictions", tmp_path / "predictions.npz")
+    assert evaluate(flat, checkpoint, *words, *files) == 2
+    assert "was begun with other labels of DATA than now" in capsys.readouterr().err
     assert evaluate(flat, checkpoint, "--verify", tmp_path / "results.json") == 1
     assert "labels_sha256 was" in capsys.readouterr().out
     assert evaluate(flat, checkpoint) == 2

@@ -66,7 +66,7 @@ def make_page(session: Session) -> Any:
     import gradio as gr
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
-        gr.Markdown(_ABOUT)
+        gr.Markdown(f"{_ABOUT}\n\n{session.about}")
         with gr.Row():
             with gr.Column():
                 questions, button = _questions(gr, last_block=session.config.depth - 1)
@@ -79,7 +79,7 @@ def make_page(session: Session) -> Any:
                 reduced = gr.Label(label="prediction under the method")
                 dense = gr.Label(label="prediction of the dense model")
                 answers = [*pictures, reduced, dense, gr.Markdown()]
-        button.click(_answer_with(session, gr.Error), questions, answers, api_name="answer")
+        button.click(_answer_with(session), questions, answers, api_name="answer")
     return page
 
 
@@ -95,14 +95,17 @@ def _questions(gr: Any, *, last_block: int) -> tuple[list[Any], Any]:
     return [image, method, share, block], button
 
 
-def _answer_with(session: Session, complain: Any) -> Callable[..., tuple[Any, ...]]:
+def _answer_with(session: Session) -> Callable[..., tuple[Any, ...]]:
+    """Make what the button does; what is wrong stands in the last answer, the text."""
+
     def answer(image, method, share, block):
+        nothing = (None,) * 4
         if image is None:
-            raise complain("Choose a picture first.", print_exception=False)
+            return *nothing, "**Choose a picture first:** drop one in, or take one of the examples."
         try:
             found = session.answer(image, method, share / 100, int(block))
         except InputError as error:
-            raise complain(str(error), print_exception=False) from error
+            return *nothing, f"**This does not work:** {error}"
         return found.groups, found.attention, found.reduced, found.dense, found.summary
 
     return answer

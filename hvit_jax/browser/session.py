@@ -19,12 +19,12 @@ from hvit_jax.costs import at_cost, cost_share
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.models.vit import jit_model
 from hvit_jax.profiling.device import device_work, time_in_turns
-from hvit_jax.reducers import Reducer
+from hvit_jax.reducers import Reducer, method_name
 from hvit_jax.visualization.draw import draw_groups, enlarged, heat_map, lay_over
 from hvit_jax.visualization.view import compile_views
 
 KEPT_MODELS = 4  # Weights of a large model take gigabytes.
-TOP = 3
+TOP, CLASSES_SHOWN = 3, 12
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,23 @@ class Session:
         )
         # One picture at a time, or models would be compiled twice and times would be wrong.
         self._lock = threading.Lock()
+
+    @property
+    def about(self) -> str:
+        """Say which model this is and what it can recognise, as Markdown."""
+        config, names = self.config, self.description.classes
+        sizes = "{} x {} pixels, {} x {} patches".format(*config.image_shape, *config.grid)
+        model = f"**Model:** `{self.checkpoint}`, {sizes}."
+        if not config.num_classes:
+            return f"{model} It has no classification head, so it predicts nothing."
+        if not names:
+            return f"{model} It knows {config.num_classes} classes, whose names are not stored."
+        listed = ", ".join(names[:CLASSES_SHOWN])
+        more = f" and {len(names) - CLASSES_SHOWN} more" if len(names) > CLASSES_SHOWN else ""
+        return (
+            f"{model} It knows {len(names)} classes: {listed}{more}. "
+            "It names one of them for every picture, whatever the picture shows."
+        )
 
     def answer(self, image: Image.Image, method: str, share: float, block: int) -> Answer:
         """Run a picture under a method and under the dense model, and time both.
@@ -102,10 +119,11 @@ class Session:
     def _summary(self, reducer: Reducer, block: int, tokens: int, times: list[list[float]]) -> str:
         dense, reduced = (1e3 * float(np.median(each)) for each in times)
         return (
+            f"**Setting:** `{method_name(reducer.name, reducer.options())}`\n\n"
             f"| | dense | {reducer.name} |\n|---|---:|---:|\n"
             f"| tokens after block {block} | {self.config.num_patches + 1} | {tokens} |\n"
             f"| GFLOPs | 1.00 x | {cost_share(self.config, reducer):.2f} x |\n"
             f"| one picture | {dense:.1f} ms | {reduced:.1f} ms |\n"
             f"| speed | 1.00 x | {dense / reduced:.2f} x |\n\n"
-            f"One picture at a time on {jax.devices()[0].device_kind}; profile.py times batches."
+            f"One picture at a time on {jax.devices()[0].device_kind}; `hvit profile` times batches."
         )

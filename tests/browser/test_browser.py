@@ -35,6 +35,8 @@ def test_answers_with_predictions_groups_and_speed(session, picture):
     assert answer.groups.shape == answer.attention.shape == (616, 616, 3)
     assert next(iter(answer.reduced)).startswith("8") and next(iter(answer.dense)).startswith("8")
     assert 0.5 < sum(answer.reduced.values()) <= 1.0001
+    setting = "**Setting:** `hourglass cluster_location=2 num_clusters=64`\n"
+    assert answer.summary.startswith(setting)
     assert "| tokens after block 5 | 197 | 65 |" in answer.summary
     assert "| GFLOPs | 1.00 x | 0.61 x |" in answer.summary
 
@@ -56,9 +58,25 @@ def test_a_model_without_classes_or_head(tmp_path, small_config, picture):
         folder = tmp_path / str(classes)
         parameters = get_parameters(hvit_jax.create(config))
         save_checkpoint(folder, parameters, Description(config))
-        answer = Session(str(folder)).answer(picture, "dense", 1.0, 1)
+        here = Session(str(folder))
+        answer = here.answer(picture, "dense", 1.0, 1)
+        assert ("5 classes, whose names" if classes else "no classification head") in here.about
         assert len(answer.reduced) == min(3, classes)
         assert set(answer.reduced) <= {f"class {index}" for index in range(classes)}
+
+
+def test_says_what_the_model_knows(session):
+    assert "56 x 56 pixels, 14 x 14 patches" in session.about
+    assert "10 classes: 0-t-shirt, 1-trouser, " in session.about
+    assert "9-ankle-boot. It names one" in session.about
+
+
+def test_asks_for_a_picture_and_says_what_is_wrong_in_words(session, picture):
+    (ask,) = (fn.fn for fn in make_page(session).fns.values() if fn.api_name == "answer")
+    *nothing, text = ask(None, "tome", 60, 5)
+    assert nothing == [None] * 4 and text.startswith("**Choose a picture first:**")
+    *nothing, text = ask(picture, "tome", 60, 6)
+    assert nothing == [None] * 4 and "blocks are 0 to 5" in text
 
 
 def test_says_what_is_wrong(session, picture):

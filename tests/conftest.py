@@ -6,6 +6,13 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests, and the commands that they start, compile the same small programs again and again.
+PROGRAMS = Path(tempfile.gettempdir(), f"hvit_jax-tests-{getpass.getuser()}")
+alone = "PYTEST_XDIST_WORKER" not in os.environ
+if alone and sum(path.stat().st_size for path in PROGRAMS.glob("*-cache")) > 5e8:
+    shutil.rmtree(PROGRAMS)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(PROGRAMS)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 from jaxtyping import install_import_hook
 
@@ -18,21 +25,14 @@ from hypothesis import HealthCheck, settings
 import hvit_jax
 from hvit_jax.fields import Options
 from hvit_jax.ops.attention import cudnn
+from hvit_jax.system.programs import use_compilation_cache
 from tests.golden import Goldens
 
 # A shell starts background commands with Ctrl-C ignored, and so their children.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Tests compile the same small programs again and again. Each worker has its own folder, for entries
-# are not written atomically; commands that tests start as processes do not see it.
-PROGRAMS = Path(tempfile.gettempdir(), f"hvit_jax-tests-{getpass.getuser()}")
-PROGRAMS /= os.environ.get("PYTEST_XDIST_WORKER", "alone")
-if sum(path.stat().st_size for path in PROGRAMS.glob("*")) > 5e8:
-    shutil.rmtree(PROGRAMS)
-jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+use_compilation_cache()
 
 
 def _unwrap(record):

@@ -52,7 +52,7 @@ def inputs(tmp_path_factory):
 @pytest.fixture
 def fast(inputs):
     """Three candidates: dense, and ToMe with r = 1 and 2."""
-    quick = ["--methods", "tome", "-j", "0", "-b", "4", "--seconds", "0.001", "--no-cache"]
+    quick = ["--methods", "tome", "-j", "0", "-b", "4", "--seconds", "0.001"]
     return [*inputs, *quick]
 
 
@@ -258,7 +258,7 @@ def test_other_content_is_noticed(fast, inputs, tmp_path, capsys):
 
 def test_budgets_are_measured_and_eight_devices_give_what_one_does(inputs, tmp_path, capsys):
     files = [tmp_path / "one.json", tmp_path / "eight.json"]
-    words = [*inputs, "--methods", "ats", "-j", "0", "--seconds", "0.001", "--no-cache"]
+    words = [*inputs, "--methods", "ats", "-j", "0", "--seconds", "0.001"]
     found = sweep(configured(*words, "-b", "8", "--output", files[0]), settings=ATS)
     assert found.reached and found.chosen is None
     printed = capsys.readouterr().out

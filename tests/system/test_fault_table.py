@@ -31,7 +31,7 @@ from tests.torch_files import swag_state
 from tests.training_setup import before_batch
 
 CONFIG = hvit_jax.ViTConfig(16, patch_size=8, depth=2, width=8, heads=1, mlp_width=8, num_classes=2)
-QUICK = ("--seconds", "0.001", "--no-cache")
+QUICK = ("--seconds", "0.001")
 COMMANDS = ("eval", "train", "sweep", "profile", "convert", "to-torch", "calibrate")
 COMMANDS += ("visualize", "export")
 WITH_PICTURES = ("eval", "train", "sweep", "calibrate")

@@ -13,6 +13,7 @@ from hvit_jax.commands.main import records
 from hvit_jax.fields import default_of
 from hvit_jax.system.programs import WholeEntries, use_compilation_cache
 
+FOLDER, ENABLED = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
 ROOT = Path(__file__).parents[2]
 KILLED = """
 import resource, signal, sys
@@ -27,10 +28,11 @@ cache.put("cut", b"1" * 5000)
 
 
 def run(*words, **environment):
+    own = {name: value for name, value in os.environ.items() if "CACHE" not in name}
     return subprocess.run(
         [sys.executable, *map(str, words)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**own, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
     )
@@ -78,9 +80,11 @@ def test_a_kill_while_an_entry_is_written_leaves_the_whole_ones(tmp_path):
 
 @pytest.fixture
 def folder_of_jax():
-    before = jax.config.jax_compilation_cache_dir
-    yield lambda folder: jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_dir", before)
+    before = {name: jax.config.values[name] for name in (FOLDER, ENABLED)}
+    jax.config.update(ENABLED, True)  # Another test may have run a command with --no-cache.
+    yield lambda folder: jax.config.update(FOLDER, str(folder))
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def test_the_users_folder_is_used(tmp_path, folder_of_jax):

@@ -11,6 +11,7 @@ from typing import Any
 from hvit_jax import demo
 from hvit_jax.browser.config import DemoConfig
 from hvit_jax.browser.session import Session
+from hvit_jax.data.picture import open_picture
 from hvit_jax.errors import InputError, import_optional
 from hvit_jax.reducers import REDUCERS, Reducer
 from hvit_jax.system.programs import use_compilation_cache
@@ -86,7 +87,8 @@ def make_page(session: Session) -> Any:
 def _questions(gr: Any, *, last_block: int) -> tuple[list[Any], Any]:
     """Lay out what a visitor chooses, and the button."""
     methods = [name for name in REDUCERS if name != Reducer.name]
-    image = gr.Image(type="pil", label="picture", height=260)
+    # As a file, because Gradio would turn 16 bits of grey white on the way to RGB.
+    image = gr.Image(type="filepath", image_mode=None, label="picture", height=260)
     method = gr.Dropdown(methods, value=methods[0], label="method")
     share = gr.Slider(20, 100, value=60, step=5, label="GFLOPs, % of dense")
     block = gr.Slider(0, last_block, value=last_block, step=1, label="look behind block")
@@ -103,7 +105,8 @@ def _answer_with(session: Session) -> Callable[..., tuple[Any, ...]]:
         if image is None:
             return *nothing, "**Choose a picture first:** drop one in, or take one of the examples."
         try:
-            found = session.answer(image, method, share / 100, int(block))
+            picture = open_picture(Path(image), Path(image).name, exif=True)
+            found = session.answer(picture, method, share / 100, int(block))
         except InputError as error:
             return *nothing, f"**This does not work:** {error}"
         return found.groups, found.attention, found.reduced, found.dense, found.summary

@@ -71,12 +71,28 @@ def test_says_what_the_model_knows(session):
     assert "9-ankle-boot. It names one" in session.about
 
 
-def test_asks_for_a_picture_and_says_what_is_wrong_in_words(session, picture):
+def test_asks_for_a_picture_and_says_what_is_wrong_in_words(session, picture, tmp_path):
     (ask,) = (fn.fn for fn in make_page(session).fns.values() if fn.api_name == "answer")
     *nothing, text = ask(None, "tome", 60, 5)
     assert nothing == [None] * 4 and text.startswith("**Choose a picture first:**")
-    *nothing, text = ask(picture, "tome", 60, 6)
+    *nothing, text = ask(picture.filename, "tome", 60, 6)
     assert nothing == [None] * 4 and "blocks are 0 to 5" in text
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "a.tif")
+    *nothing, text = ask(str(tmp_path / "a.tif"), "tome", 60, 5)
+    assert nothing == [None] * 4 and "a.tif: its pixels are floating-point numbers" in text
+
+
+def test_sixteen_bits_of_grey_and_pictures_on_their_side(session, picture, tmp_path):
+    """Seen as the same picture with 8 bits, and upright."""
+    (ask,) = (fn.fn for fn in make_page(session).fns.values() if fn.api_name == "answer")
+    grey, exif = picture.convert("L"), Image.Exif()
+    exif[0x0112] = 8
+    deep = np.asarray(grey.transpose(Image.Transpose.ROTATE_270)).astype(np.uint16) << 8
+    grey.save(tmp_path / "plain.png")
+    Image.fromarray(deep).save(tmp_path / "deep.png", exif=exif)
+    plain, same = (ask(tmp_path / name, "tome", 60, 5) for name in ("plain.png", "deep.png"))
+    np.testing.assert_array_equal(same[0], plain[0])
+    assert same[2] == plain[2] and same[3] == plain[3]
 
 
 def test_says_what_is_wrong(session, picture):

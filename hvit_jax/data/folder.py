@@ -21,8 +21,7 @@ EXTENSIONS = (
 )
 # Names of splits in small letters, the first that is there is read.
 TRAIN = ("train", "training", "img_train")
-VALIDATION = ("img_val", "val", "validation", "valid")
-SPLITS = (*VALIDATION, "test", "testing")
+SPLITS = ("img_val", "val", "validation", "valid", "test", "testing")
 # What systems and tools put between the data, beside names that begin with a dot.
 _NO_DATA = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir"}
 _BESIDE = "pictures beside the class folders"

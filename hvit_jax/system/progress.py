@@ -66,8 +66,22 @@ def print_table(
 
 
 @contextmanager
-def show_progress(console: Console, total: int, first: int = 0, *, unit: str) -> Iterator[Show]:
+def show_progress(
+    console: Console,
+    total: int,
+    first: int = 0,
+    *,
+    unit: str,
+    seconds: float = _SECONDS_BETWEEN_LINES,
+) -> Iterator[Show]:
     """Show how many of `total` units are done, `first` of them earlier, and the time that is left.
+
+    Args:
+        console: a terminal, which gets a bar, or another, which gets lines.
+        total: units in all.
+        first: units that were done before.
+        unit: what they are called.
+        seconds: between two lines, at least.
 
     Yields:
         A function to call now and then with the units done, and a text about them.
@@ -80,7 +94,7 @@ def show_progress(console: Console, total: int, first: int = 0, *, unit: str) ->
         nonlocal last
         now = time.monotonic()
         bar.update(task, completed=done, text=text)
-        if not console.is_terminal and now - last >= _SECONDS_BETWEEN_LINES:
+        if not console.is_terminal and now - last >= seconds:
             last = now
             left = (now - start) * (total - done) / max(1, done - first)
             console.print(f"{done}/{total} {unit}, {text}, {left:.0f} s left")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hvit_jax.api import with_resolution
-from hvit_jax.config import IN_COMMANDS, Compute, ViTConfig, named_config
+from hvit_jax.config import IN_COMMANDS, Compute, Preparing, ViTConfig, named_config
 from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, flag, known, nested, option
@@ -32,10 +32,14 @@ class TrainConfig(Options):
         InputError: for values that no run can have, or that contradict each other.
     """
 
-    data: str = option(help="class folders, or a folder whose train/ holds them", positional=True)
+    data: str = option(
+        help="class folders, a folder whose train/ holds them, or tfds:NAME[:SPLIT]",
+        positional=True,
+    )
     output: Path = option(help="where state, metrics and result go", metavar="DIR")
     resume: bool = option(False, "go on from the newest state in OUTPUT")
     reducer: Reducer = Reducer()
+    preparing: Preparing = nested(Preparing)
     compute: Compute = nested(
         Compute, leave=("param_dtype", "attention", "unroll"), choices=IN_COMMANDS
     )
@@ -66,7 +70,9 @@ class TrainConfig(Options):
     batch_size: int = _recipe(
         128, "pictures in a step, which the rate belongs to, of all devices", short="-b", least=1
     )
-    epochs: float = _recipe(10.0, "passes over the pictures", above=0)
+    epochs: float = _recipe(
+        10.0, "passes over the pictures; a batch may begin in one and end in the next", above=0
+    )
     warmup_epochs: float | None = _recipe(
         None,
         "linear warm-up, then cosine to 0 (default: a tenth of the epochs, at most 1)",
@@ -99,6 +105,11 @@ class TrainConfig(Options):
     seed: int = _recipe(0, "of weights, order and augmentation", least=0, most=2**32 - 1)
 
     accumulate: int = _running(1, "parts that a step takes its batch in, to save memory", least=1)
+    on_error: str = _running(
+        "stop",
+        "what to do with unreadable pictures; skip names them and takes the next instead",
+        choices=("stop", "skip"),
+    )
     workers: int = _running(
         0,
         "processes that decode; 0: threads, which keep up where a step takes longer than decoding",
@@ -112,7 +123,7 @@ class TrainConfig(Options):
     )
     val: str | None = _running(
         None,
-        "pictures to validate on, as eval.py takes them, or none (default: DATA's val/, if any)",
+        "pictures to validate on, as eval.py takes them, or none (default: another split of DATA)",
         metavar="DATA",
     )
     val_every: float = _running(1.0, "epochs between two validations", above=0)

@@ -64,7 +64,7 @@ class Loop:
         shard, stop = placement.shard_batch, _Stop(placement)
         with (
             handling(stop.on_signal, signal.SIGINT, signal.SIGTERM),
-            show_progress(self.console, self.steps, step, unit="steps") as show,
+            show_progress(self.console, self.steps, step, unit="steps", seconds=0.0) as show,
         ):
             self._logged = step, time.perf_counter()
             self._validate_if_due(state, step, stop, show)
@@ -130,16 +130,20 @@ class Loop:
         def on_batch(seen: int) -> None:
             if stop.is_set():
                 raise KeyboardInterrupt
-            show(step, f"validated {seen} pictures")
+            if self.console.is_terminal:
+                show(step, f"validated {seen} pictures")
 
         started = time.perf_counter()
         with contextlib.suppress(KeyboardInterrupt), self._saved_at_least(state, by_all=True):
             totals = self.validate(self.trainer.result(state), on_batch)
+            if not totals.images:
+                raise PictureError("no validation picture can be read")
             top1, loss = 100.0 * totals.correct / totals.images, totals.loss / totals.images
             _check_finite(loss)
             row = ValidationRow(step, self._epoch(step), top1, loss)
             self.records.write(row)
-            self.console.print(f"epoch {row.epoch}: top-1 {top1:.2f} %, loss {loss:.4f}")
+            skipped = f", without {totals.unreadable} unreadable" if totals.unreadable else ""
+            self.console.print(f"epoch {row.epoch}: top-1 {top1:.2f} %, loss {loss:.4f}{skipped}")
         logged, since = self._logged
         self._logged = logged, since + time.perf_counter() - started
 

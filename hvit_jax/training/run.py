@@ -12,8 +12,9 @@ import jax
 from rich.console import Console
 
 from hvit_jax.checkpoint import Description, save_checkpoint
-from hvit_jax.config import ViTConfig
-from hvit_jax.data.folder import read_folder
+from hvit_jax.config import Preprocessing
+from hvit_jax.data.folder import TRAIN
+from hvit_jax.data.source import open_source
 from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.errors import InputError
 from hvit_jax.fields import as_json
@@ -79,20 +80,28 @@ def train(
     console = console or plain_console(quiet=jax.process_index() > 0)
     output, placement = config.output, place(shard=config.shard_parameters)
     config.check_devices(placement.devices)
-    pictures = read_folder(config.data, splits=("train",))
-    held_out = find_validation(config.data, config.val, pictures.classes)
-    sizes, parameters, note = _start(config, pictures.classes)
-    trainer = _trainer(config, sizes, len(pictures), placement)
+    exif = config.preparing.exif
+    pictures = open_source(config.data, TRAIN, exif=exif)
+    held_out = find_validation(config.data, config.val, pictures.classes, exif=exif)
+    begun, parameters, note = _start(config, pictures.classes)
+    trainer = _trainer(config, begun, len(pictures), placement)
     settings = describe_run(as_json(config), config.checkpoint, trainer, pictures, held_out)
     open_output(output, settings, resume=config.resume)
-    if note is not None:
-        console.print(note)
+    notes = *pictures.notes, *(held_out.notes if held_out else ()), *([note] if note else [])
+    for each in notes:
+        console.print(each)
     warn_if_slow(config.compute.dtype, console.print)
     validate = None
     if held_out is not None:
-        # As many pictures at once as a step takes: what trains in memory also validates.
-        size = config.batch_size // config.accumulate
-        validate = make_validate(trainer, held_out, pictures.classes, size, config.workers)
+        validate = make_validate(
+            trainer,
+            held_out,
+            pictures.classes,
+            # As many pictures at once as a step takes: what trains in memory also validates.
+            batch_size=config.batch_size // config.accumulate,
+            workers=config.workers,
+            skip_unreadable=config.on_error == "skip",
+        )
     states, advice = StateFolder(output / "state"), config.less_memory(placement.devices)
     with explain_out_of_memory(config.batch_size, advice), _ended(states, output, placement):
         state = placement.shard_state(trainer.init(parameters))
@@ -102,8 +111,9 @@ def train(
         first, steps = int(state.step), config.steps(len(pictures))
         console.print(
             f"{len(pictures)} pictures, {len(pictures.classes)} classes; "
-            f"{f'validated on {len(held_out)}; ' if held_out else ''}{steps} steps of "
-            f"{config.batch_size} from step {first} on "
+            f"{f'validated on {len(held_out)}; ' if held_out else ''}"
+            f"{config.epochs:g} epochs of {len(pictures) / config.batch_size:.4g} steps: {steps} "
+            f"steps of {config.batch_size} from step {first} on "
             f"{placement.devices} x {jax.local_devices()[0].device_kind}"
         )
         records = Records(output, first, tensorboard=config.tensorboard)
@@ -121,34 +131,45 @@ def train(
             val_every=config.val_every,
         )
         augmented = Augmented(
-            pictures, sizes.image_shape, config.crop_scale, config.flip, config.rand_augment
+            pictures,
+            begun.config.image_shape,
+            config.crop_scale,
+            config.flip,
+            config.rand_augment,
+            begun.preprocessing.interpolation,
+            skip_unreadable=config.on_error == "skip",
         )
         options = dict(batch_size=config.batch_size, seed=config.seed, workers=config.workers)
-        state = loop.run(state, batches(augmented, **options, first_step=first))
+        state = loop.run(state, batches(augmented, **options, first_step=first, note=console.print))
     checkpoint, trained = output / "checkpoint", placement.gather(trainer.result(state))
     if jax.process_index() == 0:
         source = {"format": "hvit train", **read_settings(output)}
         del source["model"]  # The description has the sizes.
-        save_checkpoint(checkpoint, trained, Description(sizes, source, pictures.classes))
+        save_checkpoint(checkpoint, trained, dataclasses.replace(begun, source=source))
         console.print(f"wrote {checkpoint}")
     return TrainResult(checkpoint, steps, records.last[MetricsRow], records.last[ValidationRow])
 
 
-def _start(config: TrainConfig, classes: Sequence[str]) -> tuple[ViTConfig, Tree, str | None]:
-    """Find the model's sizes, its first parameters, and what a user should know of them."""
+def _start(config: TrainConfig, classes: Sequence[str]) -> tuple[Description, Tree, str | None]:
+    """Describe the model; give its first parameters, and what a user should know of them."""
     if config.checkpoint is None:
         sizes = config.new_model(len(classes))
-        return sizes, init_parameters(sizes, config.seed), None
+        preprocessing = config.preparing.changed(Preprocessing())
+        begun = Description(sizes, classes=tuple(classes), preprocessing=preprocessing)
+        return begun, init_parameters(sizes, config.seed), None
     return from_checkpoint(
         config.checkpoint,
         classes,
         resolution=config.resolution,
+        preparing=config.preparing,
         new_head=config.new_head,
         seed=config.seed,
     )
 
 
-def _trainer(config: TrainConfig, sizes: ViTConfig, pictures: int, placement: Placement) -> Trainer:
+def _trainer(
+    config: TrainConfig, begun: Description, pictures: int, placement: Placement
+) -> Trainer:
     optimizer = make_optimizer(
         config.learning_rate,
         steps=config.steps(pictures),
@@ -157,11 +178,12 @@ def _trainer(config: TrainConfig, sizes: ViTConfig, pictures: int, placement: Pl
         layer_decay=config.layer_decay,
     )
     return Trainer(
-        sizes,
-        config.reducer.resolve(sizes),
+        begun.config,
+        config.reducer.resolve(begun.config),
         optimizer,
         placement,
         dataclasses.replace(config.compute, param_dtype="float32"),
+        begun.preprocessing,
         head_only=config.train == "head",
         label_smoothing=config.label_smoothing,
         ema=config.ema,

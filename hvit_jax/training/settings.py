@@ -22,7 +22,7 @@ from hvit_jax.training.trainer import Trainer
 
 # Options that a resumed run may change; those of the method are settings of their own.
 _FREE = ("resume", "output", "workers", "log_every", "save_every", "tensorboard")
-_FREE += ("cache", "shard_parameters", "processes", "reducer")
+_FREE += ("cache", "on_error", "shard_parameters", "processes", "reducer")
 # What else it may change, which is said and noted: machines differ, damaged pictures are repaired.
 _NOTED = ("data_sha256", "validation_sha256")
 _NOTED += ("device", "devices", "processes", "matmul_precision", "versions")

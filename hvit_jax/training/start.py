@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hvit_jax.api import with_resolution
-from hvit_jax.checkpoint import load_parameters, read_description, resize_parameters
-from hvit_jax.config import ViTConfig
-from hvit_jax.data.folder import SPLITS, read_folder
+from hvit_jax.checkpoint import (
+    Description,
+    load_parameters,
+    read_description,
+    resize_parameters,
+)
+from hvit_jax.config import Preparing
+from hvit_jax.data.folder import SPLITS, TRAIN
 from hvit_jax.data.source import Source, open_source
+from hvit_jax.data.tfds import PREFIX
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree, init_parameters
 
@@ -19,17 +25,19 @@ def from_checkpoint(
     checkpoint: Path,
     classes: Sequence[str],
     *,
-    resolution: int | tuple[int, int] | None,
-    new_head: bool,
-    seed: int,
-) -> tuple[ViTConfig, Tree, str | None]:
+    resolution: int | tuple[int, int] | None = None,
+    preparing: Preparing = Preparing(),
+    new_head: bool = False,
+    seed: int = 0,
+) -> tuple[Description, Tree, str | None]:
     """Read a checkpoint to be trained on the data's classes.
 
     Its head is drawn anew, from the seed, for another number of classes or with `new_head`. One for
     the data's classes in another order has its outputs change places.
 
     Returns:
-        The model's sizes, its parameters, and what a user should know of the head.
+        The description that the trained model begins with, its parameters, and what a user should
+        know of the head.
     """
     description = read_description(checkpoint)
     stored, names, note = description.config, description.classes, None
@@ -49,25 +57,32 @@ def from_checkpoint(
             "the data's class names are not the checkpoint's; the head's go by their order "
             "(--new-head draws it anew)"
         )
-    return sizes, resize_parameters(parameters, stored, sizes), note
+    preprocessing = preparing.changed(description.preprocessing)
+    begun = Description(sizes, classes=tuple(classes), preprocessing=preprocessing)
+    return begun, resize_parameters(parameters, stored, sizes), note
 
 
-def find_validation(data: str, val: str | None, classes: Sequence[str]) -> Source | None:
-    """Open the pictures to validate on, if any: by default `val/` or `img_val/` beside `train/`."""
-    source = None
-    if val is None:
-        train, *others = ((Path(data) / split).is_dir() for split in ("train", *SPLITS))
-        if train and any(others):
-            source = read_folder(data)
-    elif val != "none":
-        source = open_source(val)
-    if source is not None and set(source.classes) != set(classes):
+def find_validation(
+    data: str, val: str | None, classes: Sequence[str], *, exif: bool
+) -> Source | None:
+    """Open the pictures to validate on; by default those of another split beside `train/`."""
+    if val == "none" or (val is None and not _has_validation(data)):
+        return None
+    source = open_source(val or data, exif=exif)
+    if set(source.classes) != set(classes):
         raise InputError(
             f"the classes of the validation pictures ({_names(source.classes, classes)}) "
             f"are not those of training ({_names(classes, source.classes)}); "
             "--val none trains without validation"
         )
     return source
+
+
+def _has_validation(data: str) -> bool:
+    if data.startswith(PREFIX):
+        return False
+    names = {entry.name.lower() for entry in Path(data).iterdir() if entry.is_dir()}
+    return bool(names & set(TRAIN)) and bool(names & set(SPLITS))
 
 
 def _names(classes: Sequence[str], others: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, UInt8
 
-from hvit_jax.config import Compute, ViTConfig
+from hvit_jax.config import Compute, Preprocessing, ViTConfig
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.models.parameters import Tree, abstract_parameters, build_model
@@ -47,6 +47,7 @@ class Trainer:
     optimizer: optax.GradientTransformation  # Of what is trained.
     placement: Placement
     compute: Compute = Compute()
+    preprocessing: Preprocessing = Preprocessing()
     head_only: bool = False  # Train the classification head alone.
     label_smoothing: float = 0.0
     ema: float = 0.0  # Decay of the moving average that becomes the result; 0 for none.
@@ -83,11 +84,15 @@ class Trainer:
         specs = jax.tree.map(lambda leaf: sharding(leaf.shape).spec, shapes)
         return self.model(gather_parameters(parameters, specs), gather_block(specs["blocks"]))
 
+    def normalize(self, pixels: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+        """Make the model's input of pictures that have been resized."""
+        return normalize(pixels, self.preprocessing.mean, self.preprocessing.std)
+
     def _loss(
         self, parameters: Tree, pixels: UInt8[Array, "B H W 3"], targets: Float[Array, "B classes"]
     ) -> tuple[Float[Array, ""], Metrics]:
         """Compute the cross entropy of a batch; then the same and the accuracy by name."""
-        logits = self._model_of_shards(parameters)(normalize(pixels))
+        logits = self._model_of_shards(parameters)(self.normalize(pixels))
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         right = logits.argmax(-1) == targets.argmax(-1)
         return loss, {"loss": loss, "accuracy": right.mean()}

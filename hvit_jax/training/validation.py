@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import numpy as np
 from jaxtyping import Array, Int, UInt8
 
-from hvit_jax.data.preprocess import normalize
 from hvit_jax.data.source import Source
 from hvit_jax.evaluation.loop import BatchSharding, score
 from hvit_jax.evaluation.step import Outputs, compare
@@ -21,7 +21,13 @@ Validate = Callable[[Tree, Callable[[int], None]], Totals]
 
 
 def make_validate(
-    trainer: Trainer, source: Source, classes: tuple[str, ...], batch_size: int, workers: int
+    trainer: Trainer,
+    source: Source,
+    classes: tuple[str, ...],
+    *,
+    batch_size: int,
+    workers: int,
+    skip_unreadable: bool,
 ) -> Validate:
     """Make the function that validates.
 
@@ -31,21 +37,23 @@ def make_validate(
         classes: the model's, in the head's order; those of `source` are the same in any order.
         batch_size: pictures at once, of all devices together.
         workers: processes that decode.
+        skip_unreadable: leave out pictures that cannot be read, instead of raising.
     """
-    labels = [classes.index(source.classes[label]) for label in source.labels]
+    labels = np.array([classes.index(source.classes[label]) for label in source.labels], np.int32)
     sharding = BatchSharding(len(source), batch_size)
 
     def step(
         parameters: Tree, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, " B"]
     ) -> Outputs:
-        logits, report = trainer.model(parameters).classify(normalize(pixels))
+        logits, report = trainer.model(parameters).classify(trainer.normalize(pixels))
         return compare(logits, labels, report)
 
     compiled = trainer.placement.compile(step)
 
     def validate(parameters: Tree, on_batch: Callable[[int], None]) -> Totals:
         tally = Tally()
-        with sharding.load(source, trainer.sizes.image_shape, workers) as batches:
+        size, preprocessing = trainer.sizes.image_shape, trainer.preprocessing
+        with sharding.load(source, size, workers, preprocessing) as batches:
             score(
                 functools.partial(compiled, parameters),
                 batches,
@@ -53,6 +61,7 @@ def make_validate(
                 tally,
                 sharding,
                 trainer.placement.shard_batch,
+                skip_unreadable=skip_unreadable,
                 on_batch=lambda tally: on_batch(tally.totals.images),
             )
         return tally.totals

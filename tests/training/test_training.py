@@ -12,6 +12,7 @@ from hvit_jax.checkpoint import read_description
 from hvit_jax.commands.train import main
 from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.folder import read_folder
+from hvit_jax.reducers import make_reducer
 from hvit_jax.training import TrainConfig, train
 from hvit_jax.training.data import Augmented, training_batches
 from tests.training_setup import (
@@ -33,6 +34,7 @@ def data(tmp_path_factory):
 def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, capsys):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert main([str(data), "--output", str(straight), *SIZES, *RECIPE]) == 0
+    straight_out = capsys.readouterr().out
     losses = [float(row["loss"]) for row in rows(straight)]
     assert len(losses) == 9 and losses[-1] < 0.5 * losses[0]
     description = read_description(straight / "checkpoint")
@@ -60,12 +62,23 @@ def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, capsys):
     assert [row["loss"] for row in rows(broken)] == [row["loss"] for row in rows(straight)]
     jax.tree.map(np.testing.assert_array_equal, parameters(broken), parameters(straight))
 
+    # A log file gets a line a row, and is told what an epoch is.
+    assert "; 6 epochs of 3 steps: 18 steps of 8 from step 0 on 1 x cpu\n" in straight_out
+    lines = [line for line in straight_out.splitlines() if "/18 steps, loss " in line]
+    assert [line.split("/")[0] for line in lines] == [str(step) for step in range(2, 19, 2)]
+
     tuned = tmp_path / "tuned"
     start = ["--checkpoint", str(straight / "checkpoint"), "-r", "24"]
     short = "--epochs 1 -b 8 --warmup-epochs 0 --dtype bfloat16 --method hourglass -l 1".split()
     assert main([str(data), "--output", str(tuned), *start, *short]) == 0
     assert "bfloat16 is slower than float32 on a CPU\n" in capsys.readouterr().out
     assert parameters(tuned)["pos_embedding"].shape == (1 + 36, 16)
+    # Who evaluates it finds the method that it was trained under.
+    source, sizes = (
+        getattr(read_description(tuned / "checkpoint"), n) for n in ("source", "config")
+    )
+    method = make_reducer(source["method"], **source["args"])
+    assert method == make_reducer("hourglass", cluster_location=1).resolve(sizes)
     assert main([str(data), "--output", str(tuned), "--resume", *start, *short]) == 2
     assert "is finished" in capsys.readouterr().err
 
@@ -75,6 +88,19 @@ def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, capsys):
     before, after = parameters(straight), parameters(probed)
     assert np.any(before.pop("head")["kernel"] != after.pop("head")["kernel"])
     jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_a_row_counts_each_step_once_whatever_log_every_was(data, tmp_path):
+    """The state of step 8, when rows were written every 2 steps, begins the row of step 12."""
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    words = [data, *SIZES, *RECIPE, "--epochs", "4", "--output"]
+    assert command([*words, straight, "--log-every", "1"]) == 0
+    assert command([*words, broken], batches=signals_before_batch(7, signal.SIGINT)) == 130
+    assert command([*words, broken, "--resume", "--log-every", "4"]) == 0
+    losses = [float(row["loss"]) for row in rows(straight)]
+    expected = {2: losses[:2], 4: losses[2:4], 6: losses[4:6], 8: losses[6:8], 12: losses[8:]}
+    found = {int(row["step"]): float(row["loss"]) for row in rows(broken)}
+    assert found == {step: pytest.approx(np.mean(part)) for step, part in expected.items()}
 
 
 def test_batches_do_not_depend_on_where_they_start(data):
@@ -120,6 +146,12 @@ def test_batches_do_not_depend_on_where_they_start(data):
         ([*SIZES, "--warmup-epochs", "11"], "--warmup-epochs 11 must be at most --epochs 10"),
         ([*SIZES, "--keep-rate", "0.5"], "has no option --keep-rate; it is one of evit"),
         (["--checkpoint", "missing"], "checkpoint missing does not exist"),
+        ([*SIZES, "--lr", "0.1"], "unknown option --lr, did you mean --learning-rate?"),
+        ([*SIZES, "--bs", "8"], "unknown option --bs, did you mean --batch-size?"),
+        ([*SIZES, "--rand-augment", "0,9"], "at least 1 operation and a strength from 0 to 30"),
+        ([*SIZES, "--rand-augment", "2,31"], "strength from 0 to 30, got 2,31"),
+        ([*SIZES, "--rand-augment", "2"], "--rand-augment must be 2 whole numbers"),
+        ([*SIZES, "--mixup", "-1"], "--mixup must be at least 0, got -1"),
     ],
 )
 def test_bad_input_is_one_line(data, tmp_path, capsys, arguments, message):

@@ -10,6 +10,7 @@ import pytest
 from tests.training_setup import column, make_data, parameters, rows, train, train_elsewhere
 
 OPTIONS = "--method evit --drop-locations 1 --accumulate 2 --ema 0.9 --layer-decay 0.7".split()
+OPTIONS += "--rand-augment 2,9 --mixup 0.2 --cutmix 1".split()
 OPTIONS += "-b 16 --epochs 12 --val-every 3 --log-every 2 --save-every 3 --remat".split()
 KILLED = "signals_before_batch(10, signal.SIGKILL)"
 

@@ -16,13 +16,13 @@ def checkpoint(tmp_path):
 
 
 def start(checkpoint, classes, new_head=False):
-    return from_checkpoint(checkpoint, classes, resolution=None, new_head=new_head, seed=3)
+    return from_checkpoint(checkpoint, classes, new_head=new_head, seed=3)
 
 
 def test_outputs_follow_the_names_of_their_classes(checkpoint):
-    config, parameters, note = start(checkpoint, NAMES[::-1])
+    begun, parameters, note = start(checkpoint, NAMES[::-1])
     stored = load_parameters(checkpoint, CONFIG)["head"]
-    assert config == CONFIG and note is None
+    assert (begun.config, begun.classes, note) == (CONFIG, NAMES[::-1], None)
     for name, leaf in stored.items():
         np.testing.assert_array_equal(parameters["head"][name], leaf[..., ::-1])
 
@@ -39,6 +39,6 @@ def test_other_names_go_by_their_order(checkpoint):
 
 
 def test_another_number_of_classes_gets_a_new_head(checkpoint):
-    config, parameters, note = start(checkpoint, NAMES[:2])
-    assert config.num_classes == 2 and parameters["head"]["kernel"].shape == (CONFIG.width, 2)
+    begun, parameters, note = start(checkpoint, NAMES[:2])
+    assert begun.config.num_classes == 2 and parameters["head"]["kernel"].shape == (CONFIG.width, 2)
     assert note == "a new head for 2 classes; the checkpoint has 7"

@@ -64,8 +64,8 @@ def test_validation_counts_what_eval_counts_and_leaves_training_alone(data, tmp_
 def test_an_interrupted_validation_is_made_up_for(data, tmp_path):
     output, options = tmp_path / "run", ("--epochs", "2", "--tensorboard")
 
-    def interrupted(*arguments):
-        validate = make_validate(*arguments)
+    def interrupted(*arguments, **how):
+        validate = make_validate(*arguments, **how)
 
         def with_signal(parameters, on_batch):
             os.kill(os.getpid(), signal.SIGTERM)

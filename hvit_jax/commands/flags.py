@@ -350,6 +350,10 @@ def _ends_list(record: type[Options], words: Sequence[str]) -> bool:
     return bool(options) and options[-1] in lists
 
 
+def _initials(flag: str) -> str:
+    return "--" + "".join(word[:1] for word in flag.removeprefix("--").split("-"))
+
+
 def _not_an_option(
     parser: ArgumentParser, word: str, method: str | None, *, in_list: bool
 ) -> InputError:
@@ -372,7 +376,9 @@ def _not_an_option(
             f"{', '.join(owners)}: add --method {owners[0]}, or see {parser.prog} --method "
             f"{method or owners[0]} --help"
         )
-    longer = [each for each in known if each.startswith(name) and len(name) > 2]
-    near = longer or difflib.get_close_matches(name, known, n=1)
+    long = [each for each in known if each.startswith("--")]
+    longer = [each for each in long if each.startswith(name) and len(name) > 2]
+    initials = [each for each in long if name == _initials(each)]  # Such as --lr.
+    near = longer or initials or difflib.get_close_matches(name, long, n=1)
     hint = f", did you mean {near[0]}?" if near else ""
     return InputError(f"unknown option {name}{hint} (see {parser.prog} --help)")

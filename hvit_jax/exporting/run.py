@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,14 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from hvit_jax.api import with_resolution
-from hvit_jax.checkpoint import describe_checkpoint, fitted_parameters, read_description
+from hvit_jax.checkpoint import (
+    Description,
+    describe_checkpoint,
+    fitted_parameters,
+    read_description,
+)
 from hvit_jax.config import Preprocessing
-from hvit_jax.data.picture import to_rgb
+from hvit_jax.data import picture
 from hvit_jax.data.preprocess import corner, normalize, resize_and_crop, resized_size
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.exporting.config import PLATFORMS, ExportConfig
@@ -31,17 +37,16 @@ FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS, LOADER = "export.json", "weights.npz", "run.py"
 MOST_BYTES = 2**31  # of a FlatBuffer
 _TEMPLATE = Path(__file__).with_name("loader.py")
-_IMPORT = """from hvit_jax.config import Preprocessing
-from hvit_jax.data.preprocess import resize_and_crop
-"""
+_OWN_IMPORTS = re.compile("(from hvit_jax.*\n)+")
 Weights = dict[str, np.ndarray]
 
 
-def export(config: ExportConfig) -> dict[str, Any]:
+def export(config: ExportConfig, *, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
     """Export a checkpoint under a method into a new folder, which appears whole or not at all.
 
     Args:
         config: what to export, for what, and where to.
+        most_bytes: of weights inside a program.
 
     Returns:
         What the folder's export.json says.
@@ -60,10 +65,10 @@ def export(config: ExportConfig) -> dict[str, Any]:
     tree = nnx.to_pure_dict(nnx.state(model))
     weights = {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}
     size, inside = sum(array.nbytes for array in weights.values()), config.weights == "inside"
-    if inside and size >= MOST_BYTES:
+    if inside and size >= most_bytes:
         raise InputError(
             f"{size / 1e9:.1f} GB of weights do not fit inside a program, which may have "
-            f"{MOST_BYTES / 1e9:.1f} GB; use --weights beside"
+            f"{most_bytes / 1e9:.1f} GB; use --weights beside"
         )
     with new_folder(config.output) as folder:
         platforms = tuple(dict.fromkeys(config.platforms))
@@ -78,7 +83,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
         beside = None if inside else _write_weights(folder / WEIGHTS, weights)
         (folder / LOADER).write_text(_loader_source(), encoding="utf-8")
         about = {
-            **_describe(model, checkpoint, config.rows),
+            **_describe(model, description, config.rows),
+            "checkpoint": str(checkpoint),
+            **describe_checkpoint(checkpoint),
             "programs": programs,
             "calling_convention_version": convention,
             "weights": beside,
@@ -135,23 +142,21 @@ def _export(
 
 def _loader_source() -> str:
     """Write the loader: `loader.py`, with the source of what it imports from this package."""
-    template = _TEMPLATE.read_text(encoding="utf-8")
-    sources = map(inspect.getsource, (to_rgb, resized_size, corner, resize_and_crop))
-    first = "from types import SimpleNamespace as Preprocessing\n\nInputError = ValueError\n"
-    own = "\n\n".join([first, *sources])
-    return template.replace(_IMPORT, f"{own}\n", 1)
+    own = "from types import SimpleNamespace as Preprocessing\n\nInputError = ValueError\n"
+    lines = inspect.getsource(picture).splitlines()[1:]
+    lines = [line for line in lines if not line.startswith(("from __future__", "from hvit_jax"))]
+    parts = [own, "\n".join(lines).strip() + "\n"]
+    parts += map(inspect.getsource, (resized_size, corner, resize_and_crop))
+    return _OWN_IMPORTS.sub(lambda _: "\n\n".join(parts), _TEMPLATE.read_text(encoding="utf-8"), 1)
 
 
-def _describe(model: ViT, checkpoint: Path, batch: int | None) -> dict[str, Any]:
-    description = read_description(checkpoint)
+def _describe(model: ViT, description: Description, batch: int | None) -> dict[str, Any]:
     names = description.classes or map(str, range(model.config.num_classes))
     return {
         "format_version": FORMAT_VERSION,
         # The precision of matrix products is part of the programs; the device only made them.
         **describe_runtime(),
         "model": dataclasses.asdict(model.config),
-        "checkpoint": str(checkpoint),
-        **describe_checkpoint(checkpoint),
         "method": model.reducer.name,
         "args": model.reducer.options(),
         "dtype": model.dtype.name,

@@ -16,8 +16,11 @@ from hvit_jax.checkpoint import checkpoint_sha256
 from hvit_jax.commands.export import main
 from hvit_jax.config import Compute, Preprocessing
 from hvit_jax.data.folder import read_folder
+from hvit_jax.data.picture import ORIENTATION
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.exporting import ExportConfig, loader
+from hvit_jax.exporting import export as export_model
+from hvit_jax.fields import as_json
 from tests.evaluation_setup import CONFIG, make_checkpoint, make_pictures
 from tests.reducers.test_contract import CASES, name
 
@@ -54,19 +57,17 @@ def run_alone(folder, *arguments):
 
 
 def prepared(paths, resolution):
-    return np.stack([loader.prepared(path, resolution, Preprocessing()) for path in paths])
+    about = {"input": {"resolution": resolution, "preprocessing": as_json(Preprocessing())}}
+    return np.stack([loader.prepared(path, about) for path in paths])
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_program_gives_the_models_logits_for_any_batch(
-    tmp_path, monkeypatch, small_config, case
-):
+def test_one_program_gives_the_models_logits_for_any_batch(tmp_path, small_config, case):
     checkpoint = make_checkpoint(tmp_path / "checkpoint", small_config)
     reducer = hvit_jax.make_reducer(name(case), **CASES[case].options)
     words = (*reducer.words(), "--platforms", "cpu")
     assert export_to(tmp_path / "out", *words, checkpoint=checkpoint) == 0
-    monkeypatch.setattr(loader, "FOLDER", tmp_path / "out")
-    about, classify = loader.load()
+    about, classify = loader.load(tmp_path / "out")
     assert (about["method"], about["batch"]) == (name(case), None)
     assert about["checkpoint_sha256"] == checkpoint_sha256(checkpoint)
     assert about["matmul_precision"] == "highest"
@@ -78,11 +79,10 @@ def test_one_program_gives_the_models_logits_for_any_batch(
     np.testing.assert_allclose(classify(pixels[:1]), expected[:1], rtol=1e-5, atol=2e-5)
 
 
-def test_the_demo(tmp_path, monkeypatch):
+def test_the_demo(tmp_path):
     """What the README exports, on pictures."""
     assert export_to(tmp_path / "out", "--method", "hourglass", "--platforms", "cpu") == 0
-    monkeypatch.setattr(loader, "FOLDER", tmp_path / "out")
-    about, classify = loader.load()
+    about, classify = loader.load(tmp_path / "out")
     source = read_folder(demo.images_dir())
     pixels = np.stack([resize_and_crop(source.open(place), (56, 56)) for place in (0, 400, 900)])
     logits = hvit_jax.jit_model(hvit_jax.load(demo.checkpoint_dir(), "hourglass"))(
@@ -94,15 +94,12 @@ def test_the_demo(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("extra", [(), ("--weights", "inside", "--batch", "2")])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_weights_inside_and_beside_in_both_dtypes(
-    tmp_path, monkeypatch, tiny, pictures, dtype, extra
-):
+def test_weights_inside_and_beside_in_both_dtypes(tmp_path, tiny, pictures, dtype, extra):
     out = tmp_path / "out"
     words = ("--method", "evit", "--dtype", dtype, "--platforms", "cpu", *extra)
     assert export_to(out, *words, checkpoint=tiny) == 0
     assert (out / "weights.npz").exists() == (not extra)
-    monkeypatch.setattr(loader, "FOLDER", out)
-    about, classify = loader.load()
+    about, classify = loader.load(out)
     found = [logits for _, logits in loader.classify(about, classify, pictures)]
     model = hvit_jax.load(tiny, "evit", dtype=dtype)
     expected = hvit_jax.jit_model(model)(normalize(prepared(pictures, CONFIG.resolution)))
@@ -144,32 +141,48 @@ def test_the_checkpoints_preprocessing_is_in_the_export(tmp_path, pictures):
     assert done.stdout.startswith(f"{pictures[0]}: {best} {shares.max():.1f} %, ")
 
 
-def test_damage_is_found(tmp_path, monkeypatch, tiny):
+def test_damage_is_found(tmp_path, tiny):
     out = tmp_path / "out"
     assert export_to(out, "--platforms", "cpu", checkpoint=tiny) == 0
-    monkeypatch.setattr(loader, "FOLDER", out)
     weights = bytearray((out / "weights.npz").read_bytes())
     weights[len(weights) // 2] ^= 1
     (out / "weights.npz").write_bytes(weights)
-    with pytest.raises(loader.Problem, match="weights.npz is damaged"):
-        loader.load()
+    with pytest.raises(InputError, match="weights.npz is damaged"):
+        loader.load(out)
     about = json.loads((out / "export.json").read_text())
     (out / "model.cpu.jaxexport").write_bytes(b"x" * 40)
     about["files"]["model.cpu.jaxexport"] = {"bytes": 40, "crc32": loader.zlib.crc32(b"x" * 40)}
     (out / "export.json").write_text(json.dumps(about))
-    with pytest.raises(loader.Problem, match="jax cannot read the program .made with jax"):
-        loader.load()
+    with pytest.raises(InputError, match="jax cannot read the program .made with jax"):
+        loader.load(out)
     about["programs"] = {"tpu": "model.tpu.jaxexport"}
     (out / "export.json").write_text(json.dumps(about))
-    with pytest.raises(loader.Problem, match="exported for tpu; this machine's platform is cpu"):
-        loader.load()
+    with pytest.raises(InputError, match="exported for tpu; this machine's platform is cpu"):
+        loader.load(out)
 
 
-def test_pictures_that_cannot_be_read(tmp_path):
+def test_pictures_are_read_as_everywhere(tmp_path, tiny):
+    """With the limit on pixels, upright as in viewers, and 16 bits of grey scaled to 8."""
+    assert export_to(tmp_path / "out", "--platforms", "cpu", checkpoint=tiny) == 0
+    done = run_alone(tmp_path / "out", "--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: run.py [-h] PICTURE")
     (tmp_path / "a.png").write_bytes(b"no picture")
-    for file, reason in (("a.png", "cannot identify"), ("none.png", "No such file")):
-        with pytest.raises(loader.Problem, match=f"cannot read the picture .*{file}: {reason}"):
-            loader.prepared(tmp_path / file, (8, 8), Preprocessing())
+    header = b"P5 12000 12000 255\n"
+    (tmp_path / "huge.pgm").write_bytes(header + bytes(10))
+    for file, reason in (
+        ("a.png", "not a picture that Pillow can read"),
+        ("none.png", "No such file or directory"),
+        ("huge.pgm", "12000 x 12000 pixels are more than the 134 million that are decoded"),
+    ):
+        done = run_alone(tmp_path / "out", tmp_path / file)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert done.stderr.startswith(f"run.py: picture {tmp_path / file}: {reason}")
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)
+    Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "b.png", exif=exif)
+    expected = resize_and_crop(Image.fromarray(pixels), (24, 16))
+    np.testing.assert_array_equal(prepared([tmp_path / "b.png"], (24, 16))[0], expected)
 
 
 def test_programs_for_gpus_are_made_without_one(tmp_path, tiny):
@@ -202,16 +215,14 @@ def test_a_method_that_needs_to_know_the_batch(tmp_path, tiny, capsys):
     assert export_to(tmp_path / "out", *words, "--batch", "2", checkpoint=tiny) == 0
 
 
-def test_a_model_without_a_head_gives_features(tmp_path, monkeypatch, pictures):
+def test_a_model_without_a_head_gives_features(tmp_path, pictures):
     config = hvit_jax.ViTConfig(
         (16, 24), patch_size=8, depth=2, width=16, heads=2, mlp_width=32, num_classes=0
     )
     checkpoint = make_checkpoint(tmp_path / "headless", config)
     assert export_to(tmp_path / "out", "--platforms", "cpu", checkpoint=checkpoint) == 0
-    monkeypatch.setattr(loader, "FOLDER", tmp_path / "out")
-    monkeypatch.setattr(sys, "argv", ["run.py", str(pictures[0])])
-    loader.main()
-    about, classify = loader.load()
+    loader.main(tmp_path / "out", [str(pictures[0])])
+    about, classify = loader.load(tmp_path / "out")
     assert about["output"] == "features of CLS"
     assert classify(np.zeros((2, 16, 24, 3), np.uint8)).shape == (2, 16)
 
@@ -245,7 +256,7 @@ def test_what_no_program_can_be_made_with_is_refused_in_a_record_too(tmp_path, m
         ExportConfig(output=tmp_path / "out", compute=Compute("float64"))
 
 
-def test_weights_too_large_for_a_program(tmp_path, tiny, capsys, monkeypatch):
-    monkeypatch.setattr("hvit_jax.exporting.run.MOST_BYTES", 1000)
-    assert export_to(tmp_path / "out", "--weights", "inside", checkpoint=tiny) == 2
-    assert "do not fit inside a program" in capsys.readouterr().err
+def test_weights_too_large_for_a_program(tmp_path, tiny):
+    config = ExportConfig(output=tmp_path / "out", checkpoint=tiny, weights="inside")
+    with pytest.raises(InputError, match="weights do not fit inside a program"):
+        export_model(config, most_bytes=1000)

@@ -12,11 +12,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from hvit_jax.api import load, with_resolution
-from hvit_jax.checkpoint import read_description
+from hvit_jax.api import with_resolution
+from hvit_jax.checkpoint import fitted_parameters, read_description
 from hvit_jax.config import ViTConfig
 from hvit_jax.costs import at_cost, cost_share
 from hvit_jax.data.preprocess import normalize, resize_and_crop
+from hvit_jax.models.parameters import build_model
 from hvit_jax.models.vit import jit_model
 from hvit_jax.profiling.device import device_work, time_in_turns
 from hvit_jax.reducers import Reducer, method_name
@@ -46,9 +47,11 @@ class Session:
         self.checkpoint = checkpoint
         self.description = read_description(checkpoint)
         self.config: ViTConfig = with_resolution(self.description.config, resolution)
-        self._model = functools.lru_cache(KEPT_MODELS)(self._load)
+        self._parameters = fitted_parameters(checkpoint, self.config)
+        self._model = functools.lru_cache(KEPT_MODELS)(self._make)
+        how = self.description.preprocessing
         self._views = functools.lru_cache(KEPT_MODELS)(
-            lambda reducer, block: compile_views(self._model(reducer)[0], [block])
+            lambda reducer, block: compile_views(self._model(reducer)[0], [block], how)
         )
         # One picture at a time, or models would be compiled twice and times would be wrong.
         self._lock = threading.Lock()
@@ -84,14 +87,15 @@ class Session:
             return self._answer(image, reducer, block)
 
     def _answer(self, image: Image.Image, reducer: Reducer, block: int) -> Answer:
-        pixels = resize_and_crop(image, self.config.image_shape)[None]
-        inputs = normalize(pixels)
+        how = self.description.preprocessing
+        pixels = resize_and_crop(image, self.config.image_shape, how)[None]
+        inputs = normalize(pixels, how.mean, how.std)
         (view,), output = self._views(reducer, block)(pixels)
         forward = self._model(reducer)[1]
         dense = self._model(Reducer().resolve(self.config))[1]
         works = [device_work(functools.partial(run, inputs)) for run in (dense, forward)]
         times = time_in_turns(works, seconds=0.1, rounds=5)
-        shown = resize_and_crop(image, enlarged(self.config.image_shape))
+        shown = resize_and_crop(image, enlarged(self.config.image_shape), how)
         heat = heat_map(np.asarray(view.attention[0]), self.config.grid, shown.shape[:2])
         return Answer(
             groups=draw_groups(shown, np.asarray(view.groups[0]), self.config.grid),
@@ -101,8 +105,8 @@ class Session:
             summary=self._summary(reducer, block, int(view.tokens[0]), times),
         )
 
-    def _load(self, reducer: Reducer):
-        model = load(self.checkpoint, reducer, resolution=self.config.image_shape)
+    def _make(self, reducer: Reducer):
+        model = build_model(self.config, reducer, self._parameters)
         return model, jit_model(model)
 
     def _classes(self, logits: Float[jax.Array, " classes"]) -> dict[str, float]:
@@ -125,5 +129,6 @@ class Session:
             f"| GFLOPs | 1.00 x | {cost_share(self.config, reducer):.2f} x |\n"
             f"| one picture | {dense:.1f} ms | {reduced:.1f} ms |\n"
             f"| speed | 1.00 x | {dense / reduced:.2f} x |\n\n"
-            f"One picture at a time on {jax.devices()[0].device_kind}; `hvit profile` times batches."
+            f"One picture at a time on {jax.devices()[0].device_kind}; "
+            "`hvit profile` times batches."
         )

@@ -57,6 +57,13 @@ def measure(
 ) -> list[BlockCounts]:
     """Count what every block of a method needs whose budgets are not given; padding is left out.
 
+    Args:
+        model: a model under the method.
+        batches: pictures that have been resized and cut.
+        batch_size: rows of every batch.
+        placement: the devices that share a batch.
+        preprocessing: the checkpoint's, whose mean and deviation normalise the pictures.
+
     Raises:
         InputError: if a picture cannot be read.
     """

@@ -20,7 +20,11 @@ SHARE = 0.6
 class VisualizeConfig(OnCheckpoint):
     """Which pictures to draw, under which method, behind which blocks, and where to."""
 
-    images: tuple[str, ...] = option(help="pictures, a row each", metavar="IMAGE", positional=True)
+    images: tuple[str, ...] = option(
+        help="pictures, a row each, upright as their EXIF data says",
+        metavar="IMAGE",
+        positional=True,
+    )
     output: Path = option(
         help="a file that ends in .png, .jpg, .svg or .pdf; replaced if it exists",
         short="-o",

@@ -12,13 +12,14 @@ from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import track
 
-from hvit_jax.api import load, with_resolution
-from hvit_jax.checkpoint import read_description
-from hvit_jax.config import ViTConfig
+from hvit_jax.api import with_resolution
+from hvit_jax.checkpoint import fitted_parameters, read_description
 from hvit_jax.costs import at_cost, cost_share
 from hvit_jax.data.picture import open_picture
 from hvit_jax.data.preprocess import resize_and_crop
 from hvit_jax.errors import InputError
+from hvit_jax.fields import show
+from hvit_jax.models.parameters import build_model
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.models.vit import ViT
 from hvit_jax.reducers import REDUCERS
@@ -56,43 +57,42 @@ def visualize(config: VisualizeConfig, console: Console | None = None) -> list[l
     """
     check_plot(config.output, "--output")
     use_compilation_cache(config.cache)
-    checkpoint = config.folder
-    sizes = with_resolution(read_description(checkpoint).config, config.resolution)
-    blocks, reducers = _blocks(config, sizes), _reducers(config, sizes)
-    pictures = [open_picture(Path(name), name) for name in config.images]
+    description = read_description(config.folder)
+    sizes, how = with_resolution(description.config, config.resolution), description.preprocessing
+    blocks = _blocks(sizes.depth, config.after, last_only=config.compare)
+    if config.compare:
+        share = config.share or SHARE
+        reducers = [at_cost(name, sizes, share) for name in REDUCERS if name != Reducer.name]
+        title = f"All methods near {share:g} x the GFLOPs of dense"
+    else:
+        reducers = [config.reducer.resolve(sizes)]
+        title = f"{reducers[0].name}, {cost_share(sizes, reducers[0]):.2f} x the GFLOPs of dense"
+    pictures = [open_picture(Path(name), name, exif=True) for name in config.images]
     large = enlarged(sizes.image_shape)
-    shown = [resize_and_crop(picture, large) for picture in pictures]
-    seen = [resize_and_crop(picture, sizes.image_shape) for picture in pictures]
+    shown = [resize_and_crop(picture, large, how) for picture in pictures]
+    seen = [resize_and_crop(picture, sizes.image_shape, how) for picture in pictures]
     columns = [[Panel("picture", picture) for picture in shown]]
+    parameters = fitted_parameters(config.folder, sizes)
     console = console or Console(stderr=True)
     for reducer in track(reducers, "methods", console=console, disable=len(reducers) == 1):
-        model = load(checkpoint, reducer, resolution=sizes.image_shape)
-        compiled = compile_views(model, blocks)
+        model = build_model(sizes, reducer, parameters)
+        compiled = compile_views(model, blocks, how)
         views = [jax.device_get(compiled(picture[None])[0]) for picture in seen]
         columns += _columns(model, blocks, shown, views, compare=config.compare)
     rows = [list(row) for row in zip(*columns, strict=True)]
-    _draw_figure(rows, config.output, title=_title(config, sizes, reducers))
+    _draw_figure(rows, config.output, f"{title}, {sizes.grid[0]} x {sizes.grid[1]} patches")
     return rows
 
 
-def _reducers(config: VisualizeConfig, sizes: ViTConfig) -> list[Reducer]:
-    """Choose what to draw: the method asked for, or all of them."""
-    if not config.compare:
-        return [config.reducer.resolve(sizes)]
-    share = config.share or SHARE
-    return [at_cost(name, sizes, share) for name in REDUCERS if name != Reducer.name]
-
-
-def _blocks(config: VisualizeConfig, sizes: ViTConfig) -> tuple[int, ...]:
+def _blocks(depth: int, after: tuple[int, ...] | None, *, last_only: bool) -> tuple[int, ...]:
     """Choose the blocks to look behind: those asked for, or the ends of three thirds."""
-    last = sizes.depth - 1
-    if config.after is None:
-        thirds = sorted({max(0, sizes.depth * part // 3 - 1) for part in (1, 2, 3)})
-        return (last,) if config.compare else tuple(thirds)
-    if not all(0 <= block <= last for block in config.after):
-        shown = ",".join(map(str, config.after))
-        raise InputError(f"--after {shown}: the model's blocks are 0 to {last}")
-    return config.after
+    last = depth - 1
+    if after is None:
+        thirds = sorted({max(0, depth * part // 3 - 1) for part in (1, 2, 3)})
+        return (last,) if last_only else tuple(thirds)
+    if not all(0 <= block <= last for block in after):
+        raise InputError(f"--after {show(after)}: the model's blocks are 0 to {last}")
+    return after
 
 
 def _columns(
@@ -126,15 +126,7 @@ def _span(counts: Sequence[int]) -> str:
     return str(least) if least == most else f"{least} to {most}"
 
 
-def _title(config: VisualizeConfig, sizes: ViTConfig, reducers: Sequence[Reducer]) -> str:
-    patches = "{} x {} patches".format(*sizes.grid)
-    if config.compare:
-        return f"All methods near {config.share or SHARE:g} x the GFLOPs of dense, {patches}"
-    share = cost_share(sizes, reducers[0])
-    return f"{reducers[0].name}, {share:.2f} x the GFLOPs of dense, {patches}"
-
-
-def _draw_figure(rows: Sequence[Sequence[Panel]], path: Path, *, title: str) -> None:
+def _draw_figure(rows: Sequence[Sequence[Panel]], path: Path, title: str) -> None:
     """Draw rows of panels, equally long, to a file."""
     height, width = rows[0][0].drawing.shape[:2]
     lines = max(panel.title.count("\n") + 1 for panel in rows[0])

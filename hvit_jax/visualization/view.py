@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from hvit_jax.config import Preprocessing
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block
@@ -42,13 +43,14 @@ class BlockView:
 
 
 def compile_views(
-    model: ViT, blocks: Sequence[int]
+    model: ViT, blocks: Sequence[int], preprocessing: Preprocessing = Preprocessing()
 ) -> Callable[[UInt8[np.ndarray, "B H W 3"]], tuple[list[BlockView], Float[Array, "B classes"]]]:
     """Compile the views of some blocks.
 
     Args:
         model: a model under any method.
         blocks: which blocks, counted from 0.
+        preprocessing: the checkpoint's, whose mean and deviation normalise the pictures.
 
     Returns:
         A function of uint8 pictures: a view for each of `blocks`, and the model's output.
@@ -64,7 +66,8 @@ def compile_views(
 
     @functools.partial(jax.jit, compiler_options=compiler_options())
     def views(weights, pixels):
-        model, images = with_weights(weights), normalize(pixels)
+        model = with_weights(weights)
+        images = normalize(pixels, preprocessing.mean, preprocessing.std)
         features = model.features(images)
         after = zip(features.tokens, features.states, strict=True)
         steps = [model.embed(images, trace=True), *after]

@@ -6,6 +6,7 @@ import sys
 import time
 import urllib.request
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +16,10 @@ from hvit_jax import InputError, demo
 from hvit_jax.browser.page import example_pictures, make_page
 from hvit_jax.browser.session import KEPT_MODELS, Session
 from hvit_jax.commands.demo import main
+from hvit_jax.config import Preprocessing
 from hvit_jax.costs import at_cost
+from hvit_jax.data.preprocess import normalize, resize_and_crop
+from tests.evaluation_setup import make_checkpoint
 
 gradio = pytest.importorskip("gradio", reason="needs gradio (the extra demo)")
 
@@ -93,6 +97,17 @@ def test_sixteen_bits_of_grey_and_pictures_on_their_side(session, picture, tmp_p
     plain, same = (ask(tmp_path / name, "tome", 60, 5) for name in ("plain.png", "deep.png"))
     np.testing.assert_array_equal(same[0], plain[0])
     assert same[2] == plain[2] and same[3] == plain[3]
+
+
+def test_pictures_are_prepared_as_the_checkpoint_says(tmp_path, small_config, picture):
+    own = Preprocessing(crop_mode="squash", mean=(0.1, 0.2, 0.3), std=(0.9, 0.8, 0.7))
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", small_config, preprocessing=own)
+    found = Session(checkpoint).answer(picture, "dense", 1.0, 1)
+    pixels = resize_and_crop(picture, small_config.image_shape, own)[None]
+    logits = hvit_jax.load(checkpoint)(normalize(pixels, own.mean, own.std))[0]
+    shares = np.asarray(jax.nn.softmax(logits))
+    expected = {f"class {index}": shares[index] for index in np.argsort(-shares)[:3]}
+    assert found.dense == pytest.approx(expected, abs=1e-6) == found.reduced
 
 
 def test_says_what_is_wrong(session, picture):

@@ -9,9 +9,15 @@ from PIL import Image
 
 import hvit_jax
 from hvit_jax.calibration.budgets import BlockCounts, propose
-from hvit_jax.checkpoint import Description, checkpoint_sha256, save_checkpoint
+from hvit_jax.checkpoint import (
+    Description,
+    checkpoint_sha256,
+    load_parameters,
+    save_checkpoint,
+)
 from hvit_jax.commands.calibrate import main
 from hvit_jax.commands.flags import read_method_args
+from hvit_jax.config import Preprocessing
 from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.preprocess import normalize, resize_and_crop
@@ -227,3 +233,25 @@ def test_an_unreadable_picture_is_named(capsys, checkpoint, tmp_path):
     (tmp_path / "class" / "broken.png").write_bytes(b"not a picture")
     status, _, errors = run(capsys, tmp_path, "--checkpoint", checkpoint)
     assert status == 2 and "broken.png" in errors
+
+
+def test_pictures_are_prepared_as_the_checkpoint_says(capsys, checkpoint, pictures, tmp_path):
+    """Squashed and normalised otherwise, the same model counts otherwise."""
+    own = Preprocessing(crop_mode="squash", mean=(0.1, 0.2, 0.3), std=(0.9, 0.9, 0.9))
+    other = tmp_path / "other"
+    parameters = load_parameters(checkpoint, CONFIG)
+    save_checkpoint(other, parameters, Description(CONFIG, preprocessing=own))
+    output = tmp_path / "budgets.json"
+    words = ["--checkpoint", other, "--blocks", "1", "--output", output, "-r", "40,56"]
+    status, _, errors = run(capsys, pictures, *words)
+    assert status == 0, errors
+    (row,) = json.loads(output.read_text())["measured"]["blocks"]
+    model, source = (
+        hvit_jax.load(other, "ats", blocks=(1,), resolution=(40, 56)),
+        read_folder(pictures),
+    )
+    pixels = np.stack([resize_and_crop(source.open(index), (40, 56), own) for index in range(7)])
+    states = model.features(normalize(pixels, own.mean, own.std)).states
+    assert row["mean"] == pytest.approx(
+        np.asarray(model.reducer.counts(states[1])["tokens"]).mean()
+    )

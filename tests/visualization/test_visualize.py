@@ -8,7 +8,9 @@ from PIL import Image
 import hvit_jax
 from hvit_jax import InputError, demo
 from hvit_jax.commands.visualize import main
-from hvit_jax.data.preprocess import normalize
+from hvit_jax.config import Preprocessing
+from hvit_jax.data.picture import ORIENTATION
+from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.visualization import VisualizeConfig, visualize
 from hvit_jax.visualization.draw import SHADE, draw_groups, enlarged, heat_map, lay_over
 from hvit_jax.visualization.view import compile_views
@@ -146,6 +148,31 @@ def test_draws_a_method(tmp_path, capfd, checkpoint):
     with Image.open(out) as picture:
         assert picture.width > picture.height > 300
     assert capfd.readouterr().out == f"written: {out}\n"
+
+
+def test_pictures_are_upright_and_prepared_as_the_checkpoint_says(tmp_path, small_config):
+    own = Preprocessing(crop_mode="squash", mean=(0.1, 0.2, 0.3))
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", small_config, preprocessing=own)
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8))
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    turned = tmp_path / "turned.png"
+    upright.transpose(Image.Transpose.ROTATE_90).save(turned, exif=exif)
+    method = hvit_jax.make_reducer("evit", drop_locations=(1,))
+    config = VisualizeConfig(
+        images=(str(turned),), output=tmp_path / "out.png", checkpoint=checkpoint, reducer=method
+    )
+    ((first, *views),) = visualize(config)
+    large = enlarged(small_config.image_shape)
+    np.testing.assert_array_equal(first.drawing, resize_and_crop(upright, large, own))
+    # Kept patches are those that get most of CLS's attention in the normalised picture.
+    pixels = resize_and_crop(upright, small_config.image_shape, own)[None]
+    model = hvit_jax.load(checkpoint, method)
+    features = model.features(normalize(pixels, own.mean, own.std))
+    block, layer, draws = model.block_at(3)
+    groups = model.reducer.groups(block, features.tokens[2], features.states[3], layer, draws)
+    drawing = draw_groups(first.drawing, np.asarray(groups[0]), small_config.grid)
+    np.testing.assert_array_equal(views[-2].drawing, drawing)
 
 
 def test_compares_all_methods(tmp_path, checkpoint):

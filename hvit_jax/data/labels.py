@@ -171,7 +171,7 @@ def _of_classes(
     if len(classes) != outputs:
         raise InputError(
             f"the data has {len(classes)} classes, the checkpoint's head has {outputs}"
-            f"{_difference(classes, known)}; --class-map FILE says which output each folder is"
+            f"{difference(classes, known)}; --class-map FILE says which output each folder is"
         )
     in_order: list[Right] = [(place,) for place in range(outputs)]
     if labelling.order:
@@ -179,7 +179,7 @@ def _of_classes(
     start = first_number(classes)
     if known and start != 0:
         raise InputError(
-            f"the data's class names are not the checkpoint's{_difference(classes, known)}; "
+            f"the data's class names are not the checkpoint's{difference(classes, known)}; "
             "--class-map FILE says which output each folder is, --order takes both in their order"
         )
     if start is None:
@@ -195,7 +195,7 @@ def _of_classes(
     return in_order, _NUMBERS, notes
 
 
-def _difference(classes: Sequence[str], known: Sequence[str]) -> str:
+def difference(classes: Sequence[str], known: Sequence[str]) -> str:
     """Say which names one side alone has, where both have names."""
     sides = {"data": set(classes) - set(known), "checkpoint": set(known) - set(classes)}
     parts = [

@@ -48,6 +48,11 @@ class TrainConfig(Options):
     new_head: bool = _start(
         False, "with --checkpoint: draw the head anew, also where it fits the number of classes"
     )
+    order: bool = _start(
+        False,
+        "with --checkpoint: classes in their order are the head's outputs in theirs, whatever "
+        "their names",
+    )
     model: str | None = _start(
         None, "vit_b16, vit_l16 or vit_h14, with random weights", metavar="NAME"
     )
@@ -157,6 +162,10 @@ class TrainConfig(Options):
             raise InputError(
                 "give one of --checkpoint, --model, or the sizes of a model of your own"
             )
+        if self.new_head and self.order:
+            raise InputError("--new-head and --order contradict each other; give one of them")
+        if self.order and not self.checkpoint:
+            raise InputError("--order is for --checkpoint; other starts have a new head")
         if self.new_head and not self.checkpoint:
             raise InputError("--new-head is for --checkpoint; other starts have a new head anyway")
         if any(sizes.values()):

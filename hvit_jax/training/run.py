@@ -163,6 +163,7 @@ def _start(config: TrainConfig, classes: Sequence[str]) -> tuple[Description, Tr
         resolution=config.resolution,
         preparing=config.preparing,
         new_head=config.new_head,
+        order=config.order,
         seed=config.seed,
     )
 

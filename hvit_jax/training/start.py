@@ -14,7 +14,8 @@ from hvit_jax.checkpoint import (
     resize_parameters,
 )
 from hvit_jax.config import Preparing
-from hvit_jax.data.folder import SPLITS, TRAIN
+from hvit_jax.data.folder import SPLITS, TRAIN, first_number
+from hvit_jax.data.labels import difference
 from hvit_jax.data.source import Source, open_source
 from hvit_jax.data.tfds import PREFIX
 from hvit_jax.errors import InputError
@@ -28,16 +29,22 @@ def from_checkpoint(
     resolution: int | tuple[int, int] | None = None,
     preparing: Preparing = Preparing(),
     new_head: bool = False,
+    order: bool = False,
     seed: int = 0,
 ) -> tuple[Description, Tree, str | None]:
     """Read a checkpoint to be trained on the data's classes.
 
     Its head is drawn anew, from the seed, for another number of classes or with `new_head`. One for
-    the data's classes in another order has its outputs change places.
+    the data's classes in another order has its outputs change places. Both go by their order where
+    the checkpoint names no classes, the data's names are the numbers of the outputs, or `order` is
+    on.
 
     Returns:
         The description that the trained model begins with, its parameters, and what a user should
         know of the head.
+
+    Raises:
+        InputError: if the checkpoint cannot be read, or as many classes have other names.
     """
     description = read_description(checkpoint)
     stored, names, note = description.config, description.classes, None
@@ -52,10 +59,15 @@ def from_checkpoint(
         places = [names.index(name) for name in classes]
         head = parameters["head"]
         parameters["head"] = {name: leaf[..., places] for name, leaf in head.items()}
-    else:
+    elif not names or order or first_number(classes) == 0:
         note = (
-            "the data's class names are not the checkpoint's; the head's go by their order "
-            "(--new-head draws it anew)"
+            f"the head's outputs are taken for the data's classes in their order, {classes[0]} to "
+            f"{classes[-1]} (--new-head draws it anew)"
+        )
+    else:
+        raise InputError(
+            f"the data's class names are not the checkpoint's{difference(classes, names)}; "
+            "--new-head draws the head anew, --order takes both in their order"
         )
     preprocessing = preparing.changed(description.preprocessing)
     begun = Description(sizes, classes=tuple(classes), preprocessing=preprocessing)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hvit_jax import InputError
 from hvit_jax.checkpoint import load_parameters
 from hvit_jax.training.start import from_checkpoint
 from tests.evaluation_setup import CONFIG, make_checkpoint
@@ -15,8 +16,8 @@ def checkpoint(tmp_path):
     return make_checkpoint(tmp_path / "checkpoint", classes=NAMES)
 
 
-def start(checkpoint, classes, new_head=False):
-    return from_checkpoint(checkpoint, classes, new_head=new_head, seed=3)
+def start(checkpoint, classes, **options):
+    return from_checkpoint(checkpoint, classes, seed=3, **options)
 
 
 def test_outputs_follow_the_names_of_their_classes(checkpoint):
@@ -27,15 +28,26 @@ def test_outputs_follow_the_names_of_their_classes(checkpoint):
         np.testing.assert_array_equal(parameters["head"][name], leaf[..., ::-1])
 
 
-def test_other_names_go_by_their_order(checkpoint):
-    _, parameters, note = start(checkpoint, tuple("ABCDEFG"))
+def test_other_names_go_by_their_order_where_that_is_said(checkpoint):
+    with pytest.raises(InputError, match="only the data has A, only the checkpoint has g"):
+        start(checkpoint, ("A", *NAMES[:-1]))
+    _, parameters, note = start(checkpoint, tuple("ABCDEFG"), order=True)
     stored = load_parameters(checkpoint, CONFIG)["head"]
     np.testing.assert_array_equal(parameters["head"]["kernel"], stored["kernel"])
-    assert note is not None and note.startswith("the data's class names are not the checkpoint's")
+    assert note is not None and "in their order, A to G (" in note
+    assert start(checkpoint, tuple("0123456"))[2] is not None
     _, parameters, note = start(checkpoint, tuple("ABCDEFG"), new_head=True)
     assert parameters["head"]["kernel"].shape == stored["kernel"].shape
     assert np.any(parameters["head"]["kernel"] != stored["kernel"])
     assert note == "a new head for 7 classes; the checkpoint has 7"
+
+
+def test_a_checkpoint_without_names_has_the_classes_in_their_order(tmp_path):
+    unnamed = make_checkpoint(tmp_path / "unnamed")
+    begun, parameters, note = start(unnamed, tuple("ABCDEFG"))
+    stored = load_parameters(unnamed, CONFIG)["head"]
+    np.testing.assert_array_equal(parameters["head"]["kernel"], stored["kernel"])
+    assert begun.classes == tuple("ABCDEFG") and note is not None and "A to G (" in note
 
 
 def test_another_number_of_classes_gets_a_new_head(checkpoint):

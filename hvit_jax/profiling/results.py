@@ -142,9 +142,7 @@ def csv_table(rows: Sequence[Row]) -> str:
     writer.writerow(field.name for field in dataclasses.fields(rows[0]))
     for row in rows:
         cells = dataclasses.asdict(row).values()
-        writer.writerow(
-            json.dumps(cell) if isinstance(cell, dict | list) else cell for cell in cells
-        )
+        writer.writerow(json.dumps(x) if isinstance(x, dict | list) else x for x in cells)
     return text.getvalue()
 
 

@@ -134,15 +134,8 @@ def open_results(config: ProfileConfig) -> Results[Measurement]:
         "seed": SEED,
         **describe_checkpoint(config.checkpoint),
     }
-    return Results(
-        config.output,
-        Measurement,
-        config,
-        about,
-        settings=SETTINGS,
-        but=("--dtype",),
-        resume=config.resume,
-    )
+    options = {"settings": SETTINGS, "but": ("--dtype",), "resume": config.resume}
+    return Results(config.output, Measurement, config, about, **options)
 
 
 def run_cases(

@@ -122,16 +122,16 @@ def fastest_rival(
         if not off <= _TOLERANCES["tf32" if logits.is_cuda and dtype == "float32" else dtype]:
             raise InputError(f"logits of {rival.name} differ by {off:.2g} standard deviations")
         running.append(rival)
-    best = running[_fastest([rival.work for rival in running], seconds)]
+
+    def fastest(works: Sequence[Work]) -> int:
+        medians = [*map(statistics.median, time_in_turns(works, seconds=seconds, rounds=3))]
+        return medians.index(min(medians))
+
+    best = running[fastest([rival.work for rival in running])]
     if latency:
         singles = [rival.single for rival in running]
-        best = dataclasses.replace(best, single=singles[_fastest(singles, seconds)])
+        best = dataclasses.replace(best, single=singles[fastest(singles)])
     return best, problems
-
-
-def _fastest(works: Sequence[Work], seconds: float) -> int:
-    medians = list(map(statistics.median, time_in_turns(works, seconds=seconds, rounds=3)))
-    return medians.index(min(medians))
 
 
 def build_torch_vit(config: ViTConfig, state: dict[str, Any] | None = None) -> Any:

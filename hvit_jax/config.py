@@ -130,21 +130,23 @@ class Compute(Options):
         InputError: for a value that is not accepted, or float64 where JAX does not compute in it.
     """
 
-    dtype: str = option("float32", "what blocks are computed in", choices=DTYPES)
+    dtype: str = option("float32", "number format that blocks compute in", choices=DTYPES)
     param_dtype: str | None = option(
         None, "what the blocks' weights are stored in (default: as --dtype)", choices=DTYPES
     )
     attention: str = option(
         "auto",
-        "a kernel of our own for Hopper GPUs, cuDNN's or plain XLA; auto: the first that can run",
+        "which attention kernel: our own for Hopper, cuDNN's or XLA's; auto: the first that runs",
         choices=ATTENTION,
     )
     gelu: str = option(
         "auto",
-        "exact, or by tanh, which a GPU computes inside a product; auto: tanh on a GPU in 16 bits",
+        "GELU exactly, or by tanh, which is faster on GPUs; auto: tanh on a GPU in 16 bits",
         choices=GELU,
     )
-    unroll: bool = option(False, "compile every block on its own: slower to compile")
+    unroll: bool = option(
+        False, "compile every block on its own: longer to compile, often a little faster"
+    )
     remat: bool = option(
         False, "compute blocks again in the backward pass: less memory, about a third more time"
     )

@@ -91,7 +91,7 @@ def _questions(gr: Any, *, last_block: int) -> tuple[list[Any], Any]:
     image = gr.Image(type="filepath", image_mode=None, label="picture", height=260)
     method = gr.Dropdown(methods, value=methods[0], label="method")
     share = gr.Slider(20, 100, value=60, step=5, label="GFLOPs, % of dense")
-    block = gr.Slider(0, last_block, value=last_block, step=1, label="look behind block")
+    block = gr.Slider(0, last_block, value=last_block, step=1, label="show tokens after block")
     button = gr.Button("Run", variant="primary")
     gr.Examples([str(path) for path in example_pictures()], image)
     return [image, method, share, block], button

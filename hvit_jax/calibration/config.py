@@ -19,14 +19,14 @@ class CalibrateConfig(OnPictures):
     batches: int = option(8, "how many batches to measure, spread over DATA", least=1)
     percentile: float = option(
         99.0,
-        "budgets suffice for this share of the pictures, in per cent",
+        "share of the pictures that budgets suffice for, in per cent",
         above=0,
         most=100,
         metavar="P",
     )
     common: bool = option(
         False,
-        "one budget for all blocks, the largest: more work a picture, but far less to compile",
+        "give all blocks the largest budget: more work a picture, but much faster to compile",
     )
     output: Path | None = option(
         None, "write budgets and measurements", metavar="FILE.json", ends=(".json",)

@@ -9,8 +9,8 @@ from hvit_jax.training import TrainConfig, train
 PROGRAM = "hvit train"
 DESCRIPTION = """Train or fine-tune a vision transformer on class folders of pictures, on all
 devices of this machine. OUTPUT/checkpoint, the result, loads with hvit_jax.load and hvit eval;
-OUTPUT/metrics.csv and validation.csv have the run's numbers. A run that was stopped or killed goes
-on from its newest state with the same command and --resume. Recipes: docs/training.md."""
+OUTPUT/metrics.csv and validation.csv have the run's numbers. The same command with --resume
+continues a run that was stopped or killed. Recipes: docs/training.md."""
 
 
 def _train(config: TrainConfig) -> int | None:

@@ -103,7 +103,7 @@ class _Batches(Iterator[Batch]):
         return Batch(pixels, indices, problems)
 
     def get_state(self) -> dict[str, Any]:
-        """Give an empty state; who goes on loads the pictures that are left instead."""
+        """Give an empty state; who continues loads the pictures that are left instead."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ class Processes(Options):
     """The processes of a run; without any of these options a launcher tells, or there is one."""
 
     coordinator: str | None = option(
-        None, "address of process 0, and a free port there", metavar="HOST:PORT", group=GROUP
+        None, "address of process 0 and a free port on it", metavar="HOST:PORT", group=GROUP
     )
     processes: int | None = option(
         None, "processes in all, each started by you", least=1, group=GROUP
@@ -35,7 +35,7 @@ class Processes(Options):
     )
     process_timeout: float = option(
         30.0,
-        "how long to wait for the others to start, and later for a sign of life of each",
+        "how long to wait for other processes to start, and to answer later",
         metavar="SECONDS",
         least=1,
         most=86400,

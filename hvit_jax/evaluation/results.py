@@ -105,7 +105,7 @@ def read_results(path: Path) -> dict[str, Any]:
     if wrong:
         raise InputError(f"{path} has a {wrong[0]} that hvit eval --output does not write")
     if recorded.get("partial") or recorded["top1"] is None:
-        raise InputError(f"{path} is of an evaluation that did not finish")
+        raise InputError(f"{path} comes from an evaluation that did not finish")
     return recorded
 
 

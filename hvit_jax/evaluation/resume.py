@@ -1,12 +1,12 @@
-"""Files of an evaluation: its results, and what it goes on from after a stop or a kill.
+"""Files of an evaluation: its results, and what it continues from after a stop or a kill.
 
 FILE.progress/lock             locked while an evaluation runs
 FILE.progress/settings.json    what its results depend on
 FILE.progress/000000512.npz    results of the pictures from number 512 on, the sums up to the last
 
 FILE is that of the results. Each file of the folder appears whole or not at all, and those of
-pictures never change, so that the folder can be resumed at any moment. It goes once the results
-are written.
+pictures never change, so that the folder can be resumed at any moment. The folder is deleted once
+the results are written.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ProgressFolder:
             output: the file of the results; without it nothing is saved.
             predictions: the other file that the evaluation writes.
             say: is told what the user should know.
-            resume: go on with what the folder holds.
+            resume: continue with what the folder holds.
             overwrite: replace files, and begin anew without `resume`.
             interval: seconds between two savings.
         """
@@ -101,8 +101,8 @@ class ProgressFolder:
             if left and not self._resume and not self._overwrite:
                 os.close(self._lock)
                 raise InputError(
-                    f"{folder} holds pictures of an evaluation that did not finish; --resume goes "
-                    "on with them, --overwrite begins again"
+                    f"{folder} holds pictures of an evaluation that did not finish; --resume "
+                    "continues with them, --overwrite starts again"
                 )
         return self
 
@@ -139,7 +139,7 @@ class ProgressFolder:
         folder, settings = self._folder, _settings(about)
         if self._finished is not None:
             _refuse_others(self._output, _settings(self._finished), settings)
-            self._say(f"{self._output} is complete: nothing is left to do")
+            self._say(f"{self._output} is complete: nothing to do")
         elif folder is not None:
             if self._resume and (self._saved() or (folder / _SETTINGS).exists()):
                 tally.rows = self._read(folder, settings, logits=tally.keep_logits)
@@ -149,9 +149,9 @@ class ProgressFolder:
                 write_json(folder / _SETTINGS, settings)
             self._batches = len(tally.rows)
             if done := tally.totals.pictures:
-                self._say(f"going on: {done} of {count} pictures were scored before")
+                self._say(f"resumed: {done} of {count} pictures were scored before")
             elif self._resume:
-                self._say("nothing to go on with: this is the beginning")
+                self._say("nothing to resume: starting from the beginning")
         return self._finished
 
     def _read(self, folder: Path, settings: dict[str, Any], *, logits: bool) -> list[Rows]:
@@ -168,7 +168,7 @@ class ProgressFolder:
                 first = rows[-1].totals.pictures
         except _DAMAGE as error:
             raise InputError(
-                f"{folder} is damaged ({error}); without --resume, --overwrite begins again"
+                f"{folder} is damaged ({error}); without --resume, --overwrite starts again"
             ) from error
         _refuse_others(folder, before, settings)
         return rows
@@ -239,7 +239,7 @@ def _refuse_others(what: Path | None, before: dict[str, Any], now: dict[str, Any
     if found := changes(before, now):
         raise InputError(
             f"{what} was begun {', '.join(found)}; repeat that command, or leave --resume out and "
-            "begin again with --overwrite"
+            "start again with --overwrite"
         )
 
 

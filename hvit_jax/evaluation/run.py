@@ -143,7 +143,7 @@ def evaluate(
         written_before = gather(progress.begin(about, tally, count))[0]
         skipped = (written_before or {}).get("skipped", tally.skipped)
         if skipped and config.on_error != "skip":
-            raise PictureError(f"{skipped[0]}; --on-error skip goes on without it")
+            raise PictureError(f"{skipped[0]}; --on-error skip leaves it out")
         if written_before:
             if first:
                 print_results(console, written_before)
@@ -202,7 +202,7 @@ def evaluate(
                 # Only now: where printing fails, for want of a reader or of space, all is done.
                 print_results(console, results)
                 if stop is not None:
-                    more = "; --resume goes on" if config.output else ""
+                    more = "; --resume continues" if config.output else ""
                     scored = f"{results['images']} of {count} pictures were scored"
                     console.print(f"interrupted: {scored}{more}")
                 for path in written:

@@ -23,7 +23,7 @@ class ExportConfig(OnCheckpoint):
     Each platform gets a program of its own, since what is fast on one is slow on another.
     """
 
-    output: Path = option(help="a new folder", metavar="DIR")
+    output: Path = option(help="folder to write, which must not exist", metavar="DIR")
     reducer: Reducer = Reducer()
     compute: Compute = nested(
         Compute,
@@ -41,7 +41,7 @@ class ExportConfig(OnCheckpoint):
     )
     weights: str = option(
         "beside",
-        "inside the programs, or once in a file beside them",
+        "where weights are stored: once in a file beside the programs, or inside each of them",
         choices=("beside", "inside"),
     )
 
@@ -53,7 +53,7 @@ class ExportConfig(OnCheckpoint):
                 f"programs compute attention by plain XLA, not by {self.compute.attention}"
             )
         if not self.platforms:
-            raise InputError("--platforms needs the name of one at least")
+            raise InputError("--platforms needs at least one name")
         if self.batch != SYMBOLIC and not (isinstance(self.batch, int) and self.batch > 0):
             raise InputError(
                 f"--batch must be {SYMBOLIC} or a number of at least 1, got '{self.batch}'"

@@ -35,14 +35,14 @@ def read_accuracies(files: Sequence[Path], checkpoint_sha256: str | None) -> dic
                 f"{path} holds no results, as hvit eval --output writes them"
             ) from error
         if results.get("partial") or not isinstance(top1, int | float):
-            raise InputError(f"{path} is of an evaluation that did not finish")
+            raise InputError(f"{path} comes from an evaluation that did not finish")
         if checkpoint_sha256 not in (None, results.get("checkpoint_sha256", checkpoint_sha256)):
-            raise InputError(f"{path} is of another checkpoint: {results.get('checkpoint')}")
+            raise InputError(f"{path} is for another checkpoint: {results.get('checkpoint')}")
         pictures = pictures or results.get("data_sha256")
         if pictures != results.get("data_sha256"):
             raise InputError(f"{files[0]} and {path} were scored on different pictures")
         if key in found:
-            raise InputError(f"{names[key]} and {path} are of the same configuration")
+            raise InputError(f"{names[key]} and {path} are for the same configuration")
         found[key], names[key] = top1, path
     return found
 

@@ -168,9 +168,9 @@ class Results(Generic[Kind]):
         but: Sequence[str] = (),
         resume: bool,
     ):
-        """Check that the files can be written, and read finished rows where a run goes on.
+        """Check that the files can be written, and read finished rows where a run continues.
 
-        A run that goes on must have the same `about` (device, versions and content), and the same
+        A run that continues must have the same `about` (device, versions and content), and the same
         `settings`, which names the options that numbers depend on, except for the flags `but`.
 
         Raises:
@@ -183,11 +183,11 @@ class Results(Generic[Kind]):
         files = [path for path in paths if path.suffix.lower() == ".json"]
         for path in paths:
             if not resume and path.exists():
-                advice = "--resume goes on with it" if files else "choose another --output"
+                advice = "--resume continues it" if files else "choose another --output"
                 raise InputError(f"{path} exists already; {advice}")
             check_destination(path, overwrite=True)
         if resume and not files:
-            raise InputError("--resume needs --output FILE.json, whose rows it goes on with")
+            raise InputError("--resume needs --output FILE.json, whose rows it continues with")
         if resume and files[0].exists():
             self.rows = self._read(files[0])
 

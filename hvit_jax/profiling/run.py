@@ -79,7 +79,7 @@ def profile(
         messages.print(f"{device}; compiled programs are {kept}")
         warn_if_slow(config.compute.dtype, messages.print)
         if jax.local_device_count() > 1:
-            messages.print(f"measures one of the {jax.local_device_count()} devices")
+            messages.print(f"only one of the {jax.local_device_count()} devices is measured")
         cases, bench = with_dense(cases) if config.dense else cases, bench or Profiler(config)
     try:
         with sigterm_raises():
@@ -95,7 +95,7 @@ def profile(
         kind = "measured" if config.accuracy else "published"
         missing = [row for row in results.rows if config.accuracy and top1(row) is None]
         for name in dict.fromkeys(f"{row.model} {row.name}" for row in missing):
-            messages.print(f"not drawn, since no file of --accuracy is of it: {name}")
+            messages.print(f"not drawn, since --accuracy has no results file for it: {name}")
         plot(results.rows, config.plot, top1, kind)
     return rows
 
@@ -117,7 +117,9 @@ def _accuracies(config: ProfileConfig, rows: Sequence[Measurement]) -> Accuracie
         timed = None if config.checkpoint is None else checkpoint_sha256(config.checkpoint)
         measured = read_accuracies(config.accuracy, timed)
         if not any(row.configuration in measured for row in rows):
-            raise InputError("no file of --accuracy is of a configuration that is measured here")
+            raise InputError(
+                "none of the --accuracy files is for a configuration that is measured here"
+            )
         return lambda row: measured.get(row.configuration)
     if config.plot is not None and not any(map(published_top1, rows)):
         raise InputError(

@@ -35,7 +35,7 @@ class SweepConfig(OnPictures):
         most=100,
         metavar="POINTS",
     )
-    methods: tuple[str, ...] = option(METHODS, "what to try beside dense", metavar="LIST")
+    methods: tuple[str, ...] = option(METHODS, "methods to try beside dense", metavar="LIST")
     all: bool = option(
         False, "also try settings that cannot reach the goal by their GFLOPs, skipped otherwise"
     )

@@ -127,7 +127,7 @@ def sweep(
         with sigterm_raises():
             _try_all(found, trials, None if config.all else goal, results, done, messages)
     except KeyboardInterrupt as stop:
-        kept = "are kept; --resume goes on" if config.output else "are lost without --output"
+        kept = "are kept; --resume continues" if config.output else "are lost without --output"
         message = f"interrupted; {len(done.rows)} finished candidates {kept}"
         raise type(stop)(message) from stop
     if goal is not None:
@@ -181,7 +181,7 @@ def _try_all(
         if row.method == "dense":
             if row.error is not None:
                 raise InputError(
-                    f"the dense model, which all others are compared with: {row.error}"
+                    f"the dense model, which all others are compared with, failed: {row.error}"
                 )
             trials.dense_correct = np.array([right == "1" for right in row.correct or ""])
         done.rows.append(row)

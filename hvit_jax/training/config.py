@@ -36,8 +36,8 @@ class TrainConfig(Options):
         help="class folders, a folder whose train/ holds them, or tfds:NAME[:SPLIT]",
         positional=True,
     )
-    output: Path = option(help="where state, metrics and result go", metavar="DIR")
-    resume: bool = option(False, "go on from the newest state in OUTPUT")
+    output: Path = option(help="folder for state, metrics and result", metavar="DIR")
+    resume: bool = option(False, "continue from the newest state in OUTPUT")
     reducer: Reducer = Reducer()
     preparing: Preparing = nested(Preparing)
     compute: Compute = nested(
@@ -46,7 +46,7 @@ class TrainConfig(Options):
 
     checkpoint: Path | None = _start(None, "start from these weights", metavar="DIR")
     new_head: bool = _start(
-        False, "with --checkpoint: draw the head anew, also where it fits the number of classes"
+        False, "with --checkpoint: start with a new, random head even if the number of classes fits"
     )
     order: bool = _start(
         False,
@@ -69,7 +69,7 @@ class TrainConfig(Options):
 
     train: str = _recipe(
         "whole",
-        "what is trained; the head alone is cheap, the rest then stays as it is",
+        "what is trained: the whole model, or the classification head alone, which is cheap",
         choices=("whole", "head"),
     )
     batch_size: int = _recipe(
@@ -83,16 +83,18 @@ class TrainConfig(Options):
         "linear warm-up, then cosine to 0 (default: a tenth of the epochs, at most 1)",
         least=0,
     )
-    learning_rate: float = _recipe(1e-3, "highest rate of AdamW", above=0)
+    learning_rate: float = _recipe(1e-3, "highest learning rate of AdamW", above=0)
     layer_decay: float = _recipe(
-        1.0, "rate of a layer, relative to the one above it", least=1e-3, most=1
+        1.0, "learning rate of a layer, relative to the layer above it", least=1e-3, most=1
     )
-    weight_decay: float = _recipe(0.05, "of weight matrices", least=0)
+    weight_decay: float = _recipe(
+        0.05, "weight decay of weight matrices; biases and norms have none", least=0
+    )
     label_smoothing: float = _recipe(
         0.1, "share of the target spread over all classes", least=0, most=0.999
     )
     crop_scale: float = _recipe(
-        0.35, "least share of the picture's area in a crop", least=0.001, most=1
+        0.35, "smallest share of the picture's area in a random crop", least=0.001, most=1
     )
     flip: bool = _recipe(True, "random horizontal flip, probability 0.5")
     rand_augment: tuple[int, int] | None = _recipe(
@@ -107,9 +109,9 @@ class TrainConfig(Options):
     ema: float = _recipe(
         0.0, "decay of the moving average that becomes the result; 0: none", least=0, most=0.999999
     )
-    seed: int = _recipe(0, "of weights, order and augmentation", least=0, most=2**32 - 1)
+    seed: int = _recipe(0, "seed of weights, order and augmentation", least=0, most=2**32 - 1)
 
-    accumulate: int = _running(1, "parts that a step takes its batch in, to save memory", least=1)
+    accumulate: int = _running(1, "parts that a batch is split into, one after the other, to save memory", least=1)
     on_error: str = _running(
         "stop",
         "what to do with unreadable pictures; skip names them and takes the next instead",

@@ -84,7 +84,7 @@ class Loop:
         self.records.close()
         self.states.close()
         if stopped:
-            raise stop.exception(f"interrupted after step {step}; --resume goes on from there")
+            raise stop.exception(f"interrupted after step {step}; --resume continues from there")
         return state
 
     def _log(self, state: TrainState, step: int, show: Show) -> TrainState:
@@ -189,4 +189,4 @@ class _Stop:
 
 def _check_finite(loss: Any) -> None:
     if not math.isfinite(loss):
-        raise InputError("the loss is no longer finite; begin again with a lower --learning-rate")
+        raise InputError("the loss is no longer finite; start again with a lower --learning-rate")

@@ -86,7 +86,7 @@ class Records:
     """The files that a run's rows go to; process 0 writes them, the others know its last rows."""
 
     def __init__(self, output: Path, first_step: int, *, tensorboard: bool):
-        """Open the files in OUTPUT, to go on behind `first_step`."""
+        """Open the files in OUTPUT, to continue behind `first_step`."""
         self._paths, self._events, last = {}, None, []
         if jax.process_index() == 0:
             self._paths = {kind: output / f"{name}.csv" for kind, (name, _) in _NAMES.items()}

@@ -214,5 +214,5 @@ def _ended(states: StateFolder, output: Path, placement: Placement) -> Iterator[
                 remove_folder(output, still_written=True)
         if not isinstance(error, KeyboardInterrupt) or error.args:
             raise
-        rest = "--resume goes on from the newest saved state" if saved else "nothing was saved"
+        rest = "--resume continues from the newest saved state" if saved else "nothing was saved"
         raise type(error)(f"interrupted; {rest}") from error

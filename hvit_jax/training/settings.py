@@ -72,7 +72,7 @@ def open_output(output: Path, settings: dict[str, Any], *, resume: bool) -> None
             with new_folder(output) as folder:
                 write_json(folder / _FILE, settings)
             if resume:
-                print("nothing to go on with: this is the beginning", file=sys.stderr)
+                print("nothing to resume: starting from the beginning", file=sys.stderr)
     gather(None)  # The others wait for it here.
     if not output.is_dir():
         raise InputError(f"{output} is not the folder that process 0 made; all need to see it")
@@ -80,7 +80,9 @@ def open_output(output: Path, settings: dict[str, Any], *, resume: bool) -> None
 
 def _check_resumed(output: Path, settings: dict[str, Any], resume: bool) -> None:
     if not resume:
-        raise InputError(f"{output} exists already; give --resume to go on, or another folder")
+        raise InputError(
+            f"{output} exists already; --resume continues it, or choose another folder"
+        )
     if not (output / _FILE).is_file():
         raise InputError(f"{output} holds no run to resume; leave --resume out to begin one")
     if (output / "checkpoint").exists():

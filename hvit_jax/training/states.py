@@ -69,7 +69,7 @@ class StateFolder:
             if state is not None:
                 for newer, reason in damaged.items():
                     note(
-                        f"the state of step {newer} cannot be read, so the run goes on from step "
+                        f"the state of step {newer} cannot be read, so the run continues from step "
                         f"{step} ({self._move_aside(newer)} holds the damaged one): {reason}"
                     )
                 return state

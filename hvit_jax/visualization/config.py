@@ -34,10 +34,10 @@ class VisualizeConfig(OnCheckpoint):
     reducer: Reducer = Hourglass()
     after: tuple[int, ...] | None = option(
         None,
-        "look behind these blocks, counted from 0 (default: a third, two thirds, the last)",
+        "show tokens after these blocks, counted from 0 (default: a third, two thirds, the last)",
     )
     compare: bool = option(
-        False, "draw all methods behind one block, each at the strength nearest to --share"
+        False, "draw all methods after one block, each with the setting nearest to --share"
     )
     share: float | None = option(
         None,
@@ -56,4 +56,4 @@ class VisualizeConfig(OnCheckpoint):
             surplus = words[0] if self.reducer.name != Hourglass.name else words[2]
             raise InputError(f"--compare draws all methods at --share; leave {surplus} out")
         if self.compare and self.after is not None and len(self.after) != 1:
-            raise InputError(f"--compare looks behind one block; --after names {len(self.after)}")
+            raise InputError(f"--compare shows one block; --after names {len(self.after)}")

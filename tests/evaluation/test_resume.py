@@ -1,4 +1,4 @@
-"""An evaluation that was stopped or killed goes on, and ends as one that was not."""
+"""An evaluation that was stopped or killed continues, and ends as one that was not."""
 
 import contextlib
 import errno
@@ -115,7 +115,7 @@ def test_killed_and_resumed(score, whole, tmp_path, capsys, kills):
         resume = ("--resume",)
     assert score(tmp_path, "--resume") == 0
     scored = min(13, 3 * sum(kills))
-    assert f"going on: {scored} of 13 pictures were scored before" in capsys.readouterr().err
+    assert f"resumed: {scored} of 13 pictures were scored before" in capsys.readouterr().err
     assert_same(tmp_path, whole)
 
 
@@ -216,13 +216,13 @@ def test_a_failure_before_the_first_batch_takes_nothing_away(score, whole, tmp_p
 def test_what_was_scored_is_reported(score, whole, tmp_path, capsys, error):
     status = score(tmp_path, on_stage=stop_at("batch", error, 2))
     out, err = capsys.readouterr()
-    assert "of 13 pictures were scored; --resume goes on" in out
+    assert "of 13 pictures were scored; --resume continues" in out
     if isinstance(error, MemoryError):
         assert err.splitlines()[-1] == ("hvit eval: out of memory at batch 3; try --batch-size 1")
     assert status == (2 if isinstance(error, MemoryError) else 130)
     assert read(tmp_path)["partial"] is True and read(tmp_path)["images"] == 5
     assert score(tmp_path) == 2
-    assert "--resume goes on with them, --overwrite begins again" in capsys.readouterr().err
+    assert "--resume continues with them, --overwrite starts again" in capsys.readouterr().err
     assert score(tmp_path, "--resume") == 0
     assert_same(tmp_path, whole)
 
@@ -232,7 +232,7 @@ def test_more_processes_and_a_smaller_batch_go_on(checkpoint, pictures, killed, 
     files = ("--output", killed / "r.json", "--predictions", killed / "p.npz")
     done = run_processes(EVALUATE, 2, *words, *files)
     assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
-    assert "going on: 6 of 13" in done[0].stderr and "going on" not in done[1].stderr
+    assert "resumed: 6 of 13" in done[0].stderr and "resumed" not in done[1].stderr
     before, now = read(whole), read(killed)
     assert (now["processes"], now["batch_size"]) == (2, 4)
     for name in ("top1", "top5", "images", "skipped", "report", "partial"):
@@ -259,7 +259,7 @@ def test_a_damaged_picture_is_skipped_at_the_second_try(score, tmp_path, capsys)
 def test_skipped_pictures_are_not_forgotten(score, killed, capsys):
     assert score(killed, "--resume", "--on-error", "stop") == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "picture c1/001.png: " in line and "--on-error skip goes on without it" in line
+    assert "picture c1/001.png: " in line and "--on-error skip leaves it out" in line
 
 
 @pytest.mark.parametrize(
@@ -301,9 +301,9 @@ def test_other_pictures_and_another_checkpoint_are_noticed(
 
 def test_scored_pictures_are_not_lost_by_mistake(score, killed, whole, capsys):
     assert score(killed) == 2
-    assert "--resume goes on with them, --overwrite begins again" in capsys.readouterr().err
+    assert "--resume continues with them, --overwrite starts again" in capsys.readouterr().err
     assert score(killed, "--overwrite") == 0
-    assert "going on" not in capsys.readouterr().err
+    assert "resumed" not in capsys.readouterr().err
     assert_same(killed, whole)
 
 
@@ -321,13 +321,13 @@ def test_damaged_progress_is_refused(score, killed, capsys, damage):
         (folder / "settings.json").write_text("{}")
     assert score(killed, "--resume") == 2
     error = capsys.readouterr().err
-    assert "r.json.progress is damaged (" in error and "--overwrite begins again" in error
+    assert "r.json.progress is damaged (" in error and "--overwrite starts again" in error
     assert score(killed, "--overwrite") == 0
 
 
 def test_nothing_to_go_on_with(score, whole, tmp_path, capsys):
     assert score(tmp_path, "--resume") == 0
-    assert "nothing to go on with: this is the beginning" in capsys.readouterr().err
+    assert "nothing to resume: starting from the beginning" in capsys.readouterr().err
     assert_same(tmp_path, whole)
 
 
@@ -360,7 +360,7 @@ def test_results_that_could_not_be_written_are_not_scored_again(score, whole, tm
     assert "cannot write" in capsys.readouterr().err
     (tmp_path / "r.json").rmdir()
     assert score(tmp_path, "--resume") == 0
-    assert "going on: 13 of 13" in capsys.readouterr().err
+    assert "resumed: 13 of 13" in capsys.readouterr().err
     assert_same(tmp_path, whole)
 
 

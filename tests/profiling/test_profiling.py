@@ -1,4 +1,4 @@
-"""`profile.py`: what it measures, writes, goes on with, and refuses."""
+"""`profile.py`: what it measures, writes, continues with, and refuses."""
 
 import csv
 import json
@@ -334,7 +334,7 @@ def test_measured_accuracies_are_drawn_and_rows_without_are_named(
     assert drawn == [("dense", (8.0, 90.0)), ("evit", (8.0, 89.0))]
     assert path.read_bytes().startswith(b"\x89PNG")
     errors = capsys.readouterr().err
-    assert "not drawn, since no file of --accuracy is of it: custom tome r=" in errors
+    assert "not drawn, since --accuracy has no results file for it: custom tome r=" in errors
     assert errors.count("not drawn") == 1
 
 
@@ -348,8 +348,8 @@ def test_measured_accuracies_are_drawn_and_rows_without_are_named(
         ({"partial": True}, "did not finish"),
         ({"model": "vit_b16"}, "no file of --accuracy is of a configuration that is measured here"),
         ({"args": {"keep_rate": 0.1}}, "no file of --accuracy is of a configuration"),
-        ({"checkpoint_sha256": "0"}, "evit.json is of another checkpoint: "),
-        ({}, "evit.json are of the same configuration"),
+        ({"checkpoint_sha256": "0"}, "evit.json is for another checkpoint: "),
+        ({}, "evit.json are for the same configuration"),
         ({"method": "dense", "data_sha256": "2"}, "were scored on different pictures"),
     ],
 )
@@ -371,7 +371,7 @@ def test_results_that_cannot_be_drawn_are_refused(evaluated, tmp_path, capsys, e
 def test_one_device_of_several_is_measured(monkeypatch, capsys):
     monkeypatch.setattr(jax, "local_device_count", lambda: 8)
     pretend()
-    assert "measures one of the 8 devices" in capsys.readouterr().err
+    assert "only one of the 8 devices is measured" in capsys.readouterr().err
 
 
 def test_trace(tmp_path):
@@ -451,7 +451,7 @@ def test_other_settings_are_refused(tmp_path, capsys):
     words = ["--output", str(output)]
     pretend(*words)
     assert main([*FAST, *words]) == 2
-    assert "exists already; --resume goes on with it" in capsys.readouterr().err
+    assert "exists already; --resume continues it" in capsys.readouterr().err
     assert main([*FAST, *words, "--resume", "--attention", "xla"]) == 2
     named = f"{output} was written with --attention auto, now xla; choose another --output\n"
     assert capsys.readouterr().err == f"hvit profile: {named}"

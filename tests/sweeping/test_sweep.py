@@ -210,7 +210,7 @@ def test_an_interrupt_keeps_what_is_finished(fast, tmp_path, capsys, stop, statu
     output = tmp_path / "s.json"
     assert run(lambda: bool(pretend([*fast, "--output", output], fail)), PROGRAM) == status
     assert [each["args"].get("r") for each in read(output)["rows"]] == [None, 1]
-    assert "2 finished candidates are kept; --resume goes on" in capsys.readouterr().err
+    assert "2 finished candidates are kept; --resume continues" in capsys.readouterr().err
 
 
 def test_resume_after_kill(fast, tmp_path, capsys):
@@ -352,7 +352,7 @@ def test_files_and_pictures_are_checked_before_the_work(fast, inputs, tmp_path, 
     taken = tmp_path / "s.json"
     taken.write_text("mine")
     for words, message in [
-        ([*fast, "--output", str(taken)], "exists already; --resume goes on with it"),
+        ([*fast, "--output", str(taken)], "exists already; --resume continues it"),
         ([*fast, "--output", str(taken), "--resume"], "is not JSON"),
         (["--checkpoint", inputs[2]], "give both DATA and --checkpoint DIR, or neither"),
         (["--methods", "tome", "evit"], "lists are written with commas: tome,evit (a folder of"),

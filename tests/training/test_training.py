@@ -50,7 +50,7 @@ def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, capsys):
 
     words = [data, "--output", broken, *SIZES, *RECIPE]
     assert command(words, batches=signals_before_batch(7, signal.SIGINT)) == 130
-    assert "interrupted after step 8; --resume goes on from there" in capsys.readouterr().err
+    assert "interrupted after step 8; --resume continues from there" in capsys.readouterr().err
     assert not (broken / "checkpoint").exists()
     capsys.readouterr()
     changed = [*RECIPE, "--learning-rate", "0.5"]
@@ -173,7 +173,7 @@ def test_resume_begins_where_there_is_no_output(data, tmp_path, capsys):
     output = tmp_path / "run"
     command = [str(data), "--output", str(output), "--resume", *SIZES, *RECIPE, "--epochs", "1"]
     assert main(command) == 0
-    assert capsys.readouterr().err == "nothing to go on with: this is the beginning\n"
+    assert capsys.readouterr().err == "nothing to resume: starting from the beginning\n"
     assert (output / "checkpoint").is_dir()
     assert main(command) == 2
     assert "is finished" in capsys.readouterr().err
@@ -193,7 +193,7 @@ def test_a_damaged_picture_is_named_and_leaves_the_output_free(tmp_path, capsys,
 
 @pytest.mark.parametrize(
     ("save_every", "message"),
-    [("3", "--resume goes on from the newest saved state"), ("99", "nothing was saved")],
+    [("3", "--resume continues from the newest saved state"), ("99", "nothing was saved")],
 )
 def test_a_second_signal_says_what_is_kept(data, tmp_path, capsys, save_every, message):
     output = tmp_path / "run"

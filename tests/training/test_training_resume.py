@@ -1,4 +1,4 @@
-"""A killed run goes on as if nothing had happened; several devices train as one does."""
+"""A killed run continues as if nothing had happened; several devices train as one does."""
 
 import shutil
 import signal

@@ -73,7 +73,7 @@ def test_a_flipped_bit_is_damage(folder):
     for _ in range(2):
         flip_a_bit(folder / "9")
         step, (note,) = restore(folder)
-        assert step == 6 and "step 9 cannot be read, so the run goes on from step 6" in note
+        assert step == 6 and "step 9 cannot be read, so the run continues from step 6" in note
         assert "has another content than was written" in note
         assert not (folder / "9").exists()
         states = StateFolder(folder)

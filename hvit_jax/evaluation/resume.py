@@ -131,7 +131,7 @@ class ProgressFolder:
             count: how many pictures there are.
 
         Returns:
-            The results if an earlier run has written them already, so that nothing is left to do.
+            The results if an earlier run has written them already, so that nothing to do.
 
         Raises:
             InputError: if the folder is damaged, or of an evaluation with other settings.

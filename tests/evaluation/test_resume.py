@@ -158,7 +158,7 @@ def assert_complete(score, folder, capsys):
     capsys.readouterr()
     assert score(folder, "--resume") == 0
     printed = capsys.readouterr()
-    assert printed.err.endswith("r.json is complete: nothing is left to do\n")
+    assert printed.err.endswith("r.json is complete: nothing to do\n")
     assert "top-1 (%)" in printed.out and "left out 2" in printed.out
     assert {
         path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()

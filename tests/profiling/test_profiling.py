@@ -346,8 +346,11 @@ def test_measured_accuracies_are_drawn_and_rows_without_are_named(
         ("[]", "holds no JSON object"),
         ("{}", "holds no results"),
         ({"partial": True}, "did not finish"),
-        ({"model": "vit_b16"}, "no file of --accuracy is of a configuration that is measured here"),
-        ({"args": {"keep_rate": 0.1}}, "no file of --accuracy is of a configuration"),
+        (
+            {"model": "vit_b16"},
+            "none of the --accuracy files is for a configuration that is measured here",
+        ),
+        ({"args": {"keep_rate": 0.1}}, "none of the --accuracy files is for a configuration"),
         ({"checkpoint_sha256": "0"}, "evit.json is for another checkpoint: "),
         ({}, "evit.json are for the same configuration"),
         ({"method": "dense", "data_sha256": "2"}, "were scored on different pictures"),

@@ -111,7 +111,9 @@ class TrainConfig(Options):
     )
     seed: int = _recipe(0, "seed of weights, order and augmentation", least=0, most=2**32 - 1)
 
-    accumulate: int = _running(1, "parts that a batch is split into, one after the other, to save memory", least=1)
+    accumulate: int = _running(
+        1, "parts that a batch is split into, one after the other, to save memory", least=1
+    )
     on_error: str = _running(
         "stop",
         "what to do with unreadable pictures; skip names them and takes the next instead",

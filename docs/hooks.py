@@ -1,37 +1,109 @@
-"""Tables of the documentation that are made from the code and from measured results.
+"""Parts of the documentation that are made from the code and from measured results.
 
-A line `<!-- options: NAME -->` becomes the table of a method's options, `<!-- results: NAME -->`
-what was published and measured of it, and `<!-- command: NAME -->` a command's options.
+Each stands in its page, so that the file can be read as it is, between `<!-- KIND: NAME -->` and
+`<!-- end -->`. `python docs/hooks.py` writes them anew after a change, and a test compares them:
+
+    about     what a method does, from its docstring
+    options   a method's options
+    results   what was published and measured of a method
+    command   a command's options
+    api       a name's signature and what it is; on the site, all of its documentation
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
+import pkgutil
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from flax import nnx
+
 from hvit_jax import REDUCERS, make_reducer
 from hvit_jax.commands.flags import options_of
 from hvit_jax.commands.main import records
-from hvit_jax.fields import flag, show
+from hvit_jax.fields import Options, flag, show
 from hvit_jax.published import published_rows
 from hvit_jax.reducers import method_name
 
+_PLAIN = (str, int, float, tuple, type(None))  # Types of defaults that are short to write.
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
-_MARK = re.compile(r"^<!-- (options|results|command): (\w+) -->$", re.MULTILINE)
+_PART = re.compile(r"^<!-- (\w+): (\S+)(.*?) -->\n(.*?)<!-- end -->$", re.MULTILINE | re.DOTALL)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Fill the tables into a page; MkDocs calls this for each.
+    """Let mkdocstrings document the names of the API; MkDocs calls this for each page."""
+
+    def document(found: re.Match) -> str:
+        if found[1] != "api":
+            return found[0]
+        members = f"\n    options:\n      members: [{found[3].strip()}]" if found[3] else ""
+        return f"::: {found[2]}{members}"
+
+    return _PART.sub(document, markdown)
+
+
+def filled(page: str) -> str:
+    """Write the parts of a page anew.
 
     Raises:
-        KeyError: for a method that does not exist.
+        KeyError: for a kind, method or command that does not exist.
     """
-    tables = {"options": options_table, "results": results_tables, "command": command_tables}
-    return _MARK.sub(lambda found: tables[found[1]](found[2]), markdown)
+    kinds = {
+        "about": about_method,
+        "options": options_table,
+        "results": results_tables,
+        "command": command_tables,
+        "api": describe_name,
+    }
+
+    def fill(found: re.Match) -> str:
+        head = f"<!-- {found[1]}: {found[2]}{found[3]} -->"
+        return f"{head}\n\n{kinds[found[1]](found[2])}\n\n<!-- end -->"
+
+    return _PART.sub(fill, page)
+
+
+def about_method(method: str) -> str:
+    """Say what a method does."""
+    return inspect.getdoc(REDUCERS[method]) or ""
+
+
+def describe_name(name: str) -> str:
+    """Write the signature of a function or class, or of all in a module, and what each is."""
+    found = pkgutil.resolve_name(name)
+    if not inspect.ismodule(found):
+        return _entry(name, found)
+    own = [each for each in vars(found).values() if getattr(each, "__module__", "") == name]
+    public = [each for each in own if not each.__name__.startswith("_")]
+    return "\n\n".join(_entry(f"{name}.{each.__name__}", each) for each in public)
+
+
+def _entry(name: str, found: Any) -> str:
+    about = (inspect.getdoc(found) or "").partition("\n\n")[0].replace("\n", " ")
+    is_record = isinstance(found, type) and issubclass(found, (Options, Exception))
+    return f"**`{name}{'' if is_record else _signature(found)}`**: {about}"
+
+
+def _signature(found: Any) -> str:
+    """Write parameters without types; a default that is no plain value is elided."""
+    made = found.__init__ if isinstance(found, type) and issubclass(found, nnx.Module) else found
+    parameters = []
+    for each in inspect.signature(made).parameters.values():
+        plain = each.default is each.empty or isinstance(each.default, _PLAIN)
+        if each.name != "self":
+            default = each.default if plain else _Elided()
+            parameters.append(each.replace(annotation=each.empty, default=default))
+    return str(inspect.Signature(parameters))
+
+
+class _Elided:
+    def __repr__(self) -> str:
+        return "..."
 
 
 def options_table(method: str) -> str:
@@ -63,6 +135,8 @@ def _option_row(field: dataclasses.Field) -> tuple[str, ...]:
     else:
         flags = ", ".join(filter(None, (field.metadata["short"], flag(field.name))))
     default = field.default
+    if "by default" in field.metadata["help"]:  # It depends on the machine.
+        default = None
     known = default is not dataclasses.MISSING and default is not None
     shown = show(default) if known else "" if default is None else "required"
     return f"`{field.name}`", f"`{flags}`", shown and f"`{shown}`", field.metadata["help"]
@@ -112,10 +186,18 @@ def _shown(published: dict[str, Any]) -> tuple[str, ...]:
 
 def _given(row: dict[str, Any]) -> str:
     """Name the options of a row that are not the method's defaults."""
-    options = make_reducer(row["method"], **row["args"]).options()
+    options = {**make_reducer(row["method"]).options(), **row["args"]}
     return method_name(row["method"], options).partition(" ")[2] or "defaults"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    for path in sorted(Path(__file__).parent.rglob("*.md")):
+        page = path.read_text(encoding="utf-8")
+        if page != (new := filled(page)):
+            path.write_text(new, encoding="utf-8")
+            print(f"written: {path}")

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.scale_setup import EIGHT
 from tests.training_setup import column, make_data, parameters, rows, train, train_elsewhere
 
 OPTIONS = "--method evit --drop-locations 1 --accumulate 2 --ema 0.9 --layer-decay 0.7".split()
@@ -60,8 +61,7 @@ def test_a_killed_run_goes_on_exactly(data, straight, output, capsys):
 
 def test_eight_devices_train_as_one_does(data, straight, tmp_path):
     output = tmp_path / "run"
-    eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    done = train_elsewhere(data, output, *OPTIONS, **eight)
+    done = train_elsewhere(data, output, *OPTIONS, **EIGHT)
     assert done.returncode == 0, done.stderr
     assert "on 8 x cpu" in done.stdout
     for name, file in (("loss", "metrics"), ("loss", "validation"), ("top1", "validation")):

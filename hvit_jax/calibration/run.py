@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +17,7 @@ from hvit_jax.checkpoint import describe_checkpoint, fitted_parameters, read_des
 from hvit_jax.config import ViTConfig
 from hvit_jax.costs import count_flops
 from hvit_jax.data.fingerprint import data_sha256
-from hvit_jax.data.loader import load_batches
+from hvit_jax.data.loader import Batch, load_batches
 from hvit_jax.data.source import SAMPLING, open_source, take_evenly
 from hvit_jax.distributed.placement import place
 from hvit_jax.distributed.processes import refuse_several
@@ -41,7 +43,11 @@ class Calibration:
 
 
 def calibrate(
-    config: CalibrateConfig, *, console: Console | None = None, messages: Console | None = None
+    config: CalibrateConfig,
+    *,
+    console: Console | None = None,
+    messages: Console | None = None,
+    load: Callable[..., AbstractContextManager[Iterator[Batch]]] = load_batches,
 ) -> Calibration:
     """Measure what a method with budgets needs on pictures, and print what it should have.
 
@@ -49,6 +55,7 @@ def calibrate(
         config: what to measure, and how.
         console: where the result is printed; default: stdout.
         messages: where progress is shown; default: stderr.
+        load: starts to decode the pictures.
 
     Raises:
         InputError: for anything in the configuration that is wrong.
@@ -70,7 +77,7 @@ def calibrate(
     messages = messages or plain_console(stderr=True)
     for note in pictures.notes:
         messages.print(note)
-    loading = load_batches(
+    loading = load(
         part,
         sizes.image_shape,
         batch_size=size,

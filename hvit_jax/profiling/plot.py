@@ -67,14 +67,19 @@ def plot(rows: Sequence[Measurement], path: Path, top1: Accuracies, kind: str) -
     points = [row for row in rows if row.throughput and top1(row) is not None]
     if not points:
         raise InputError(f"{path} would be empty: no row has a throughput and a {kind} top-1")
-    models = list(dict.fromkeys(row.model for row in points))
+    save_figure(draw_models(points, top1, kind), path)
+
+
+def draw_models(rows: Sequence[Measurement], top1: Accuracies, kind: str) -> Any:
+    """Draw rows that have both figures; gives matplotlib's figure. See `plot`."""
+    models = list(dict.fromkeys(row.model for row in rows))
     figure, panels = new_figure(len(models))
     for panel, model in zip(panels, models, strict=True):
-        here = [row for row in points if row.model == model]
+        here = [row for row in rows if row.model == model]
         draw_methods(panel, here, lambda row: (row.throughput or 0.0, top1(row) or 0.0))
         panel.legend()
         panel.set(title=model, xlabel="images/s, measured", ylabel=f"top-1 (%), {kind}")
-    save_figure(figure, path)
+    return figure
 
 
 def draw_methods(

@@ -46,22 +46,19 @@ def reference(q, k, v, bias=None, lengths=None):
 
 
 @pytest.fixture(params=["cpu", "gpu"])
-def layout(request, monkeypatch):
+def layout(request):
     """Run the program that XLA gets on either kind of device."""
-    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
-    return request.param
+    with compiled_for(request.param):
+        yield
 
 
-@pytest.fixture(params=[1, 2**20])
-def few_heads(request, monkeypatch):
-    """Run one head at a time, or all at once."""
-    monkeypatch.setattr(xla, "_CPU_SCORES", request.param)
-    monkeypatch.setattr(xla, "_GPU_SCORES", request.param)
+# One head at a time, or all at once.
+few_heads = pytest.mark.parametrize("at_once", [1, 2**20])
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 7), (13, 13), (4, 9)])
 @pytest.mark.parametrize("extra", ["none", "bias", "lengths", "both", "by head", "by head, both"])
-def test_attention_equals_numpy(queries, keys, extra, layout, few_heads):
+def test_attention_equals_numpy(queries, keys, extra, layout):
     q, k, v = heads(queries, keys)
     rng = np.random.default_rng(1)
     bias = rng.normal(size=(2, 3, keys) if "by head" in extra else (2, keys))
@@ -74,7 +71,7 @@ def test_attention_equals_numpy(queries, keys, extra, layout, few_heads):
 
 
 @pytest.mark.parametrize("implementation", ["xla", "cudnn"])
-def test_a_bias_of_log_counts_repeats_keys(implementation, layout, few_heads, plain_cudnn):
+def test_a_bias_of_log_counts_repeats_keys(implementation, layout, plain_cudnn):
     """Each head has its own counts; a key counted 0 times is as if it were not there."""
     q, k, v = heads(5, 5)
     counts = jnp.array([[3, 1, 2, 0, 0], [1, 1, 1, 1, 2], [0, 0, 5, 0, 0]])
@@ -87,9 +84,10 @@ def test_a_bias_of_log_counts_repeats_keys(implementation, layout, few_heads, pl
         np.testing.assert_allclose(out[one], expected, atol=3e-6)
 
 
-def test_column_mean_equals_numpy(layout, few_heads):
+@few_heads
+def test_column_mean_equals_numpy(at_once):
     q, k, v = heads(11, 14, size=5)
-    out, columns = attend_and_score(q, k, v, implementation="xla")
+    out, columns = xla.attend_and_score(q, k, v, at_once=at_once)
     weights, expected = reference(q, k, v)
     np.testing.assert_allclose(out, expected, atol=2e-6)
     np.testing.assert_allclose(columns, weights.mean((1, 2)), atol=1e-6)
@@ -122,7 +120,7 @@ def test_class_attention_is_the_first_row():
     )
 
 
-def test_gradients_equal_those_of_plain_softmax(layout, few_heads):
+def test_gradients_equal_those_of_plain_softmax(layout):
     arrays = heads(9, 12)
     bias = jnp.linspace(-1, 1, 24).reshape(2, 12)
     lengths = jnp.array([12, 5])
@@ -143,21 +141,24 @@ def test_gradients_equal_those_of_plain_softmax(layout, few_heads):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), got, expected)
 
 
-def test_gradients_of_column_mean(few_heads):
+@few_heads
+def test_gradients_of_column_mean(at_once):
     q, k, v = heads(9, 9)
+    bias = jnp.asarray(np.random.default_rng(1).normal(size=(2, 3, 9)), jnp.float32)
     target = jnp.linspace(0, 1, 9)
 
-    def plain(q, k, v):
-        weights = jax.nn.softmax(jnp.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(q.shape[-1]))
+    def plain(q, k, v, bias):
+        scores = jnp.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(q.shape[-1])
+        weights = jax.nn.softmax(scores + bias[:, :, None])
         out = jnp.einsum("bhnm,bmhd->bnhd", weights, v)
         return jnp.sin(out).sum() + (weights.mean((1, 2)) * target).sum()
 
-    def ours(q, k, v):
-        out, columns = attend_and_score(q, k, v, implementation="xla")
+    def ours(q, k, v, bias):
+        out, columns = xla.attend_and_score(q, k, v, bias, at_once=at_once)
         return jnp.sin(out).sum() + (columns * target).sum()
 
-    got = jax.grad(ours, argnums=(0, 1, 2))(q, k, v)
-    expected = jax.grad(plain, argnums=(0, 1, 2))(q, k, v)
+    got = jax.grad(ours, argnums=(0, 1, 2, 3))(q, k, v, bias)
+    expected = jax.grad(plain, argnums=(0, 1, 2, 3))(q, k, v, bias)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), got, expected)
 
 

@@ -195,30 +195,26 @@ def test_gradients_equal_those_of_full_attention():
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-@pytest.mark.parametrize("pairs", [1, 2 * 3 * 121, 2**27])
-def test_cudnn_gets_the_counts_as_a_bias(pairs, plain_cudnn, monkeypatch):
+@pytest.mark.parametrize("at_once", [1, 2 * 3 * 121, 2**27])
+def test_cudnn_gets_the_counts_as_a_bias(at_once, plain_cudnn):
     """For one image, for two or for all at once; gradients are those of the other program."""
-    monkeypatch.setattr(cudnn, "_PAIRS", pairs)
     q, k, v = (x.astype(jnp.bfloat16) for x in tokens(10, batch=4, heads=3, width=8))
     draws = draw_projections(jax.random.key(3), 8, 5)
+    fused = functools.partial(cudnn.attend_in_clusters, at_once=at_once)
+    plain = functools.partial(attend_in_clusters, implementation="xla")
 
-    def attend(implementation, *heads):
-        return module.clustered_attention(
-            *heads,
-            draws,
-            q_cluster_size=4,
-            k_cluster_size=4,
-            attend=functools.partial(attend_in_clusters, implementation=implementation),
-        )
+    def attend(inside, *heads):
+        sizes = {"q_cluster_size": 4, "k_cluster_size": 4}
+        return module.clustered_attention(*heads, draws, attend=inside, **sizes)
 
-    def loss(implementation, *heads):
-        out = attend(implementation, *heads).astype(jnp.float32)
+    def loss(inside, *heads):
+        out = attend(inside, *heads).astype(jnp.float32)
         return (out * jnp.linspace(-1, 1, out.size).reshape(out.shape)).sum()
 
-    fused, plain = (np.asarray(attend(name, q, k, v), np.float64) for name in ("cudnn", "xla"))
+    outs = (np.asarray(attend(inside, q, k, v), np.float64) for inside in (fused, plain))
+    np.testing.assert_allclose(*outs, atol=0.03)
     assert plain_cudnn == ["cudnn"]
-    np.testing.assert_allclose(fused, plain, atol=0.03)
-    slopes = (jax.grad(lambda *x, n=n: loss(n, *x), (0, 1, 2))(q, k, v) for n in ("cudnn", "xla"))
+    slopes = (jax.grad(lambda *x, f=f: loss(f, *x), (0, 1, 2))(q, k, v) for f in (fused, plain))
     for ours, theirs in zip(*slopes, strict=True):
         np.testing.assert_array_equal(ours.astype(jnp.float32), theirs.astype(jnp.float32))
 

@@ -5,15 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hvit_jax.ops.platform import compiled_for
 from hvit_jax.ops.sorting import argsort, inverse, ranks, sort
 
 SHAPES = [(3, 2, 17), (4, 130), (1, 1)]
 
 
 @pytest.fixture(params=["cpu", "gpu"], autouse=True)
-def program(request, monkeypatch):
+def program(request):
     """Count, or sort as on a GPU."""
-    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+    with compiled_for(request.param):
+        yield
 
 
 def values(shape, dtype):

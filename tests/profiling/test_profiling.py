@@ -314,24 +314,17 @@ def evaluated(tmp_path_factory):
     return folder
 
 
-def test_measured_accuracies_are_drawn_and_rows_without_are_named(
-    evaluated, tmp_path, monkeypatch, capsys
-):
-    drawn, whole = [], plot.draw_methods
-
-    def noted(panel, rows, place):
-        drawn.extend((row.method, place(row)) for row in rows)
-        whole(panel, rows, place)
-
-    monkeypatch.setattr(plot, "draw_methods", noted)
+def test_measured_accuracies_are_drawn_and_rows_without_are_named(evaluated, tmp_path, capsys):
+    files = [evaluated / f"{each}.json" for each in ("dense", "evit")]
     path, output = tmp_path / "front.png", tmp_path / "rows.json"
     pretend("--method", "tome", "--output", str(output))
     capsys.readouterr()
     more = ["--output", str(output), "--resume", "--method", "evit", "--plot", str(path)]
-    pretend(
-        *more, "--accuracy", ",".join(str(evaluated / f"{each}.json") for each in ("dense", "evit"))
-    )
-    assert drawn == [("dense", (8.0, 90.0)), ("evit", (8.0, 89.0))]
+    rows = pretend(*more, "--accuracy", ",".join(map(str, files)))
+    measured = plot.read_accuracies(files, None)
+    figure = plot.draw_models(rows, lambda row: measured[row.configuration], "measured")
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert drawn == {"dense": [[8, 90]], "evit": [[8, 89]], "Pareto front": [[8, 90]]}
     assert path.read_bytes().startswith(b"\x89PNG")
     errors = capsys.readouterr().err
     assert "not drawn, since --accuracy has no results file for it: custom tome r=" in errors

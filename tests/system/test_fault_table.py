@@ -19,9 +19,11 @@ import torch
 from PIL import Image
 
 import hvit_jax
+from hvit_jax.calibration import CalibrateConfig, calibrate
 from hvit_jax.checkpoint import Description, save_checkpoint
 from hvit_jax.commands import eval as eval_command
 from hvit_jax.commands import train as train_command
+from hvit_jax.commands.flags import parse
 from hvit_jax.evaluation.run import Seams, evaluate
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.system import memory
@@ -251,19 +253,28 @@ def test_evaluation_out_of_memory(inputs, tmp_path, complaint):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("command", "place", "advice"),
-    [
-        ("calibrate", "calibration.run.measure", "at batch 2; try --batch-size 1"),
-        ("visualize", "visualization.run.compile_views", "out of memory: RESOURCE_EXHAUSTED"),
-    ],
-)
-def test_out_of_memory(inputs, tmp_path, complaint, monkeypatch, command, place, advice):
-    def full(*arguments, **options):
+def test_calibration_out_of_memory(inputs, tmp_path):
+    @contextlib.contextmanager
+    def load(*arguments, **options):
+        yield map(full, [0])
+
+    def full(batch):
         raise jax.errors.JaxRuntimeError(EXHAUSTED)
 
-    monkeypatch.setattr(f"hvit_jax.{place}", full)
-    assert advice in complaint(command, *words(command, inputs, tmp_path))
+    chosen = list(map(str, words("calibrate", inputs, tmp_path)))
+    config = parse(CalibrateConfig, chosen, program="x", description="")
+    with pytest.raises(hvit_jax.InputError, match="at batch 2; try --batch-size 1"):
+        calibrate(config, load=load)
+    assert os.listdir(tmp_path) == []
+
+
+def test_visualization_out_of_memory(inputs, tmp_path, complaint, monkeypatch):
+    def full(*arguments):
+        raise jax.errors.JaxRuntimeError(EXHAUSTED)
+
+    monkeypatch.setattr("hvit_jax.visualization.run.compile_views", full)
+    advice = "out of memory: RESOURCE_EXHAUSTED"
+    assert advice in complaint("visualize", *words("visualize", inputs, tmp_path))
     assert os.listdir(tmp_path) == []
 
 

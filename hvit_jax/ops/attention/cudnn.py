@@ -128,7 +128,7 @@ def _attend_and_score_backward(inputs, gradients):
 attend_and_score.defvjp(_attend_and_score_forward, _attend_and_score_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def attend_in_clusters(
     q: Float[Array, "B Nq H D"],
     k: Float[Array, "B Nk H D"],
@@ -136,10 +136,12 @@ def attend_in_clusters(
     q_clusters: Int[Array, "B H R Nq"],
     k_clusters: Int[Array, "B H R Nk"],
     clusters: int,
+    at_once: int = _PAIRS,
 ) -> Float[Array, "B Nq H D"]:
     """Attend inside clusters, a few images at a time: their counts of meetings exist as a bias.
 
-    See `hvit_jax.ops.attention.attend_in_clusters`.
+    See `hvit_jax.ops.attention.attend_in_clusters`. That bias has so many numbers `at_once`, or
+    those of one image if it has more.
     """
 
     def some_images(images):
@@ -156,7 +158,7 @@ def attend_in_clusters(
     batch, size, heads, _ = q.shape
     width = max(k.shape[1], q_clusters.shape[2] * clusters)
     group = (
-        largest_divisor(batch, _PAIRS // (heads * size * width)) if isinstance(batch, int) else 1
+        largest_divisor(batch, at_once // (heads * size * width)) if isinstance(batch, int) else 1
     )
     groups = jax.tree.map(
         lambda x: x.reshape(-1, group, *x.shape[1:]), (q, k, v, q_clusters, k_clusters)
@@ -179,7 +181,7 @@ def _attend_in_clusters_forward(*inputs):
     return attend_in_clusters(*inputs), inputs[:5]
 
 
-def _attend_in_clusters_backward(clusters, inputs, gradient):
+def _attend_in_clusters_backward(clusters, at_once, inputs, gradient):
     """Differentiate the same figures computed head by head: no gradient needs the bias then."""
     q, k, v, q_clusters, k_clusters = inputs
     pull = jax.vjp(lambda q, k, v: xla.attend_in_clusters(q, k, v, q_clusters, k_clusters), q, k, v)

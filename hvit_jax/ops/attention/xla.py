@@ -65,10 +65,13 @@ def attend_and_score(
     k: Float[Array, "B Nk H D"],
     v: Float[Array, "B Nk H D"],
     key_bias: Float[Array, "B h Nk"] | None = None,
+    *,
+    at_once: int | None = None,
 ) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B Nk"]]:
     """Attend, and average the weights over heads and queries, in one pass.
 
-    See `hvit_jax.ops.attention.attend_and_score`.
+    See `hvit_jax.ops.attention.attend_and_score`. So many scores exist `at_once`, or those of one
+    head if it has more; default: as many as suit the device.
     """
 
     def one_head(q, k, v, bias):
@@ -79,7 +82,7 @@ def attend_and_score(
     heads = (x.swapaxes(1, 2) for x in (q, k, v))
     if key_bias is not None:
         key_bias = jnp.broadcast_to(key_bias, (q.shape[0], q.shape[2], k.shape[1]))
-    out, columns = _map_heads(one_head, *heads, key_bias)
+    out, columns = _map_heads(one_head, *heads, key_bias, at_once=at_once)
     return out.swapaxes(1, 2), columns.mean(1)
 
 
@@ -144,6 +147,7 @@ def _map_heads(
     q: Float[Array, "B H Nq D"],
     k: Float[Array, "B H Nk D"],
     *more: Array | None,
+    at_once: int | None = None,
 ) -> Any:
     """Run a function of one head's arrays over all heads of all images, a few at a time.
 
@@ -152,6 +156,7 @@ def _map_heads(
         q: queries; with the keys they tell how many scores a head has.
         k: keys.
         *more: further arrays that lead with (B, H), or None, which is passed on.
+        at_once: how many scores may exist; default: as many as suit the device.
 
     Returns:
         What the function returns, led by (B, H).
@@ -162,8 +167,8 @@ def _map_heads(
     body = jax.checkpoint(lambda rows: function(*rows), prevent_cse=False)
     # A batch of unknown size, as in an exported model, is known to hold whole images only.
     count = batch * heads if isinstance(batch, int) else heads
-    limit = _CPU_SCORES if backend() == "cpu" else _GPU_SCORES
+    at_once = at_once or (_CPU_SCORES if backend() == "cpu" else _GPU_SCORES)
     # A divisor, so that all steps are alike.
-    group = largest_divisor(count, limit // (q.shape[2] * k.shape[2]))
+    group = largest_divisor(count, at_once // (q.shape[2] * k.shape[2]))
     mapped = jax.lax.map(body, rows, batch_size=group)
     return jax.tree.map(lambda x: x.reshape(batch, heads, *x.shape[1:]), mapped)

@@ -1,9 +1,7 @@
 """Find the patches that look like a given one, with features of a dense and of a reduced model."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from PIL import Image
 
 import hvit_jax
@@ -16,15 +14,10 @@ picture = Image.open(demo.pictures_dir() / "coffee.jpg")
 images = normalize(resize_and_crop(picture, (RESOLUTION, RESOLUTION))[None])
 
 
-@nnx.jit
-def compiled(model: hvit_jax.ViT, images: jax.Array) -> jax.Array:
-    """Compute a feature for every patch, as one compiled program."""
-    return model.dense_features(images)
-
-
 def likeness(model: hvit_jax.ViT) -> np.ndarray:
     """Compare every patch with the one on the cup: cosines on the grid of patches."""
-    features = compiled(model, images)[0]
+    # Compiled: run operation by operation, this would take seconds.
+    features = hvit_jax.jit_model(model).dense_features(images)[0]
     features /= jnp.linalg.norm(features, axis=-1, keepdims=True)
     return np.asarray(features @ features[CUP])
 

@@ -7,6 +7,7 @@ from flax import nnx
 
 from hvit_jax.config import Compute
 from hvit_jax.models.parameters import build_model, init_parameters
+from hvit_jax.models.vit import jit_model
 from hvit_jax.reducers import make_reducer
 
 
@@ -35,20 +36,15 @@ def build(config, parameters, *, method, dtype="float32", unroll=False, **option
 
 
 def classify(model, images):
-    graph, state = nnx.split(model)
-    return jax.jit(lambda state, images: nnx.merge(graph, state).classify(images))(state, images)
+    return jit_model(model).classify(images)
 
 
 def compute_features(model, images):
-    graph, state = nnx.split(model)
-    return jax.jit(lambda state, images: nnx.merge(graph, state).features(images))(state, images)
+    return jit_model(model).features(images)
 
 
 def compute_dense_features(model, images):
-    graph, state = nnx.split(model)
-    return jax.jit(lambda state, images: nnx.merge(graph, state).dense_features(images))(
-        state, images
-    )
+    return jit_model(model).dense_features(images)
 
 
 def frozen(model):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -20,18 +19,23 @@ from hvit_jax.ops.grouping import Groups
 from hvit_jax.ops.precision import accumulator
 
 
-def layer_norm(
-    width: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs, param_dtype=jnp.float32
-) -> nnx.LayerNorm:
-    """Make SWAG's LayerNorm: eps 1e-6, statistics in float32 from centred values."""
-    return nnx.LayerNorm(
-        width,
-        epsilon=1e-6,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        use_fast_variance=False,
-        rngs=rngs,
-    )
+class LayerNorm(nnx.LayerNorm):
+    """SWAG's LayerNorm: eps 1e-6, statistics in float32 at least, from centred values."""
+
+    def __init__(self, width: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
+        """Create scale and bias, in float32.
+
+        Args:
+            width: channels.
+            dtype: the type of what is normalised.
+            rngs: as for `Block`.
+        """
+        wide = accumulator(dtype)
+        super().__init__(width, epsilon=1e-6, dtype=wide, use_fast_variance=False, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "*rows C"]) -> Float[Array, "*rows C"]:
+        """Normalise; Flax's own mixes types, which strict promotion forbids."""
+        return super().__call__(x.astype(self.dtype)).astype(x.dtype)
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -70,10 +74,10 @@ class Block(nnx.Module):
 
         self.heads, self.implementation = config.heads, compute.attention
         self.gelu = compute.gelu
-        self.ln_1 = layer_norm(config.width, dtype=dtype, rngs=rngs)
+        self.ln_1 = LayerNorm(config.width, dtype=dtype, rngs=rngs)
         self.in_proj = linear(config.width, 3 * config.width)
         self.out_proj = linear(config.width, config.width)
-        self.ln_2 = layer_norm(config.width, dtype=dtype, rngs=rngs)
+        self.ln_2 = LayerNorm(config.width, dtype=dtype, rngs=rngs)
         self.linear_1 = linear(config.width, config.mlp_width)
         self.linear_2 = linear(config.mlp_width, config.width)
 

@@ -62,7 +62,7 @@ def project_to_thirds(project: nnx.Linear, x: Float[Array, "*rows C"]) -> list[A
     cut = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias[...], 3), strict=True)
     # XLA joins products up to 32 MB, unless they seem to have different operands.
     return [
-        x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+        x @ kernel.astype(x.dtype) + bias.astype(x.dtype).reshape(*(1,) * (x.ndim - 1), -1)
         for x, (kernel, bias) in zip(jax.lax.optimization_barrier((x,) * 3), cut, strict=True)
     ]
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Num
 
 from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.errors import InputError
-from hvit_jax.models.block import Block, layer_norm, stack_blocks
+from hvit_jax.models.block import Block, LayerNorm, stack_blocks
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.ops.platform import compiler_options
 from hvit_jax.ops.precision import accumulator
@@ -35,6 +35,30 @@ class Features:
     tokens: tuple[Float[Array, "B _ C"], ...]
     states: tuple[TokenState, ...]
     output: Float[Array, "B classes"]
+
+
+def _empty_if_asked(output: Callable[..., Any]) -> Callable[..., Any]:
+    """Let no images give no results: their shapes are those of one image's, without that axis.
+
+    Kernels need not know of empty batches then, nor every operation of a method.
+    """
+
+    @functools.wraps(output)
+    def run(self, images, *, draws=None):
+        if images.ndim == 0 or images.shape[0] != 0:
+            return output(self, images, draws=draws)
+        structures = []
+
+        def leaves(images):
+            found, structure = jax.tree.flatten(output(self, images, draws=draws))
+            structures.append(structure)
+            return found
+
+        shapes = jax.eval_shape(leaves, jnp.zeros((1, *images.shape[1:]), images.dtype))
+        empty = (jnp.zeros((0, *leaf.shape[1:]), leaf.dtype) for leaf in shapes)
+        return structures[0].unflatten(empty)
+
+    return run
 
 
 class ViT(nnx.Module):
@@ -78,7 +102,7 @@ class ViT(nnx.Module):
         self.segments = nnx.List(
             [stack_blocks(count, config, compute=compute, rngs=rngs) for _, count in self.runs()]
         )
-        self.ln = layer_norm(config.width, dtype=accumulator(self.dtype), rngs=rngs)
+        self.ln = LayerNorm(config.width, dtype=self.dtype, rngs=rngs)
         self.head = (
             nnx.Linear(config.width, config.num_classes, rngs=rngs) if config.num_classes else None
         )
@@ -105,6 +129,7 @@ class ViT(nnx.Module):
         """
         return self.classify(images, draws=draws)[0]
 
+    @_empty_if_asked
     def classify(
         self, images: Num[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
     ) -> tuple[Float[Array, "B classes"], dict[str, Float[Array, " B"]]]:
@@ -120,6 +145,7 @@ class ViT(nnx.Module):
         x, state, _ = self._encode(images, draws, trace=False)
         return self._finish(x), self.reducer.report(state)
 
+    @_empty_if_asked
     def features(
         self, images: Num[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
     ) -> Features:
@@ -133,6 +159,7 @@ class ViT(nnx.Module):
         tokens, states = zip(*steps, strict=True)
         return Features(tokens=tokens, states=states, output=self._finish(x))
 
+    @_empty_if_asked
     def dense_features(
         self, images: Num[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
     ) -> Float[Array, "B h w C"]:
@@ -174,7 +201,7 @@ class ViT(nnx.Module):
         cls = jnp.broadcast_to(self.class_token[...], (images.shape[0], 1, self.config.width))
         x = (
             jnp.concatenate([cls, patches.astype(accumulator(self.dtype))], axis=1)
-            + self.pos_embedding[...]
+            + self.pos_embedding[...][None]
         )
         x = x.astype(self.dtype)
         return x, self.reducer.init(x, trace=trace)
@@ -281,19 +308,64 @@ def part_weights(model: ViT) -> tuple[Callable[[list[Array]], ViT], list[Array]]
     return lambda weights: nnx.merge(graph, structure.unflatten(weights)), weights
 
 
-def jit_model(model: ViT) -> Callable[..., Float[Array, "B classes"]]:
-    """Compile a model's forward pass; its weights are arguments, not constants.
+class CompiledModel:
+    """A model whose outputs are compiled, each when it is first asked for and once a batch shape.
+
+    `jit_model` makes it. Calling it, `classify`, `features` and `dense_features` take and return
+    what those of `ViT` do.
+
+    Attributes:
+        config: the model's sizes.
+        reducer: its method.
+        run: the compiled function of weights, images, draws and the name of an output.
+    """
+
+    def __init__(self, model: ViT):
+        """Part the model from its weights; see `jit_model`."""
+        self.config, self.reducer = model.config, model.reducer
+        with_weights, self._weights = part_weights(model)
+
+        @functools.partial(jax.jit, static_argnums=3, compiler_options=compiler_options())
+        def run(weights, images, draws, output: str):
+            return getattr(with_weights(weights), output)(images, draws=draws)
+
+        self.run = run
+
+    def __call__(
+        self, images: Float[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
+    ) -> Float[Array, "B classes"]:
+        """Classify images; see `ViT.__call__`."""
+        return self.run(self._weights, images, draws, "__call__")
+
+    def classify(
+        self, images: Float[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
+    ) -> tuple[Float[Array, "B classes"], dict[str, Float[Array, " B"]]]:
+        """Classify images, with what the method reports; see `ViT.classify`."""
+        return self.run(self._weights, images, draws, "classify")
+
+    def features(
+        self, images: Float[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
+    ) -> Features:
+        """Keep tokens and state after every block; see `ViT.features`."""
+        return self.run(self._weights, images, draws, "features")
+
+    def dense_features(
+        self, images: Float[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
+    ) -> Float[Array, "B h w C"]:
+        """Compute a feature for every patch; see `ViT.dense_features`."""
+        return self.run(self._weights, images, draws, "dense_features")
+
+
+def jit_model(model: ViT) -> CompiledModel:
+    """Compile a model: logits, features and dense features.
+
+    A call without this runs operation by operation, which is a hundred times slower and more.
+    Weights are arguments of the compiled programs, not constants in them.
 
     Args:
         model: a model; later changes to it are not seen.
 
     Returns:
-        A function of images (and `draws`) like the model, compiled once a batch shape.
+        What is called like the model.
     """
-    with_weights, weights = part_weights(model)
-
-    @functools.partial(jax.jit, compiler_options=compiler_options())
-    def forward(weights, images, draws=None):
-        return with_weights(weights)(images, draws=draws)
-
-    return functools.partial(forward, weights)
+    return CompiledModel(model)

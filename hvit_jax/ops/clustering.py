@@ -119,7 +119,7 @@ def cluster_tokens(
     Returns:
         Centroids in float32, row-major over the cluster grid.
     """
-    mask = jnp.asarray(window_mask(grid, clusters, window))
+    mask = jnp.asarray(window_mask(grid, clusters, window))[None]
 
     def update(_, centroids):
         scores = jnp.where(mask, temperature * closeness(x, centroids), -jnp.inf)

@@ -78,7 +78,7 @@ def _starts(slots: Int[Array, "B H N"], max_groups: int) -> Int[Array, "B H K"]:
     size, places = slots.shape[-1], jnp.arange(slots.shape[-1], dtype=jnp.int32)
     first = jnp.diff(slots, axis=-1, prepend=-1) > 0
     # Beyond the groups, and each its own: there is nothing to write.
-    targets = jnp.where(first, slots, max_groups + places)
+    targets = jnp.where(first, slots, max_groups + places[None, None])
 
     def write(targets):
         starts = jnp.full(max_groups, size, jnp.int32)
@@ -108,10 +108,10 @@ def group_means(x: Float[Array, "B N H D"], groups: Groups) -> Float[Array, "B K
     slots = pad_end(groups.slots, tail, axis=2, mode="edge")
     slots = slots.reshape(batch, heads, -1, length)
     local = slots - slots[..., :1]
-    hot = (local[..., None] == jnp.arange(length)).astype(x.dtype)
+    hot = (local[..., None] == jnp.arange(length).reshape(1, 1, 1, 1, -1)).astype(x.dtype)
     parts = accurate_einsum("bhctl,bhctd->bhcld", hot, rows)
     sums = _first_parts(parts, local, groups) + _later_parts(parts, slots, groups)
-    means = sums / jnp.maximum(groups.counts, 1)[..., None]
+    means = sums / jnp.maximum(groups.counts, 1)[..., None].astype(sums.dtype)
     return means.swapaxes(1, 2).astype(x.dtype)
 
 
@@ -129,7 +129,7 @@ def _first_parts(parts, local, groups) -> Float[Array, "B H K D"]:
 def _later_parts(parts, slots, groups) -> Float[Array, "B H K D"]:
     """Add up each group's sums over the chunks that its run only continues in, as their first."""
     continues = slots[..., 1:, 0] == slots[..., :-1, -1]
-    names = jnp.arange(groups.counts.shape[-1])[:, None]
+    names = jnp.arange(groups.counts.shape[-1]).reshape(1, 1, -1, 1)
     hot = (slots[..., None, 1:, 0] == names) & continues[..., None, :]
     return accurate_einsum("bhkc,bhcd->bhkd", hot.astype(parts.dtype), parts[..., 1:, 0, :])
 
@@ -152,8 +152,9 @@ def member_codes(
     digits = max(1, (limit - 1).bit_length())
 
     def code(numbers):
-        bits = (numbers[..., None] >> jnp.minimum(channels, digits)) & 1
-        return jnp.where(channels < digits, 2 * bits - 1, 0).astype(dtype)
+        place = channels.reshape(*(1,) * numbers.ndim, size)
+        bits = (numbers[..., None] >> jnp.minimum(place, digits)) & 1
+        return jnp.where(place < digits, 2 * bits - 1, 0).astype(dtype)
 
     names = jnp.broadcast_to(
         code(jnp.arange(limit))[:, None], (limit, groups.members.shape[1], size)

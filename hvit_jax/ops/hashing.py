@@ -71,7 +71,7 @@ def hash_bins(
     else:
         projection = (scale * projection).astype(x.dtype)
     projected = accurate_einsum("bnhd,de->bhne", x, projection)
-    bins = jnp.floor((projected + draws.offset) / BIN_WIDTH).astype(jnp.int32)
+    bins = jnp.floor((projected + draws.offset[None, None, None]) / BIN_WIDTH).astype(jnp.int32)
     return bins - bins.min(axis=2, keepdims=True)
 
 
@@ -139,7 +139,7 @@ def project_asymmetric(
 
     def project(x, norms, extra):
         projected = accurate_einsum("bhnd,dr->rbhn", x, draws.alpha[:-2].astype(x.dtype))
-        missing = jnp.sqrt(radius - norms)
+        missing = jnp.sqrt(radius - norms)[None]
         return projected + _per_round(extra) * missing + _per_round(draws.beta)
 
     return project(q, q_norms, draws.alpha[-1]), project(k, k_norms, draws.alpha[-2])

@@ -136,7 +136,7 @@ def merge_tokens(
         return gather(x, sources), gather(sizes, sources)
     means, totals = _means(x, sizes, leave, targets)
     # Tokens that others join take their mean, in one pass over all of them.
-    joins = targets[:, None, :] == jnp.arange(-left, odd)[:, None]
+    joins = targets[:, None, :] == jnp.arange(-left, odd)[None, :, None]
     joined, which = joins.any(-1), joins.argmax(-1)
     return (
         jnp.where(joined[..., None], gather(means, which), gather(x, sources)),

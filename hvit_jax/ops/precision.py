@@ -14,7 +14,8 @@ from hvit_jax.ops.platform import backend
 
 def accumulator(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """Name the type for sums, softmax and hashes of numbers in `dtype`: float32 at least."""
-    return jnp.promote_types(dtype, jnp.float32)
+    wide = jnp.dtype(jnp.float32)
+    return jnp.dtype(dtype) if jnp.dtype(dtype).itemsize > wide.itemsize else wide
 
 
 def accurate_einsum(subscripts: str, *operands: Array | np.ndarray) -> Array:

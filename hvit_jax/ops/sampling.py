@@ -41,7 +41,8 @@ def masked_weights(
     peak = jnp.where((valid.sum(-1) < rows)[:, None, None, None], jnp.maximum(peak, 0), peak)
     weights = stable_exp(scores, peak)
     total = weights.sum(-1, keepdims=True)
-    weights = (weights + EPSILON / rows[:, None, None, None]) / (total + EPSILON)
+    added = EPSILON / rows.astype(weights.dtype)[:, None, None, None]
+    weights = (weights + added) / (total + EPSILON)
     return jnp.where(keys, weights, 0)
 
 
@@ -102,7 +103,7 @@ def nearest_entries(cdf: Float[Array, "B P"], *, points: int) -> Int[Array, "B {
         Indices into the CDF; many repeat.
     """
     start = jnp.where(cdf > 0, cdf, jnp.inf).min(-1, keepdims=True)
-    steps = jnp.arange(points, dtype=jnp.float32)
+    steps = jnp.arange(points, dtype=jnp.float32)[None]
     values = start + (steps - start * steps) / max(points - 1, 1)
     # XLA fuses the distances into the search, so that points x P numbers are never stored.
     distances = jnp.abs(values[:, :, None] - cdf[:, None, :])
@@ -129,7 +130,7 @@ def pack_distinct(
     beyond = jnp.iinfo(ordered.dtype).max - 1  # The largest is not sorted.
     distinct = sort(jnp.where(new, ordered, beyond))
     start = jnp.maximum(count - limit, 0)
-    places = jnp.minimum(start[:, None] + jnp.arange(limit), indices.shape[-1] - 1)
+    places = jnp.minimum(start[:, None] + jnp.arange(limit)[None], indices.shape[-1] - 1)
     taken = gather(distinct, places)
     return jnp.where(taken == beyond, 0, taken), count
 
@@ -179,5 +180,5 @@ def new_places(
     Returns:
         The new index of every old token, -1 for one that does not stay.
     """
-    same = (kept[:, None, :] == jnp.arange(tokens)[:, None]) & exists[:, None, :]
+    same = (kept[:, None, :] == jnp.arange(tokens)[None, :, None]) & exists[:, None, :]
     return jnp.where(same.any(-1), same.argmax(-1), -1).astype(jnp.int32)

@@ -94,9 +94,9 @@ def _before(theirs, mine, left: bool | Array = False):
 def _count(keys):
     size, step = keys[0].shape[1], _COMPARED
     parts = [_cut(key, step) for key in keys]
-    part_of, places = jnp.arange(size) // step, jnp.arange(step)
+    part_of, places = jnp.arange(size)[None] // step, jnp.arange(step)[None]
     # Values of earlier parts count if they are equal; of a value's own part those to its left.
-    equal = places < places[:, None]
+    equal = (places < places.T)[None, None]
     for part in parts:
         equal = equal & (part[:, :, None, :] == part[:, :, :, None])
     counts = equal.sum(-1, dtype=jnp.int32).reshape(keys[0].shape[0], -1)[:, :size]
@@ -106,7 +106,8 @@ def _count(keys):
         number, others = part
         limits = [jnp.where(number < part_of, *pair) for pair in zip(above, keys, strict=True)]
         for index in range(step):
-            counts = counts + _before([other[:, index, None] for other in others], limits)
+            before = _before([other[:, index, None] for other in others], limits)
+            counts = counts + jnp.asarray(before, counts.dtype)
         return counts, None
 
     numbers = jnp.arange(parts[0].shape[1])

@@ -165,10 +165,10 @@ class ATS(Budgeted):
 
     def _sample(self, block, x, state, layer):
         q, k, v = block.qkv(x)
-        valid = jnp.arange(layer.tokens_in) < state.lengths[:, None]
+        valid = jnp.arange(layer.tokens_in)[None] < state.lengths[:, None]
         kept, count = self._choose(q[:, :1], k, v, valid, state, layer)
         lengths = jnp.minimum(count, layer.tokens_out)
-        exists = jnp.arange(layer.tokens_out) < lengths[:, None]
+        exists = jnp.arange(layer.tokens_out)[None] < lengths[:, None]
         q, out = gather(q, kept), gather(x, kept)
         out = block.ln_1(out) if self.residual == "normalized" else out
         out = out + block.project(self._attend(block, q, k, v, valid, state))

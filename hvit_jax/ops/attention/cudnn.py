@@ -173,7 +173,7 @@ def _codes(numbers: Int[Array, "B H R N"], spare: int, clusters: int, dtype) -> 
     appended are in no cluster.
     """
     numbers = pad_end(numbers.astype(jnp.int32), spare, axis=-1, constant_values=clusters)
-    codes = numbers.swapaxes(-1, -2)[..., None] == jnp.arange(clusters)
+    codes = numbers.swapaxes(-1, -2)[..., None] == jnp.arange(clusters).reshape(1, 1, 1, 1, -1)
     return codes.astype(dtype).reshape(*codes.shape[:-2], -1)
 
 

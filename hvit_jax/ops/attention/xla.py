@@ -56,7 +56,7 @@ def mask_keys(
     """Join the two ways to weigh keys: those beyond an image's length get -inf."""
     if key_lengths is None:
         return key_bias
-    real = jnp.arange(keys) < key_lengths[:, None, None]
+    real = jnp.arange(keys)[None, None] < key_lengths[:, None, None]
     return jnp.where(real, 0.0 if key_bias is None else key_bias, -jnp.inf)
 
 
@@ -98,7 +98,7 @@ def column_mean(q: Float[Array, "B Nq H D"], k: Float[Array, "B Nk H D"]) -> Flo
 def _weights(q, k, bias):
     """Compute one head's weights before normalisation, and the factor that normalises a row."""
     products = _scores(q, k)
-    weights = stable_exp(products if bias is None else products + bias)
+    weights = stable_exp(products if bias is None else products + bias[None])
     return weights, 1 / weights.sum(-1)
 
 
@@ -121,7 +121,8 @@ def attend_in_clusters(
 
     def one_head(q, k, v, q_clusters, k_clusters):
         meetings = count_meetings(q_clusters, k_clusters)
-        weights = stable_exp(jnp.where(meetings > 0, _scores(q, k), -jnp.inf)) * meetings
+        scores = jnp.where(meetings > 0, _scores(q, k), -jnp.inf)
+        weights = stable_exp(scores) * meetings.astype(scores.dtype)
         out = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=accumulator(q.dtype))
         return (out / weights.sum(-1, keepdims=True)).astype(q.dtype)
 

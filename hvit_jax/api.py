@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from hvit_jax.checkpoint import fitted_parameters, read_description
@@ -52,7 +51,8 @@ def load(
     """
     reducer = make_reducer(method, **method_args)
     config = with_resolution(read_description(checkpoint_dir).config, resolution)
-    compute = Compute(_type_name(dtype), _type_name(param_dtype), attention, gelu, unroll)
+    # Compute takes types, too, and names them.
+    compute = Compute(cast(str, dtype), cast(str, param_dtype), attention, gelu, unroll)
     reducer.resolve(config)
     return build_model(config, reducer, fitted_parameters(checkpoint_dir, config), compute)
 
@@ -93,16 +93,9 @@ def create(
     config = named_config(config_or_name) if named else config_or_name
     config = with_resolution(config, resolution)
     reducer = make_reducer(method, **method_args).resolve(config)
-    compute = Compute(_type_name(dtype), _type_name(param_dtype), attention, gelu, unroll)
+    # Compute takes types, too, and names them.
+    compute = Compute(cast(str, dtype), cast(str, param_dtype), attention, gelu, unroll)
     return build_model(config, reducer, init_parameters(config, seed), compute)
-
-
-def _type_name(dtype: DTypeLike | None) -> Any:
-    """Name a type; what is no type stays as it is, for `Compute` to refuse."""
-    try:
-        return dtype if dtype is None or isinstance(dtype, str) else jnp.dtype(dtype).name
-    except TypeError:
-        return dtype
 
 
 def with_resolution(config: ViTConfig, resolution: int | tuple[int, int] | None) -> ViTConfig:

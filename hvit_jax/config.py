@@ -126,6 +126,8 @@ class ViTConfig:
 class Compute(Options):
     """How a model is computed, whatever it computes.
 
+    Types are given by their names or as themselves, such as `jnp.bfloat16`; names are kept.
+
     Raises:
         InputError: for a value that is not accepted, or float64 where JAX does not compute in it.
     """
@@ -152,6 +154,8 @@ class Compute(Options):
     )
 
     def __post_init__(self):
+        for name in ("dtype", "param_dtype"):
+            object.__setattr__(self, name, _type_name(getattr(self, name)))
         super().__post_init__()
         if "float64" in (self.dtype, self.param_dtype) and not jax.config.read("jax_enable_x64"):
             raise InputError("dtype 'float64' needs JAX_ENABLE_X64=1 in the environment")
@@ -248,6 +252,16 @@ def crop_share(kept: int, resized: int) -> float:
     share = kept / resized
     # For sides such as 354 and 224 the quotient rounds to a number that gives one pixel less.
     return share if int(kept / share) == resized else math.nextafter(share, 0)
+
+
+def _type_name(dtype: Any) -> Any:
+    """Name a type such as `jnp.bfloat16`; names, and what is no type, stay as they are."""
+    if dtype is None or isinstance(dtype, str):
+        return dtype
+    try:
+        return jnp.dtype(dtype).name
+    except TypeError:
+        return dtype
 
 
 MODELS = {name: getattr(ViTConfig, name)() for name in ("vit_b16", "vit_l16", "vit_h14")}

@@ -5,6 +5,7 @@ import pytest
 
 import hvit_jax
 from hvit_jax import Compute, InputError
+from hvit_jax.evaluation import EvalConfig
 
 
 def test_weights_are_stored_as_blocks_compute_unless_told_otherwise():
@@ -21,7 +22,10 @@ def test_a_model_has_the_record_it_was_made_with(small_config):
 def test_types_may_be_given_themselves(small_config):
     for dtype in (jnp.bfloat16, jnp.dtype("bfloat16"), "bfloat16"):
         made = hvit_jax.create(small_config, dtype=dtype, param_dtype=jnp.float32)
-        assert made.compute == Compute("bfloat16", "float32")
+        assert made.compute == Compute("bfloat16", "float32") == Compute(dtype, jnp.float32)
+    config = EvalConfig(compute=Compute(dtype=jnp.bfloat16))
+    assert config == EvalConfig(compute=Compute("bfloat16"))
+    assert config.words() == ["--dtype", "bfloat16"]
 
 
 @pytest.mark.parametrize(
@@ -29,6 +33,7 @@ def test_types_may_be_given_themselves(small_config):
     [
         ({"dtype": "float16"}, "^dtype must be one of float32, bfloat16, float64: 'float16'"),
         ({"param_dtype": "int8"}, "^param_dtype must be one of float32, bfloat16, float64: 'int8'"),
+        ({"dtype": 8}, "^dtype must be one of float32, bfloat16, float64: 8"),
         ({"attention": "flash"}, "^attention must be one of auto, .*: 'flash'"),
         ({"dtype": "float64"}, "needs JAX_ENABLE_X64=1"),
     ],

@@ -34,6 +34,7 @@ from hvit_jax.fields import as_json
 from hvit_jax.models.parameters import build_model
 from hvit_jax.models.vit import ViT
 from hvit_jax.ops.precision import warn_if_slow
+from hvit_jax.reducers import warn_without_budgets
 from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
 from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import plain_console, show_progress
@@ -159,6 +160,7 @@ def evaluate(
         stop = None
         try:
             messages.print(text)
+            warn_without_budgets(model.reducer, sizes, messages.print)
             with explain_out_of_memory(size, smaller_batch(size, placement.devices)):
                 started = time.perf_counter()
                 step = seams.compile(model, size, placement, scoring)

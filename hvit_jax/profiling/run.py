@@ -19,6 +19,7 @@ from hvit_jax.profiling.config import ProfileConfig
 from hvit_jax.profiling.device import describe_device
 from hvit_jax.profiling.plot import Accuracies, plot, published_top1, read_accuracies
 from hvit_jax.profiling.results import Measurement, Results, table
+from hvit_jax.reducers import warn_without_budgets
 from hvit_jax.system.figures import check_plot
 from hvit_jax.system.files import check_writable, refuse_existing
 from hvit_jax.system.library_messages import is_out_of_memory
@@ -158,6 +159,7 @@ def run_cases(
             row = named
             if bench is not None:
                 messages.print(f"{number}/{len(cases)} {named.name}, batch {case.batch}")
+                warn_without_budgets(case.reducer, case.config, messages.print)
                 try:
                     row = bench.measure(case)
                 except FAILURES as error:

@@ -10,7 +10,7 @@ from hvit_jax.fields import show
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.reducers.act import ACT
 from hvit_jax.reducers.ats import ATS
-from hvit_jax.reducers.budgeted import Budgeted, as_budgeted
+from hvit_jax.reducers.budgeted import Budgeted, as_budgeted, warn_without_budgets
 from hvit_jax.reducers.evit import EViT
 from hvit_jax.reducers.evo import EvoViT
 from hvit_jax.reducers.hourglass import Hourglass
@@ -47,6 +47,7 @@ __all__ = [
     "as_budgeted",
     "make_reducer",
     "method_name",
+    "warn_without_budgets",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -11,6 +11,7 @@ from jaxtyping import Array, Int
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.errors import InputError
+from hvit_jax.fields import flag
 from hvit_jax.models.reducer import Reducer, TokenState
 
 Method = TypeVar("Method", bound="Budgeted")
@@ -72,6 +73,25 @@ class Budgeted(Reducer):
         fits = not isinstance(budgets, tuple) or len(budgets) == blocks
         wanted = f"one number, or one for each of {blocks} blocks"
         self.check(fits, self.budget_option, wanted)
+
+
+def warn_without_budgets(reducer: Reducer, config: ViTConfig, say: Callable[[str], object]) -> None:
+    """Say in one line if a method with budgets has none below all tokens: it saves nothing then.
+
+    Args:
+        reducer: any method.
+        config: the model's sizes.
+        say: is given the line.
+    """
+    if not isinstance(reducer, Budgeted):
+        return
+    budgets, total = reducer.budgets(config), config.num_patches + 1
+    if budgets and min(budgets) == total:
+        say(
+            f"{reducer.name} saves nothing without {flag(reducer.budget_option)}: every block has "
+            f"room for all {total} tokens; `hvit calibrate --method {reducer.name}` measures what "
+            "it needs"
+        )
 
 
 def as_budgeted(reducer: Reducer) -> Budgeted:

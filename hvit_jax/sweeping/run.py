@@ -26,6 +26,7 @@ from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.profiling.device import describe_device
 from hvit_jax.profiling.results import Results
 from hvit_jax.profiling.run import FAILURES, describe_failure
+from hvit_jax.reducers import warn_without_budgets
 from hvit_jax.sweeping.choice import (
     Candidate,
     Goal,
@@ -106,6 +107,9 @@ def sweep(
     paths = [] if config.output is None else [config.output]
     results = Results(paths, Trial, config, about, settings=SETTINGS, resume=config.resume)
     messages.print(f"{_machine(device)}, {len(part)} pictures, {len(found)} candidates")
+    for each in found:
+        if each.percentile is None:  # Else the sweep measures its budgets.
+            warn_without_budgets(each.reducer, sizes, messages.print)
     # A whole batch is divided among the devices, as eval.py does it.
     size = placement.round_up(min(config.batch_size, len(part)))
     batches = load_sample(

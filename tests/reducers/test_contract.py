@@ -12,7 +12,7 @@ from flax import nnx
 
 import hvit_jax
 from hvit_jax.models.reducer import TokenState
-from hvit_jax.reducers import Budgeted
+from hvit_jax.reducers import Budgeted, warn_without_budgets
 from tests.small_models import classify, compute_dense_features, compute_features
 
 
@@ -107,8 +107,31 @@ class TestContract:
     def test_second_batch_does_not_recompile(self, method, small_config, images):
         forward = hvit_jax.jit_model(make(small_config, method))
         first, second = forward(images), forward(images[::-1])
-        assert forward.func._cache_size() == 1
+        assert forward.run._cache_size() == 1
         assert not np.array_equal(first, second)
+
+    def test_no_images_give_no_results(self, method, small_config):
+        model, none = make(small_config, method), jnp.zeros((0, *small_config.image_shape, 3))
+        compiled = hvit_jax.jit_model(model)
+        for each in (model, compiled):
+            assert each(none).shape == (0, small_config.num_classes)
+            assert each.dense_features(none).shape == (0, *small_config.grid, small_config.width)
+            features = each.features(none)
+            tokens = [layer.tokens_out for layer in model.reducer.schedule(small_config)]
+            assert {len(leaf) for leaf in jax.tree.leaves(features)} == {0}
+            assert [x.shape[1] for x in features.tokens] == tokens
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_strict_modes_of_jax(self, method, dtype, small_config, images):
+        """Nothing relies on implicit promotion of ranks or types; shapes are enough to see it."""
+        graph, state = nnx.split(make(small_config, method, dtype=dtype))
+
+        def loss(state, images):
+            model = nnx.merge(graph, state)
+            return jnp.square(model(images)).mean(), model.dense_features(images)
+
+        with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+            jax.eval_shape(jax.grad(loss, argnums=(0, 1), has_aux=True), state, images)
 
     def test_an_image_does_not_see_its_batch(self, method, small_config, images):
         forward = hvit_jax.jit_model(make(small_config, method))
@@ -217,6 +240,20 @@ def test_neutral_options_equal_dense(method, small_config, images):
 
 @pytest.mark.parametrize("method", BUDGETED)
 class TestBudgets:
+    def test_without_any_a_line_says_that_nothing_is_saved(self, method, small_config):
+        free, total = make(small_config, method).reducer, small_config.num_patches + 1
+        blocks, said = len(free.budget_blocks(small_config)), []
+        for budgets in (None, total, 2, (total,) * (blocks - 1) + (total - 1,)):
+            warn_without_budgets(free.with_budgets(budgets), small_config, said.append)
+        flag = "--" + free.budget_option.replace("_", "-")
+        expected = (
+            f"{free.name} saves nothing without {flag}: every block has room for all {total} "
+            f"tokens; `hvit calibrate --method {free.name}` measures what it needs"
+        )
+        assert said == [expected, expected]
+        warn_without_budgets(hvit_jax.make_reducer("evit"), small_config, said.append)
+        assert len(said) == 2
+
     def test_as_many_as_tokens_change_nothing(self, method, small_config, images):
         free, total = make(small_config, method), small_config.num_patches + 1
         whole = make(small_config, method, **{free.reducer.budget_option: total})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -34,8 +35,21 @@ class LayerNorm(nnx.LayerNorm):
         super().__init__(width, epsilon=1e-6, dtype=wide, use_fast_variance=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*rows C"]) -> Float[Array, "*rows C"]:
-        """Normalise; Flax's own mixes types, which strict promotion forbids."""
-        return super().__call__(x.astype(self.dtype)).astype(x.dtype)
+        """Normalise each row, as Flax's does, which mixes types: strict promotion forbids that."""
+        wide = x.astype(self.dtype)
+        mean = wide.mean(-1, keepdims=True)
+        variance = jnp.square(wide - mean).mean(-1, keepdims=True)
+        # Converted a second time: in 16 bits, the gradients of both are rounded.
+        centred = x.astype(self.dtype) - mean
+        assert self.scale is not None and self.bias is not None
+        row = (1,) * (x.ndim - 1) + (-1,)
+        # Both are rounded to the tokens' type.
+        scale, bias = (
+            parameter[...].astype(x.dtype).astype(self.dtype).reshape(row)
+            for parameter in (self.scale, self.bias)
+        )
+        factor = jax.lax.rsqrt(variance + self.epsilon) * scale
+        return (centred * factor + bias).astype(x.dtype)
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from hvit_jax.config import Compute
-from hvit_jax.models.block import Block, gelu, tanh_gelu
+from hvit_jax.models.block import Block, LayerNorm, gelu, tanh_gelu
 from hvit_jax.ops.platform import compiled_for
 
 
@@ -64,3 +64,22 @@ def test_which_gelu_runs(requested, device, dtype, chosen, small_config, plain_c
     with compiled_for(device):
         program = str(jax.make_jaxpr(block.mlp)(x))
     assert (" tanh " in program, " erf " in program) == (chosen == "tanh", chosen == "exact")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_layer_norm_equals_flax_s(dtype):
+    """To the last bit, gradients too; ours runs under strict promotion as well."""
+    ours = LayerNorm(8, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
+    theirs = nnx.LayerNorm(8, epsilon=1e-6, dtype=dtype, use_fast_variance=False, rngs=nnx.Rngs(0))
+    x, weights, scale, bias = jax.random.normal(jax.random.key(0), (4, 3, 5, 8))
+    for norm in (ours, theirs):
+        norm.scale[...], norm.bias[...] = 1 + scale[0, 0], bias[0, 0]
+
+    def loss(norm, x):
+        return (norm(x) * weights.astype(x.dtype)).sum()
+
+    found, expected = (
+        nnx.value_and_grad(loss, argnums=(0, 1))(norm, x.astype(dtype)) for norm in (ours, theirs)
+    )
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(one, other)

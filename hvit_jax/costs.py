@@ -30,7 +30,7 @@ def at_cost(method: str, config: ViTConfig, share: float) -> Reducer:
 
     Args:
         method: a name in `hvit_jax.REDUCERS`, whose settings are those of `Reducer.strengths`.
-            Methods that only make attention cheaper cannot come near a small share.
+            Methods that change attention alone cannot come near a small share.
         config: the model's sizes.
         share: of the dense model's multiply-adds, above 0 and at most 1.
 

@@ -14,7 +14,7 @@ from hvit_jax.models.reducer import Layer, Reducer
 
 @dataclass(frozen=True)
 class HashedAttention(Reducer):
-    """Base of the methods that keep all tokens and make attention cheaper by random hashes."""
+    """Base of the methods that keep all tokens and change attention alone, by random hashes."""
 
     first_block: int | None = option(0, "first block that the method acts in, counted from 0")
     last_block: int | None = option(None, "last such block, inclusive (default: the model's last)")

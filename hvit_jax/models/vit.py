@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from hvit_jax.models.block import Block, LayerNorm, stack_blocks
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.ops.platform import compiler_options
 from hvit_jax.ops.precision import accumulator
+
+Output = TypeVar("Output", bound=Callable[..., Any])
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +39,7 @@ class Features:
     output: Float[Array, "B classes"]
 
 
-def _empty_if_asked(output: Callable[..., Any]) -> Callable[..., Any]:
+def _empty_if_asked(output: Output) -> Output:
     """Let no images give no results: their shapes are those of one image's, without that axis.
 
     Kernels need not know of empty batches then, nor every operation of a method.
@@ -58,7 +60,7 @@ def _empty_if_asked(output: Callable[..., Any]) -> Callable[..., Any]:
         empty = (jnp.zeros((0, *leaf.shape[1:]), leaf.dtype) for leaf in shapes)
         return structures[0].unflatten(empty)
 
-    return run
+    return cast(Output, run)
 
 
 class ViT(nnx.Module):

@@ -100,10 +100,10 @@ def test_few_snippets_are_not_run():
 def environment(tmp_path_factory):
     """What a reader has: `hvit` and `python`, and a cache of compiled programs."""
     folder = tmp_path_factory.mktemp("programs")
-    (folder / "python").symlink_to(sys.executable)
-    hvit = folder / "hvit"
-    hvit.write_text(f'#!/bin/sh\nexec {sys.executable} -m hvit_jax "$@"\n')
-    hvit.chmod(0o755)
+    for name, module in (("python", ""), ("hvit", "-m hvit_jax")):
+        program = folder / name
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} {module} "$@"\n')
+        program.chmod(0o755)
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",

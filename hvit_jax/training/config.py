@@ -12,7 +12,7 @@ from hvit_jax.api import with_resolution
 from hvit_jax.config import IN_COMMANDS, Compute, Preparing, ViTConfig, named_config
 from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
-from hvit_jax.fields import Options, flag, known, nested, option
+from hvit_jax.fields import Options, flag, nested, option
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.system.programs import CACHE_HELP
 from hvit_jax.training.augment import STRENGTHS
@@ -188,7 +188,8 @@ class TrainConfig(Options):
         if self.model:
             named = with_resolution(named_config(self.model), self.resolution)
             return dataclasses.replace(named, num_classes=classes)
-        return ViTConfig(resolution=known(self.resolution), num_classes=classes, **self.sizes)
+        own = {**self.sizes, "resolution": self.resolution}
+        return ViTConfig(**own, num_classes=classes)
 
     @property
     def warmup(self) -> float:

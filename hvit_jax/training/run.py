@@ -28,7 +28,7 @@ from hvit_jax.training.config import TrainConfig
 from hvit_jax.training.data import Augmented, training_batches
 from hvit_jax.training.loop import Batches, Loop
 from hvit_jax.training.records import MetricsRow, Records, ValidationRow, import_tensorboard
-from hvit_jax.training.settings import describe_run, open_output, read_settings
+from hvit_jax.training.settings import describe_run, open_output
 from hvit_jax.training.start import find_validation, from_checkpoint
 from hvit_jax.training.states import StateFolder
 from hvit_jax.training.trainer import Trainer, make_optimizer
@@ -86,7 +86,7 @@ def train(
     begun, parameters, note = _start(config, pictures.classes)
     trainer = _trainer(config, begun, len(pictures), placement)
     settings = describe_run(as_json(config), config.checkpoint, trainer, pictures, held_out)
-    open_output(output, settings, resume=config.resume)
+    settings = open_output(output, settings, resume=config.resume)
     notes = *pictures.notes, *(held_out.notes if held_out else ()), *([note] if note else [])
     for each in notes:
         console.print(each)
@@ -143,7 +143,7 @@ def train(
         state = loop.run(state, batches(augmented, **options, first_step=first, note=console.print))
     checkpoint, trained = output / "checkpoint", placement.gather(trainer.result(state))
     if jax.process_index() == 0:
-        source = {"format": "hvit train", **read_settings(output)}
+        source = {"format": "hvit train", **settings}
         del source["model"]  # The description has the sizes.
         save_checkpoint(checkpoint, trained, dataclasses.replace(begun, source=source))
         console.print(f"wrote {checkpoint}")

@@ -57,28 +57,33 @@ def describe_run(
     return json.loads(json.dumps(settings))
 
 
-def open_output(output: Path, settings: dict[str, Any], *, resume: bool) -> None:
+def open_output(output: Path, settings: dict[str, Any], *, resume: bool) -> dict[str, Any]:
     """Make the output folder, or check that it belongs to the run to be resumed.
 
     Process 0 does that for all, which share the folder. Where there is none, a run begins, even
     with `resume`; one that holds no run, another, or a finished one is refused.
+
+    Returns:
+        The settings that the run was begun with, and how it was resumed.
     """
     same = {**settings["config"], **settings, "config": None, "resume": resume}
     check_same(f"training under {settings['method']}", **same)
     if jax.process_index() == 0:
         if output.exists():
-            _check_resumed(output, settings, resume)
+            settings = _resumed(output, settings, resume)
         else:
             with new_folder(output) as folder:
                 write_json(folder / _FILE, settings)
             if resume:
                 print("nothing to resume: starting from the beginning", file=sys.stderr)
-    gather(None)  # The others wait for it here.
+    settings = gather(settings)[0]  # The others wait for process 0 here.
     if not output.is_dir():
         raise InputError(f"{output} is not the folder that process 0 made; all need to see it")
+    return settings
 
 
-def _check_resumed(output: Path, settings: dict[str, Any], resume: bool) -> None:
+def _resumed(output: Path, settings: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """Check that a folder holds the same run, and note what else has changed."""
     if not resume:
         raise InputError(
             f"{output} exists already; --resume continues it, or choose another folder"
@@ -87,7 +92,10 @@ def _check_resumed(output: Path, settings: dict[str, Any], resume: bool) -> None
         raise InputError(f"{output} holds no run to resume; leave --resume out to begin one")
     if (output / "checkpoint").exists():
         raise InputError(f"{output} is finished: {output / 'checkpoint'} is its result")
-    before = read_settings(output)
+    before = read_json(output / _FILE)
+    if not all(isinstance(before.get(part), dict) for part in _PARTS):
+        has_no = f"it has no {', '.join(_PARTS)}"
+        raise InputError(f"{output / _FILE} is damaged, or of another release: {has_no}")
     # Options of different methods have nothing in common.
     compared = before if before.get("method") == settings["method"] else {**before, "args": {}}
     # Other sizes are named only where they do not follow from another option.
@@ -101,14 +109,6 @@ def _check_resumed(output: Path, settings: dict[str, Any], resume: bool) -> None
     newest = {**before, **(resumed[-1] if resumed else {})}
     if noted := changes(newest, settings):
         print(f"{output} was written {'; '.join(noted)}", file=sys.stderr)
-        resumed = [*resumed, {name: settings[name] for name in _NOTED}]
-        write_json(output / _FILE, {**before, "resumed": resumed})
-
-
-def read_settings(output: Path) -> dict[str, Any]:
-    """Read the settings that a run was begun with, and how it was resumed."""
-    path = output / _FILE
-    content = read_json(path)
-    if not all(isinstance(content.get(part), dict) for part in _PARTS):
-        raise InputError(f"{path} is damaged, or of another release: it has no {', '.join(_PARTS)}")
-    return content
+        before["resumed"] = [*resumed, {name: settings[name] for name in _NOTED}]
+        write_json(output / _FILE, before)
+    return before

@@ -3,7 +3,8 @@
 import pytest
 
 from hvit_jax.errors import InputError
-from hvit_jax.training.settings import open_output, read_settings
+from hvit_jax.system.files import read_json
+from hvit_jax.training.settings import open_output
 
 SETTINGS = {
     "method": "evit",
@@ -65,7 +66,7 @@ def test_another_run_is_refused_and_its_difference_named_once(output, entries, n
     with pytest.raises(InputError) as error:
         open_output(output, {**SETTINGS, **entries}, resume=True)
     assert str(error.value) == f"{output} was begun {named}; repeat the first command to resume"
-    assert read_settings(output) == SETTINGS
+    assert read_json(output / "settings.json") == SETTINGS
 
 
 @pytest.mark.parametrize(
@@ -78,17 +79,17 @@ def test_another_run_is_refused_and_its_difference_named_once(output, entries, n
 )
 def test_repaired_pictures_and_other_machines_are_noted_once(output, entries, named, capsys):
     for _ in range(2):
-        open_output(output, {**SETTINGS, **entries}, resume=True)
+        found = open_output(output, {**SETTINGS, **entries}, resume=True)
     assert capsys.readouterr().err == f"{output} was written {named}\n"
-    written = read_settings(output)
+    assert found == (written := read_json(output / "settings.json"))
     (resumed,) = written.pop("resumed")
     assert written == SETTINGS and {name: resumed[name] for name in entries} == entries
 
 
 def test_moved_data_are_the_same(output, capsys):
     moved = with_options(data="E", checkpoint="F", val="none")
-    open_output(output, {**SETTINGS, **moved}, resume=True)
-    assert capsys.readouterr().err == "" and read_settings(output) == SETTINGS
+    assert open_output(output, {**SETTINGS, **moved}, resume=True) == SETTINGS
+    assert capsys.readouterr().err == "" and read_json(output / "settings.json") == SETTINGS
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given, settings
 
 from hvit_jax.errors import InputError
-from hvit_jax.ops.merging import (
-    match_tokens,
-    merge_counts,
-    merge_tokens,
-    most_merges,
-    unmerge_tokens,
-)
+from hvit_jax.ops import merging
+from hvit_jax.ops.merging import merge_counts, most_merges
+
+match_tokens = jax.jit(merging.match_tokens, static_argnames=("r", "class_token"))
+merge_tokens = jax.jit(merging.merge_tokens)
+unmerge_tokens = jax.jit(merging.unmerge_tokens)
 
 # Directions on the unit circle, in degrees: A is 0, 40, 90, 135; B is 10, 42, 100.
 ANGLES = np.deg2rad([0, 10, 40, 42, 90, 100, 135])

@@ -28,7 +28,7 @@ def chosen(scores, lengths, has_padding, *, points, limit):
     """Sample a batch; return each image's list and the count of what it sampled."""
     scores = jnp.asarray(scores, jnp.float32)
     valid = jnp.arange(scores.shape[1]) < jnp.asarray(lengths)[:, None]
-    kept, count = sample_tokens(scores, valid, jnp.asarray(has_padding), points=points, limit=limit)
+    kept, count = sample(scores, valid, jnp.asarray(has_padding), points=points, limit=limit)
     counts = np.minimum(count, limit)
     return [list(row[:n]) for row, n in zip(np.asarray(kept), counts, strict=True)], list(count)
 
@@ -155,7 +155,8 @@ def test_sampling_matches_numpy(seed, lengths, has_padding, points, limit, sharp
 @settings(max_examples=30, deadline=None)
 @given(indices=st.lists(st.integers(0, 8), min_size=8, max_size=8), limit=st.sampled_from([3, 8]))
 def test_pack_distinct_matches_numpy(indices, limit):
-    packed, count = pack_distinct(jnp.array([indices]), limit=limit)
+    pack = jax.jit(pack_distinct, static_argnames="limit")
+    packed, count = pack(jnp.array([indices]), limit=limit)
     expected = np.unique(indices)
     assert int(count[0]) == len(expected)
     assert packed[0, : min(limit, len(expected))].tolist() == expected[-limit:].tolist()

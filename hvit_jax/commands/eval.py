@@ -56,7 +56,7 @@ def read(arguments: Sequence[str], base: EvalConfig | None = None) -> EvalConfig
     config = parse(EvalConfig, arguments, PROGRAM, _DESCRIPTION, base=base)
     if base is not None and config.reducer is not base.reducer:
         raise InputError(
-            "--verify repeats the method that its file names; leave --method out, and its options"
+            "--verify repeats the method in its file; leave out --method and its options"
         )
     return config
 

@@ -43,7 +43,9 @@ def check_same(text: str, *, gather: Callable[[Any], list[Any]] = gather, **more
     mine = json.loads(json.dumps(more))
     for process, (said, other) in enumerate(gather([text, mine])):
         if said != text:
-            raise InputError(f"process {process} was started otherwise: {said}; here: {text}")
+            raise InputError(
+                f"process {process} was started with other options: {said}; here: {text}"
+            )
         differing = [name for name in mine if other.get(name) != mine[name]]
         if differing:
             raise InputError(f"process {process} has another {', '.join(differing)} than this one")

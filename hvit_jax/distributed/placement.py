@@ -116,7 +116,7 @@ def place(devices: Sequence[Any] | None = None, *, shard: bool = False) -> Place
     counts = {owners.count(process) for process in set(owners)}
     if len(counts) > 1:
         raise InputError(
-            f"every process needs as many devices as any other; there are {min(counts)} to "
+            f"all processes need the same number of devices; there are {min(counts)} to "
             f"{max(counts)}"
         )
     return Placement(Mesh(np.array(found), (AXIS,)), shard)

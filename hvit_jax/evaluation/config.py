@@ -37,7 +37,7 @@ class OnPictures(Options):
     batch_size: int = option(64, "pictures at once, of all devices together", short="-b", least=1)
     workers: int = option(
         min(8, os.cpu_count() or 1),
-        "processes that decode, by default one a core, at most 8; 0: threads",
+        "processes that decode, by default one a core up to 8; 0: threads",
         short="-j",
         least=0,
     )

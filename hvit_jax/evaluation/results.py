@@ -134,7 +134,7 @@ def _show(value: Any, form: str) -> str:
 def _print_warnings(console: Console, results: dict[str, Any]) -> None:
     skipped, broken = results["skipped"], results["not_finite"]
     if skipped:
-        console.print(f"left out {len(skipped)} that cannot be read:")
+        console.print(f"{len(skipped)} unreadable pictures were left out:")
         for problem in skipped[:_SKIPPED_SHOWN]:
             console.print(f"  {problem}", soft_wrap=True)
         if len(skipped) > _SKIPPED_SHOWN:

@@ -189,7 +189,7 @@ class ProgressFolder:
             path = self._folder / _name(first)
             write_atomically(path, lambda file: _write_rows(file, join_rows(new)))
         except InputError as error:
-            self._say(f"{error}; a run that is killed loses more")
+            self._say(f"{error}; if this run is killed, more has to be scored again")
         else:
             self._batches += len(new)
 
@@ -277,7 +277,7 @@ def _lock(folder: Path) -> int:
         os.close(descriptor)
         output = folder.with_name(folder.name.removesuffix(".progress"))
         raise InputError(
-            f"another evaluation writes {output}; wait for it or choose another --output"
+            f"another evaluation is writing {output}; wait for it or choose another --output"
         ) from None
     except OSError:  # This file system knows no locks.
         pass

@@ -55,7 +55,7 @@ def checked(folder, name, about):
     path, wanted = folder / name, about["files"][name]
     whole = path.stat().st_size == wanted["bytes"]
     if not whole or zlib.crc32(np.memmap(path, mode="r").data) != wanted["crc32"]:
-        raise InputError(f"{name} is damaged: it is not the file that was written; export anew")
+        raise InputError(f"{name} is damaged: it is not the file that was written; export again")
     return path
 
 

@@ -200,9 +200,7 @@ class Results(Generic[Kind]):
                 raise KeyError("something that decides on the numbers")
             rows = [self._kind(**row) for row in content["rows"] if row["error"] is None]
         except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{path} is no report of this command, or of another release of it"
-            ) from error
+            raise InputError(f"{path} is not a report of this command in this release") from error
         if changed := changes(content, now, but=self._but):
             raise InputError(f"{path} was written {'; '.join(changed)}; choose another --output")
         return rows

@@ -73,7 +73,8 @@ class Hourglass(Reducer):
     cluster_window: int = option(5, "side of the window of centroids that a patch may join; odd")
     cluster_temperature: float = option(1.0, "factor on the negative squared distance", above=0)
     reconstruct_location: int | None = option(
-        None, "put all patches back after this block, behind cluster_location (default: never)"
+        None,
+        "put all patches back after this block, a later one than cluster_location (default: never)",
     )
     reconstruct_neighbors: int = option(
         3, "nearest centroids that a patch is reconstructed from; negative: all"

@@ -62,7 +62,7 @@ class SweepConfig(OnPictures):
             raise InputError("--methods names no method")
         for method in self.methods:
             if method == Reducer.name:
-                raise InputError("--methods names what to try beside dense, which is always tried")
+                raise InputError("--methods lists what to try beside dense, which is always tried")
             if method not in REDUCERS:
                 raise unknown("method", method, METHODS)
 

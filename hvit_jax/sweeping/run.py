@@ -150,7 +150,7 @@ def sweep(
     console.print("\n".join(report(done, goal, evaluation)))
     if config.plot is not None:
         plot_sweep(done.rows, done.chosen, goal, config.plot)
-        console.print(f"drawn: {config.plot}")
+        console.print(f"written: {config.plot}")
     return done
 
 

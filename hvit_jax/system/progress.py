@@ -45,8 +45,8 @@ def print_table(
         )
         for place, (title, *cells) in enumerate(zip(head, *rows, strict=True))
     ]
-    parts, room = [[]], console.width - 1 - sum(3 + width for width in least[:names])
-    left = room
+    parts: list[list[int]] = [[]]
+    left = room = console.width - 1 - sum(3 + width for width in least[:names])
     for column in range(names, len(head)):
         if parts[-1] and 3 + least[column] > left:
             parts.append([])

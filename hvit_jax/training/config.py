@@ -73,7 +73,10 @@ class TrainConfig(Options):
         choices=("whole", "head"),
     )
     batch_size: int = _recipe(
-        128, "pictures in a step, which the rate belongs to, of all devices", short="-b", least=1
+        128,
+        "pictures in a step, of all devices; the learning rate belongs to it",
+        short="-b",
+        least=1,
     )
     epochs: float = _recipe(
         10.0, "passes over the pictures; a batch may begin in one and end in the next", above=0
@@ -156,7 +159,7 @@ class TrainConfig(Options):
                 f"got {operations},{strength}"
             )
         if self.train == "head" and self.layer_decay != 1:
-            raise InputError("--layer-decay is about layers that --train head does not train")
+            raise InputError("--layer-decay has no effect with --train head; leave it out")
         if self.train == "head" and self.compute.remat:
             raise InputError("--remat saves nothing with --train head, which has no backward pass")
 

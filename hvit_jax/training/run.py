@@ -20,6 +20,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.fields import as_json
 from hvit_jax.models.parameters import Tree, init_parameters
 from hvit_jax.ops.precision import warn_if_slow
+from hvit_jax.reducers import method_name
 from hvit_jax.system.files import remove_folder
 from hvit_jax.system.memory import explain_out_of_memory
 from hvit_jax.system.programs import use_compilation_cache
@@ -110,6 +111,7 @@ def train(
             state = states.newest(state, note=console.print) or state
         first, steps = int(state.step), config.steps(len(pictures))
         console.print(
+            f"{method_name(trainer.reducer.name, trainer.reducer.options())}; "
             f"{len(pictures)} pictures, {len(pictures.classes)} classes; "
             f"{f'validated on {len(held_out)}; ' if held_out else ''}"
             f"{config.epochs:g} epochs of {len(pictures) / config.batch_size:.4g} steps: {steps} "
@@ -146,7 +148,7 @@ def train(
         source = {"format": "hvit train", **settings}
         del source["model"]  # The description has the sizes.
         save_checkpoint(checkpoint, trained, dataclasses.replace(begun, source=source))
-        console.print(f"wrote {checkpoint}")
+        console.print(f"written: {checkpoint}")
     return TrainResult(checkpoint, steps, records.last[MetricsRow], records.last[ValidationRow])
 
 

@@ -22,7 +22,7 @@ from hvit_jax.fields import show
 from hvit_jax.models.parameters import build_model
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.models.vit import ViT
-from hvit_jax.reducers import REDUCERS
+from hvit_jax.reducers import REDUCERS, method_name
 from hvit_jax.system.figures import check_plot, pyplot, save_figure
 from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.visualization.config import SHARE, VisualizeConfig
@@ -66,7 +66,8 @@ def visualize(config: VisualizeConfig, console: Console | None = None) -> list[l
         title = f"All methods near {share:g} x the GFLOPs of dense"
     else:
         reducers = [config.reducer.resolve(sizes)]
-        title = f"{reducers[0].name}, {cost_share(sizes, reducers[0]):.2f} x the GFLOPs of dense"
+        name = method_name(reducers[0].name, reducers[0].options())
+        title = f"{name}, {cost_share(sizes, reducers[0]):.2f} x the GFLOPs of dense"
     pictures = [open_picture(Path(name), name, exif=True) for name in config.images]
     large = enlarged(sizes.image_shape)
     shown = [resize_and_crop(picture, large, how) for picture in pictures]

@@ -152,7 +152,10 @@ def test_a_status_is_passed_on_when_all_are_done():
     ("other", "message"),
     [
         (["10 pictures", {"data_sha256": "1", "unroll": False}], None),
-        (["9 pictures", {"data_sha256": "1", "unroll": False}], "started otherwise: 9 pictures;"),
+        (
+            ["9 pictures", {"data_sha256": "1", "unroll": False}],
+            "started with other options: 9 pictures;",
+        ),
         (["10 pictures", {"data_sha256": "2", "unroll": True}], "another data_sha256, unroll than"),
     ],
 )

@@ -153,7 +153,7 @@ def test_damaged_pictures_are_skipped_and_listed(checkpoint, partly_damaged, tmp
     assert results["images"] == 8 and len(predictions["logits"]) == 8
     assert not {"c2/002.png", "c3/003.png"} & set(predictions["paths"].tolist())
     out = capsys.readouterr().out
-    assert "left out 2" in out and "picture c3/003.png: " in out
+    assert "2 unreadable pictures were left out" in out and "picture c3/003.png: " in out
 
 
 def test_nothing_but_damaged_pictures(checkpoint, tmp_path, complaint):

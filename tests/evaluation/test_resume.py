@@ -159,7 +159,7 @@ def assert_complete(score, folder, capsys):
     assert score(folder, "--resume") == 0
     printed = capsys.readouterr()
     assert printed.err.endswith("r.json is complete: nothing to do\n")
-    assert "top-1 (%)" in printed.out and "left out 2" in printed.out
+    assert "top-1 (%)" in printed.out and "2 unreadable pictures were left out" in printed.out
     assert {
         path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()
     } == before
@@ -347,7 +347,7 @@ def test_a_disk_that_is_full_for_a_while_stops_nothing(score, whole, tmp_path, c
 
         assert score(tmp_path, on_stage=fill) == 0
     full = os.strerror(errno.EFBIG)
-    assert f"{full}; a run that is killed loses more" in capsys.readouterr().err
+    assert f"{full}; if this run is killed, more has to be scored again" in capsys.readouterr().err
     assert_same(tmp_path, whole)
 
 
@@ -377,7 +377,7 @@ def test_one_evaluation_at_a_time(score, whole, tmp_path, capsys, resumed):
 
     assert score(tmp_path, "--resume", on_stage=start_others) == 0
     assert others == [2, 2, 2]
-    busy = "hvit eval: another evaluation writes {}; wait for it or choose another --output"
+    busy = "hvit eval: another evaluation is writing {}; wait for it or choose another --output"
     assert capsys.readouterr().err.count(busy.format(tmp_path / "r.json")) == 3
     assert_same(tmp_path, whole)
 

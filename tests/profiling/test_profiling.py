@@ -423,7 +423,7 @@ def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch
     "content, message",
     [
         ("{", "is not JSON"),
-        ('{"rows": [{}]}', "is no report of this command"),
+        ('{"rows": [{}]}', "is not a report of this command"),
     ],
 )
 def test_damaged_reports_are_refused(tmp_path, content, message, capsys):

@@ -50,3 +50,14 @@ def test_commands_of_the_guide(project, command):
     done = subprocess.run(words, cwd=project, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\d+ passed|pooling", done.stdout)
+
+
+@pytest.mark.slow  # A minute: they build and trace every method's full sizes.
+def test_other_tests_pass_with_the_new_method(project):
+    """All that are run for every method; none asks for published numbers or stored ones of it."""
+    names = ("test_strengths", "test_candidates", "test_flags", "test_gpu_programs")
+    files = [next(project.glob(f"tests/*/{name}.py")) for name in (*names, "test_visualize")]
+    words = [sys.executable, "-m", "pytest", "-q", "-k", "pooling or all_methods", *files]
+    environment = {**os.environ, "PYTHONPATH": str(project)}
+    done = subprocess.run(words, cwd=project, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -323,6 +323,7 @@ def test_logits_that_are_not_finite(tmp_path, inputs, fast, capsys):
         (["--methods", "nope"], "(known: hourglass"),
         (["--methods", "dense"], "beside dense, which is always tried"),
         (["--processes", "2"], "unknown option --processes"),
+        (["--method", "tome"], "unknown option --method, did you mean --methods?"),
         (["--methods", ","], "--methods names no method"),
         (["--pictures", "1"], "--pictures must be at least 2, got 1"),
         (["-b", "0"], "--batch-size must be at least 1"),

@@ -334,25 +334,25 @@ class CompiledModel:
         self.run = run
 
     def __call__(
-        self, images: Float[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
+        self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
     ) -> Float[Array, "B classes"]:
         """Classify images; see `ViT.__call__`."""
         return self.run(self._weights, images, draws, "__call__")
 
     def classify(
-        self, images: Float[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
+        self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
     ) -> tuple[Float[Array, "B classes"], dict[str, Float[Array, " B"]]]:
         """Classify images, with what the method reports; see `ViT.classify`."""
         return self.run(self._weights, images, draws, "classify")
 
     def features(
-        self, images: Float[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
+        self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
     ) -> Features:
         """Keep tokens and state after every block; see `ViT.features`."""
         return self.run(self._weights, images, draws, "features")
 
     def dense_features(
-        self, images: Float[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
+        self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
     ) -> Float[Array, "B h w C"]:
         """Compute a feature for every patch; see `ViT.dense_features`."""
         return self.run(self._weights, images, draws, "dense_features")

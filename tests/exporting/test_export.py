@@ -232,7 +232,7 @@ def test_a_model_without_a_head_gives_features(tmp_path, pictures):
     [
         (["--platforms", "gpu"], "--platforms must be one of cpu, cuda, rocm, tpu: 'gpu'"),
         (["--platforms", "cpu,cudo"], "'cudo', did you mean cuda?"),
-        (["--platforms", ","], "--platforms needs the name of one at least"),
+        (["--platforms", ","], "--platforms needs at least one name"),
         (["--batch", "0"], "--batch must be symbolic or a number of at least 1, got '0'"),
         (["--batch", "many"], "--batch must be symbolic"),
         (["-r", "57"], "not a multiple of the patch size"),

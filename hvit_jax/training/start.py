@@ -50,6 +50,11 @@ def from_checkpoint(
     stored, names, note = description.config, description.classes, None
     sizes = with_resolution(stored, resolution)
     sizes = dataclasses.replace(sizes, num_classes=len(classes))
+    if order and stored.num_classes != len(classes):
+        raise InputError(
+            f"--order: the data has {len(classes)} classes, the checkpoint's head has "
+            f"{stored.num_classes}"
+        )
     parameters = load_parameters(checkpoint, stored)
     if new_head or stored.num_classes != len(classes):
         smallest = dataclasses.replace(sizes, depth=1, resolution=sizes.patch_size)

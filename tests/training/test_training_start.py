@@ -51,6 +51,8 @@ def test_a_checkpoint_without_names_has_the_classes_in_their_order(tmp_path):
 
 
 def test_another_number_of_classes_gets_a_new_head(checkpoint):
+    with pytest.raises(InputError, match="--order: the data has 2 classes, .* head has 7"):
+        start(checkpoint, NAMES[:2], order=True)
     begun, parameters, note = start(checkpoint, NAMES[:2])
     assert begun.config.num_classes == 2 and parameters["head"]["kernel"].shape == (CONFIG.width, 2)
     assert note == "a new head for 2 classes; the checkpoint has 7"

@@ -53,6 +53,7 @@ def complaint(capsys):
         (["--method", "hourglas"], ["unknown method 'hourglas'", "did you mean 'hourglass'"]),
         (["--method"], ["--method", "expected one argument"]),
         (["--metod", "dense"], ["unknown option --metod", "did you mean --method"]),
+        (["--methods", "tome"], ["unknown option --methods", "did you mean --method?"]),
         (["--method", "dense", "-l", "8"], ["dense has no option -l", "hourglass"]),
         (["--method", "hourglass", "--keep-rate", "0.7"], ["no option --keep-rate", "evit"]),
         (["--method", "hourglass", "--no-fuse-token"], ["no option --no-fuse-token", "evit"]),

@@ -40,7 +40,7 @@ def measure(method: str) -> dict[str, Any]:
 def row(results: dict[str, Any]) -> str:
     """Format one method's results as a row of the table."""
     given = OPTIONS.get(results["method"], {})
-    options = ", ".join(f"{name} {value}" for name, value in given.items()) or "defaults"
+    options = " ".join(f"{name}={value}" for name, value in given.items()) or "defaults"
     numbers = (f"{results['top1']:.1f}", f"{results['gflops']:.3f}", str(results["tokens"][-1]))
     return "| " + " | ".join((results["method"], options, *numbers)) + " |"
 

@@ -57,7 +57,7 @@ class ATS(Budgeted):
     up scores, and the tokens that they fall on stay: few if a few tokens hold most of the score,
     many if it is spread out. Attention is computed for the rows of the tokens that stay only.
 
-    So images keep different numbers of tokens. Shapes stay static all the same: each image's tokens
+    So images keep different numbers of tokens. Shapes stay static nevertheless: each image's tokens
     stand in front, CLS first and the others in ascending order of score, within a budget of
     `max_tokens` rows, and what lies behind them is masked. Budgets save time; `hvit calibrate`
     measures which ones a set of images needs.

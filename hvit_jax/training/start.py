@@ -67,12 +67,12 @@ def from_checkpoint(
     elif not names or order or first_number(classes) == 0:
         note = (
             f"the head's outputs are taken for the data's classes in their order, {classes[0]} to "
-            f"{classes[-1]} (--new-head draws it anew)"
+            f"{classes[-1]} (--new-head starts with a new one)"
         )
     else:
         raise InputError(
             f"the data's class names are not the checkpoint's{difference(classes, names)}; "
-            "--new-head draws the head anew, --order takes both in their order"
+            "--new-head starts with a new head, --order takes both in their order"
         )
     preprocessing = preparing.changed(description.preprocessing)
     begun = Description(sizes, classes=tuple(classes), preprocessing=preprocessing)

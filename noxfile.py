@@ -4,6 +4,11 @@ import nox
 
 nox.options.default_venv_backend = "uv"
 PYTHONS = ["3.11", "3.12"]
+# The machine code that users run; the tests' own is made faster. See tests/conftest.py.
+OPTIMIZED = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=true",
+}
 
 
 @nox.session(python=PYTHONS)
@@ -12,6 +17,13 @@ def tests(session: nox.Session, resolution: str) -> None:
     """Run the tests with the oldest versions that pyproject.toml allows, and with the newest."""
     session.install("--resolution", resolution, "-e", ".[test]")
     session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
+
+
+@nox.session(python="3.11")
+def optimized(session: nox.Session) -> None:
+    """Run the tests with programs that are compiled as users' are."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "pytest", "-n", "2", *session.posargs, env=OPTIMIZED)
 
 
 @nox.session(python="3.11")
@@ -25,7 +37,7 @@ def coverage(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Run what takes minutes: full-size models, and commands killed at random moments."""
     session.install("-e", ".[test]")
-    session.run("python", "-m", "pytest", "-m", "slow")
+    session.run("python", "-m", "pytest", "-m", "slow", env=OPTIMIZED)
 
 
 @nox.session(python="3.11")

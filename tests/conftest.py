@@ -8,7 +8,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the tests' time is compiling. Plain machine code for a CPU is made in a sixth of the time;
 # what a program computes, and the memory that is planned for it, is decided before. To test the
-# code that users run, set the first to 0 and, in the second, write true.
+# code that users run: nox -s optimized.
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")

@@ -66,7 +66,7 @@ def forget_programs():
     jax.clear_caches()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def exact_matrix_products():
     with jax.default_matmul_precision("highest"):
         yield

@@ -90,11 +90,30 @@ def test_every_method_has_a_case():
     assert set(map(name, CASES)) == set(hvit_jax.REDUCERS)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.fixture(scope="class")
+def model(method, small_config):
+    return make(small_config, method)
+
+
+@pytest.fixture(scope="class")
+def forward(model):
+    return hvit_jax.jit_model(model)
+
+
+@pytest.fixture(scope="class")
+def logits(forward, images):
+    return np.asarray(forward(images))
+
+
+@pytest.fixture(scope="class")
+def features(model, images):
+    return compute_features(model, images)
+
+
+# By class: a method's tests share its model, and what it makes of the images.
+@pytest.mark.parametrize("method", METHODS, scope="class")
 class TestContract:
-    def test_shapes_are_those_of_the_schedule(self, method, small_config, images):
-        model = make(small_config, method)
-        features = compute_features(model, images)
+    def test_shapes_are_those_of_the_schedule(self, model, features, small_config, images):
         layers = model.reducer.schedule(small_config)
         assert len(layers) == len(features.tokens) == len(features.states) == small_config.depth
         entering = small_config.num_patches + 1
@@ -104,16 +123,15 @@ class TestContract:
             entering = layer.tokens_out
         assert features.output.shape == (len(images), small_config.num_classes)
 
-    def test_second_batch_does_not_recompile(self, method, small_config, images):
-        forward = hvit_jax.jit_model(make(small_config, method))
+    def test_second_batch_does_not_recompile(self, model, images):
+        forward = hvit_jax.jit_model(model)
         first, second = forward(images), forward(images[::-1])
         assert forward.run._cache_size() == 1
         assert not np.array_equal(first, second)
 
-    def test_no_images_give_no_results(self, method, small_config):
-        model, none = make(small_config, method), jnp.zeros((0, *small_config.image_shape, 3))
-        compiled = hvit_jax.jit_model(model)
-        for each in (model, compiled):
+    def test_no_images_give_no_results(self, model, forward, small_config):
+        none = jnp.zeros((0, *small_config.image_shape, 3))
+        for each in (model, forward):
             assert each(none).shape == (0, small_config.num_classes)
             assert each.dense_features(none).shape == (0, *small_config.grid, small_config.width)
             features = each.features(none)
@@ -133,45 +151,37 @@ class TestContract:
         with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
             jax.eval_shape(jax.grad(loss, argnums=(0, 1), has_aux=True), state, images)
 
-    def test_an_image_does_not_see_its_batch(self, method, small_config, images):
-        forward = hvit_jax.jit_model(make(small_config, method))
+    def test_an_image_does_not_see_its_batch(self, forward, logits, images):
         alone = np.concatenate([forward(image[None]) for image in images])
-        np.testing.assert_allclose(forward(images), alone, atol=2e-5)
+        np.testing.assert_allclose(logits, alone, atol=2e-5)
 
-    def test_deterministic(self, method, small_config, images):
-        first, second = (hvit_jax.jit_model(make(small_config, method)) for _ in range(2))
-        expected = first(images)
-        np.testing.assert_array_equal(expected, first(images))
-        np.testing.assert_array_equal(expected, second(images))
+    def test_deterministic(self, method, small_config, forward, logits, images):
+        again = hvit_jax.jit_model(make(small_config, method))
+        np.testing.assert_array_equal(logits, forward(images))
+        np.testing.assert_array_equal(logits, again(images))
 
-    def test_the_forward_pass_scatters_nothing_but_permutations(self, method, small_config, images):
-        model = make(small_config, method)
+    def test_the_forward_pass_scatters_nothing_but_permutations(self, model, images):
         program = str(jax.make_jaxpr(hvit_jax.jit_model(model))(images))
         assert "scatter-" not in program
         once = re.findall(r"scatter\[[^]]*?unique_indices=(\w+)", program)
         assert len(once) == program.count("scatter[") and set(once) <= {"True"}
 
-    def test_scan_equals_unrolled(self, method, small_config, images):
-        scanned = hvit_jax.jit_model(make(small_config, method))(images)
+    def test_scan_equals_unrolled(self, method, small_config, logits, images):
         unrolled = hvit_jax.jit_model(make(small_config, method, unroll=True))(images)
-        np.testing.assert_allclose(scanned, unrolled, atol=2e-5)
+        np.testing.assert_allclose(logits, unrolled, atol=2e-5)
 
-    def test_features_end_in_the_logits(self, method, small_config, images):
-        model = make(small_config, method)
-        np.testing.assert_allclose(
-            compute_features(model, images).output, hvit_jax.jit_model(model)(images), atol=2e-5
-        )
+    def test_features_end_in_the_logits(self, features, logits):
+        np.testing.assert_allclose(features.output, logits, atol=2e-5)
 
-    def test_bfloat16_is_close_to_float32(self, method, small_config, images):
-        exact = np.asarray(hvit_jax.jit_model(make(small_config, method))(images))
+    def test_bfloat16_is_close_to_float32(self, method, small_config, logits, images):
         model = make(small_config, method, dtype="bfloat16")
         assert compute_features(model, images).tokens[-1].dtype == jnp.bfloat16
         rough = np.asarray(hvit_jax.jit_model(model)(images))
         assert rough.dtype == np.float32
-        assert np.abs(rough - exact).mean() < CASES[method].rounding * exact.std()
+        assert np.abs(rough - logits).mean() < CASES[method].rounding * logits.std()
 
-    def test_gradients_are_finite(self, method, small_config, images):
-        graph, state = nnx.split(make(small_config, method))
+    def test_gradients_are_finite(self, model, images):
+        graph, state = nnx.split(model)
 
         def loss(state, images):
             return jnp.square(nnx.merge(graph, state)(images)).mean()
@@ -182,9 +192,7 @@ class TestContract:
         assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(by_weights["head"]))
         assert np.abs(by_images).max() > 0
 
-    def test_trace_accounts_for_every_patch(self, method, small_config, images):
-        model = make(small_config, method)
-        features = compute_features(model, images)
+    def test_trace_accounts_for_every_patch(self, features, small_config, images):
         for tokens, state in zip(features.tokens, features.states, strict=True):
             assert isinstance(state, TokenState)
             source = np.asarray(state.source)
@@ -192,9 +200,8 @@ class TestContract:
             assert source.min() >= -1 and source.max() < tokens.shape[1]
             assert not (source == 0).any(), "a patch is held by CLS"
 
-    def test_tokens_hold_the_patches_that_are_left(self, method, small_config, images):
+    def test_tokens_hold_the_patches_that_are_left(self, method, features, small_config, images):
         """Row 0 is CLS and holds none; no patch is lost but those that were dropped for good."""
-        features = compute_features(make(small_config, method), images)
         gone = np.zeros((len(images), small_config.num_patches), bool)
         for tokens, state in zip(features.tokens, features.states, strict=True):
             rows = np.arange(tokens.shape[1])
@@ -214,18 +221,15 @@ class TestContract:
             gone = np.asarray(state.source < 0)
             assert (np.abs(state.dropped).max(-1) > 0).tolist() == gone.tolist()
 
-    def test_restore_fills_the_grid(self, method, small_config, images):
-        model = make(small_config, method)
-        features = compute_features(model, images)
+    def test_restore_fills_the_grid(self, model, features, small_config, images):
         for tokens, state in zip(features.tokens, features.states, strict=True):
             restored = np.asarray(model.reducer.restore(tokens, state))
             assert restored.shape == (len(images), small_config.num_patches, small_config.width)
             assert np.isfinite(restored).all()
             assert (np.abs(restored).max(-1) > 0).all(), "a patch was left empty"
 
-    def test_dense_features_are_the_restored_tokens(self, method, small_config, images):
-        model = make(small_config, method)
-        features, grid = compute_features(model, images), compute_dense_features(model, images)
+    def test_dense_features_are_the_restored_tokens(self, model, features, small_config, images):
+        grid = compute_dense_features(model, images)
         assert grid.shape == (len(images), *small_config.grid, small_config.width)
         restored = model.ln(model.reducer.restore(features.tokens[-1], features.states[-1]))
         np.testing.assert_allclose(grid, restored.reshape(grid.shape), atol=2e-5)
@@ -238,10 +242,10 @@ def test_neutral_options_equal_dense(method, small_config, images):
     np.testing.assert_allclose(hvit_jax.jit_model(neutral)(images), dense, atol=2e-5)
 
 
-@pytest.mark.parametrize("method", BUDGETED)
+@pytest.mark.parametrize("method", BUDGETED, scope="class")
 class TestBudgets:
-    def test_without_any_a_line_says_that_nothing_is_saved(self, method, small_config):
-        free, total = make(small_config, method).reducer, small_config.num_patches + 1
+    def test_without_any_a_line_says_that_nothing_is_saved(self, model, small_config):
+        free, total = model.reducer, small_config.num_patches + 1
         blocks, said = len(free.budget_blocks(small_config)), []
         for budgets in (None, total, 2, (total,) * (blocks - 1) + (total - 1,)):
             warn_without_budgets(free.with_budgets(budgets), small_config, said.append)
@@ -254,16 +258,14 @@ class TestBudgets:
         warn_without_budgets(hvit_jax.make_reducer("evit"), small_config, said.append)
         assert len(said) == 2
 
-    def test_as_many_as_tokens_change_nothing(self, method, small_config, images):
-        free, total = make(small_config, method), small_config.num_patches + 1
-        whole = make(small_config, method, **{free.reducer.budget_option: total})
-        expected = hvit_jax.jit_model(free)(images)
-        np.testing.assert_array_equal(hvit_jax.jit_model(whole)(images), expected)
+    def test_as_many_as_tokens_change_nothing(self, method, small_config, model, logits, images):
+        total = small_config.num_patches + 1
+        whole = make(small_config, method, **{model.reducer.budget_option: total})
+        np.testing.assert_array_equal(hvit_jax.jit_model(whole)(images), logits)
 
-    def test_what_was_counted_is_just_enough(self, method, small_config, images):
+    def test_what_was_counted_is_just_enough(self, method, small_config, model, features, images):
         """Each block's largest count changes nothing; one less is reported where it was used."""
-        free = make(small_config, method)
-        reducer, features = free.reducer, compute_features(free, images)
+        reducer = model.reducer
         blocks = reducer.budget_blocks(small_config)
         needed = [reducer.counts(features.states[block]) for block in blocks]
         needed = [max(int(count.max()) for count in counts.values()) for counts in needed]

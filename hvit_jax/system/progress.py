@@ -57,8 +57,11 @@ def print_table(
         table = Table()
         for column in range(names):
             table.add_column(head[column], overflow="fold")
+        fits = sum(3 + max(cell_len(head[column]), least[column]) for column in part) <= room
         for column in part:
-            title = "\n".join(textwrap.wrap(head[column], least[column]))
+            title = head[column]
+            if not fits:
+                title = "\n".join(textwrap.wrap(title, least[column]))
             table.add_column(title, justify="right", no_wrap=True)
         for row in rows:
             table.add_row(*(row[column] for column in (*range(names), *part)))

@@ -162,6 +162,6 @@ def test_what_cannot_be_repeated(recorded, tmp_path, capsys):
     assert verify(changed(recorded, tmp_path, partial=True)) == 2
     assert "did not finish" in capsys.readouterr().err
     assert verify(recorded / "results.json", "--method", "tome") == 2
-    assert "leave --method out" in capsys.readouterr().err
+    assert "leave out --method" in capsys.readouterr().err
     assert verify(changed(recorded, tmp_path, args={"keep_rate": 7})) == 2
     assert "keep_rate" in capsys.readouterr().err

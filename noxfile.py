@@ -5,10 +5,7 @@ import nox
 nox.options.default_venv_backend = "uv"
 PYTHONS = ["3.11", "3.12"]
 # The machine code that users run; the tests' own is made faster. See tests/conftest.py.
-OPTIMIZED = {
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
-    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=true",
-}
+OPTIMIZED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 
 
 @nox.session(python=PYTHONS)

@@ -6,12 +6,11 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the tests' time is compiling. Plain machine code for a CPU is made in a sixth of the time;
-# what a program computes, and the memory that is planned for it, is decided before. To test the
-# code that users run: nox -s optimized.
+# Most of the tests' time is compiling. Plain machine code for a CPU is made in half of the time; what
+# a program computes, and the memory that is planned for it, is decided before. To test the code that
+# users run: nox -s optimized.
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 # Tests, and the commands that they start, compile the same small programs again and again.
 PROGRAMS = Path(tempfile.gettempdir(), f"hvit_jax-tests-{getpass.getuser()}")
 alone = "PYTEST_XDIST_WORKER" not in os.environ

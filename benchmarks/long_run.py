@@ -60,7 +60,7 @@ def watch(folder: Path, workers: int) -> list[dict[str, float]]:
     step = compile_step(model, BATCH, placement)
     with sharding.load(source, model.config.image_shape, workers) as batches:
         labels = np.array(source.labels, np.int32)
-        score(step, batches, labels, tally, sharding, placement.shard_batch, on_batch=on_batch)
+        score(step, batches, labels, tally, placement.shard_batch, on_batch=on_batch)
     print(f"top-1 {tally.totals.percent(tally.totals.correct):.2f} %")
     return rows
 

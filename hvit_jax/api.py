@@ -32,7 +32,8 @@ def load(
 
     Args:
         checkpoint_dir: a folder written by `python -m convert` or `hvit train`.
-        method: "dense", "hourglass", ... or a built `Reducer`.
+        method: "dense", "hourglass", ... or a built `Reducer`. It is dense by default, whatever the
+            checkpoint was trained with; commands use what it was trained with.
         resolution: image size in pixels, one number or (height, width); position embeddings are
             resized. Default: the checkpoint's own.
         dtype: what blocks are computed in, "float32", "bfloat16" or "float64", or the

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,15 @@ from hvit_jax.errors import InputError
 from hvit_jax.fields import from_json
 from hvit_jax.models.parameters import Tree, abstract_parameters, count_parameters, flatten
 from hvit_jax.models.positions import resize_positions
+from hvit_jax.models.reducer import Reducer
+from hvit_jax.reducers import make_reducer, method_name
 from hvit_jax.system.files import checksums, damages, new_folder, require_space
 from hvit_jax.system.library_messages import why_failed
 from hvit_jax.system.signals import uninterrupted
 
 FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS = "model.json", "weights"
+TRAINED = "hvit train"  # The format of a source that names its method under `method` and `args`.
 _NAMED = 5  # broken parameters that a message names
 _OVERHEAD = 1 << 18  # bytes that a checkpoint takes beside its numbers, generously
 
@@ -121,6 +125,38 @@ def parse_description(content: dict[str, Any]) -> Description:
         tuple(content["classes"]),
         from_json(Preprocessing, content.get("preprocessing", {})),
     )
+
+
+def choose_method(
+    given: Reducer | None,
+    description: Description,
+    say: Callable[[str], object],
+    otherwise: Reducer = Reducer(),
+) -> Reducer:
+    """Choose the method that a checkpoint runs under.
+
+    Args:
+        given: the user's choice, which always counts; None: the one that the checkpoint was trained
+            with.
+        description: the checkpoint's.
+        say: is told of a method that the user did not name.
+        otherwise: what a checkpoint runs under that was converted, or trained dense.
+
+    Raises:
+        InputError: if this release does not know the method that the checkpoint was trained with.
+    """
+    if given is not None:
+        return given
+    source = description.source
+    if source.get("format") != TRAINED or source["method"] == Reducer.name:
+        return otherwise
+    try:
+        trained = make_reducer(source["method"], **source["args"])
+    except InputError as error:
+        raise InputError(f"the checkpoint was trained with: {error}; choose a --method") from error
+    name = method_name(trained.name, trained.options())
+    say(f"trained with {name}, which is used; --method dense runs the dense model")
+    return trained
 
 
 def load_parameters(directory: str | Path, config: ViTConfig) -> Tree:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 import hvit_jax
-from hvit_jax.checkpoint import Description, save_checkpoint
+from hvit_jax.checkpoint import TRAINED, Description, save_checkpoint
 from hvit_jax.commands.eval import PROGRAM, main, read
 from hvit_jax.config import Preprocessing
 from hvit_jax.evaluation.run import Seams
@@ -27,8 +27,15 @@ CONFIG = hvit_jax.ViTConfig(
 )
 
 
-def make_checkpoint(directory, config=CONFIG, classes=(), preprocessing=Preprocessing()):
-    description = Description(config, {}, classes, preprocessing)
+def make_checkpoint(
+    directory, config=CONFIG, classes=(), preprocessing=Preprocessing(), trained=None
+):
+    """Args: trained: the method that it says it was trained with."""
+    source = {}
+    if trained is not None:
+        reducer = trained.resolve(config)
+        source = {"format": TRAINED, "method": reducer.name, "args": reducer.options()}
+    description = Description(config, source, classes, preprocessing)
     save_checkpoint(directory, init_parameters(config, 0), description)
     return directory
 

@@ -7,15 +7,16 @@ from pathlib import Path
 
 from hvit_jax.evaluation.config import OnPictures
 from hvit_jax.fields import option
-from hvit_jax.models.reducer import Reducer
-from hvit_jax.reducers import ATS
+from hvit_jax.reducers import ATS, Reducer, method_of_checkpoint
+
+OTHERWISE = ATS()
 
 
 @dataclass(frozen=True)
 class CalibrateConfig(OnPictures):
     """What to measure budgets for, and how; every field is a flag of `hvit calibrate`."""
 
-    reducer: Reducer = ATS()
+    reducer: Reducer | None = method_of_checkpoint(OTHERWISE)
     batches: int = option(8, "how many batches to measure, spread over DATA", least=1)
     percentile: float = option(
         99.0,

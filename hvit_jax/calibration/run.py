@@ -12,8 +12,13 @@ from rich.progress import track
 
 from hvit_jax.api import with_resolution
 from hvit_jax.calibration.budgets import BlockCounts, measure, propose
-from hvit_jax.calibration.config import CalibrateConfig
-from hvit_jax.checkpoint import describe_checkpoint, fitted_parameters, read_description
+from hvit_jax.calibration.config import OTHERWISE, CalibrateConfig
+from hvit_jax.checkpoint import (
+    choose_method,
+    describe_checkpoint,
+    fitted_parameters,
+    read_description,
+)
 from hvit_jax.config import ViTConfig
 from hvit_jax.costs import count_flops
 from hvit_jax.data.fingerprint import data_sha256
@@ -68,13 +73,15 @@ def calibrate(
     description = read_description(checkpoint)
     sizes = with_resolution(description.config, config.resolution)
     preprocessing = config.preparing.changed(description.preprocessing)
-    free = as_budgeted(config.reducer)
+    messages = messages or plain_console(stderr=True)
+    free = as_budgeted(choose_method(config.reducer, description, messages.print, OTHERWISE))
+    if config.reducer is None:
+        free = free.with_budgets(None)  # Those that the checkpoint was trained with do not count.
     _check(free, sizes)
     pictures, placement = open_source(data, exif=config.preparing.exif), place()
     part = take_evenly(pictures, config.batches * config.batch_size)
     model = build_model(sizes, free, fitted_parameters(checkpoint, sizes), config.compute)
     size = placement.round_up(min(config.batch_size, len(part)))
-    messages = messages or plain_console(stderr=True)
     for note in pictures.notes:
         messages.print(note)
     loading = load(
@@ -106,7 +113,7 @@ def calibrate(
         "blocks": [entry.summary(config.percentile) for entry in counts],
     }
     console = console or plain_console()
-    _print(console, config, sizes, reducer, measured)
+    _print(console, config.percentile, sizes, free, reducer, measured)
     if config.output is not None:
         content = {"method": reducer.name, "args": reducer.options(), "measured": measured}
         with new_file(config.output) as temporary:
@@ -128,8 +135,9 @@ def _check(reducer: Budgeted, sizes: ViTConfig) -> None:
 
 def _print(
     console: Console,
-    config: CalibrateConfig,
+    percentile: float,
     sizes: ViTConfig,
+    free: Budgeted,
     reducer: Budgeted,
     measured: dict[str, Any],
 ) -> None:
@@ -137,8 +145,8 @@ def _print(
     option = reducer.budget_option
     listed = reducer.options()[option]
     budgets = dict(zip(reducer.budget_blocks(sizes), listed, strict=True))
-    size, share = "x".join(map(str, sizes.image_shape)), f"{config.percentile:g} % need"
-    before, after = (count_flops(sizes, each) / 1e9 for each in (config.reducer, reducer))
+    size, share = "x".join(map(str, sizes.image_shape)), f"{percentile:g} % need"
+    before, after = (count_flops(sizes, each) / 1e9 for each in (free, reducer))
     console.print(
         f"{reducer.name} on {measured['pictures']} pictures, {measured['model']} at {size}"
     )

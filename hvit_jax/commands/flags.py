@@ -143,7 +143,10 @@ def make_parser(
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         if _holds(hint, Reducer):
-            _add_methods(parser, methods, default_of(field).name)
+            default = text = _default_method(field)
+            if default_of(field) is None:
+                text = f"the one that the checkpoint was trained with, otherwise {default}"
+            _add_methods(parser, methods or [default], text)
         else:
             _add(groups[title], field, hint, field.name)
     return parser
@@ -169,7 +172,7 @@ def _checked(record: type[Options], found: dict[str, Any], method: str | None) -
     for field, hint in options_of(record):
         if _holds(hint, Reducer):
             if any(name in ("method", "method_args") or _METHOD in name for name in found):
-                values[field.name] = _method(found, method or default_of(field).name)
+                values[field.name] = _method(found, method or _default_method(field))
         elif field.name in found:
             label = field.name.upper() if field.metadata["positional"] else flag(field.name)
             value = checked_value(field, hint, found[field.name], label)
@@ -229,15 +232,20 @@ def read_method_args(path: str | Path, method: str) -> dict[str, Any]:
 
 
 def _holds(hint: Any, kind: type) -> bool:
-    return isinstance(hint, type) and issubclass(hint, kind)
+    return any(isinstance(each, type) and issubclass(each, kind) for each in alternatives(hint))
+
+
+def _default_method(field: dataclasses.Field) -> str:
+    """Name the method of a record's field if no checkpoint and no user says otherwise."""
+    return (default_of(field) or field.metadata["otherwise"]).name
 
 
 def _is_nested(hint: Any) -> bool:
     return _holds(hint, Options) and not _holds(hint, Reducer)
 
 
-def _add_methods(parser: ArgumentParser, methods: Iterable[str] | None, default: str) -> None:
-    """Declare `--method`, `--method-args` and the options of methods, or of the default one."""
+def _add_methods(parser: ArgumentParser, methods: Iterable[str], default: str) -> None:
+    """Declare `--method`, whose default is told in words, `--method-args` and methods' options."""
     known = ", ".join(REDUCERS)
     text = f"one of {known}; --method NAME --help lists its options (default: {default})"
     parser.add_argument("--method", default=argparse.SUPPRESS, metavar="NAME", help=text)
@@ -246,7 +254,7 @@ def _add_methods(parser: ArgumentParser, methods: Iterable[str] | None, default:
         'such as {"method": "tome", "args": {"r": 8}}; options given here win'
     )
     parser.add_argument("--method-args", default=argparse.SUPPRESS, metavar="FILE", help=file)
-    for method in methods or [default]:
+    for method in methods:
         if method not in REDUCERS:
             raise unknown("method", method, REDUCERS)
         kinds = hints(REDUCERS[method])

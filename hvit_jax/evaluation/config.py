@@ -12,7 +12,7 @@ from hvit_jax.data.labels import Labelling
 from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, nested, option
-from hvit_jax.models.reducer import Reducer
+from hvit_jax.reducers import Reducer, method_of_checkpoint
 from hvit_jax.system.programs import CACHE_HELP
 
 
@@ -69,7 +69,7 @@ class EvalConfig(OnPictures):
         InputError: for values that are wrong or do not go together.
     """
 
-    reducer: Reducer = Reducer()
+    reducer: Reducer | None = method_of_checkpoint()
     labelling: Labelling = nested(Labelling)
     on_error: str = option(
         "stop", "at unreadable pictures: stop, or skip and list them", choices=("stop", "skip")

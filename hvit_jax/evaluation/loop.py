@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -76,9 +76,8 @@ class BatchSharding:
 def score(
     step: Step,
     batches: Iterable[Batch],
-    labels: Sequence[int] | Int[np.ndarray, "N ..."],
+    labels: Int[np.ndarray, "N ..."],
     tally: Tally,
-    sharding: BatchSharding,
     put: Callable[[np.ndarray], jax.Array],
     *,
     skip_unreadable: bool = False,
@@ -91,9 +90,8 @@ def score(
     Args:
         step: from `compile_step`.
         batches: from `BatchSharding.load`.
-        labels: the right output of every picture of the source, or several each.
+        labels: the right output of every picture that this process decodes, or several each.
         tally: gets every batch; an exception leaves in it what was scored before.
-        sharding: how the processes divide the pictures.
         put: puts pictures and labels where the step takes them, such as `Placement.shard_batch`.
         skip_unreadable: leave out pictures that cannot be read, instead of raising.
         on_batch: called after each batch, to show progress.
@@ -102,7 +100,6 @@ def score(
         PictureError: for a picture that cannot be read.
     """
     running = collections.deque()
-    mine = np.asarray(labels, np.int32)[list(sharding.indices)]
 
     def finish_oldest() -> None:
         problems, outputs, started, waited = running.popleft()
@@ -116,7 +113,7 @@ def score(
 
     for batch, waited in _timed(batches):
         started = time.perf_counter()
-        outputs = step(put(batch.pixels), put(_labels(batch, mine)))
+        outputs = step(put(batch.pixels), put(_labels(batch, labels)))
         problems = [batch.problems[row] for row in sorted(batch.problems)]
         running.append((problems, outputs, started, waited))
         if len(running) > _IN_FLIGHT:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Int
 from rich.console import Console
 
-from hvit_jax.checkpoint import describe_checkpoint, fitted_parameters
-from hvit_jax.data.fingerprint import data_sha256
+from hvit_jax.config import Compute
+from hvit_jax.data.labels import Labelled
+from hvit_jax.data.loader import Batch
 from hvit_jax.data.picture import PictureError
 from hvit_jax.distributed.gathering import check_same, gather
 from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.config import EvalConfig
-from hvit_jax.evaluation.inputs import open_inputs
+from hvit_jax.evaluation.inputs import Inputs, open_inputs
 from hvit_jax.evaluation.loop import BatchSharding, score
 from hvit_jax.evaluation.results import (
     describe,
@@ -31,7 +33,6 @@ from hvit_jax.evaluation.resume import INTERVAL, ProgressFolder
 from hvit_jax.evaluation.step import Scoring, Step, compile_step
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.fields import as_json
-from hvit_jax.models.parameters import build_model
 from hvit_jax.models.vit import ViT
 from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.reducers import warn_without_budgets
@@ -98,121 +99,175 @@ def evaluate(
         overwrite=config.overwrite,
         interval=seams.interval,
     )
-    with contextlib.ExitStack() as stack:
-        check_stop = stack.enter_context(sigterm_raises())
-        stack.enter_context(progress)
+    with sigterm_raises() as check_stop, progress:
         data, checkpoint = config.inputs
-        labelled, sizes, preprocessing = open_inputs(
+        inputs = open_inputs(
             data,
             checkpoint,
             config.resolution,
-            messages.print,
             config.reducer,
+            messages.print,
             preparing=config.preparing,
             labelling=config.labelling,
         )
-        source = labelled.source
-        scoring = Scoring(preprocessing, labelled.outputs, labelled.right.shape[1:])
+        work = _Work.of(inputs, config.compute, config.batch_size, skip=config.on_error == "skip")
         warn_if_slow(config.compute.dtype, messages.print)
-        parameters = fitted_parameters(checkpoint, sizes)
-        model = build_model(sizes, config.reducer, parameters, config.compute)
         seams.on_stage("opened")
-
-        placement, count = place(), len(source)
-        size = placement.round_up(min(config.batch_size, count))
-        about = {
-            **describe_model(model),
-            **describe_runtime(placement.devices),
-            "processes": placement.processes,
-            "batch_size": size,
-            "data": data,
-            "data_sha256": data_sha256(source),
-            **labelled.describe(),
-            "preprocessing": as_json(preprocessing),
-            "checkpoint": str(checkpoint),
-            **describe_checkpoint(checkpoint),
-            "compile_seconds": None,
-            "config": as_json(config),
-        }
-        classes = len(source.classes or labelled.names)
-        text = f"{count} pictures, {classes} classes; {describe(about)}"
-        same = {name: about[name] for name in _SAME_EVERYWHERE}
-        same |= {name: about["config"][name] for name in ("compute", "on_error")}
-        check_same(f"batches of {size}; {text}", **same)
-
+        about = {**work.describe(), "config": as_json(config)}
         tally = Tally(keep_logits=config.predictions is not None)
-        written_before = gather(progress.begin(about, tally, count))[0]
-        skipped = (written_before or {}).get("skipped", tally.skipped)
-        if skipped and config.on_error != "skip":
-            raise PictureError(f"{skipped[0]}; --on-error skip leaves it out")
-        if written_before:
+        finished = _begin(work, about, tally, progress)
+        if finished is not None:
             if first:
-                print_results(console, written_before)
-            return written_before
-        start = gather(tally.totals.pictures)[0]
-        sharding = BatchSharding(count, size, first=start)
+                print_results(console, finished)
+            return finished
+        source, start = inputs.source, gather(tally.totals.pictures)[0]
+        sharding = BatchSharding(len(source), work.batch_size, first=start)
         seams.on_stage("begun")
 
+        def reached(stage: str) -> None:
+            progress.save_if_due(tally)
+            seams.on_stage(stage)
+            check_stop()
+
+        size, labels = inputs.sizes.image_shape, inputs.labelled.right[list(sharding.indices)]
         # The workers start to decode while the model compiles.
-        batches = stack.enter_context(
-            sharding.load(source, sizes.image_shape, config.workers, preprocessing)
-        )
-        stop = None
-        try:
-            messages.print(text)
-            warn_without_budgets(model.reducer, sizes, messages.print)
-            with explain_out_of_memory(size, smaller_batch(size, placement.devices)):
-                started = time.perf_counter()
-                step = seams.compile(model, size, placement, scoring)
-                about["compile_seconds"] = time.perf_counter() - started
-                messages.print(f"compiled in {about['compile_seconds']:.1f} s")
-                seams.on_stage("compiled")
-                with show_progress(messages, count, start, unit="pictures") as show:
-
-                    def on_batch(tally: Tally) -> None:
-                        show(tally.totals.pictures, running_scores(tally))
-                        progress.save_if_due(tally)
-                        seams.on_stage("batch")
-                        check_stop()
-
-                    score(
-                        step,
-                        batches,
-                        labelled.right,
-                        tally,
-                        sharding,
-                        placement.shard_batch,
-                        skip_unreadable=config.on_error == "skip",
-                        on_batch=on_batch,
-                    )
-            seams.on_stage("scored")
-        except PictureError as error:
-            stop = PictureError(f"{error}; --on-error skip leaves such pictures out")
-        except (KeyboardInterrupt, InputError) as error:
-            stop = error
-
-        results = {**about, "partial": stop is not None, **scores(tally)}
-        # An error before the first picture leaves nothing to write.
-        if first and (results["images"] or not isinstance(stop, InputError)):
-            with uninterrupted():  # A signal that comes now finds all written and printed.
-                written, problems = progress.write(results, tally, source.paths, labelled.names)
-                seams.on_stage("written")
-                if stop is not None or problems:
-                    progress.save(tally)
-                else:
-                    progress.remove()
-                # Only now: where printing fails, for want of a reader or of space, all is done.
-                print_results(console, results)
-                if stop is not None:
-                    more = "; --resume continues" if config.output else ""
-                    scored = f"{results['images']} of {count} pictures were scored"
-                    console.print(f"interrupted: {scored}{more}")
-                for path in written:
-                    console.print(f"written: {path}", soft_wrap=True)
-            if problems:
-                raise InputError("; ".join(problems))
-            if stop is None and not results["images"]:
-                raise InputError(f"none of the {count} pictures could be read")
+        with sharding.load(source, size, config.workers, inputs.preprocessing) as batches:
+            stop, seconds = _score(work, batches, labels, tally, messages, seams.compile, reached)
+            about |= {"compile_seconds": seconds, "partial": stop is not None}
+            results = {**about, **scores(tally)}
+            # An error before the first picture leaves nothing to write.
+            if first and (results["images"] or not isinstance(stop, InputError)):
+                _write(results, tally, inputs.labelled, progress, console, seams.on_stage)
     if stop is not None:
         raise stop
     return results
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is scored, by which model, on which devices, in which batches."""
+
+    inputs: Inputs
+    model: ViT
+    placement: Placement
+    batch_size: int
+    skip_unreadable: bool
+
+    @classmethod
+    def of(cls, inputs: Inputs, compute: Compute, batch_size: int, *, skip: bool) -> _Work:
+        """Read the weights; the batch is no larger than the data, and a multiple of the devices."""
+        placement = place()
+        size = placement.round_up(min(batch_size, len(inputs.source)))
+        return cls(inputs, inputs.model(compute), placement, size, skip)
+
+    @property
+    def text(self) -> str:
+        """Say in one line what is scored, and by what."""
+        labelled = self.inputs.labelled
+        about = {**describe_model(self.model), **describe_runtime(self.placement.devices)}
+        classes = len(labelled.source.classes or labelled.names)
+        return f"{len(labelled.source)} pictures, {classes} classes; {describe(about)}"
+
+    def describe(self) -> dict[str, Any]:
+        """Say what results follow from, in the form that they have."""
+        return {
+            **describe_model(self.model),
+            **describe_runtime(self.placement.devices),
+            "processes": self.placement.processes,
+            "batch_size": self.batch_size,
+            **self.inputs.describe(),
+        }
+
+
+def _begin(
+    work: _Work, about: dict[str, Any], tally: Tally, progress: ProgressFolder
+) -> dict[str, Any] | None:
+    """Check that all processes do the same, and put into the tally what was scored before.
+
+    Returns:
+        The results if all is done already.
+
+    Raises:
+        InputError: if processes or an earlier run differ; `PictureError` if an earlier run has left
+            out pictures, which this one may not.
+    """
+    same = {name: about[name] for name in _SAME_EVERYWHERE}
+    same |= {name: about["config"][name] for name in ("compute", "on_error")}
+    check_same(f"batches of {work.batch_size}; {work.text}", **same)
+    finished = gather(progress.begin(about, tally, len(work.inputs.source)))[0]
+    skipped = (finished or {}).get("skipped", tally.skipped)
+    if skipped and not work.skip_unreadable:
+        raise PictureError(f"{skipped[0]}; --on-error skip leaves it out")
+    return finished
+
+
+def _score(
+    work: _Work,
+    batches: Iterator[Batch],
+    labels: Int[np.ndarray, "N ..."],
+    tally: Tally,
+    messages: Console,
+    compile: Callable[[ViT, int, Placement, Scoring], Step],
+    reached: Callable[[str], None],
+) -> tuple[BaseException | None, float | None]:
+    """Compile, and score all batches; give what has stopped that, and the seconds of compiling."""
+    placement, size, count = work.placement, work.batch_size, len(work.inputs.source)
+    model, seconds = work.model, None
+    try:
+        messages.print(work.text)
+        warn_without_budgets(model.reducer, model.config, messages.print)
+        with explain_out_of_memory(size, smaller_batch(size, placement.devices)):
+            started = time.perf_counter()
+            step = compile(model, size, placement, work.inputs.scoring)
+            seconds = time.perf_counter() - started
+            messages.print(f"compiled in {seconds:.1f} s")
+            reached("compiled")
+            with show_progress(messages, count, tally.totals.pictures, unit="pictures") as show:
+
+                def on_batch(tally: Tally) -> None:
+                    show(tally.totals.pictures, running_scores(tally))
+                    reached("batch")
+
+                put, skip = placement.shard_batch, work.skip_unreadable
+                score(step, batches, labels, tally, put, skip_unreadable=skip, on_batch=on_batch)
+        reached("scored")
+    except PictureError as error:
+        return PictureError(f"{error}; --on-error skip leaves such pictures out"), seconds
+    except (KeyboardInterrupt, InputError) as error:
+        return error, seconds
+    return None, seconds
+
+
+def _write(
+    results: dict[str, Any],
+    tally: Tally,
+    labelled: Labelled,
+    progress: ProgressFolder,
+    console: Console,
+    on_stage: Callable[[str], None],
+) -> None:
+    """Write what is asked for, and print the results.
+
+    Raises:
+        InputError: if something cannot be written, or there is nothing to write.
+    """
+    count = len(labelled.source)
+    with uninterrupted():  # A signal that comes now finds all written and printed.
+        written, problems = progress.write(results, tally, labelled.source.paths, labelled.names)
+        on_stage("written")
+        if results["partial"] or problems:
+            progress.save(tally)
+        else:
+            progress.remove()
+        # Only now: where printing fails, for want of a reader or of space, all is done.
+        print_results(console, results)
+        if results["partial"]:
+            more = "; --resume continues" if results["config"]["output"] else ""
+            scored = f"{results['images']} of {count} pictures were scored"
+            console.print(f"interrupted: {scored}{more}")
+        for path in written:
+            console.print(f"written: {path}", soft_wrap=True)
+    if problems:
+        raise InputError("; ".join(problems))
+    if not results["partial"] and not results["images"]:
+        raise InputError(f"none of the {count} pictures could be read")

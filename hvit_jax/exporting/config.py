@@ -9,7 +9,7 @@ from hvit_jax.config import IN_COMMANDS, Compute
 from hvit_jax.demo.config import OnCheckpoint
 from hvit_jax.errors import InputError
 from hvit_jax.fields import nested, option
-from hvit_jax.models.reducer import Reducer
+from hvit_jax.reducers import Reducer, method_of_checkpoint
 
 # JAX's names of platforms, and what `jax.default_backend` calls them.
 PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
@@ -24,7 +24,7 @@ class ExportConfig(OnCheckpoint):
     """
 
     output: Path = option(help="folder to write, which must not exist", metavar="DIR")
-    reducer: Reducer = Reducer()
+    reducer: Reducer | None = method_of_checkpoint()
     compute: Compute = nested(
         Compute,
         leave=("param_dtype", "attention", "gelu", "unroll", "remat"),

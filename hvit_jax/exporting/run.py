@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
+from rich.console import Console
 
 from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import (
     Description,
+    choose_method,
     describe_checkpoint,
     fitted_parameters,
     read_description,
@@ -31,6 +33,7 @@ from hvit_jax.models.parameters import build_model, flatten
 from hvit_jax.models.vit import ViT, part_weights
 from hvit_jax.ops.platform import compiled_for
 from hvit_jax.system.files import checksums, new_folder, refuse_existing, require_space, write_json
+from hvit_jax.system.progress import plain_console
 from hvit_jax.system.provenance import describe_runtime
 
 FORMAT_VERSION = 1
@@ -41,11 +44,14 @@ _OWN_IMPORTS = re.compile("(from hvit_jax.*\n)+")
 Weights = dict[str, np.ndarray]
 
 
-def export(config: ExportConfig, *, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+def export(
+    config: ExportConfig, *, messages: Console | None = None, most_bytes: int = MOST_BYTES
+) -> dict[str, Any]:
     """Export a checkpoint under a method into a new folder, which appears whole or not at all.
 
     Args:
         config: what to export, for what, and where to.
+        messages: is told of a method that `config` does not name; default: stderr.
         most_bytes: of weights inside a program.
 
     Returns:
@@ -59,9 +65,11 @@ def export(config: ExportConfig, *, most_bytes: int = MOST_BYTES) -> dict[str, A
     checkpoint = config.folder
     description = read_description(checkpoint)
     sizes = with_resolution(description.config, config.resolution)
-    config.reducer.resolve(sizes)  # Finds mistakes before the weights are read.
+    messages = messages or plain_console(stderr=True)
+    reducer = choose_method(config.reducer, description, messages.print)
+    reducer.resolve(sizes)  # Finds mistakes before the weights are read.
     compute = dataclasses.replace(config.compute, attention="xla")
-    model = build_model(sizes, config.reducer, fitted_parameters(checkpoint, sizes), compute)
+    model = build_model(sizes, reducer, fitted_parameters(checkpoint, sizes), compute)
     tree = nnx.to_pure_dict(nnx.state(model))
     weights = {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}
     size, inside = sum(array.nbytes for array in weights.values()), config.weights == "inside"

@@ -47,6 +47,7 @@ __all__ = [
     "as_budgeted",
     "make_reducer",
     "method_name",
+    "method_of_checkpoint",
     "warn_without_budgets",
 ]
 
@@ -73,6 +74,15 @@ def make_reducer(method: str | Reducer, **options: Any) -> Reducer:
         if name not in names:
             raise _unknown_option(method, name, names)
     return reducer(**options)
+
+
+def method_of_checkpoint(otherwise: Reducer = Reducer()) -> Any:
+    """Declare a record's field for the method; None is the one that a checkpoint was trained with.
+
+    Args:
+        otherwise: the method if it was not trained with any; `checkpoint.choose_method` chooses.
+    """
+    return dataclasses.field(default=None, metadata={"otherwise": otherwise})
 
 
 def method_name(method: str, args: dict[str, Any]) -> str:

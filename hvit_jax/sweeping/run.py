@@ -78,15 +78,17 @@ def sweep(
     if config.plot is not None:
         check_plot(config.plot, "--plot")
     data, checkpoint = config.inputs
-    labelled, sizes, preprocessing = open_inputs(
+    inputs = open_inputs(
         data,
         checkpoint,
         config.resolution,
+        Reducer(),
         messages.print,
         preparing=config.preparing,
         labelling=config.labelling,
     )
-    source = labelled.source
+    sizes, labelled, preprocessing = inputs.sizes, inputs.labelled, inputs.preprocessing
+    source = inputs.source
     placement = place()
     found = candidates(sizes, config.methods if settings is None else ())
     found += [replace(each, reducer=each.reducer.resolve(sizes)) for each in settings or ()]

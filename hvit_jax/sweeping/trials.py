@@ -19,7 +19,7 @@ from hvit_jax.data.loader import Batch, load_batches
 from hvit_jax.data.source import Source
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.loop import BatchSharding, score
+from hvit_jax.evaluation.loop import score
 from hvit_jax.evaluation.step import Scoring, Step, compile_step
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.models.parameters import Tree, build_model
@@ -165,8 +165,8 @@ class Trials:
 
     def _score(self, step: Step) -> tuple[Tally, Bool[np.ndarray, " n"]]:
         """Score the sample: the sums, and which pictures are right."""
-        tally, sharding = Tally(), BatchSharding(len(self.labels), self.batch)
-        score(step, self.batches, self.labels, tally, sharding, self.placement.shard_batch)
+        tally = Tally()
+        score(step, self.batches, self.labels, tally, self.placement.shard_batch)
         if count := tally.totals.not_finite:
             raise FloatingPointError(f"the logits of {count} pictures are not finite numbers")
         return tally, np.concatenate([rows.correct for rows in tally.rows])

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from hvit_jax.checkpoint import Description, save_checkpoint
+from hvit_jax.checkpoint import TRAINED, Description, save_checkpoint
 from hvit_jax.config import Preprocessing
 from hvit_jax.data.folder import TRAIN
 from hvit_jax.data.source import open_source
@@ -145,7 +145,7 @@ def train(
         state = loop.run(state, batches(augmented, **options, first_step=first, note=console.print))
     checkpoint, trained = output / "checkpoint", placement.gather(trainer.result(state))
     if jax.process_index() == 0:
-        source = {"format": "hvit train", **settings}
+        source = {"format": TRAINED, **settings}
         del source["model"]  # The description has the sizes.
         save_checkpoint(checkpoint, trained, dataclasses.replace(begun, source=source))
         console.print(f"written: {checkpoint}")

@@ -41,6 +41,7 @@ def make_validate(
     """
     labels = np.array([classes.index(source.classes[label]) for label in source.labels], np.int32)
     sharding = BatchSharding(len(source), batch_size)
+    labels = labels[list(sharding.indices)]
 
     def step(
         parameters: Tree, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, " B"]
@@ -59,7 +60,6 @@ def make_validate(
                 batches,
                 labels,
                 tally,
-                sharding,
                 trainer.placement.shard_batch,
                 skip_unreadable=skip_unreadable,
                 on_batch=lambda tally: on_batch(tally.totals.images),

@@ -8,12 +8,11 @@ from pathlib import Path
 from hvit_jax.demo.config import OnCheckpoint
 from hvit_jax.errors import InputError
 from hvit_jax.fields import option
-from hvit_jax.models.reducer import Reducer
-from hvit_jax.reducers import Hourglass
+from hvit_jax.reducers import Hourglass, Reducer, method_of_checkpoint
 from hvit_jax.system.figures import FORMATS
 from hvit_jax.system.programs import CACHE_HELP
 
-SHARE = 0.6
+SHARE, OTHERWISE = 0.6, Hourglass()
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class VisualizeConfig(OnCheckpoint):
         metavar="FILE",
         ends=FORMATS,
     )
-    reducer: Reducer = Hourglass()
+    reducer: Reducer | None = method_of_checkpoint(OTHERWISE)
     after: tuple[int, ...] | None = option(
         None,
         "show tokens after these blocks, counted from 0 (default: a third, two thirds, the last)",
@@ -51,7 +50,7 @@ class VisualizeConfig(OnCheckpoint):
         super().__post_init__()
         if not self.compare and self.share is not None:
             raise InputError("--share is for --compare; leave it out, or give the method's options")
-        if self.compare and self.reducer != Hourglass():
+        if self.compare and self.reducer not in (None, OTHERWISE):
             words = self.reducer.words()
             surplus = words[0] if self.reducer.name != Hourglass.name else words[2]
             raise InputError(f"--compare draws all methods at --share; leave {surplus} out")

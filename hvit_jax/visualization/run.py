@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from hvit_jax.api import with_resolution
-from hvit_jax.checkpoint import fitted_parameters, read_description
+from hvit_jax.checkpoint import choose_method, fitted_parameters, read_description
 from hvit_jax.costs import at_cost, cost_share
 from hvit_jax.data.picture import open_picture
 from hvit_jax.data.preprocess import resize_and_crop
@@ -25,7 +25,8 @@ from hvit_jax.models.vit import ViT
 from hvit_jax.reducers import REDUCERS, method_name
 from hvit_jax.system.figures import check_plot, pyplot, save_figure
 from hvit_jax.system.programs import use_compilation_cache
-from hvit_jax.visualization.config import SHARE, VisualizeConfig
+from hvit_jax.system.progress import plain_console
+from hvit_jax.visualization.config import OTHERWISE, SHARE, VisualizeConfig
 from hvit_jax.visualization.draw import draw_groups, enlarged, heat_map, lay_over
 from hvit_jax.visualization.view import BlockView, compile_views
 
@@ -46,7 +47,8 @@ def visualize(config: VisualizeConfig, console: Console | None = None) -> list[l
 
     Args:
         config: which pictures, which method, and where to.
-        console: shows how far it is; None: stderr.
+        console: shows how far it is, and is told of a method that `config` does not name; default:
+            stderr.
 
     Returns:
         The figure's rows, one for each picture: the picture itself, then its views.
@@ -57,6 +59,7 @@ def visualize(config: VisualizeConfig, console: Console | None = None) -> list[l
     """
     check_plot(config.output, "--output")
     use_compilation_cache(config.cache)
+    console = console or plain_console(stderr=True)
     description = read_description(config.folder)
     sizes, how = with_resolution(description.config, config.resolution), description.preprocessing
     blocks = _blocks(sizes.depth, config.after, last_only=config.compare)
@@ -65,7 +68,8 @@ def visualize(config: VisualizeConfig, console: Console | None = None) -> list[l
         reducers = [at_cost(name, sizes, share) for name in REDUCERS if name != Reducer.name]
         title = f"All methods near {share:g} x the GFLOPs of dense"
     else:
-        reducers = [config.reducer.resolve(sizes)]
+        reducer = choose_method(config.reducer, description, console.print, OTHERWISE)
+        reducers = [reducer.resolve(sizes)]
         name = method_name(reducers[0].name, reducers[0].options())
         title = f"{name}, {cost_share(sizes, reducers[0]):.2f} x the GFLOPs of dense"
     pictures = [open_picture(Path(name), name, exif=True) for name in config.images]
@@ -74,7 +78,6 @@ def visualize(config: VisualizeConfig, console: Console | None = None) -> list[l
     seen = [resize_and_crop(picture, sizes.image_shape, how) for picture in pictures]
     columns = [[Panel("picture", picture) for picture in shown]]
     parameters = fitted_parameters(config.folder, sizes)
-    console = console or Console(stderr=True)
     for reducer in track(reducers, "methods", console=console, disable=len(reducers) == 1):
         model = build_model(sizes, reducer, parameters)
         compiled = compile_views(model, blocks, how)

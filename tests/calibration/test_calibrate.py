@@ -24,6 +24,7 @@ from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.data.source import Source, take_evenly
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.reducers import Budgeted
+from tests.evaluation_setup import make_checkpoint
 
 CONFIG = hvit_jax.ViTConfig(
     (40, 48), patch_size=8, depth=3, width=16, heads=2, mlp_width=32, num_classes=2
@@ -200,6 +201,23 @@ def test_mistakes_are_reported_before_the_work(capsys, checkpoint, pictures, arg
     status, printed, errors = run(capsys, pictures, "--checkpoint", checkpoint, *arguments)
     assert status == 2 and not printed
     assert errors.count("\n") == 1 and message in errors
+
+
+def test_a_checkpoint_trained_with_a_method(capsys, pictures, tmp_path):
+    """Budgets are measured for that method, whatever budgets it was trained with."""
+    ats = hvit_jax.make_reducer("ats", blocks=(1,), max_tokens=5)
+    checkpoint = make_checkpoint(tmp_path / "ats", CONFIG, trained=ats)
+    output = tmp_path / "budgets.json"
+    status, _, errors = run(
+        capsys, pictures, "--checkpoint", checkpoint, "--output", output, "--percentile", 100
+    )
+    assert status == 0 and "trained with ats blocks=1 max_tokens=5, which is used" in errors
+    written = json.loads(output.read_text())
+    (row,) = written["measured"]["blocks"]
+    assert written["args"]["blocks"] == [1] and row["max"] > 5
+    evit = make_checkpoint(tmp_path / "evit", CONFIG, trained=hvit_jax.make_reducer("evit"))
+    status, _, errors = run(capsys, pictures, "--checkpoint", evit)
+    assert status == 2 and "evit has no budgets" in errors
 
 
 def test_common_on_the_command_line(capsys, checkpoint, pictures, tmp_path):

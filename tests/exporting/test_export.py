@@ -141,6 +141,18 @@ def test_the_checkpoints_preprocessing_is_in_the_export(tmp_path, pictures):
     assert done.stdout.startswith(f"{pictures[0]}: {best} {shares.max():.1f} %, ")
 
 
+@pytest.mark.parametrize(("words", "method"), [((), "evit"), (("--method", "dense"), "dense")])
+def test_a_checkpoint_trained_with_a_method(tmp_path, capsys, words, method):
+    evit = hvit_jax.make_reducer("evit", keep_rate=0.4)
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", trained=evit)
+    out = tmp_path / "out"
+    assert export_to(out, "--platforms", "cpu", *words, checkpoint=checkpoint) == 0
+    about = json.loads((out / "export.json").read_text())
+    reducer = evit.resolve(CONFIG) if method == "evit" else hvit_jax.make_reducer("dense")
+    assert (about["method"], about["args"]) == (method, reducer.options())
+    assert ("trained with evit keep_rate=0.4" in capsys.readouterr().err) is (method == "evit")
+
+
 def test_damage_is_found(tmp_path, tiny):
     out = tmp_path / "out"
     assert export_to(out, "--platforms", "cpu", checkpoint=tiny) == 0

@@ -175,6 +175,20 @@ def test_pictures_are_upright_and_prepared_as_the_checkpoint_says(tmp_path, smal
     np.testing.assert_array_equal(views[-2].drawing, drawing)
 
 
+@pytest.mark.parametrize(
+    ("words", "name"), [((), "evit"), (("--method", "dense"), "dense"), (("-n", "4"), "hourglass")]
+)
+def test_a_checkpoint_trained_with_a_method(tmp_path, small_config, capfd, words, name):
+    """It is drawn with that method; hourglass, the usual one, has option -n."""
+    evit = hvit_jax.make_reducer("evit", drop_locations=(1,))
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", small_config, trained=evit)
+    out = tmp_path / "out.svg"
+    assert main([PICTURES[0], "--checkpoint", str(checkpoint), "-o", str(out), *words]) == 0
+    told = "trained with evit drop_locations=1, which is used" in capfd.readouterr().err
+    assert told is (name == "evit")
+    assert f"<!-- {name}" in out.read_text()
+
+
 def test_compares_all_methods(tmp_path, checkpoint):
     out = tmp_path / "all.svg"
     config = VisualizeConfig(

@@ -102,7 +102,7 @@ def _take(path: Path, values: Mapping, prefix: str) -> tuple[dict[str, Any], lis
         key = key.removeprefix(prefix)
         if key in taken:
             raise InputError(f"{path} holds {key} twice, with and without a wrapper's name")
-        if key in _IGNORED:
+        if key.rpartition(".")[2] in _IGNORED:
             ignored.append(key)
         else:
             taken[key] = value

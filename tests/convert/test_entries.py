@@ -67,9 +67,13 @@ def test_torchvisions_own_training_file(tmp_path):
 
 def test_models_side_by_side_in_one_state_dict(tmp_path):
     both = {**prefixed(PLAIN, "model."), **prefixed(AVERAGED, "ema_model.module.")}
+    both["ema_model.n_averaged"] = torch.tensor(3)
     source = save({"state_dict": both, "callbacks": {}}, tmp_path / "lightning.ckpt")
-    description = convert_file(source, tmp_path / "a", heads=2)
-    assert description.source["entry"] == "state_dict.ema_model.module"
+    found = convert_file(source, tmp_path / "a", heads=2).source
+    assert (found["entry"], found["ignored"]) == (
+        "state_dict.ema_model.module",
+        ["ema_model.n_averaged"],
+    )
     assert_holds(tmp_path / "a", AVERAGED)
     convert_file(source, tmp_path / "p", heads=2, entry="state_dict.model")
     assert_holds(tmp_path / "p", PLAIN)

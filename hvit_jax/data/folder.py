@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,13 @@ EXTENSIONS = (
 )
 # Names of splits in small letters, the first that is there is read.
 TRAIN = ("train", "training", "img_train")
-SPLITS = ("img_val", "val", "validation", "valid", "test", "testing")
+TEST = ("test", "testing")
+SPLITS = ("img_val", "val", "validation", "valid", *TEST)
 # What systems and tools put between the data, beside names that begin with a dot.
-_NO_DATA = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir"}
+_NO_DATA = {
+    *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir"),
+    *("lost+found", "$recycle.bin", "system volume information"),
+}
 _BESIDE = "pictures beside the class folders"
 _NAMED = 5  # classes, in a message
 
@@ -95,7 +100,9 @@ def read_folder(
     paths, labels = zip(*sorted(found), strict=True)
     empty = [name for name, pictures in zip(classes, listed, strict=False) if not pictures]
     notes = [*notes, *_notes(left_out, empty)]
-    return ImageFolder(root, paths, labels, classes, exif, tuple(notes))
+    # macOS takes letters and their accents apart, in folders' names; others compare them as one.
+    names = tuple(unicodedata.normalize("NFC", name) for name in classes)
+    return ImageFolder(root, paths, labels, names, exif, tuple(notes))
 
 
 def find_split(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -112,25 +114,24 @@ def label_pictures(
     Raises:
         InputError: if the checkpoint has no head, labels cannot be read, or do not fit the head.
     """
-    outputs, kept = description.config.num_classes, range(len(source))
+    outputs = description.config.num_classes
     if not outputs:
         raise InputError(
             "the checkpoint has no classification head; evaluate a fine-tuned one, such as SWAG's "
             "*_in1k files"
         )
     if labelling.labels is not None:
-        right, notes = _from_file(labelling.labels, source.paths, description)
-        kept = [place for place, each in enumerate(right) if each]
-        if not kept:
-            raise InputError(f"{labelling.labels} has no right label for any picture")
-        right, by = [right[place] for place in kept], f"the file {labelling.labels.name}"
-        there = set().union(*right)
+        right, notes = _of_pictures(source.paths, description, labelling.labels)
+        there, by = set().union(*right), f"the file {labelling.labels.name}"
     else:
         of_class, by, notes = _of_classes(source.classes, description, labelling)
-        right = [of_class[label] for label in source.labels]
-        there = set().union(*of_class)
-    in_order = by in (_ORDER, _NUMBERS)
-    names = description.classes or (source.classes if in_order else map(str, range(outputs)))
+        right, there = [of_class[label] for label in source.labels], set().union(*of_class)
+    kept = [place for place, each in enumerate(right) if each]
+    if not kept:
+        raise InputError(f"{by} has no right label for any picture")
+    if without := len(right) - len(kept):
+        notes.insert(0, f"left out: pictures without a right label ({without})")
+        source, right = Subset(source, tuple(kept)), [right[place] for place in kept]
     competing = None
     if len(there) < outputs:
         if labelling.subset:
@@ -141,18 +142,16 @@ def label_pictures(
                 f"the data has {len(there)} of the head's {outputs} classes; all outputs compete "
                 "(with --subset only theirs)"
             )
-    pictures = source if len(kept) == len(source) else Subset(source, tuple(kept))
-    return Labelled(pictures, _as_array(right), competing, tuple(names), by, tuple(notes))
+    in_order = by in (_ORDER, _NUMBERS)
+    names = description.classes or (source.classes if in_order else map(str, range(outputs)))
+    return Labelled(source, _as_array(right), competing, tuple(names), by, tuple(notes))
 
 
 def _as_array(right: Sequence[Right]) -> Int[np.ndarray, "N ..."]:
-    most = max(map(len, right))
-    if most == 1:
-        return np.asarray(right, np.int32)[:, 0]
-    rows = np.full((len(right), most), -1, np.int32)
+    rows = np.full((len(right), max(map(len, right))), -1, np.int32)
     for row, each in zip(rows, right, strict=True):
         row[: len(each)] = each
-    return rows
+    return rows[:, 0] if rows.shape[1] == 1 else rows
 
 
 def _of_classes(
@@ -162,10 +161,9 @@ def _of_classes(
     outputs, known = description.config.num_classes, description.classes
     if labelling.class_map is not None:
         table = _Labels(labelling.class_map, description)
-        missing = [name for name in classes if name not in table]
-        if missing:
-            raise InputError(f"{table.path} does not have {_some(missing)}")
-        return [table[name] for name in classes], f"the file {table.path.name}", []
+        if missing := [name for name in classes if name not in table.found]:
+            raise InputError(f"{table.path} does not have {_some(missing)}; it has {table}")
+        return [table.right(name) for name in classes], f"the file {table.path.name}", []
     if known and set(classes) <= set(known) and not labelling.order:
         return [(known.index(name),) for name in classes], "names", []
     if len(classes) != outputs:
@@ -174,25 +172,37 @@ def _of_classes(
             f"{difference(classes, known)}; --class-map FILE says which output each folder is"
         )
     in_order: list[Right] = [(place,) for place in range(outputs)]
-    if labelling.order:
-        return in_order, _ORDER, []
-    start = first_number(classes)
-    if known and start != 0:
+    start = None if labelling.order else first_number(classes)
+    if known and start != 0 and not labelling.order:
         raise InputError(
             f"the data's class names are not the checkpoint's{difference(classes, known)}; "
             "--class-map FILE says which output each folder is, --order takes both in their order"
         )
     if start is None:
-        return in_order, _ORDER, []
-    notes = []
-    if known:
-        notes = [f"class folders {classes[0]} to {classes[-1]} are taken as the outputs' numbers"]
-    elif start == 1:
+        return in_order, _ORDER, _order_of_names(classes)
+    first, last = classes[0], classes[-1]
+    notes = [f"class folders {first} to {last} are taken as the outputs' numbers"] if known else []
+    if start == 1:
         notes = [
-            f"class folders {classes[0]} to {classes[-1]} go by number: {classes[0]} is the head's "
-            "first output (another order: --class-map FILE)"
+            f"class folders {first} to {last} go by number: {first} is the head's first output "
+            "(another order: --class-map FILE)"
         ]
     return in_order, _NUMBERS, notes
+
+
+def _order_of_names(classes: Sequence[str]) -> list[str]:
+    """Say where names are not in the order of numbers in them, such as class_10 before class_2."""
+    last: dict[str, tuple[list[int], str]] = {}
+    for name in classes if list(classes) == sorted(classes) else ():
+        kind, numbers = re.sub(r"\d+", "0", name), [*map(int, re.findall(r"\d+", name))]
+        larger, before = last.get(kind, ([], ""))
+        if larger > numbers:
+            return [
+                f"class folders go by name: {before} comes before {name} (another order: "
+                "--class-map FILE)"
+            ]
+        last[kind] = numbers, name
+    return []
 
 
 def difference(classes: Sequence[str], known: Sequence[str]) -> str:
@@ -209,47 +219,50 @@ def _some(names: Sequence[str]) -> str:
     return f"{', '.join(names[:_NAMED])}{more}"
 
 
-def _from_file(
-    path: Path, pictures: Sequence[str], description: Description
+def _of_pictures(
+    pictures: Sequence[str], description: Description, path: Path
 ) -> tuple[list[Right], list[str]]:
-    """Find the right outputs of pictures in a file, and what a user should know.
+    """Find the right outputs of every picture in a file, and what a user should know.
 
     Pictures are found by their path or the end of it, with or without their extension.
     """
     table = _Labels(path, description)
-    found: dict[str, str] = {}
+    named: dict[str, str] = {}
     right, missing = [], []
     for picture in pictures:
-        name = next((name for name in _names(picture) if name in table), None)
+        name = next((name for name in _names(picture) if name in table.found), None)
         if name is None:
             missing.append(picture)
             continue
-        if name in found:
+        if name in named:
             raise InputError(
-                f"{path}: {name} is both {found[name]} and {picture}; write their folders too"
+                f"{path}: {name} is both {named[name]} and {picture}; write their folders too"
             )
-        found[name] = picture
-        right.append(table[name])
+        named[name] = picture
+        right.append(table.right(name))
     if missing:
         raise InputError(
-            f"{path} has no label for {len(missing)} of {len(pictures)} pictures: {_some(missing)}"
+            f"{path} has no label for {len(missing)} of {len(pictures)} pictures: {_some(missing)};"
+            f" it has {table}"
         )
-    without = sum(not each for each in right)
-    notes = [f"left out: pictures without a right label ({without})"] if without else []
-    if len(table) > len(found):
-        notes.append(f"{path.name} names {len(table) - len(found)} pictures that are not here")
-    return right, notes
+    surplus = len(table.found) - len(named)
+    return right, [f"{path.name} names {surplus} pictures that are not here"] if surplus else []
 
 
 def _names(picture: str) -> Iterable[str]:
     """List the names by which a file may call a picture, the longest first."""
-    parts = PurePath(picture).parts
+    parts = _plain(picture).split("/")
     ends = ["/".join(parts[start:]) for start in range(len(parts))]
     return [*ends, *(end.rpartition(".")[0] for end in ends)]
 
 
-class _Labels(Mapping[str, Right]):
-    """Labels of a file by name, as numbers of outputs."""
+def _plain(name: str) -> str:
+    """Write a path in one way: no ./ before it, no slash behind it, letters and accents as one."""
+    return unicodedata.normalize("NFC", PurePosixPath(name).as_posix())
+
+
+class _Labels:
+    """Labels of a file, as it has them, by name."""
 
     def __init__(self, path: Path, description: Description):
         """Read the file: JSON, or lines.
@@ -260,16 +273,15 @@ class _Labels(Mapping[str, Right]):
         self.path = path
         self._outputs = description.config.num_classes
         self._places = {name: place for place, name in enumerate(description.classes)}
-        self._found = self._read_json() if path.suffix.lower() == ".json" else self._read_lines()
+        read = self._read_json() if path.suffix.lower() == ".json" else self._read_lines()
+        self.found = {_plain(name): labels for name, labels in read.items()}
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
+    def __str__(self) -> str:
+        return _some(list(self.found)) or "no names"
 
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def __getitem__(self, name: str) -> Right:
-        return tuple(dict.fromkeys(self._checked(label, name) for label in self._found[name]))
+    def right(self, name: str) -> Right:
+        """Give the right outputs of a name that is there."""
+        return tuple(dict.fromkeys(self._checked(label, name) for label in self.found[name]))
 
     def _checked(self, label: Any, name: str) -> int:
         """Turn a label, a number or the name of a class, into the number of an output."""

@@ -15,6 +15,7 @@ from hvit_jax.errors import InputError
 # A file of a few kilobytes may declare any size; decoded, this many take 0.7 GB.
 MAX_PIXELS = 1 << 27
 ORIENTATION = 0x0112  # The number of this tag in EXIF.
+BITS, PHOTOMETRIC = 0x0102, 0x0106  # In TIFF: bits of a channel; whether 0 is white or black.
 # How a picture is turned upright, by its orientation in EXIF; 1 is upright.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -74,14 +75,17 @@ def turn_of(image: Image.Image) -> Image.Transpose | None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a picture to 8-bit RGB; of 16 bits of grey the upper 8 are kept, as of 16-bit colour.
+    """Convert a picture to 8-bit RGB; of 12 or 16 bits of grey the upper 8 are kept.
 
     Raises:
         InputError: for 32-bit integers or floats, whose black and white are not known.
     """
     # Pillow reads 16-bit PGM into 32-bit integers.
     if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        tags = getattr(image, "tag_v2", {})  # TIFF's, which Pillow heeds for 8 bits only.
+        (bits,), white_is_zero = tags.get(BITS, (16,)), tags.get(PHOTOMETRIC) == 0
+        grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+        image = Image.fromarray(255 - grey if white_is_zero else grey)
     elif image.mode in ("I", "F"):
         kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
         raise InputError(f"its pixels are {kind}; save it with 8 or 16 bits a channel")

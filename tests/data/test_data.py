@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import struct
 
 import numpy as np
 import pytest
@@ -123,11 +124,12 @@ def test_what_is_no_data_is_left_out_and_said(tmp_path):
         write_picture(tmp_path / name)
     for name in ("cat/Thumbs.db", "cat/desktop.ini", "cat/a.heic", "cat/b.HEIC", "cat/README"):
         (tmp_path / name).write_bytes(b"")
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "lost+found", "$RECYCLE.BIN"):
+        (tmp_path / name).mkdir()
     source = read_folder(tmp_path)
     assert source.paths == ("cat/a.png",) and source.classes == ("cat", "empty")
     assert source.notes == (
-        "left out: .git/, .ipynb_checkpoints/, __MACOSX/, .heic (2), "
+        "left out: $RECYCLE.BIN/, .git/, .ipynb_checkpoints/, __MACOSX/, lost+found/, .heic (2), "
         "files without an extension (1), hidden files (3), pictures beside the class folders (1)",
         "no pictures in a class: empty",
     )
@@ -276,6 +278,23 @@ def test_sixteen_bits_of_grey_are_scaled_to_eight(tmp_path, mode, name):
     opened = np.asarray(open_picture(tmp_path / name, name))
     expected = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
     np.testing.assert_array_equal(opened, expected)
+
+
+def write_grey_tiff(path, bits, photometric, packed):
+    """Write 2 x 1 pixels of grey as Pillow does not: 12 bits, or 16 of which 0 is white."""
+    size = [(256, 2), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 122)]
+    tags = [*size, (277, 1), (278, 1), (279, len(packed))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    path.write_bytes(head + entries + bytes(4) + packed)
+
+
+def test_grey_tiffs_of_twelve_bits_and_with_white_as_zero(tmp_path):
+    write_grey_tiff(tmp_path / "a.tif", 12, 1, bytes([0x12, 0x3F, 0xFF]))
+    write_grey_tiff(tmp_path / "b.tif", 16, 0, struct.pack("<2H", 0x1234, 0xFFFF))
+    for name, expected in (("a.tif", [0x12, 0xFF]), ("b.tif", [0xFF - 0x12, 0])):
+        opened = np.asarray(open_picture(tmp_path / name, name))
+        np.testing.assert_array_equal(opened[0], np.repeat([expected], 3, axis=0).T)
 
 
 @pytest.mark.parametrize(

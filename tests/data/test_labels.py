@@ -83,6 +83,36 @@ def test_folders_from_one_on_are_in_the_order_of_numbers_and_that_is_said(tmp_pa
     )
 
 
+@pytest.mark.parametrize(
+    ("names", "note"),
+    [
+        ([*map(str, range(11)), "cat"], "10 comes before 2"),
+        ([*map(str, range(2, 14))], "13 comes before 2"),
+        ([f"class_{number}" for number in range(12)], "class_11 comes before class_2"),
+        ([f"class_{number:02}" for number in range(12)], None),
+        (["a-b", "a1", "a10", "b2"], None),
+    ],
+)
+def test_numbers_in_names_do_not_order_them_and_that_is_said(tmp_path, names, note):
+    labelled = label_pictures(folders(tmp_path, *names), head(len(names)))
+    assert [*map(by_path(labelled).get, [f"{each}/a.png" for each in sorted(names)])] == [
+        *range(len(names))
+    ]
+    said = f"class folders go by name: {note} (another order: --class-map FILE)"
+    assert (labelled.by, labelled.notes) == ("order", (said,) if note else ())
+
+
+def test_accents_are_the_same_however_they_are_stored(tmp_path):
+    decomposed, composed = "cafe\u0301", "caf\u00e9"
+    source = folders(tmp_path / "data", "bar", decomposed)
+    assert source.classes == ("bar", composed) and source.open(1).size
+    assert label_pictures(source, head(2, [composed, "bar"])).right.tolist() == [1, 0]
+    for name, text in (("map.csv", f"bar,0\n{composed},1\n"), ("map.json", '{"bar": 0, "%s": 1}')):
+        (tmp_path / name).write_text(text.replace("%s", decomposed))
+        labelling = Labelling(class_map=tmp_path / name)
+        assert label_pictures(source, head(2), labelling).right.tolist() == [0, 1]
+
+
 def test_without_names_classes_go_by_order(tmp_path):
     labelled = label_pictures(folders(tmp_path, "n03", "n01", "n02"), head(3))
     assert by_path(labelled) == {"n01/a.png": 0, "n02/a.png": 1, "n03/a.png": 2}
@@ -124,9 +154,20 @@ def test_class_map(tmp_path, name, text):
 
 def test_a_class_map_must_have_every_folder(tmp_path):
     (tmp_path / "map.json").write_text('{"x": 2}')
-    with pytest.raises(InputError, match="map.json does not have y, z"):
+    with pytest.raises(InputError, match="map.json does not have y, z; it has x$"):
         labelling = Labelling(class_map=tmp_path / "map.json")
         label_pictures(folders(tmp_path / "data", "x", "y", "z"), head(), labelling)
+
+
+def test_a_class_without_a_right_output_is_left_out(tmp_path):
+    (tmp_path / "map.json").write_text('{"x": [], "y": 1, "z": [0, 2]}')
+    source = folders(tmp_path / "data", "x", "y", "z")
+    labelled = label_pictures(source, head(), Labelling(class_map=tmp_path / "map.json"))
+    assert by_path(labelled) == {"y/a.png": [1, -1], "z/a.png": [0, 2]}
+    assert labelled.notes == ("left out: pictures without a right label (1)",)
+    (tmp_path / "map.json").write_text('{"x": [], "y": [], "z": []}')
+    with pytest.raises(InputError, match="the file map.json has no right label for any picture"):
+        label_pictures(source, head(), Labelling(class_map=tmp_path / "map.json"))
 
 
 @pytest.mark.parametrize(
@@ -138,6 +179,7 @@ def test_a_class_map_must_have_every_folder(tmp_path):
         ("val.txt", "a 0\nb 2\n"),
         ("val.json", '{"a.png": 0, "b.png": [2]}'),
         ("val.json", '{"a": "dog", "b": "big owl"}'),
+        ("val.txt", "./a.png 0\n./b.png 2\n"),
     ],
 )
 def test_labels_of_flat_folders(tmp_path, name, text):
@@ -172,7 +214,7 @@ def test_the_list_of_real_is_in_the_order_of_imagenets_names(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x/a.png,0\n", "has no label for 1 of 2 pictures: b/a.png"),
+        ("x/a.png,0\n", "has no label for 1 of 2 pictures: b/a.png; it has x/a.png$"),
         ("a.png,0\n", "a.png is both b/a.png and x/a.png; write their folders too"),
         ("x/a.png,0\nb/a.png,3\n", "the label 3 of b/a.png: outputs are 0 to 2"),
         ("x/a.png,0\nb/a.png,dog\n", "the label 'dog' of b/a.png is no number and no class"),

@@ -135,7 +135,7 @@ class TrainConfig(Options):
     )
     val: str | None = _running(
         None,
-        "pictures to validate on, as eval.py takes them, or none (default: another split of DATA)",
+        "pictures to validate on, as eval.py takes them, or none (default: val/ or alike in DATA)",
         metavar="DATA",
     )
     val_every: float = _running(1.0, "epochs between two validations", above=0)

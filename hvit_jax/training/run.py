@@ -83,13 +83,17 @@ def train(
     config.check_devices(placement.devices)
     exif = config.preparing.exif
     pictures = open_source(config.data, TRAIN, exif=exif)
-    held_out = find_validation(config.data, config.val, pictures.classes, exif=exif)
+    if len(pictures.classes) == 1:
+        raise InputError(
+            f"{config.data} has one class, {pictures.classes[0]}; training needs at least two "
+            "(class folders lie right below DATA, or below its train/)"
+        )
+    held_out, notes = find_validation(config.data, config.val, pictures.classes, exif=exif)
     begun, parameters, note = _start(config, pictures.classes)
     trainer = _trainer(config, begun, len(pictures), placement)
     settings = describe_run(as_json(config), config.checkpoint, trainer, pictures, held_out)
     settings = open_output(output, settings, resume=config.resume)
-    notes = *pictures.notes, *(held_out.notes if held_out else ()), *([note] if note else [])
-    for each in notes:
+    for each in (*pictures.notes, *notes, *([note] if note else [])):
         console.print(each)
     warn_if_slow(config.compute.dtype, console.print)
     validate = None

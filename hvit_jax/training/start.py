@@ -14,7 +14,7 @@ from hvit_jax.checkpoint import (
     resize_parameters,
 )
 from hvit_jax.config import Preparing
-from hvit_jax.data.folder import SPLITS, TRAIN, first_number
+from hvit_jax.data.folder import SPLITS, TEST, TRAIN, first_number
 from hvit_jax.data.labels import difference
 from hvit_jax.data.source import Source, open_source
 from hvit_jax.data.tfds import PREFIX
@@ -34,10 +34,10 @@ def from_checkpoint(
 ) -> tuple[Description, Tree, str | None]:
     """Read a checkpoint to be trained on the data's classes.
 
-    Its head is drawn anew, from the seed, for another number of classes or with `new_head`. One for
-    the data's classes in another order has its outputs change places. Both go by their order where
-    the checkpoint names no classes, the data's names are the numbers of the outputs, or `order` is
-    on.
+    Where the checkpoint names all the data's classes, its head keeps their outputs, in the data's
+    order. Otherwise it is drawn anew, from the seed, for another number of classes. Both go by
+    their order where the checkpoint names no classes, the data's names are the numbers of the
+    outputs, or `order` is on.
 
     Returns:
         The description that the trained model begins with, its parameters, and what a user should
@@ -56,14 +56,19 @@ def from_checkpoint(
             f"{stored.num_classes}"
         )
     parameters = load_parameters(checkpoint, stored)
-    if new_head or stored.num_classes != len(classes):
-        smallest = dataclasses.replace(sizes, depth=1, resolution=sizes.patch_size)
-        parameters["head"] = init_parameters(smallest, seed)["head"]
-        note = f"a new head for {len(classes)} classes; the checkpoint has {stored.num_classes}"
-    elif set(classes) == set(names):
+    if not new_head and not order and set(classes) <= set(names):
         places = [names.index(name) for name in classes]
         head = parameters["head"]
         parameters["head"] = {name: leaf[..., places] for name, leaf in head.items()}
+        if len(classes) < len(names):
+            note = (
+                f"the head keeps its outputs for the data's {len(classes)} classes, of "
+                f"{len(names)} (--new-head starts with a new one)"
+            )
+    elif new_head or stored.num_classes != len(classes):
+        smallest = dataclasses.replace(sizes, depth=1, resolution=sizes.patch_size)
+        parameters["head"] = init_parameters(smallest, seed)["head"]
+        note = f"a new head for {len(classes)} classes; the checkpoint has {stored.num_classes}"
     elif not names or order or first_number(classes) == 0:
         note = (
             f"the head's outputs are taken for the data's classes in their order, {classes[0]} to "
@@ -81,10 +86,29 @@ def from_checkpoint(
 
 def find_validation(
     data: str, val: str | None, classes: Sequence[str], *, exif: bool
-) -> Source | None:
-    """Open the pictures to validate on; by default those of another split beside `train/`."""
-    if val == "none" or (val is None and not _has_validation(data)):
-        return None
+) -> tuple[Source | None, list[str]]:
+    """Open the pictures to validate on; by default those of `val/` or the like beside `train/`.
+
+    A test set is for the end, not for choosing among runs: only `val` can name it.
+
+    Returns:
+        The pictures, if there are any, and what a user should know of them.
+
+    Raises:
+        InputError: if they cannot be opened, or have other classes.
+    """
+    if val == "none" or (val is None and data.startswith(PREFIX)):
+        return None, []
+    if val is None:
+        beside = {each.name.lower(): each.name for each in Path(data).iterdir() if each.is_dir()}
+        splits = [name for name in SPLITS if name in beside]
+        if not splits or not beside.keys() & set(TRAIN):
+            return None, []
+        if splits[0] in TEST:
+            test = beside[splits[0]]
+            return None, [
+                f"no validation: {test}/ is for the end (--val {Path(data, test)} uses it)"
+            ]
     source = open_source(val or data, exif=exif)
     if set(source.classes) != set(classes):
         raise InputError(
@@ -92,14 +116,7 @@ def find_validation(
             f"are not those of training ({_names(classes, source.classes)}); "
             "--val none trains without validation"
         )
-    return source
-
-
-def _has_validation(data: str) -> bool:
-    if data.startswith(PREFIX):
-        return False
-    names = {entry.name.lower() for entry in Path(data).iterdir() if entry.is_dir()}
-    return bool(names & set(TRAIN)) and bool(names & set(SPLITS))
+    return source, list(source.notes)
 
 
 def _names(classes: Sequence[str], others: Sequence[str]) -> str:

@@ -1,12 +1,15 @@
 """Where training starts: what becomes of a checkpoint's head."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from hvit_jax import InputError
 from hvit_jax.checkpoint import load_parameters
-from hvit_jax.training.start import from_checkpoint
+from hvit_jax.training.start import find_validation, from_checkpoint
 from tests.evaluation_setup import CONFIG, make_checkpoint
+from tests.training_setup import make_data, train
 
 NAMES = tuple("abcdefg")
 
@@ -53,6 +56,49 @@ def test_a_checkpoint_without_names_has_the_classes_in_their_order(tmp_path):
 def test_another_number_of_classes_gets_a_new_head(checkpoint):
     with pytest.raises(InputError, match="--order: the data has 2 classes, .* head has 7"):
         start(checkpoint, NAMES[:2], order=True)
-    begun, parameters, note = start(checkpoint, NAMES[:2])
+    begun, parameters, note = start(checkpoint, ("a", "z"))
     assert begun.config.num_classes == 2 and parameters["head"]["kernel"].shape == (CONFIG.width, 2)
     assert note == "a new head for 2 classes; the checkpoint has 7"
+    assert start(checkpoint, NAMES[:2], new_head=True)[2] == note
+
+
+def test_some_of_the_checkpoints_classes_keep_their_outputs(checkpoint):
+    begun, parameters, note = start(checkpoint, ("f", "b"))
+    stored = load_parameters(checkpoint, CONFIG)["head"]
+    assert begun.config.num_classes == 2 and begun.classes == ("f", "b")
+    for name, leaf in stored.items():
+        np.testing.assert_array_equal(parameters["head"][name], leaf[..., [5, 1]])
+    assert note == (
+        "the head keeps its outputs for the data's 2 classes, of 7 (--new-head starts with a new "
+        "one)"
+    )
+
+
+def test_order_goes_before_names(checkpoint):
+    _, parameters, note = start(checkpoint, NAMES[::-1], order=True)
+    stored = load_parameters(checkpoint, CONFIG)["head"]
+    np.testing.assert_array_equal(parameters["head"]["kernel"], stored["kernel"])
+    assert note is not None and "in their order, g to a (" in note
+
+
+def test_a_test_set_is_not_validated_on_unless_it_is_named(tmp_path):
+    make_data(tmp_path, validation=1)
+    (tmp_path / "val").rename(tmp_path / "Test")
+    found, notes = find_validation(str(tmp_path), None, ("dark", "light"), exif=False)
+    test = tmp_path / "Test"
+    assert found is None
+    assert notes == [f"no validation: Test/ is for the end (--val {test} uses it)"]
+    found, notes = find_validation(str(tmp_path), str(test), ("light", "dark"), exif=False)
+    assert found is not None and len(found) == 2 and notes == []
+    (tmp_path / "validation" / "dark").mkdir(parents=True)
+    (tmp_path / "validation" / "light").mkdir()
+    shutil.copy(test / "dark" / "0.png", tmp_path / "validation" / "dark")
+    found, notes = find_validation(str(tmp_path), None, ("dark", "light"), exif=False)
+    assert found is not None and found.paths == ("validation/dark/0.png",)
+    assert notes == ["reading validation/, not Test/", "no pictures in a class: light"]
+
+
+def test_one_class_is_refused(tmp_path, capsys):
+    data = make_data(tmp_path / "data", classes=("images",))
+    assert train(data, tmp_path / "run") == 2
+    assert "has one class, images; training needs at least two" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from hvit_jax.visualization.draw import SHADE, draw_groups, enlarged, heat_map, 
 from hvit_jax.visualization.view import compile_views
 from tests.evaluation_setup import make_checkpoint
 from tests.reducers.test_contract import METHODS, make
+from tests.small_models import compute_features
 
 PICTURES = sorted(str(path) for path in (demo.FOLDER / "pictures").glob("*.jpg"))
 
@@ -31,7 +32,7 @@ def test_views_of_every_method(method, small_config, pixels):
     model = make(small_config, method)
     blocks, schedule = (1, 2), model.reducer.schedule(small_config)
     views, output = compile_views(model, blocks)(pixels)
-    np.testing.assert_allclose(output, model(normalize(pixels)), atol=2e-5)
+    np.testing.assert_allclose(output, hvit_jax.jit_model(model)(normalize(pixels)), atol=2e-5)
     for layer, view in zip((schedule[block] for block in blocks), views, strict=True):
         assert view.groups.shape == view.attention.shape == (2, small_config.num_patches)
         assert view.groups.min() >= -1
@@ -59,7 +60,7 @@ def test_attention_is_the_row_of_cls(small_config, pixels):
 def test_merged_tokens_share_their_attention(small_config, pixels):
     model = make(small_config, "tome")
     views, _ = compile_views(model, [1])(pixels)
-    before = np.asarray(model.features(normalize(pixels)).states[0].source)
+    before = np.asarray(compute_features(model, normalize(pixels)).states[0].source)
     attention = np.asarray(views[0].attention)
     for image in range(2):
         pair = np.flatnonzero(np.bincount(before[image]) > 1)[0]
@@ -80,7 +81,7 @@ def test_every_block_can_be_taken_out(small_config):
     for index in range(small_config.depth):
         block, layer, draws = model.block_at(index)
         x, state = model.reducer.block(block, x, state, layer, draws)
-    expected = model.features(jnp.ones((1, *small_config.image_shape, 3))).tokens[-1]
+    expected = compute_features(model, jnp.ones((1, *small_config.image_shape, 3))).tokens[-1]
     np.testing.assert_allclose(x, expected, atol=1e-5)
     with pytest.raises(IndexError, match="0 to 3"):
         model.block_at(4)

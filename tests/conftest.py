@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the tests' time is compiling. Plain machine code for a CPU is made in half of the time; what
-# a program computes, and the memory that is planned for it, is decided before. To test the code that
-# users run: nox -s optimized.
+# Most of the tests' time is compiling. Plain machine code for a CPU is made in half the time; what
+# a program computes, and the memory that is planned for it, is decided before. `nox -s optimized`
+# tests the code that users run.
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Tests, and the commands that they start, compile the same small programs again and again.

@@ -30,7 +30,9 @@ _ANCHOR = re.compile(rf"((?:.*\.)?)(?:{'|'.join(sorted(_ANCHORS))})", re.DOTALL)
 _DEPTH = 3  # Dicts within dicts that are looked into.
 
 
-def choose_model(path: Path, top: Any, wanted: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def choose_model(
+    path: Path, top: Any, wanted: str | None
+) -> tuple[dict[str, Any], Mapping, dict[str, Any]]:
     """Take one of the models that a file holds.
 
     Args:
@@ -40,9 +42,9 @@ def choose_model(path: Path, top: Any, wanted: str | None) -> tuple[dict[str, An
             weights before others.
 
     Returns:
-        Its values by key, without prefix and wrappers, and what there is to say about it: "entry",
-        the names of the dicts around it and the prefix of its keys; "other_entries", the file's
-        other models; "ignored", keys beside it that are no weights.
+        Its values by key, without prefix and wrappers; the dict that holds them; and what there is
+        to say about it: "entry", the names of the dicts around it and the prefix of its keys;
+        "other_entries", the file's other models; "ignored", keys beside it that are no weights.
 
     Raises:
         InputError: if it holds no dict, nothing under that entry, or a key twice.
@@ -68,7 +70,7 @@ def choose_model(path: Path, top: Any, wanted: str | None) -> tuple[dict[str, An
     taken, ignored = _take(path, *models[chosen])
     others = [name for name in models if name != chosen]
     said = {"entry": "" if chosen == "." else chosen, "other_entries": others, "ignored": ignored}
-    return taken, {name: each for name, each in said.items() if each}
+    return taken, models[chosen][0], {name: each for name, each in said.items() if each}
 
 
 def _rank(entry: str) -> int:

@@ -80,8 +80,12 @@ def read_state_dict(path: Path, progress: Progress, entry: str | None = None) ->
     if not path.is_file():
         raise InputError(_why_no_file(path))
     top, about, examine = _open_safetensors(path) if _is_safe(path) else _open_torch(path, progress)
-    values, said = choose_model(path, top, entry)
-    read = StateDict(str(path), {}, {}, {}, _sha256(path, progress), _own(about), said)
+    values, holder, said = choose_model(path, top, entry)
+    metadata = getattr(holder, "_metadata", None)  # As PyTorch's own state dicts have it.
+    about = metadata.get("") if isinstance(metadata, Mapping) else about
+    own = about.get(OWN) if isinstance(about, Mapping) else None
+    own = own if isinstance(own, str) else ""
+    read = StateDict(str(path), {}, {}, {}, _sha256(path, progress), own, said)
     for key, value in progress.track(values.items(), description="checking numbers"):
         read.shapes[key], array = examine(value)
         if isinstance(array, str):
@@ -95,11 +99,6 @@ def read_state_dict(path: Path, progress: Progress, entry: str | None = None) ->
             large = ", or too large ones for float32" if array.dtype == np.float64 else ""
             read.flaws[key] = f"holds NaN or infinite numbers{large}"
     return read
-
-
-def _own(about: Any) -> str:
-    own = about.get(OWN) if isinstance(about, Mapping) else None
-    return own if isinstance(own, str) else ""
 
 
 def _is_safe(path: Path) -> bool:
@@ -127,10 +126,7 @@ def _open_safetensors(path: Path) -> tuple[dict[str, str], Any, Callable[[str], 
 
 def _open_torch(path: Path, progress: Progress) -> tuple[Any, Any, Callable[[Any], _Examined]]:
     torch = import_torch()
-    top = _load(torch, path, progress)
-    metadata = getattr(top, "_metadata", None)  # As PyTorch's own state dicts have it.
-    about = metadata.get("") if isinstance(metadata, Mapping) else None
-    return top, about, functools.partial(_examine, torch)
+    return _load(torch, path, progress), None, functools.partial(_examine, torch)
 
 
 def _why_no_file(path: Path) -> str:

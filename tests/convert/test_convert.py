@@ -355,6 +355,9 @@ def test_what_options_say_wins_over_what_the_file_says(tmp_path):
     export_file(tmp_path / "jax", tmp_path / "out.torch")
     config = described(tmp_path, "out.torch", heads=2, grid=(8, 2))[0].config
     assert (config.grid, config.heads) == ((8, 2), 2)
+    written = torch.load(tmp_path / "out.torch", weights_only=True)
+    torch.save({"model": written, "epoch": 3}, tmp_path / "in_a_dict.pth")
+    assert described(tmp_path, "in_a_dict.pth")[0].config == sizes
 
 
 @pytest.mark.parametrize("older", [False, True])

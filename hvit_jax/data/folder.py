@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -41,7 +41,8 @@ class ImageFolder:
         root: the folder that was named.
         paths: every picture, relative to `root`, in sorted order.
         labels: the class of every picture, an index into `classes`; -1 where no classes were read.
-        classes: names of the class folders, as `ordered` puts them.
+        classes: names of the class folders, in sorted order; by number, where they are the numbers
+            from 0 or 1 on.
         exif: whether pictures are turned as their EXIF data says.
         notes: what a user should know: what was left out, and which classes are empty.
     """
@@ -85,46 +86,37 @@ def read_folder(
         raise InputError(f"{path} is not a folder" if root.exists() else f"{path} does not exist")
     left_out: Counter[str] = Counter()
     try:
-        split, notes = find_split(root, splits, labelled=labelled)
+        split, notes = _find_split(root, splits, labelled)
         classes = _classes(root / split, left_out) if labelled else ()
         listed = [_pictures(root, os.path.join(split, name), left_out) for name in classes or ("",)]
     except OSError as error:
         raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
     if labelled and not classes or not any(listed):
-        raise _nothing_found(root / split, classes, left_out, labelled=labelled)
+        raise _nothing_found(root / split, classes, left_out, labelled)
     found = [
         (picture, label if labelled else -1)
         for label, pictures in enumerate(listed)
         for picture in pictures
     ]
     paths, labels = zip(*sorted(found), strict=True)
-    empty = [name for name, pictures in zip(classes, listed, strict=False) if not pictures]
-    notes = [*notes, *_notes(left_out, empty)]
+    if left_out:
+        notes.append(f"left out: {_counted(left_out)}")
+    if empty := [name for name, pictures in zip(classes, listed, strict=False) if not pictures]:
+        more = ", ..." if len(empty) > _NAMED else ""
+        count = "a class" if len(empty) == 1 else f"{len(empty)} classes"
+        notes.append(f"no pictures in {count}: {', '.join(empty[:_NAMED])}{more}")
     # macOS takes letters and their accents apart, in folders' names; others compare them as one.
     names = tuple(unicodedata.normalize("NFC", name) for name in classes)
     return ImageFolder(root, paths, labels, names, exif, tuple(notes))
 
 
-def find_split(
-    root: Path, splits: Sequence[str], *, labelled: bool = True
-) -> tuple[str, list[str]]:
-    """Find the folder of a split, whatever its case.
+def _find_split(root: Path, splits: Sequence[str], labelled: bool) -> tuple[str, list[str]]:
+    """Find the folder of a split, "" if there is none, and what a user should know of the choice.
 
     A folder of such a name that has no folders in it may also be a class, such as `train` beside
     `bus` and `car`; it is a split where all folders beside it have names of splits.
-
-    Args:
-        root: where to look.
-        splits: names in small letters, the preferred one first.
-        labelled: whether a split must hold class folders.
-
-    Returns:
-        Its name, "" if there is none, and what a user should know of the choice.
-
-    Raises:
-        InputError: if there are other splits only.
     """
-    folders = [entry.name for entry in os.scandir(root) if _is_data(entry) and entry.is_dir()]
+    folders = [entry.name for entry in os.scandir(root) if entry.is_dir() and _is_data(entry.name)]
     named = sorted(name for name in folders if name.lower() in (*TRAIN, *SPLITS))
     alone = len(named) == len(folders)
     found = [
@@ -145,12 +137,6 @@ def find_split(
     return "", []
 
 
-def ordered(names: Iterable[str]) -> tuple[str, ...]:
-    """Sort names of classes: by number where they are all the numbers from 0 or 1 on."""
-    names = sorted(names)
-    return tuple(names if first_number(names) is None else sorted(names, key=int))
-
-
 def first_number(names: Sequence[str]) -> int | None:
     """Find the first number, 0 or 1, where names are all the numbers from it on, padded or not."""
     if not all(name.isascii() and name.isdecimal() for name in names):
@@ -159,34 +145,32 @@ def first_number(names: Sequence[str]) -> int | None:
     return next((n for n in (0, 1) if numbers == list(range(n, n + len(names)))), None)
 
 
-def _is_data(entry: os.DirEntry | str) -> bool:
-    name = entry if isinstance(entry, str) else entry.name
+def _is_data(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in _NO_DATA
 
 
 def _has_folders(folder: Path) -> bool:
-    return any(entry.is_dir() and _is_data(entry) for entry in os.scandir(folder))
+    return any(entry.is_dir() and _is_data(entry.name) for entry in os.scandir(folder))
 
 
 def _classes(folder: Path, left_out: Counter[str]) -> tuple[str, ...]:
-    """List a folder's class folders, and count the pictures beside them."""
-    entries = list(os.scandir(folder))
-    folders = [entry.name for entry in entries if entry.is_dir()]
+    """List class folders, by number where that is all they are; count the pictures beside them."""
+    _, folders, files = next(os.walk(folder, onerror=_fail, followlinks=True))
     left_out.update(f"{name}/" for name in folders if not _is_data(name))
-    files = [entry.name for entry in entries if not entry.is_dir() and _is_data(entry)]
-    if beside := sum(name.lower().endswith(EXTENSIONS) for name in files):
-        left_out[_BESIDE] = beside
-    return ordered(filter(_is_data, folders))
+    beside = [name for name in files if _is_data(name) and name.lower().endswith(EXTENSIONS)]
+    left_out.update({_BESIDE: len(beside)} if beside else {})
+    names = sorted(filter(_is_data, folders))
+    return tuple(names if first_number(names) is None else sorted(names, key=int))
+
+
+def _fail(error: OSError) -> NoReturn:
+    raise error
 
 
 def _pictures(root: Path, name: str, left_out: Counter[str]) -> list[str]:
     """List the pictures below one folder, links followed, loops cut; count what is none."""
-
-    def fail(error: OSError) -> NoReturn:
-        raise error
-
     found, seen = [], set()
-    for folder, subfolders, files in os.walk(root / name, onerror=fail, followlinks=True):
+    for folder, subfolders, files in os.walk(root / name, onerror=_fail, followlinks=True):
         place = os.path.realpath(folder)
         if place in seen:
             subfolders.clear()
@@ -204,16 +188,6 @@ def _pictures(root: Path, name: str, left_out: Counter[str]) -> list[str]:
     return found
 
 
-def _notes(left_out: Counter[str], empty: Sequence[str]) -> list[str]:
-    """Say what is no data, and which classes have none."""
-    notes = [f"left out: {_counted(left_out)}"] if left_out else []
-    if empty:
-        more = ", ..." if len(empty) > _NAMED else ""
-        count = "a class" if len(empty) == 1 else f"{len(empty)} classes"
-        notes.append(f"no pictures in {count}: {', '.join(empty[:_NAMED])}{more}")
-    return notes
-
-
 def _counted(left_out: Counter[str]) -> str:
     """Write folders by name, and files by kind and number."""
     return ", ".join(
@@ -223,14 +197,15 @@ def _counted(left_out: Counter[str]) -> str:
 
 
 def _nothing_found(
-    place: Path, classes: Sequence[str], left_out: Counter[str], *, labelled: bool
+    place: Path, classes: Sequence[str], left_out: Counter[str], labelled: bool
 ) -> InputError:
     """Describe a folder without pictures, or without folders for them."""
     there = f"; there are: {_counted(left_out)}" if left_out else ""
+    what, expected, hint = "no pictures", "files", ""
+    if labelled:
+        what = "no pictures in its class folders" if classes else "no class folders"
+        expected = f"{place}/CLASS/PICTURE"
+    if left_out[_BESIDE]:
+        hint = "; for pictures without class folders, give --labels FILE"
     wanted = " ".join(EXTENSIONS)
-    if not labelled:
-        return InputError(f"{place} has no pictures{there}; expected files with one of {wanted}")
-    what = "no pictures in its class folders" if classes else "no class folders"
-    hint = "; for pictures without class folders, give --labels FILE" if left_out[_BESIDE] else ""
-    expected = f"expected {place}/CLASS/PICTURE with one of {wanted}"
-    return InputError(f"{place} has {what}{there}; {expected}{hint}")
+    return InputError(f"{place} has {what}{there}; expected {expected} with one of {wanted}{hint}")

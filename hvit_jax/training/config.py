@@ -171,10 +171,9 @@ class TrainConfig(Options):
             )
         if self.new_head and self.order:
             raise InputError("--new-head and --order contradict each other; give one of them")
-        if self.order and not self.checkpoint:
-            raise InputError("--order is for --checkpoint; other starts have a new head")
-        if self.new_head and not self.checkpoint:
-            raise InputError("--new-head is for --checkpoint; other starts have a new head anyway")
+        if (self.new_head or self.order) and not self.checkpoint:
+            given = "--order" if self.order else "--new-head"
+            raise InputError(f"{given} is for --checkpoint; other starts have a new head anyway")
         if any(sizes.values()):
             needed = {**sizes, "resolution": self.resolution}
             missing = [flag(name) for name, value in needed.items() if not value]

@@ -79,7 +79,11 @@ def read_state_dict(path: Path, progress: Progress, entry: str | None = None) ->
     """
     if not path.is_file():
         raise InputError(_why_no_file(path))
-    top, about, examine = _open_safetensors(path) if _is_safe(path) else _open_torch(path, progress)
+    if _is_safe(path):
+        top, about, examine = _open_safetensors(path)
+    else:
+        torch = import_torch()
+        top, about, examine = _load(torch, path, progress), None, functools.partial(_examine, torch)
     values, holder, said = choose_model(path, top, entry)
     metadata = getattr(holder, "_metadata", None)  # As PyTorch's own state dicts have it.
     about = metadata.get("") if isinstance(metadata, Mapping) else about
@@ -122,11 +126,6 @@ def _open_safetensors(path: Path) -> tuple[dict[str, str], Any, Callable[[str], 
         return tuple(about.get_shape()), flaw or file.get_tensor(key)
 
     return {key: key for key in file.keys()}, file.metadata(), examine
-
-
-def _open_torch(path: Path, progress: Progress) -> tuple[Any, Any, Callable[[Any], _Examined]]:
-    torch = import_torch()
-    return _load(torch, path, progress), None, functools.partial(_examine, torch)
 
 
 def _why_no_file(path: Path) -> str:

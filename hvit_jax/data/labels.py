@@ -273,6 +273,9 @@ class _Labels:
         self.path = path
         self._outputs = description.config.num_classes
         self._places = {name: place for place, name in enumerate(description.classes)}
+        # Where all names are numbers, such as 1 to 12, numbers are names: 1 is the first output.
+        numbers = all(name.isascii() and name.isdecimal() for name in self._places)
+        self._numbered = {int(name): self._places[name] for name in self._places if numbers}
         read = self._read_json() if path.suffix.lower() == ".json" else self._read_lines()
         self.found = {_plain(name): labels for name, labels in read.items()}
 
@@ -287,8 +290,9 @@ class _Labels:
         """Turn a label, a number or the name of a class, into the number of an output."""
         number = self._number(label)
         if number is None:
+            no_number = "" if self._numbered else "no number and "
             raise InputError(
-                f"{self.path}: the label {label!r} of {name} is no number and no class of the "
+                f"{self.path}: the label {label!r} of {name} is {no_number}no class of the "
                 "checkpoint"
             )
         if not 0 <= number < self._outputs:
@@ -299,9 +303,12 @@ class _Labels:
 
     def _number(self, label: Any) -> int | None:
         if isinstance(label, str):
-            number = int(label) if label.isascii() and label.isdecimal() else None
-            return self._places.get(label, number)
-        return label if isinstance(label, int) and not isinstance(label, bool) else None
+            if label in self._places:
+                return self._places[label]
+            label = int(label) if label.isascii() and label.isdecimal() else None
+        if not isinstance(label, int) or isinstance(label, bool):
+            return None
+        return self._numbered.get(label) if self._numbered else label
 
     def _read_json(self) -> dict[str, list[Any]]:
         """Read `{NAME: LABEL or [LABEL, ...]}`, or ReaL's list."""
@@ -323,7 +330,7 @@ class _Labels:
             row = next(csv.reader([line])) if "," in line else line.rsplit(None, 1)
             name, *labels = map(str.strip, row)
             titles = not place and not name.lower().endswith(EXTENSIONS)
-            if titles and all(self._number(label) is None for label in labels):
+            if titles and not any(each.isdecimal() or each in self._places for each in labels):
                 continue
             if not labels:
                 raise InputError(f"{self.path}: expected NAME,LABEL in each line, got {line!r}")

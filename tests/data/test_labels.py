@@ -191,6 +191,19 @@ def test_labels_of_flat_folders(tmp_path, name, text):
     assert labelled.outputs == (0, 2) and labelled.by == f"the file {name}"
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.csv", "a,1\nb,03\n"), ("a.json", '{"a": 1, "b": 3}')]
+)
+def test_numbers_in_files_are_names_where_all_names_are_numbers(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    source, about = flat(tmp_path / "data", "a.png", "b.png"), head(3, "123")
+    labelling = Labelling(labels=tmp_path / name)
+    assert by_path(label_pictures(source, about, labelling)) == {"a.png": 0, "b.png": 2}
+    (tmp_path / name).write_text(text.replace("1", "0"))
+    with pytest.raises(InputError, match="the label '?0'? of a is no class of the checkpoint"):
+        label_pictures(source, about, labelling)
+
+
 def test_several_right_labels_and_none(tmp_path):
     (tmp_path / "real.json").write_text('{"a": [2, 0, 2], "b": [], "c": 1, "d": [1]}')
     source = flat(tmp_path / "data", "a.png", "b.png", "c.png")

@@ -118,11 +118,14 @@ def parse_description(content: dict[str, Any]) -> Description:
     Raises:
         InputError, ValueError, KeyError, TypeError, AttributeError: if it is none.
     """
-    sizes = dict(content["config"])
+    sizes, classes = dict(content["config"]), tuple(content["classes"])
+    config = ViTConfig(**{**sizes, "resolution": as_pair(sizes["resolution"])})
+    if classes and len(set(classes)) != config.num_classes:
+        raise InputError(f"{len(set(classes))} different classes for {config.num_classes} outputs")
     return Description(
-        ViTConfig(**{**sizes, "resolution": as_pair(sizes["resolution"])}),
+        config,
         dict(content["source"]),
-        tuple(content["classes"]),
+        classes,
         from_json(Preprocessing, content.get("preprocessing", {})),
     )
 

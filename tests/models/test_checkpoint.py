@@ -179,6 +179,8 @@ def test_truncated_json(copy, length):
         ({"config": [1]}, "is damaged"),
         ({"source": "text"}, "is damaged"),
         ({"classes": 3}, "is damaged"),
+        ({"classes": ["cat", "dog", "cat"]}, "2 different classes for 3 outputs"),
+        ({"classes": ["cat", "dog"]}, "2 different classes for 3 outputs"),
         ({"preprocessing": {"crop_pct": 2}}, "crop_pct must be above 0 and at most 1, got 2"),
         ({"preprocessing": {"colour": 1}}, "Preprocessing has no colour"),
         ({"preprocessing": [1]}, "is damaged"),
@@ -220,6 +222,7 @@ def test_wrong_sizes_in_json(copy, changes, part):
     ],
 )
 def test_weights_of_another_model(copy, changes, parts):
+    edit(copy, classes=[])
     edit_config(copy, **changes)
     message = refusal(copy)
     for part in [str(copy), *parts]:

@@ -165,7 +165,8 @@ def _of_classes(
             raise InputError(f"{table.path} does not have {_some(missing)}; it has {table}")
         return [table.right(name) for name in classes], f"the file {table.path.name}", []
     if known and set(classes) <= set(known) and not labelling.order:
-        return [(known.index(name),) for name in classes], "names", []
+        places = {name: place for place, name in enumerate(known)}
+        return [(places[name],) for name in classes], "names", []
     if len(classes) != outputs:
         raise InputError(
             f"the data has {len(classes)} classes, the checkpoint's head has {outputs}"

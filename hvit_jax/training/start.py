@@ -57,9 +57,9 @@ def from_checkpoint(
         )
     parameters = load_parameters(checkpoint, stored)
     if not new_head and not order and set(classes) <= set(names):
-        places = [names.index(name) for name in classes]
-        head = parameters["head"]
-        parameters["head"] = {name: leaf[..., places] for name, leaf in head.items()}
+        places = {name: place for place, name in enumerate(names)}
+        kept, head = [places[name] for name in classes], parameters["head"]
+        parameters["head"] = {name: leaf[..., kept] for name, leaf in head.items()}
         if len(classes) < len(names):
             note = (
                 f"the head keeps its outputs for the data's {len(classes)} classes, of "

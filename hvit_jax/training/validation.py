@@ -39,7 +39,9 @@ def make_validate(
         workers: processes that decode.
         skip_unreadable: leave out pictures that cannot be read, instead of raising.
     """
-    labels = np.array([classes.index(source.classes[label]) for label in source.labels], np.int32)
+    places = {name: place for place, name in enumerate(classes)}
+    outputs = np.array([places[name] for name in source.classes], np.int32)
+    labels = outputs[list(source.labels)]
     sharding = BatchSharding(len(source), batch_size)
     labels = labels[list(sharding.indices)]
 

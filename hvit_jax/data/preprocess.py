@@ -95,4 +95,5 @@ def normalize(
         The model's input, in float32.
     """
     scaled = jnp.asarray(pixels, jnp.float32) / 255
-    return (scaled - jnp.asarray(mean)) / jnp.asarray(std)
+    each = (1,) * (scaled.ndim - 1) + (3,)  # JAX's strict modes want the ranks to be the same.
+    return (scaled - jnp.reshape(jnp.array(mean), each)) / jnp.reshape(jnp.array(std), each)

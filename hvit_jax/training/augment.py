@@ -94,8 +94,8 @@ def mix(
     alpha = jnp.where(cut, cutmix or 1.0, mixup or 1.0)
     ratio = jax.random.beta(keys[1], alpha, alpha)
     own = jnp.where(cut, 1.0 - _rectangle(pixels.shape[1:3], 1.0 - ratio, keys[2]), ratio)
-    mixed = own[..., None] * pixels + (1 - own[..., None]) * jnp.roll(pixels, 1, 0)
-    share = own.mean()
+    share, own = own.mean(), own[None, :, :, None]
+    mixed = own * pixels + (1 - own) * jnp.roll(pixels, 1, 0)
     return mixed.round().astype(jnp.uint8), share * targets + (1 - share) * jnp.roll(targets, 1, 0)
 
 
@@ -107,4 +107,4 @@ def _rectangle(size: tuple[int, ...], area: Float[Array, ""], key: Array) -> Flo
         half = 0.5 * side * jnp.sqrt(area)
         places: Int[Array, " side"] = jnp.arange(side)
         inside.append((places >= jnp.floor(middle - half)) & (places < jnp.floor(middle + half)))
-    return (inside[0][:, None] & inside[1]).astype(jnp.float32)
+    return (inside[0][:, None] & inside[1][None]).astype(jnp.float32)

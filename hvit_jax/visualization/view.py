@@ -121,6 +121,6 @@ def _share_among_patches(
     """Give each patch its share of the attention that its token gets; 0 without a token there."""
     held = (source >= 0) & (source < attention.shape[1])
     places = jnp.where(held, source, 0)
-    tokens = jnp.where(held, places, -1)[..., None] == jnp.arange(attention.shape[1])
-    members = jnp.maximum(tokens.sum(1), 1)
+    tokens = jnp.where(held, places, -1)[..., None] == jnp.arange(attention.shape[1])[None, None]
+    members = jnp.maximum(tokens.sum(1), 1).astype(attention.dtype)
     return jnp.where(held, gather(attention / members, places), 0)

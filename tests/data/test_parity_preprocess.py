@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -32,7 +33,8 @@ def test_normalize_uses_imagenet_statistics():
     pixels = np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8)
     expected = [[[-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225]]]
     expected[0].append([0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225])
-    np.testing.assert_allclose(normalize(pixels), expected, atol=1e-6)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        np.testing.assert_allclose(normalize(pixels), expected, atol=1e-6)
 
 
 def gradient(width, height):

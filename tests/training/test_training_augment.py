@@ -103,6 +103,7 @@ def test_both_take_turns_by_chance():
     pixels, targets = batch(side=32)
     kinds = []
     for seed in range(40):
-        mixed, _ = mix(pixels, targets, jax.random.key(seed), mixup=1.0, cutmix=1.0)
+        with jax.numpy_rank_promotion("raise"):
+            mixed, _ = mix(pixels, targets, jax.random.key(seed), mixup=1.0, cutmix=1.0)
         kinds.append(bool(np.isin(np.asarray(mixed[0]), (50, 150)).all()))
     assert 10 < sum(kinds) < 30

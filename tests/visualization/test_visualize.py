@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,7 +32,8 @@ def pixels(small_config):
 def test_views_of_every_method(method, small_config, pixels):
     model = make(small_config, method)
     blocks, schedule = (1, 2), model.reducer.schedule(small_config)
-    views, output = compile_views(model, blocks)(pixels)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        views, output = compile_views(model, blocks)(pixels)
     np.testing.assert_allclose(output, hvit_jax.jit_model(model)(normalize(pixels)), atol=2e-5)
     for layer, view in zip((schedule[block] for block in blocks), views, strict=True):
         assert view.groups.shape == view.attention.shape == (2, small_config.num_patches)

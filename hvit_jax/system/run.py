@@ -38,7 +38,7 @@ def run(main: Callable[[], int | None], program: str) -> int:
     try:
         with insistent(), without_tracebacks_of_orbax():
             status = main()
-        sys.stdout.flush()
+        print(end="", flush=True)  # There may be no stdout, as under some daemons.
         return status or 0
     except BrokenPipeError:
         # Python flushes stdout once more on its way out; let that go nowhere.

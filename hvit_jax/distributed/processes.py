@@ -34,7 +34,7 @@ class Processes(Options):
         None, "which of them this is, from 0", metavar="I", least=0, group=GROUP
     )
     process_timeout: float = option(
-        30.0,
+        300.0,
         "how long to wait for other processes to start, and to answer later",
         metavar="SECONDS",
         least=1,

@@ -76,7 +76,7 @@ def _meet(processes: Processes, program: str) -> None:
     seconds, who = processes.process_timeout, "the other processes"
     if processes.coordinator is not None:
         who = f"all {processes.processes} processes to meet at {processes.coordinator}"
-    print(f"{program}: waiting for {who}", file=sys.stderr, flush=True)
+    print(f"{program}: waiting {seconds:g} s at most for {who}", file=sys.stderr, flush=True)
 
     def give_up() -> None:
         line = f"waited {seconds:g} s for {who}; start them all, or raise --process-timeout"

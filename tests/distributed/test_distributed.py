@@ -244,7 +244,7 @@ def test_processes_that_never_come_are_named_at_once_and_not_waited_for(index):
     assert time.monotonic() - began < 30
     assert done.returncode == 2
     assert done.stderr == (
-        f"x: waiting for all 3 processes to meet at {where}\n"
+        f"x: waiting 4 s at most for all 3 processes to meet at {where}\n"
         f"x: waited 4 s for all 3 processes to meet at {where}; start them all, or raise "
         "--process-timeout\n"
     )

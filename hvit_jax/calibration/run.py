@@ -31,7 +31,7 @@ from hvit_jax.fields import as_json, flag, show
 from hvit_jax.models.parameters import build_model
 from hvit_jax.published import describe_configuration
 from hvit_jax.reducers import Budgeted, as_budgeted
-from hvit_jax.system.files import new_file, refuse_existing, write_json
+from hvit_jax.system.files import check_writable, new_file, refuse_existing, write_json
 from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
 from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import plain_console, print_table
@@ -68,6 +68,7 @@ def calibrate(
     refuse_several("hvit calibrate")
     if config.output is not None:
         refuse_existing(config.output)
+        check_writable(config.output)
     use_compilation_cache(config.cache)
     data, checkpoint = config.inputs
     description = read_description(checkpoint)

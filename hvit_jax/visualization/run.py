@@ -78,7 +78,8 @@ def visualize(config: VisualizeConfig, console: Console | None = None) -> list[l
     seen = [resize_and_crop(picture, sizes.image_shape, how) for picture in pictures]
     columns = [[Panel("picture", picture) for picture in shown]]
     parameters = fitted_parameters(config.folder, sizes)
-    for reducer in track(reducers, "methods", console=console, disable=len(reducers) == 1):
+    hidden = len(reducers) == 1 or not console.is_terminal
+    for reducer in track(reducers, "methods", console=console, disable=hidden):
         model = build_model(sizes, reducer, parameters)
         compiled = compile_views(model, blocks, how)
         views = [jax.device_get(compiled(picture[None])[0]) for picture in seen]

@@ -241,6 +241,13 @@ def test_output_is_never_replaced(capsys, checkpoint, pictures, tmp_path):
     assert status == 2 and "exists already" in errors and output.read_text() == "mine"
 
 
+def test_where_nothing_can_be_written_nothing_is_measured(capsys, checkpoint, pictures, tmp_path):
+    output = tmp_path / "nowhere" / "b.json"
+    status, out, errors = run(capsys, pictures, "--checkpoint", checkpoint, "-o", output)
+    line = f"hvit calibrate: cannot write {output}: there is no folder {output.parent}\n"
+    assert (status, out, errors) == (2, "", line)
+
+
 def test_data_and_checkpoint_belong_together(capsys, pictures):
     status, _, errors = run(capsys, pictures)
     assert status == 2 and "give both DATA and --checkpoint DIR, or neither" in errors

@@ -31,7 +31,7 @@ def load(
     """Load a converted or trained checkpoint under a reduction method.
 
     Args:
-        checkpoint_dir: a folder written by `python -m convert` or `hvit train`.
+        checkpoint_dir: a folder written by `hvit convert` or `hvit train`.
         method: "dense", "hourglass", ... or a built `Reducer`. It is dense by default, whatever the
             checkpoint was trained with; commands use what it was trained with.
         resolution: image size in pixels, one number or (height, width); position embeddings are

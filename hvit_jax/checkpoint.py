@@ -93,7 +93,7 @@ def _read(directory: str | Path) -> tuple[Description, dict[str, dict[str, int]]
     if not path.is_file():
         raise InputError(
             f"{directory} is not a checkpoint: it has no {DESCRIPTION}; "
-            f"make one with: python -m convert SOURCE.torch {directory}.jax"
+            f"make one with: hvit convert SOURCE.torch {directory}.jax"
         )
     try:
         text = json.loads(path.read_text(encoding="utf-8"))

@@ -30,5 +30,9 @@ class CalibrateConfig(OnPictures):
         "give all blocks the largest budget: more work a picture, but much faster to compile",
     )
     output: Path | None = option(
-        None, "write budgets and measurements", metavar="FILE.json", ends=(".json",)
+        None,
+        "write budgets and measurements",
+        short="-o",
+        metavar="FILE.json",
+        ends=(".json",),
     )

@@ -74,7 +74,9 @@ class EvalConfig(OnPictures):
     on_error: str = option(
         "stop", "at unreadable pictures: stop, or skip and list them", choices=("stop", "skip")
     )
-    output: Path | None = option(None, "write the results", metavar="FILE.json", ends=(".json",))
+    output: Path | None = option(
+        None, "write the results", short="-o", metavar="FILE.json", ends=(".json",)
+    )
     predictions: Path | None = option(
         None,
         "write paths, labels, logits and top1 of every picture, and names of classes",

@@ -23,7 +23,7 @@ class ExportConfig(OnCheckpoint):
     Each platform gets a program of its own, since what is fast on one is slow on another.
     """
 
-    output: Path = option(help="folder to write, which must not exist", metavar="DIR")
+    output: Path = option(help="folder to write, which must not exist", short="-o", metavar="DIR")
     reducer: Reducer | None = method_of_checkpoint()
     compute: Compute = nested(
         Compute,

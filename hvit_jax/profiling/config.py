@@ -59,6 +59,7 @@ class ProfileConfig(Options):
     output: tuple[Path, ...] = option(
         (),
         "write the results after every row: .json, .csv or .md; may be repeated",
+        short="-o",
         metavar="FILE",
         ends=(".json", ".csv", ".md"),
     )

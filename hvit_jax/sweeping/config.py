@@ -46,6 +46,7 @@ class SweepConfig(OnPictures):
     output: Path | None = option(
         None,
         "write every candidate as soon as it is finished",
+        short="-o",
         metavar="FILE.json",
         ends=(".json",),
     )

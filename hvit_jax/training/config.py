@@ -36,7 +36,7 @@ class TrainConfig(Options):
         help="class folders, a folder whose train/ holds them, or tfds:NAME[:SPLIT]",
         positional=True,
     )
-    output: Path = option(help="folder for state, metrics and result", metavar="DIR")
+    output: Path = option(help="folder for state, metrics and result", short="-o", metavar="DIR")
     resume: bool = option(False, "continue from the newest state in OUTPUT")
     reducer: Reducer = Reducer()
     preparing: Preparing = nested(Preparing)
@@ -135,7 +135,7 @@ class TrainConfig(Options):
     )
     val: str | None = _running(
         None,
-        "pictures to validate on, as eval.py takes them, or none (default: val/ or alike in DATA)",
+        "pictures to validate on, as for hvit eval, or none (default: val/ or alike in DATA)",
         metavar="DATA",
     )
     val_every: float = _running(1.0, "epochs between two validations", above=0)

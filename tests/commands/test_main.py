@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hvit_jax.commands import completion
+from hvit_jax.commands.flags import options_of
 from hvit_jax.commands.main import COMMANDS, main, records
 from hvit_jax.version import __version__
 
@@ -45,6 +46,12 @@ def test_unknown_commands_name_the_nearest(capsys):
 def test_unknown_options_name_the_nearest(capsys):
     assert main(["--verison"]) == 2
     assert "unknown option '--verison', did you mean '--version'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_output_is_short_o(command):
+    options = {field.name: field.metadata for field, _ in options_of(records()[command][1])}
+    assert options.get("output", {}).get("short", "-o") == "-o"
 
 
 def test_the_same_as_python_m_hvit_jax():

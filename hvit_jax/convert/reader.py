@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 from rich.progress import Progress
+from safetensors import SafetensorError, safe_open
 
 from hvit_jax.convert.entries import choose_model
 from hvit_jax.errors import InputError, first_line, import_optional
@@ -111,8 +112,6 @@ def _is_safe(path: Path) -> bool:
 
 
 def _open_safetensors(path: Path) -> tuple[dict[str, str], Any, Callable[[str], _Examined]]:
-    from safetensors import SafetensorError, safe_open
-
     try:
         file: Any = safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:

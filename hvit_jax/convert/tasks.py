@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 from rich.progress import Progress
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from hvit_jax.checkpoint import (
     Description,
@@ -154,8 +154,7 @@ def export_file(
     if layout not in WRITTEN:
         raise unknown("layout", layout, WRITTEN)
     description = read_description(checkpoint)
-    safe = Path(destination).suffix.lower() == ".safetensors"
-    save = _save_safetensors if safe else functools.partial(_save_torch, import_torch())
+    torch = None if Path(destination).suffix.lower() == ".safetensors" else import_torch()
     about = json.dumps({**dataclasses.asdict(description), "source": {}})
     parameters = load_parameters(checkpoint, description.config)
     state = {key: np.ascontiguousarray(each) for key, each in to_state(parameters, WRITTEN[layout])}
@@ -163,28 +162,24 @@ def export_file(
         require_space(destination, temporary.parent, sum(array.nbytes for array in state.values()))
         progress.add_task("writing", total=None)
         try:
-            save(state, about, temporary)
-        except RuntimeError as error:  # torch's writer reports a full disk so.
+            _save(temporary, state, about, torch)
+        except (RuntimeError, SafetensorError) as error:  # torch's writer reports a full disk so.
             raise InputError(f"cannot write {destination}: {first_line(error)}") from error
         _read_back(temporary, checkpoint, state, progress)
     return description
 
 
-def _save_torch(torch: ModuleType, state: Mapping[str, np.ndarray], about: str, path: Path) -> None:
+def _save(
+    path: Path, state: dict[str, Float32[np.ndarray, "*shape"]], about: str, torch: Any
+) -> None:
+    """Write a state dict as PyTorch's, or as safetensors without PyTorch."""
+    if torch is None:
+        save_file(state, path, {"format": "pt", OWN: about})
+        return
     tensors: Any = OrderedDict((key, torch.from_numpy(array)) for key, array in state.items())
     tensors._metadata = {"": {OWN: about}}
     with path.open("wb") as file:  # torch's own files hide the system's reason.
         torch.save(tensors, file)
-
-
-def _save_safetensors(state: Mapping[str, np.ndarray], about: str, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    try:
-        save_file(dict(state), path, {"format": "pt", OWN: about})
-    except SafetensorError as error:
-        raise RuntimeError(first_line(error)) from error
 
 
 def _read_back(

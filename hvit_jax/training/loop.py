@@ -24,6 +24,7 @@ from hvit_jax.ops.platform import compiler_options
 from hvit_jax.system.library_messages import is_out_of_memory
 from hvit_jax.system.progress import Show, show_progress
 from hvit_jax.system.signals import Stopped, handling
+from hvit_jax.training.config import TrainConfig
 from hvit_jax.training.records import MetricsRow, Records, ValidationRow
 from hvit_jax.training.states import StateFolder
 from hvit_jax.training.trainer import Trainer, TrainState, no_sums
@@ -42,13 +43,14 @@ class Loop:
     records: Records
     console: Console
     validate: Validate | None
-    steps: int  # In all.
-    pictures: int  # Of an epoch, as `batch_size` of a step.
-    batch_size: int
-    log_every: int  # Steps between two rows, and two saved states.
-    save_every: int
-    val_every: float  # Epochs between two validations.
+    config: TrainConfig
+    pictures: int  # Of an epoch.
     _logged: tuple[int, float] = field(init=False)  # Step and time of the last row.
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+        return self.config.steps(self.pictures)
 
     def run(self, state: TrainState, batches: Batches) -> TrainState:
         """Take the steps that are left; after a signal, the state is saved all the same.
@@ -73,9 +75,9 @@ class Loop:
                     batch = next(batches)
                 state = take_step(state, shard(batch["pixels"]), shard(batch["label"]))
                 step += 1
-                if step == self.steps or step % self.log_every == 0:
+                if step == self.steps or step % self.config.log_every == 0:
                     state = self._log(state, step, show)
-                if step == self.steps or step % self.save_every == 0:
+                if step == self.steps or step % self.config.save_every == 0:
                     self._save(state)
                 self._validate_if_due(state, step, stop, show)
             if step < self.steps:
@@ -93,7 +95,7 @@ class Loop:
         _check_finite(sums["loss"])
         loss, accuracy = (float(sums[name] / sums["steps"]) for name in ("loss", "accuracy"))
         (logged, started), now = self._logged, time.perf_counter()
-        speed = self.batch_size * (step - logged) / (now - started)
+        speed = self.config.batch_size * (step - logged) / (now - started)
         self._logged = step, now
         self.records.write(MetricsRow(step, self._epoch(step), loss, accuracy, speed))
         show(step, f"loss {loss:.3f}  accuracy {accuracy:.3f}  {speed:.0f} images/s")
@@ -122,7 +124,7 @@ class Loop:
     def _validate_if_due(self, state: TrainState, step: int, stop: _Stop, show: Show) -> None:
         """Validate, but not once a stop is asked for: the resumed run does it."""
         last = self.records.last[ValidationRow]
-        ends = ends_epoch(step, self.batch_size, self.pictures, self.val_every)
+        ends = ends_epoch(step, self.config.batch_size, self.pictures, self.config.val_every)
         due = (ends or step == self.steps) and not (last and last.step == step)
         if self.validate is None or not due or stop.is_set():
             return
@@ -148,7 +150,7 @@ class Loop:
         self._logged = logged, since + time.perf_counter() - started
 
     def _epoch(self, step: int) -> float:
-        return round(step * self.batch_size / self.pictures, 3)
+        return round(step * self.config.batch_size / self.pictures, 3)
 
 
 def ends_epoch(step: int, batch_size: int, pictures: int, every: float) -> bool:

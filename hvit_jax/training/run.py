@@ -98,15 +98,7 @@ def train(
     warn_if_slow(config.compute.dtype, console.print)
     validate = None
     if held_out is not None:
-        validate = make_validate(
-            trainer,
-            held_out,
-            pictures.classes,
-            # As many pictures at once as a step takes: what trains in memory also validates.
-            batch_size=config.batch_size // config.accumulate,
-            workers=config.workers,
-            skip_unreadable=config.on_error == "skip",
-        )
+        validate = make_validate(trainer, held_out, pictures.classes, config)
     states, advice = StateFolder(output / "state"), config.less_memory(placement.devices)
     with explain_out_of_memory(config.batch_size, advice), _ended(states, output, placement):
         state = placement.shard_state(trainer.init(parameters))
@@ -114,6 +106,8 @@ def train(
         if config.resume:
             state = states.newest(state, note=console.print) or state
         first, steps = int(state.step), config.steps(len(pictures))
+        records = Records(output, first, tensorboard=config.tensorboard)
+        loop = Loop(trainer, states, records, console, validate, config, len(pictures))
         console.print(
             f"{method_name(trainer.reducer.name, trainer.reducer.options())}; "
             f"{len(pictures)} pictures, {len(pictures.classes)} classes; "
@@ -121,20 +115,6 @@ def train(
             f"{config.epochs:g} epochs of {len(pictures) / config.batch_size:.4g} steps: {steps} "
             f"steps of {config.batch_size} from step {first} on "
             f"{placement.devices} x {jax.local_devices()[0].device_kind}"
-        )
-        records = Records(output, first, tensorboard=config.tensorboard)
-        loop = Loop(
-            trainer,
-            states,
-            records,
-            console,
-            validate,
-            steps=steps,
-            pictures=len(pictures),
-            batch_size=config.batch_size,
-            log_every=config.log_every,
-            save_every=config.save_every,
-            val_every=config.val_every,
         )
         augmented = Augmented(
             pictures,

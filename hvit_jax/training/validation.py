@@ -13,6 +13,7 @@ from hvit_jax.evaluation.loop import BatchSharding, score
 from hvit_jax.evaluation.step import Outputs, compare
 from hvit_jax.evaluation.tally import Tally, Totals
 from hvit_jax.models.parameters import Tree
+from hvit_jax.training.config import TrainConfig
 from hvit_jax.training.trainer import Trainer
 
 # Classifies every validation picture once, by some parameters. The other argument is called with
@@ -21,13 +22,7 @@ Validate = Callable[[Tree, Callable[[int], None]], Totals]
 
 
 def make_validate(
-    trainer: Trainer,
-    source: Source,
-    classes: tuple[str, ...],
-    *,
-    batch_size: int,
-    workers: int,
-    skip_unreadable: bool,
+    trainer: Trainer, source: Source, classes: tuple[str, ...], config: TrainConfig
 ) -> Validate:
     """Make the function that validates.
 
@@ -35,14 +30,13 @@ def make_validate(
         trainer: makes the model.
         source: the pictures to validate on.
         classes: the model's, in the head's order; those of `source` are the same in any order.
-        batch_size: pictures at once, of all devices together.
-        workers: processes that decode.
-        skip_unreadable: leave out pictures that cannot be read, instead of raising.
+        config: the run's.
     """
     places = {name: place for place, name in enumerate(classes)}
     outputs = np.array([places[name] for name in source.classes], np.int32)
     labels = outputs[list(source.labels)]
-    sharding = BatchSharding(len(source), batch_size)
+    # As many pictures at once as a step takes: what trains in memory also validates.
+    sharding = BatchSharding(len(source), config.batch_size // config.accumulate)
     labels = labels[list(sharding.indices)]
 
     def step(
@@ -56,14 +50,14 @@ def make_validate(
     def validate(parameters: Tree, on_batch: Callable[[int], None]) -> Totals:
         tally = Tally()
         size, preprocessing = trainer.sizes.image_shape, trainer.preprocessing
-        with sharding.load(source, size, workers, preprocessing) as batches:
+        with sharding.load(source, size, config.workers, preprocessing) as batches:
             score(
                 functools.partial(compiled, parameters),
                 batches,
                 labels,
                 tally,
                 trainer.placement.shard_batch,
-                skip_unreadable=skip_unreadable,
+                skip_unreadable=config.on_error == "skip",
                 on_batch=lambda tally: on_batch(tally.totals.images),
             )
         return tally.totals

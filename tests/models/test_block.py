@@ -24,7 +24,7 @@ def test_gelu_rounds_once_in_bfloat16():
     np.testing.assert_array_equal(gelu(x), exact)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("batch", [3, 8])  # An odd number of rows; more than 40 of them.
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_gpus_program_computes_the_same(batch, dtype, small_config, plain_cudnn, monkeypatch):
     """There q, k and v are products of their own, and odd numbers of rows are filled up."""

@@ -137,7 +137,7 @@ def test_batches_do_not_depend_on_where_they_start(data):
         ([*SIZES, "--val-every", "0"], "--val-every must be above 0, got 0"),
         ([*SIZES, "--dtype", "float16"], "--dtype must be one of float32, bfloat16: 'float16'"),
         ([*SIZES, "--train", "neck"], "--train must be one of whole, head: 'neck'"),
-        ([*SIZES, "--train", "head", "--layer-decay", "0.5"], "--layer-decay is about layers"),
+        ([*SIZES, "--train", "head", "--layer-decay", "0.5"], "--layer-decay has no effect with"),
         ([*SIZES, "--train", "head", "--remat"], "--remat saves nothing with --train head"),
         (
             [*SIZES, "-b", "9", "--accumulate", "2"],

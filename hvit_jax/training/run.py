@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +12,11 @@ import jax
 from rich.console import Console
 
 from hvit_jax.checkpoint import TRAINED, Description, save_checkpoint
-from hvit_jax.config import Preprocessing
 from hvit_jax.data.folder import TRAIN
 from hvit_jax.data.source import open_source
 from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.errors import InputError
 from hvit_jax.fields import as_json
-from hvit_jax.models.parameters import Tree, init_parameters
 from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.reducers import method_name
 from hvit_jax.system.files import remove_folder
@@ -30,7 +28,7 @@ from hvit_jax.training.data import Augmented, training_batches
 from hvit_jax.training.loop import Batches, Loop
 from hvit_jax.training.records import MetricsRow, Records, ValidationRow, import_tensorboard
 from hvit_jax.training.settings import describe_run, open_output
-from hvit_jax.training.start import find_validation, from_checkpoint
+from hvit_jax.training.start import begin, find_validation
 from hvit_jax.training.states import StateFolder
 from hvit_jax.training.trainer import Trainer, make_optimizer
 from hvit_jax.training.validation import Validate, make_validate
@@ -81,15 +79,14 @@ def train(
     console = console or plain_console(quiet=jax.process_index() > 0)
     output, placement = config.output, place(shard=config.shard_parameters)
     config.check_devices(placement.devices)
-    exif = config.preparing.exif
-    pictures = open_source(config.data, TRAIN, exif=exif)
+    pictures = open_source(config.data, TRAIN, exif=config.preparing.exif)
     if len(pictures.classes) == 1:
         raise InputError(
             f"{config.data} has one class, {pictures.classes[0]}; training needs at least two "
             "(class folders lie right below DATA, or below its train/)"
         )
-    held_out, notes = find_validation(config.data, config.val, pictures.classes, exif=exif)
-    begun, parameters, note = _start(config, pictures.classes)
+    held_out, notes = find_validation(config, pictures.classes)
+    begun, parameters, note = begin(config, pictures.classes)
     trainer = _trainer(config, begun, len(pictures), placement)
     settings = describe_run(as_json(config), config.checkpoint, trainer, pictures, held_out)
     settings = open_output(output, settings, resume=config.resume)
@@ -134,24 +131,6 @@ def train(
         save_checkpoint(checkpoint, trained, dataclasses.replace(begun, source=source))
         console.print(f"written: {checkpoint}")
     return TrainResult(checkpoint, steps, records.last[MetricsRow], records.last[ValidationRow])
-
-
-def _start(config: TrainConfig, classes: Sequence[str]) -> tuple[Description, Tree, str | None]:
-    """Describe the model; give its first parameters, and what a user should know of them."""
-    if config.checkpoint is None:
-        sizes = config.new_model(len(classes))
-        preprocessing = config.preparing.changed(Preprocessing())
-        begun = Description(sizes, classes=tuple(classes), preprocessing=preprocessing)
-        return begun, init_parameters(sizes, config.seed), None
-    return from_checkpoint(
-        config.checkpoint,
-        classes,
-        resolution=config.resolution,
-        preparing=config.preparing,
-        new_head=config.new_head,
-        order=config.order,
-        seed=config.seed,
-    )
 
 
 def _trainer(

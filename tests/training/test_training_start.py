@@ -1,13 +1,15 @@
 """Where training starts: what becomes of a checkpoint's head."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hvit_jax import InputError
 from hvit_jax.checkpoint import load_parameters
-from hvit_jax.training.start import find_validation, from_checkpoint
+from hvit_jax.training import TrainConfig
+from hvit_jax.training.start import begin, find_validation
 from tests.evaluation_setup import CONFIG, make_checkpoint
 from tests.training_setup import make_data, train
 
@@ -20,7 +22,13 @@ def checkpoint(tmp_path):
 
 
 def start(checkpoint, classes, **options):
-    return from_checkpoint(checkpoint, classes, seed=3, **options)
+    config = TrainConfig("data", Path("run"), checkpoint=checkpoint, seed=3, **options)
+    return begin(config, classes)
+
+
+def validation(data, val=None, classes=("dark", "light")):
+    config = TrainConfig(str(data), Path("run"), model="vit_b16", val=val)
+    return find_validation(config, classes)
 
 
 def test_outputs_follow_the_names_of_their_classes(checkpoint):
@@ -84,16 +92,16 @@ def test_order_goes_before_names(checkpoint):
 def test_a_test_set_is_not_validated_on_unless_it_is_named(tmp_path):
     make_data(tmp_path, validation=1)
     (tmp_path / "val").rename(tmp_path / "Test")
-    found, notes = find_validation(str(tmp_path), None, ("dark", "light"), exif=False)
+    found, notes = validation(tmp_path)
     test = tmp_path / "Test"
     assert found is None
     assert notes == [f"no validation: Test/ is for the end (--val {test} uses it)"]
-    found, notes = find_validation(str(tmp_path), str(test), ("light", "dark"), exif=False)
+    found, notes = validation(tmp_path, str(test), ("light", "dark"))
     assert found is not None and len(found) == 2 and notes == []
     (tmp_path / "validation" / "dark").mkdir(parents=True)
     (tmp_path / "validation" / "light").mkdir()
     shutil.copy(test / "dark" / "0.png", tmp_path / "validation" / "dark")
-    found, notes = find_validation(str(tmp_path), None, ("dark", "light"), exif=False)
+    found, notes = validation(tmp_path)
     assert found is not None and found.paths == ("validation/dark/0.png",)
     assert notes == ["reading validation/, not Test/", "no pictures in a class: light"]
 

@@ -11,6 +11,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, option
 
 GROUP = "several processes (SLURM, Open MPI 4 and Kubernetes set the first three)"
+HOW_TO_MEET = "give each of them --coordinator HOST:PORT, --processes and --process-id"
 # Where launchers count their processes, and what else they set where JAX finds the others itself.
 _JOINED = {
     "SLURM_STEP_NUM_TASKS": "SLURM_STEP_NODELIST",
@@ -70,8 +71,7 @@ class Processes(Options):
             if count > joined:
                 raise InputError(
                     f"{name}={environment[name]} says that this is one of several processes, which "
-                    "do not find each other by themselves; give each of them --coordinator "
-                    "HOST:PORT, --processes and --process-id"
+                    f"do not find each other by themselves; {HOW_TO_MEET}"
                 )
         return joined > 1
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import jax
 
-from hvit_jax.distributed.processes import Processes
+from hvit_jax.distributed.processes import HOW_TO_MEET, Processes
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.system.library_messages import is_lost_connection
 from hvit_jax.system.run import run
@@ -98,6 +98,8 @@ def _meet(processes: Processes, program: str) -> None:
             heartbeat_timeout_seconds=round(seconds),
         )
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"the processes did not find each other: {first_line(error)}") from error
+        hint = "" if processes.coordinator else f"; {HOW_TO_MEET}"
+        why = first_line(error).rstrip(".") + hint
+        raise InputError(f"the processes did not find each other: {why}") from error
     finally:
         alarm.cancel()

@@ -250,6 +250,14 @@ def test_processes_that_never_come_are_named_at_once_and_not_waited_for(index):
     )
 
 
+def test_a_launcher_that_says_too_little_is_named():
+    done = run_python(TOGETHER.replace("COMMAND", "command = None"), *QUICK, **SLURM)
+    assert done.stderr.endswith(
+        "InputError: the processes did not find each other: coordinator_address should be defined; "
+        "give each of them --coordinator HOST:PORT, --processes and --process-id\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

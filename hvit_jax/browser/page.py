@@ -79,7 +79,7 @@ def make_page(session: Session) -> Any:
             with gr.Column():
                 reduced = gr.Label(label="prediction under the method")
                 dense = gr.Label(label="prediction of the dense model")
-                answers = [*pictures, reduced, dense, gr.Markdown()]
+                answers = [*pictures, reduced, dense, gr.Markdown(label="setting and speed")]
         button.click(_answer_with(session), questions, answers, api_name="answer")
     return page
 

@@ -27,7 +27,7 @@ from hvit_jax.training.config import TrainConfig
 from hvit_jax.training.data import Augmented, training_batches
 from hvit_jax.training.loop import Batches, Loop
 from hvit_jax.training.records import MetricsRow, Records, ValidationRow, import_tensorboard
-from hvit_jax.training.settings import describe_run, open_output
+from hvit_jax.training.settings import RESULT, describe_run, open_output
 from hvit_jax.training.start import begin, find_validation
 from hvit_jax.training.states import StateFolder
 from hvit_jax.training.trainer import Trainer, make_optimizer
@@ -62,6 +62,8 @@ def train(
 
     In several processes, all of them call this.
 
+    A finished run stays as it is, and its result is given again.
+
     Args:
         config: what to train, and how.
         console: where process 0 reports to; default: stdout.
@@ -90,6 +92,11 @@ def train(
     trainer = _trainer(config, begun, len(pictures), placement)
     settings = describe_run(as_json(config), config.checkpoint, trainer, pictures, held_out)
     settings = open_output(output, settings, resume=config.resume)
+    checkpoint, steps = output / RESULT, config.steps(len(pictures))
+    if checkpoint.exists():
+        console.print(f"{output} is finished: {checkpoint} is its result")
+        last = Records(output, steps, tensorboard=False).last
+        return TrainResult(checkpoint, steps, last[MetricsRow], last[ValidationRow])
     for each in (*pictures.notes, *notes, *([note] if note else [])):
         console.print(each)
     warn_if_slow(config.compute.dtype, console.print)
@@ -102,7 +109,7 @@ def train(
         del parameters  # They may take gigabytes.
         if config.resume:
             state = states.newest(state, note=console.print) or state
-        first, steps = int(state.step), config.steps(len(pictures))
+        first = int(state.step)
         records = Records(output, first, tensorboard=config.tensorboard)
         loop = Loop(trainer, states, records, console, validate, config, len(pictures))
         console.print(
@@ -124,7 +131,7 @@ def train(
         )
         options = dict(batch_size=config.batch_size, seed=config.seed, workers=config.workers)
         state = loop.run(state, batches(augmented, **options, first_step=first, note=console.print))
-    checkpoint, trained = output / "checkpoint", placement.gather(trainer.result(state))
+    trained = placement.gather(trainer.result(state))
     if jax.process_index() == 0:
         source = {"format": TRAINED, **settings}
         del source["model"]  # The description has the sizes.

@@ -27,6 +27,7 @@ _FREE += ("cache", "on_error", "shard_parameters", "processes", "reducer")
 _NOTED = ("data_sha256", "validation_sha256")
 _NOTED += ("device", "devices", "processes", "matmul_precision", "versions")
 _FILE, _PARTS = "settings.json", ("args", "config", "model")
+RESULT = "checkpoint"  # The folder in OUTPUT that a finished run has.
 
 
 def describe_run(
@@ -61,7 +62,7 @@ def open_output(output: Path, settings: dict[str, Any], *, resume: bool) -> dict
     """Make the output folder, or check that it belongs to the run to be resumed.
 
     Process 0 does that for all, which share the folder. Where there is none, a run begins, even
-    with `resume`; one that holds no run, another, or a finished one is refused.
+    with `resume`; one that holds no run, or another, is refused.
 
     Returns:
         The settings that the run was begun with, and how it was resumed.
@@ -90,8 +91,6 @@ def _resumed(output: Path, settings: dict[str, Any], resume: bool) -> dict[str, 
         )
     if not (output / _FILE).is_file():
         raise InputError(f"{output} holds no run to resume; leave --resume out to begin one")
-    if (output / "checkpoint").exists():
-        raise InputError(f"{output} is finished: {output / 'checkpoint'} is its result")
     before = read_json(output / _FILE)
     if not all(isinstance(before.get(part), dict) for part in _PARTS):
         has_no = f"it has no {', '.join(_PARTS)}"
@@ -105,6 +104,8 @@ def _resumed(output: Path, settings: dict[str, Any], resume: bool) -> dict[str, 
     if found:
         differing = "; ".join(found)
         raise InputError(f"{output} was begun {differing}; repeat the first command to resume")
+    if (output / RESULT).exists():
+        return before
     resumed = before.get("resumed", [])
     newest = {**before, **(resumed[-1] if resumed else {})}
     if noted := changes(newest, settings):

@@ -79,8 +79,10 @@ def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, capsys):
     )
     method = make_reducer(source["method"], **source["args"])
     assert method == make_reducer("hourglass", cluster_location=1).resolve(sizes)
-    assert main([str(data), "--output", str(tuned), "--resume", *start, *short]) == 2
-    assert "is finished" in capsys.readouterr().err
+    assert main([str(data), "--output", str(tuned), "--resume", *start, *short]) == 0
+    assert f"{tuned} is finished: {tuned / 'checkpoint'}" in capsys.readouterr().out
+    assert main([str(data), "--output", str(tuned), "--resume", *start, *short, "--seed", "1"]) == 2
+    assert "was begun with --seed 0, now 1" in capsys.readouterr().err
 
     probed = tmp_path / "probed"
     head = ["--checkpoint", str(straight / "checkpoint"), "--train", "head", "--epochs", "1"]
@@ -175,8 +177,11 @@ def test_resume_begins_where_there_is_no_output(data, tmp_path, capsys):
     assert main(command) == 0
     assert capsys.readouterr().err == "nothing to resume: starting from the beginning\n"
     assert (output / "checkpoint").is_dir()
-    assert main(command) == 2
-    assert "is finished" in capsys.readouterr().err
+    kept = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert main(command) == 0
+    line = f"{output} is finished: {output / 'checkpoint'} is its result\n"
+    assert capsys.readouterr() == (line, "")
+    assert kept == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

@@ -25,18 +25,23 @@ class WholeEntries(LRUCache):
     """
 
     def put(self, key: str, value: bytes) -> None:
-        """Add an entry, unless there is one; a cache whose size is limited is left to JAX."""
+        """Add an entry, unless there is one; of limited size, or in a bucket, as JAX does it."""
         entry = Path(self.path, f"{key}-cache")
-        if self.eviction_enabled:
+        if self.eviction_enabled or _is_remote(self.path):
             super().put(key, value)
         elif not entry.exists():
             write_atomically(entry, lambda file: file.write(value))
 
 
-def use_compilation_cache(wanted: bool = True) -> Path | None:
+def _is_remote(folder: Any) -> bool:
+    return "://" in str(folder)
+
+
+def use_compilation_cache(wanted: bool = True) -> str | None:
     """Keep compiled programs on disk; gives the folder, or None where none are kept.
 
-    JAX_COMPILATION_CACHE_DIR wins over the default, hvit_jax/xla in XDG_CACHE_HOME or ~/.cache.
+    JAX_COMPILATION_CACHE_DIR, also a bucket, wins over the default, hvit_jax/xla in XDG_CACHE_HOME
+    or ~/.cache.
     Where the cache is not wanted, no program is kept or read, whatever the environment says.
 
     Raises:
@@ -48,9 +53,10 @@ def use_compilation_cache(wanted: bool = True) -> Path | None:
     if not settings.jax_enable_compilation_cache:
         return None
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(settings.jax_compilation_cache_dir or Path(home, "hvit_jax", "xla"))
+    folder = str(settings.jax_compilation_cache_dir or Path(home, "hvit_jax", "xla"))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not _is_remote(folder):
+            Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"cannot keep compiled programs in {folder}: {error.strerror or error}; set "
@@ -58,7 +64,7 @@ def use_compilation_cache(wanted: bool = True) -> Path | None:
         ) from error
     least = min(_SECONDS, settings.jax_persistent_cache_min_compile_time_secs)
     settings.update("jax_persistent_cache_min_compile_time_secs", least)
-    settings.update("jax_compilation_cache_dir", str(folder))
-    size = settings.jax_compilation_cache_max_size
-    compilation_cache.get_file_cache = lambda path: (WholeEntries(path, max_size=size), path)
+    settings.update("jax_compilation_cache_dir", folder)
+    jax_cache: Any = compilation_cache
+    jax_cache.LRUCache = WholeEntries  # What JAX opens the folder with.
     return folder

@@ -91,9 +91,16 @@ def folder_of_jax():
 
 def test_the_users_folder_is_used(tmp_path, folder_of_jax):
     folder_of_jax(tmp_path / "kept")  # As JAX_COMPILATION_CACHE_DIR does.
-    assert use_compilation_cache() == tmp_path / "kept"
+    assert use_compilation_cache() == str(tmp_path / "kept")
     assert (tmp_path / "kept").is_dir()
     (tmp_path / "file").touch()
     folder_of_jax(tmp_path / "file" / "kept")
     with pytest.raises(InputError, match="cannot keep compiled programs in .* or use --no-cache"):
         use_compilation_cache()
+
+
+def test_a_bucket_is_left_to_jax(tmp_path, folder_of_jax, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jax.config.update(FOLDER, "gs://bucket/programs")
+    assert use_compilation_cache() == jax.config.values[FOLDER] == "gs://bucket/programs"
+    assert not list(tmp_path.iterdir())

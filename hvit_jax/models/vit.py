@@ -98,8 +98,9 @@ class ViT(nnx.Module):
         self.patch_embed = nnx.Linear(
             3 * config.patch_size**2, config.width, dtype=self.dtype, param_dtype=stored, rngs=rngs
         )
-        positions = jax.random.normal(rngs.params(), (config.num_patches + 1, config.width))
-        self.class_token = nnx.Param(jnp.zeros(config.width))
+        shape, wide = (config.num_patches + 1, config.width), accumulator(self.dtype)
+        positions = jax.random.normal(rngs.params(), shape, wide)
+        self.class_token = nnx.Param(jnp.zeros(config.width, wide))
         self.pos_embedding = nnx.Param(0.02 * positions)
         self.segments = nnx.List(
             [stack_blocks(count, config, compute=compute, rngs=rngs) for _, count in self.runs()]

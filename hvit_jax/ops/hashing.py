@@ -47,7 +47,8 @@ def draw_hashes(key: jax.Array, size: int, hashes: int) -> HashDraws:
     """
     projection, offset = jax.random.split(key)
     return HashDraws(
-        jax.random.normal(projection, (size, hashes)), jax.random.uniform(offset, (hashes,))
+        jax.random.normal(projection, (size, hashes), jnp.float32),
+        jax.random.uniform(offset, (hashes,), jnp.float32),
     )
 
 
@@ -112,7 +113,8 @@ def draw_projections(key: jax.Array, size: int, rounds: int) -> ProjectionDraws:
     """
     alpha, beta = jax.random.split(key)
     return ProjectionDraws(
-        jax.random.normal(alpha, (size + 2, rounds)), jax.random.uniform(beta, (rounds,))
+        jax.random.normal(alpha, (size + 2, rounds), jnp.float32),
+        jax.random.uniform(beta, (rounds,), jnp.float32),
     )
 
 

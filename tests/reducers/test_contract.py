@@ -151,6 +151,17 @@ class TestContract:
         with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
             jax.eval_shape(jax.grad(loss, argnums=(0, 1), has_aux=True), state, images)
 
+    def test_numbers_do_not_depend_on_whether_jax_has_64_bits(self, method, small_config, model):
+        with jax.enable_x64(True):
+            wide = make(small_config, method)
+            drawn = wide.reducer.draws(small_config)
+        expected = nnx.to_pure_dict(nnx.state(model)), model.reducer.draws(small_config)
+        jax.tree.map(
+            np.testing.assert_array_equal, (nnx.to_pure_dict(nnx.state(wide)), drawn), expected
+        )
+        types = {leaf.dtype for leaf in jax.tree.leaves((nnx.state(wide), drawn))}
+        assert types == {np.dtype("float32")}
+
     def test_an_image_does_not_see_its_batch(self, forward, logits, images):
         alone = np.concatenate([forward(image[None]) for image in images])
         np.testing.assert_allclose(logits, alone, atol=2e-5)

@@ -91,10 +91,10 @@ def _read(directory: str | Path) -> tuple[Description, dict[str, dict[str, int]]
     if not Path(directory).exists():
         raise InputError(f"checkpoint {directory} does not exist")
     if not path.is_file():
-        raise InputError(
-            f"{directory} is not a checkpoint: it has no {DESCRIPTION}; "
-            f"make one with: hvit convert SOURCE.torch {directory}.jax"
-        )
+        hint = f"make one with: hvit convert SOURCE.torch {directory}.jax"
+        if (trained := Path(directory, "checkpoint")).is_dir():  # As hvit train makes it.
+            hint = f"{trained} may be one"
+        raise InputError(f"{directory} is not a checkpoint: it has no {DESCRIPTION}; {hint}")
     try:
         text = json.loads(path.read_text(encoding="utf-8"))
         version = text["format_version"]

@@ -32,6 +32,7 @@ from hvit_jax.fields import as_json
 from hvit_jax.models.parameters import build_model, flatten
 from hvit_jax.models.vit import ViT, part_weights
 from hvit_jax.ops.platform import compiled_for
+from hvit_jax.reducers import warn_without_budgets
 from hvit_jax.system.files import checksums, new_folder, refuse_existing, require_space, write_json
 from hvit_jax.system.progress import plain_console
 from hvit_jax.system.provenance import describe_runtime
@@ -70,6 +71,7 @@ def export(
     reducer.resolve(sizes)  # Finds mistakes before the weights are read.
     compute = dataclasses.replace(config.compute, attention="xla")
     model = build_model(sizes, reducer, fitted_parameters(checkpoint, sizes), compute)
+    warn_without_budgets(model.reducer, sizes, messages.print)
     tree = nnx.to_pure_dict(nnx.state(model))
     weights = {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}
     size, inside = sum(array.nbytes for array in weights.values()), config.weights == "inside"

@@ -227,6 +227,12 @@ def test_a_method_that_needs_to_know_the_batch(tmp_path, tiny, capsys):
     assert export_to(tmp_path / "out", *words, "--batch", "2", checkpoint=tiny) == 0
 
 
+def test_a_method_without_budgets_is_mentioned(tmp_path, tiny, capsys):
+    words = ("--platforms", "cpu", "--method", "ats")
+    assert export_to(tmp_path / "out", *words, checkpoint=tiny) == 0
+    assert "ats saves nothing without --max-tokens" in capsys.readouterr().err
+
+
 def test_a_model_without_a_head_gives_features(tmp_path, pictures):
     config = hvit_jax.ViTConfig(
         (16, 24), patch_size=8, depth=2, width=16, heads=2, mlp_width=32, num_classes=0

@@ -136,6 +136,8 @@ def refusal(directory, **options):
 def test_no_checkpoint(tmp_path):
     assert "nowhere does not exist" in refusal(tmp_path / "nowhere")
     assert "is not a checkpoint: it has no model.json" in refusal(tmp_path)
+    (tmp_path / "checkpoint").mkdir()
+    assert refusal(tmp_path).endswith(f"; {tmp_path / 'checkpoint'} may be one")
     (tmp_path / "file").touch()
     assert "file is not a checkpoint" in refusal(tmp_path / "file")
     (tmp_path / "model.json").mkdir()

@@ -217,7 +217,8 @@ def checked_value(field: dataclasses.Field, hint: Any, value: Any, label: str) -
     choices = field.metadata.get("choices")
     for item in items:
         if choices and item not in choices:
-            near = difflib.get_close_matches(str(item), map(str, choices), n=1)
+            # Closer than gpu is to tpu.
+            near = difflib.get_close_matches(str(item), map(str, choices), n=1, cutoff=0.7)
             nearest = f", did you mean {near[0]}?" if near else ""
             known = ", ".join(map(str, choices))
             raise InputError(f"{label} must be one of {known}: {item!r}{nearest}")

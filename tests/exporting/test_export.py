@@ -248,7 +248,7 @@ def test_a_model_without_a_head_gives_features(tmp_path, pictures):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--platforms", "gpu"], "--platforms must be one of cpu, cuda, rocm, tpu: 'gpu'"),
+        (["--platforms", "gpu"], "--platforms must be one of cpu, cuda, rocm, tpu: 'gpu'\n"),
         (["--platforms", "cpu,cudo"], "'cudo', did you mean cuda?"),
         (["--platforms", ","], "--platforms needs at least one name"),
         (["--batch", "0"], "--batch must be symbolic or a number of at least 1, got '0'"),

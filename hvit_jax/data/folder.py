@@ -29,7 +29,7 @@ _NO_DATA = {
     *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir"),
     *("lost+found", "$recycle.bin", "system volume information"),
 }
-_BESIDE = "pictures beside the class folders"
+_BESIDE = "pictures in no class folder"
 _NAMED = 5  # classes, in a message
 
 

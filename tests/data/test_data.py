@@ -130,7 +130,7 @@ def test_what_is_no_data_is_left_out_and_said(tmp_path):
     assert source.paths == ("cat/a.png",) and source.classes == ("cat", "empty")
     assert source.notes == (
         "left out: $RECYCLE.BIN/, .git/, .ipynb_checkpoints/, __MACOSX/, lost+found/, .heic (2), "
-        "files without an extension (1), hidden files (3), pictures beside the class folders (1)",
+        "files without an extension (1), hidden files (3), pictures in no class folder (1)",
         "no pictures in a class: empty",
     )
     assert Subset(source, (0,)).notes == source.notes

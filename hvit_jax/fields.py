@@ -226,7 +226,7 @@ def checked_value(field: dataclasses.Field, hint: Any, value: Any, label: str) -
         raise InputError(f"{label} must be {_describe(hint)}, got {value!r}")
     ends = field.metadata.get("ends")
     for item in items:
-        if ends and item.suffix.lower() not in ends:
+        if ends and Path(item).suffix.lower() not in ends:
             raise InputError(f"{label} takes a name that ends in {', '.join(ends)}, got {item}")
     bounds = {name: field.metadata.get(name) for name in _BOUNDS}
     bounds = {name: bound for name, bound in bounds.items() if bound is not None}

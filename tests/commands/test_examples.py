@@ -38,6 +38,7 @@ def test_dense_features():
     assert "1025 dense, 425 tome" in text
 
 
+@pytest.mark.slow  # Training has its own tests; this is half a minute of the same.
 def test_fine_tune():
     losses = [float(value) for value in re.findall(r"loss ([\d.]+)", output_of("fine_tune.py"))]
     assert len(losses) == 4 and losses[-1] < 0.8 * losses[0]

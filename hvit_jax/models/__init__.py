@@ -1,4 +1,4 @@
-"""The vision transformer: attention, one block, and the model made of them."""
+"""The vision transformer: one block, the model made of it, and the interface of a method."""
 
 from hvit_jax.models.vit import Features, ViT
 

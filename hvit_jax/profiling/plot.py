@@ -16,7 +16,7 @@ Accuracies = Callable[[Measurement], float | None]
 
 
 def read_accuracies(files: Sequence[Path], checkpoint_sha256: str | None) -> dict[str, float]:
-    """Read top-1 in per cent, by `Row.configuration`, from results that `eval.py --output` wrote.
+    """Read top-1 in per cent, by `Row.configuration`, from results that `hvit eval --output` wrote.
 
     The checkpoint is the one that is timed; None where weights are random, which have the speed of
     any.

@@ -112,7 +112,7 @@ def sweep(
     for each in found:
         if each.percentile is None:  # Else the sweep measures its budgets.
             warn_without_budgets(each.reducer, sizes, messages.print)
-    # A whole batch is divided among the devices, as eval.py does it.
+    # A whole batch is divided among the devices, as hvit eval does it.
     size = placement.round_up(min(config.batch_size, len(part)))
     batches = load_sample(
         part,

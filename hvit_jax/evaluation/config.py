@@ -65,8 +65,8 @@ class OnPictures(Options):
 class EvalConfig(OnPictures):
     """What to evaluate, and how; every field is a flag of `hvit eval`.
 
-    `verify` is the command's: it makes the record of that file's evaluation, and compares afterwards.
-    `evaluate` itself only keeps it in the results.
+    `verify` is the command's: it makes the record of that file's evaluation, and compares
+    afterwards. `evaluate` itself only keeps it in the results.
 
     Raises:
         InputError: for values that are wrong or do not go together.

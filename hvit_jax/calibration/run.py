@@ -79,7 +79,8 @@ def calibrate(
     if config.reducer is None:
         free = free.with_budgets(None)  # Those that the checkpoint was trained with do not count.
     _check(free, sizes)
-    pictures, placement = open_source(data, exif=config.preparing.exif), place()
+    pictures = open_source(data, exif=config.preparing.exif, labelled=None)
+    placement = place()
     part = take_evenly(pictures, config.batches * config.batch_size)
     model = build_model(sizes, free, fitted_parameters(checkpoint, sizes), config.compute)
     size = placement.round_up(min(config.batch_size, len(part)))

@@ -67,7 +67,8 @@ def read_folder(
     splits: tuple[str, ...] = SPLITS,
     *,
     exif: bool = False,
-    labelled: bool = True,
+    labelled: bool | None = True,
+    hint: str = "",
 ) -> ImageFolder:
     """List the pictures below a folder.
 
@@ -76,7 +77,8 @@ def read_folder(
         splits: names of splits to look for, in small letters; the first that is there is read.
         exif: turn pictures as their EXIF data says, when they are opened.
         labelled: whether folders are classes; if not, all pictures below are listed, without
-            labels.
+            labels. None: they are where there are any.
+        hint: what an error proposes where pictures lie in no class folder.
 
     Raises:
         InputError: if there is no such folder, or no pictures or no class folders in it.
@@ -86,13 +88,15 @@ def read_folder(
         raise InputError(f"{path} is not a folder" if root.exists() else f"{path} does not exist")
     left_out: Counter[str] = Counter()
     try:
-        split, notes = _find_split(root, splits, labelled)
+        split, notes = _find_split(root, splits, labelled is not False)
+        if labelled is None:
+            labelled = _has_folders(root / split)
         classes = _classes(root / split, left_out) if labelled else ()
         listed = [_pictures(root, os.path.join(split, name), left_out) for name in classes or ("",)]
     except OSError as error:
         raise InputError(f"cannot read {error.filename or path}: {error.strerror}") from error
     if labelled and not classes or not any(listed):
-        raise _nothing_found(root / split, classes, left_out, labelled)
+        raise _nothing_found(root / split, classes, left_out, labelled, hint)
     found = [
         (picture, label if labelled else -1)
         for label, pictures in enumerate(listed)
@@ -197,15 +201,16 @@ def _counted(left_out: Counter[str]) -> str:
 
 
 def _nothing_found(
-    place: Path, classes: Sequence[str], left_out: Counter[str], labelled: bool
+    place: Path, classes: Sequence[str], left_out: Counter[str], labelled: bool, hint: str
 ) -> InputError:
     """Describe a folder without pictures, or without folders for them."""
     there = f"; there are: {_counted(left_out)}" if left_out else ""
-    what, expected, hint = "no pictures", "files", ""
+    what, expected = "no pictures", "files"
     if labelled:
         what = "no pictures in its class folders" if classes else "no class folders"
         expected = f"{place}/CLASS/PICTURE"
-    if left_out[_BESIDE]:
-        hint = "; for pictures without class folders, give --labels FILE"
+    proposed = f"; {hint}" if hint and left_out[_BESIDE] else ""
     wanted = " ".join(EXTENSIONS)
-    return InputError(f"{place} has {what}{there}; expected {expected} with one of {wanted}{hint}")
+    return InputError(
+        f"{place} has {what}{there}; expected {expected} with one of {wanted}{proposed}"
+    )

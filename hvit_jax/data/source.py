@@ -50,7 +50,12 @@ class Source(Protocol):
 
 
 def open_source(
-    name: str, splits: tuple[str, ...] = SPLITS, *, exif: bool = False, labelled: bool = True
+    name: str,
+    splits: tuple[str, ...] = SPLITS,
+    *,
+    exif: bool = False,
+    labelled: bool | None = True,
+    hint: str = "",
 ) -> Source:
     """Open what a command line calls DATA.
 
@@ -59,13 +64,14 @@ def open_source(
         splits: names of splits, the first that is there is read where `name` names none.
         exif: turn pictures as their EXIF data says.
         labelled: whether folders are classes; see `read_folder`.
+        hint: what an error proposes where pictures lie in no class folder.
 
     Raises:
         InputError: if there is nothing of that name, or no pictures in it.
     """
     if name.startswith(PREFIX):
         return read_tfds(name, splits, exif=exif)
-    return read_folder(name, splits, exif=exif, labelled=labelled)
+    return read_folder(name, splits, exif=exif, labelled=labelled, hint=hint)
 
 
 @dataclass(frozen=True)

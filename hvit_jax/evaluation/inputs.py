@@ -24,6 +24,9 @@ from hvit_jax.models.parameters import build_model
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.models.vit import ViT
 
+# What commands that have this option say of a folder without class folders.
+WITHOUT_CLASSES = "for pictures without class folders, give --labels FILE"
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -101,7 +104,9 @@ def open_inputs(
     sizes = with_resolution(description.config, resolution)
     reducer = choose_method(reducer, description, say)
     reducer.resolve(sizes)  # Found wrong before thousands of pictures are listed.
-    source = open_source(data, exif=preparing.exif, labelled=labelling.labels is None)
+    source = open_source(
+        data, exif=preparing.exif, labelled=labelling.labels is None, hint=WITHOUT_CLASSES
+    )
     labelled = label_pictures(source, description, labelling)
     for note in (*source.notes, *labelled.notes):
         say(note)

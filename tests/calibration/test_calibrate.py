@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -232,6 +233,21 @@ def test_common_on_the_command_line(capsys, checkpoint, pictures, tmp_path):
         written["args"]["max_clusters"] == [budget] * 2 and written["measured"]["config"]["common"]
     )
     assert f"use: --max-clusters {budget},{budget}" in printed
+
+
+def test_pictures_need_no_class_folders(capsys, checkpoint, pictures, tmp_path):
+    flat, found = tmp_path / "flat", []
+    flat.mkdir()
+    for picture in pictures.glob("*/*.png"):
+        shutil.copy(picture, flat)
+    for data in (pictures, flat):
+        output = tmp_path / f"{data.name}.json"
+        status, _, errors = run(capsys, data, "--checkpoint", checkpoint, "-o", output)
+        assert status == 0, errors
+        found.append(json.loads(output.read_text())["measured"])
+    assert found[0]["pictures"] == found[1]["pictures"] == 7
+    for one, other in zip(found[0]["blocks"], found[1]["blocks"], strict=True):
+        assert one == pytest.approx(other)
 
 
 def test_output_is_never_replaced(capsys, checkpoint, pictures, tmp_path):

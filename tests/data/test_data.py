@@ -83,7 +83,9 @@ def test_a_split_that_is_not_asked_for_is_no_class(tmp_path):
     with pytest.raises(InputError, match=r"holds Train/, none of .* val/ .*such as .*/Train"):
         read_folder(tmp_path)
     write_picture(tmp_path / "test" / "a.png")
-    with pytest.raises(InputError, match="test has no class folders.*; for pictures without class"):
+    with pytest.raises(InputError, match=r"test has no class folders.*; give a table$"):
+        read_folder(tmp_path, hint="give a table")
+    with pytest.raises(InputError, match=r"test has no class folders.*\.j2k$"):
         read_folder(tmp_path)
 
 

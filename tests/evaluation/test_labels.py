@@ -123,7 +123,11 @@ def test_labels_of_a_flat_folder_from_a_file(tmp_path, checkpoint, flat, best, c
     assert evaluate(flat, checkpoint, "--verify", tmp_path / "results.json") == 1
     assert "labels_sha256 was" in capsys.readouterr().out
     assert evaluate(flat, checkpoint) == 2
-    assert "no class folders" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert (
+        "no class folders" in error
+        and "; for pictures without class folders, give --labels" in error
+    )
 
 
 def test_several_right_labels(tmp_path, checkpoint, flat, best, capsys):

@@ -31,6 +31,8 @@ from hvit_jax.models.parameters import Tree, flatten
 from hvit_jax.system.files import new_file, refuse_existing, require_space
 
 _SILENT = Progress(disable=True)
+# Of the files that `export_file` writes: all but the last are those of `torch.save`.
+ENDINGS = (".torch", ".pth", ".pt", ".bin", ".safetensors")
 
 
 def convert_file(
@@ -139,7 +141,8 @@ def export_file(
     Args:
         checkpoint: a folder that `hvit_jax.load` reads.
         destination: the file to write, in float32; must not exist. By its ending it is one of
-            `torch.save` (`.torch`, `.pth`) or `.safetensors`, which needs no PyTorch.
+            `torch.save` (`.torch`, `.pth`, `.pt`, `.bin`) or `.safetensors`, which needs no
+            PyTorch.
         layout: whose keys to use, "swag" or "torchvision".
         progress: shows how far it is.
 
@@ -148,13 +151,16 @@ def export_file(
 
     Raises:
         InputError: if the checkpoint is missing or damaged or holds NaN or infinite numbers, or the
-            destination exists or cannot be written.
+            destination exists, has another ending or cannot be written.
     """
     refuse_existing(destination)
+    if (ending := Path(destination).suffix.lower()) not in ENDINGS:
+        endings = ", ".join(ENDINGS)
+        raise InputError(f"a PyTorch file takes a name that ends in {endings}, got {destination}")
     if layout not in WRITTEN:
         raise unknown("layout", layout, WRITTEN)
     description = read_description(checkpoint)
-    torch = None if Path(destination).suffix.lower() == ".safetensors" else import_torch()
+    torch = None if ending == ".safetensors" else import_torch()
     about = json.dumps({**dataclasses.asdict(description), "source": {}})
     parameters = load_parameters(checkpoint, description.config)
     state = {key: np.ascontiguousarray(each) for key, each in to_state(parameters, WRITTEN[layout])}

@@ -329,7 +329,8 @@ def test_destination_that_cannot_be_written(tmp_path, refused, monkeypatch):
     save_small(tmp_path / "jax")
     below = source / "below"
     assert f"cannot write {below}" in refused(source, below, "--heads", 2)
-    assert f"cannot write {below}" in refused("--to-torch", tmp_path / "jax", below)
+    file = source / "below.torch"
+    assert f"cannot write {file}" in refused("--to-torch", tmp_path / "jax", file)
     assert "too long" in refused(source, tmp_path / ("x" * 300), "--heads", 2)
 
     def full(*_):
@@ -349,7 +350,7 @@ def test_disk_without_space(tmp_path, refused, monkeypatch):
     )
     for arguments in (
         [source, tmp_path / "o", "--heads", 2],
-        ["--to-torch", tmp_path / "jax", "o"],
+        ["--to-torch", tmp_path / "jax", "o.torch"],
     ):
         assert "no space left on the disk; it needs" in refused(*arguments)
 
@@ -366,11 +367,25 @@ def test_to_torch_bad_sources(tmp_path, refused):
     assert "NaN or infinite numbers in ln/scale" in message
 
 
+def test_to_torch_refuses_other_endings(tmp_path, refused):
+    save_small(tmp_path / "jax")
+    for name in ("out.csv", "out"):
+        line = (
+            "hvit convert: a PyTorch file takes a name that ends in .torch, .pth, .pt, .bin, "
+            f".safetensors, got {tmp_path / name}\n"
+        )
+        assert refused("--to-torch", tmp_path / "jax", tmp_path / name) == line
+        assert not (tmp_path / name).exists()
+
+
 def test_without_torch(tmp_path, refused, monkeypatch):
     source = save(swag_state(), tmp_path / "in.torch")
     save_small(tmp_path / "jax")
     monkeypatch.setitem(sys.modules, "torch", None)
-    for arguments in ([source, tmp_path / "o"], ["--to-torch", tmp_path / "jax", tmp_path / "o"]):
+    for arguments in (
+        [source, tmp_path / "o"],
+        ["--to-torch", tmp_path / "jax", tmp_path / "o.pth"],
+    ):
         assert 'pip install "hvit-jax[convert]"' in refused(*arguments)
 
 

@@ -2,15 +2,15 @@
 
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 import hvit_jax
 from hvit_jax import demo
+from hvit_jax.data.picture import open_picture
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 
 RESOLUTION, CUP = 128, (6, 12)  # a 32 x 32 grid; row and column of a patch on the cup's rim
 
-picture = Image.open(demo.pictures_dir() / "coffee.jpg")
+picture = open_picture(demo.pictures_dir() / "coffee.jpg", "coffee.jpg", exif=True)
 images = normalize(resize_and_crop(picture, (RESOLUTION, RESOLUTION))[None])
 
 

@@ -28,7 +28,7 @@ examples:
   hvit convert --to-torch tuned.jax tuned.torch
   hvit convert --to-torch tuned.jax tuned.safetensors --layout torchvision
 
-Read are state dicts of SWAG and of torchvision's vit_b_16, vit_l_16 and
+It reads state dicts of SWAG and of torchvision's vit_b_16, vit_l_16 and
 vit_h_14, with or without a head, told apart by their keys, in files of
 torch.save or .safetensors (which need no PyTorch). Prefixes such as module.
 and model. are dropped. All numbers become float32. Nothing inside a file is

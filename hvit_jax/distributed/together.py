@@ -1,8 +1,8 @@
 """Several processes as one run: how they meet, and how they end together.
 
-One that waits in vain for the others ends after `--process-timeout`. Once they have met, JAX's
-runtime watches them: one that has died, or left early, is missed after the same
-time, and the runtime then ends the others, with messages of its own.
+A process ends if the others have not joined it within `--process-timeout`. Once they have met,
+JAX's runtime watches them: one that has died, or left early, is missed after the same time, and the
+runtime then ends the others, with messages of its own.
 """
 
 from __future__ import annotations

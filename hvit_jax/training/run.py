@@ -18,7 +18,7 @@ from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.errors import InputError
 from hvit_jax.fields import as_json
 from hvit_jax.ops.precision import warn_if_slow
-from hvit_jax.reducers import method_name
+from hvit_jax.reducers import method_name, warn_without_budgets
 from hvit_jax.system.files import remove_folder
 from hvit_jax.system.memory import explain_out_of_memory
 from hvit_jax.system.programs import use_compilation_cache
@@ -100,6 +100,7 @@ def train(
     for each in (*pictures.notes, *notes, *([note] if note else [])):
         console.print(each)
     warn_if_slow(config.compute.dtype, console.print)
+    warn_without_budgets(trainer.reducer, begun.config, console.print)
     validate = None
     if held_out is not None:
         validate = make_validate(trainer, held_out, pictures.classes, config)

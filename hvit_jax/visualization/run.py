@@ -22,7 +22,7 @@ from hvit_jax.fields import show
 from hvit_jax.models.parameters import build_model
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.models.vit import ViT
-from hvit_jax.reducers import REDUCERS, method_name
+from hvit_jax.reducers import REDUCERS, method_name, warn_without_budgets
 from hvit_jax.system.figures import check_plot, pyplot, save_figure
 from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import plain_console
@@ -47,8 +47,8 @@ def visualize(config: VisualizeConfig, console: Console | None = None) -> list[l
 
     Args:
         config: which pictures, which method, and where to.
-        console: shows how far it is, and is told of a method that `config` does not name; default:
-            stderr.
+        console: shows how far it is, and is told of a method that `config` does not name and of
+            one that saves nothing; default: stderr.
 
     Returns:
         The figure's rows, one for each picture: the picture itself, then its views.
@@ -70,6 +70,7 @@ def visualize(config: VisualizeConfig, console: Console | None = None) -> list[l
     else:
         reducer = choose_method(config.reducer, description, console.print, OTHERWISE)
         reducers = [reducer.resolve(sizes)]
+        warn_without_budgets(reducers[0], sizes, console.print)
         name = method_name(reducers[0].name, reducers[0].options())
         title = f"{name}, {cost_share(sizes, reducers[0]):.2f} x the GFLOPs of dense"
     pictures = [open_picture(Path(name), name, exif=True) for name in config.images]

@@ -92,6 +92,13 @@ def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
+def test_a_method_that_saves_nothing_is_named(data, tmp_path, capsys):
+    words = [*SIZES, "--epochs", "1", "-b", "8", "--method", "ats"]
+    assert main([str(data), "--output", str(tmp_path / "run"), *words]) == 0
+    expected = "ats saves nothing without --max-tokens: every block has room for all 17 tokens; "
+    assert expected in capsys.readouterr().out
+
+
 def test_a_row_counts_each_step_once_whatever_log_every_was(data, tmp_path):
     """The state of step 8, when rows were written every 2 steps, begins the row of step 12."""
     straight, broken = tmp_path / "straight", tmp_path / "broken"

@@ -192,6 +192,14 @@ def test_a_checkpoint_trained_with_a_method(tmp_path, small_config, capfd, words
     assert f"<!-- {name}" in out.read_text()
 
 
+@pytest.mark.parametrize(("words", "warned"), [((), True), (("--max-tokens", "9"), False)])
+def test_a_method_that_saves_nothing_is_named(tmp_path, capfd, checkpoint, words, warned):
+    ats = ["--checkpoint", checkpoint, "--method", "ats", "--blocks", "1", *words]
+    assert main([PICTURES[0], *ats, "-o", str(tmp_path / "out.png")]) == 0
+    told = "ats saves nothing without --max-tokens: every block has room for all "
+    assert (told in capfd.readouterr().err) is warned
+
+
 def test_compares_all_methods(tmp_path, checkpoint):
     out = tmp_path / "all.svg"
     config = VisualizeConfig(

@@ -130,6 +130,13 @@ def parse_description(content: dict[str, Any]) -> Description:
     )
 
 
+def trained_with(description: Description) -> str | None:
+    """Name the method that `hvit train` trained a checkpoint with; None: dense, or converted."""
+    source = description.source
+    method = source["method"] if source.get("format") == TRAINED else Reducer.name
+    return None if method == Reducer.name else method
+
+
 def choose_method(
     given: Reducer | None,
     description: Description,
@@ -150,11 +157,11 @@ def choose_method(
     """
     if given is not None:
         return given
-    source = description.source
-    if source.get("format") != TRAINED or source["method"] == Reducer.name:
+    method = trained_with(description)
+    if method is None:
         return otherwise
     try:
-        trained = make_reducer(source["method"], **source["args"])
+        trained = make_reducer(method, **description.source["args"])
     except InputError as error:
         raise InputError(f"the checkpoint was trained with: {error}; choose a --method") from error
     name = method_name(trained.name, trained.options())

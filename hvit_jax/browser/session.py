@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from hvit_jax.api import with_resolution
-from hvit_jax.checkpoint import fitted_parameters, read_description
+from hvit_jax.checkpoint import fitted_parameters, read_description, trained_with
 from hvit_jax.config import ViTConfig
 from hvit_jax.costs import at_cost, cost_share
 from hvit_jax.data.preprocess import normalize, resize_and_crop
@@ -61,7 +61,9 @@ class Session:
         """Say which model this is and what it can recognise, as Markdown."""
         config, names = self.config, self.description.classes
         sizes = "{} x {} pixels, {} x {} patches".format(*config.image_shape, *config.grid)
-        model = f"**Model:** `{self.checkpoint}`, {sizes}."
+        method = trained_with(self.description)
+        trained = "" if method is None else f", trained with {method}"
+        model = f"**Model:** `{self.checkpoint}`, {sizes}{trained}."
         if not config.num_classes:
             return f"{model} It has no classification head, so it predicts nothing."
         if not names:

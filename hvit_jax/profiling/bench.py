@@ -132,7 +132,7 @@ class Profiler:
         speedups = dict(zip(others, map(statistics.median, ratios), strict=True))
         throughput = statistics.median(rates)
         operations = 2e9 * row.gflops * throughput
-        if config.trace is not None and case.reducer.name == config.reducer.name:
+        if config.trace is not None and case.reducer.name == (config.reducer or Reducer()).name:
             with jax.profiler.trace(str(config.trace)):
                 program.work.seconds(3)
         return dataclasses.replace(

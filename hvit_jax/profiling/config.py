@@ -11,7 +11,7 @@ from hvit_jax.checkpoint import read_description
 from hvit_jax.config import IN_COMMANDS, MODELS, Compute, ViTConfig, named_config
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, flag, nested, option
-from hvit_jax.models.reducer import Reducer
+from hvit_jax.reducers import Reducer, method_of_checkpoint
 from hvit_jax.system.figures import FORMATS
 from hvit_jax.system.programs import CACHE_HELP
 
@@ -22,7 +22,7 @@ DEFAULT_MODEL = "vit_b16"
 class ProfileConfig(Options):
     """What to profile, and how; `hvit profile --help` explains every field."""
 
-    reducer: Reducer = Reducer()
+    reducer: Reducer | None = method_of_checkpoint()
     model: str | None = option(
         None, f"{', '.join(MODELS)} (default: {DEFAULT_MODEL})", metavar="NAME"
     )
@@ -85,7 +85,7 @@ class ProfileConfig(Options):
         if self.rows is not None:
             names = ("model", "checkpoint", "resolution", "trace")
             self._refuse("--rows brings its own configurations", names)
-            if self.reducer.name != "dense":
+            if self.reducer is not None and self.reducer.name != "dense":
                 raise InputError("--rows brings its own configurations; leave out --method")
         if self.gflops_only:
             names = ("trace", "plot", "against", "sweep")

@@ -8,7 +8,12 @@ from collections.abc import Sequence
 import jax
 from rich.console import Console
 
-from hvit_jax.checkpoint import checkpoint_sha256, describe_checkpoint
+from hvit_jax.checkpoint import (
+    checkpoint_sha256,
+    choose_method,
+    describe_checkpoint,
+    read_description,
+)
 from hvit_jax.convert.reader import import_torch
 from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError, first_line
@@ -19,7 +24,7 @@ from hvit_jax.profiling.config import ProfileConfig
 from hvit_jax.profiling.device import describe_device
 from hvit_jax.profiling.plot import Accuracies, plot, published_top1, read_accuracies
 from hvit_jax.profiling.results import Measurement, Results, table
-from hvit_jax.reducers import warn_without_budgets
+from hvit_jax.reducers import Reducer, warn_without_budgets
 from hvit_jax.system.figures import check_plot
 from hvit_jax.system.files import check_writable, refuse_existing
 from hvit_jax.system.library_messages import is_out_of_memory
@@ -62,7 +67,9 @@ def profile(
     if config.rows is not None:
         cases = published_cases(config.rows, batch=config.batch_size)
     else:
-        cases = [make_case(config.sizes, config.reducer, config.batch_size)]
+        reducer = _method(config, messages)
+        config = dataclasses.replace(config, reducer=reducer)  # For the profiler too.
+        cases = [make_case(config.sizes, reducer, config.batch_size)]
     cases = [dataclasses.replace(case, batch=size) for case in cases for size in config.batches]
     if config.trace is not None:
         refuse_existing(config.trace)
@@ -99,6 +106,13 @@ def profile(
             messages.print(f"not drawn, since --accuracy has no results file for it: {name}")
         plot(results.rows, config.plot, top1, kind)
     return rows
+
+
+def _method(config: ProfileConfig, messages: Console) -> Reducer:
+    """Choose the method to measure: the one asked for, else the checkpoint's, else dense."""
+    if config.checkpoint is None:
+        return config.reducer or Reducer()
+    return choose_method(config.reducer, read_description(config.checkpoint), messages.print)
 
 
 def print_rows(console: Console, rows: Sequence[Measurement]) -> None:

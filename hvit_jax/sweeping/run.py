@@ -10,7 +10,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from hvit_jax.checkpoint import describe_checkpoint, fitted_parameters
+from hvit_jax.checkpoint import (
+    describe_checkpoint,
+    fitted_parameters,
+    read_description,
+    trained_with,
+)
 from hvit_jax.costs import count_flops
 from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.source import SAMPLING, take_evenly
@@ -87,6 +92,8 @@ def sweep(
         preparing=config.preparing,
         labelling=config.labelling,
     )
+    if (method := trained_with(read_description(checkpoint))) is not None:
+        messages.print(f"trained with {method}; drops are counted from the dense model")
     sizes, labelled, preprocessing = inputs.sizes, inputs.labelled, inputs.preprocessing
     source = inputs.source
     placement = place()

@@ -28,7 +28,7 @@ from hvit_jax.training.data import Augmented, training_batches
 from hvit_jax.training.loop import Batches, Loop
 from hvit_jax.training.records import MetricsRow, Records, ValidationRow, import_tensorboard
 from hvit_jax.training.settings import RESULT, describe_run, open_output
-from hvit_jax.training.start import begin, find_validation
+from hvit_jax.training.start import begin, find_validation, name_method_before
 from hvit_jax.training.states import StateFolder
 from hvit_jax.training.trainer import Trainer, make_optimizer
 from hvit_jax.training.validation import Validate, make_validate
@@ -97,7 +97,8 @@ def train(
         console.print(f"{output} is finished: {checkpoint} is its result")
         last = Records(output, steps, tensorboard=False).last
         return TrainResult(checkpoint, steps, last[MetricsRow], last[ValidationRow])
-    for each in (*pictures.notes, *notes, *([note] if note else [])):
+    notes = [*pictures.notes, *notes, *([note] if note else []), *name_method_before(config)]
+    for each in notes:
         console.print(each)
     warn_if_slow(config.compute.dtype, console.print)
     warn_without_budgets(trainer.reducer, begun.config, console.print)

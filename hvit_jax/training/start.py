@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from hvit_jax.api import with_resolution
-from hvit_jax.checkpoint import Description, load_parameters, read_description, resize_parameters
+from hvit_jax.checkpoint import (
+    Description,
+    load_parameters,
+    read_description,
+    resize_parameters,
+    trained_with,
+)
 from hvit_jax.config import Preprocessing
 from hvit_jax.data.folder import SPLITS, TEST, TRAIN, first_number
 from hvit_jax.data.labels import difference
@@ -83,6 +89,15 @@ def _head(
         f"the data's class names are not the checkpoint's{difference(classes, names)}; "
         "--new-head starts with a new head, --order takes both in their order"
     )
+
+
+def name_method_before(config: TrainConfig) -> list[str]:
+    """Name the method that the checkpoint was trained with, which a run does not take over."""
+    description = config.checkpoint and read_description(config.checkpoint)
+    before = description and trained_with(description)
+    if not before:
+        return []
+    return [f"the checkpoint was trained with {before}; this run trains with {config.reducer.name}"]
 
 
 def find_validation(config: TrainConfig, classes: Sequence[str]) -> tuple[Source | None, list[str]]:

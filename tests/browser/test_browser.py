@@ -75,6 +75,13 @@ def test_says_what_the_model_knows(session):
     assert "9-ankle-boot. It names one" in session.about
 
 
+def test_says_which_method_the_model_was_trained_with(tmp_path, session):
+    evit = hvit_jax.make_reducer("evit", drop_locations=(1,))
+    trained = Session(make_checkpoint(tmp_path / "checkpoint", trained=evit))
+    assert "patches, trained with evit. It knows" in trained.about
+    assert "trained with" not in session.about
+
+
 def test_asks_for_a_picture_and_says_what_is_wrong_in_words(session, picture, tmp_path):
     (ask,) = (fn.fn for fn in make_page(session).fns.values() if fn.api_name == "answer")
     *nothing, text = ask(None, "tome", 60, 5)

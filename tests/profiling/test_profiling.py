@@ -24,6 +24,7 @@ from hvit_jax.profiling.bench import Profiler
 from hvit_jax.profiling.results import Measurement
 from hvit_jax.published import describe_configuration, published_rows
 from hvit_jax.reducers import make_reducer
+from tests.evaluation_setup import make_checkpoint
 
 ROOT = Path(__file__).parents[2]
 DEMO = str(demo.checkpoint_dir())
@@ -368,6 +369,25 @@ def test_one_device_of_several_is_measured(monkeypatch, capsys):
     monkeypatch.setattr(jax, "local_device_count", lambda: 8)
     pretend()
     assert "only one of the 8 devices is measured" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "told"),
+    [
+        ((), "evit", True),
+        (("--method", "dense"), "dense", False),
+        (("--method", "tome"), "tome", False),
+    ],
+)
+def test_a_checkpoint_trained_with_a_method_is_measured_with_it(
+    tmp_path, capsys, words, name, told
+):
+    evit = make_reducer("evit", drop_locations=(1,))
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", trained=evit)
+    rows = pretend("--checkpoint", str(checkpoint), *words)
+    assert [row.method for row in rows] == list(dict.fromkeys(["dense", name]))
+    line = "trained with evit drop_locations=1, which is used; --method dense runs the dense model"
+    assert (line in capsys.readouterr().err) is told
 
 
 def test_trace(tmp_path):

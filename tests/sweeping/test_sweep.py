@@ -341,6 +341,15 @@ def test_mistakes_are_one_line(fast, capsys, arguments, message):
     assert errors.count("\n") == 1 and message in errors
 
 
+def test_the_method_that_a_checkpoint_was_trained_with_is_named(fast, tmp_path, capsys):
+    evit = hvit_jax.make_reducer("evit", drop_locations=(1,))
+    trained = make_checkpoint(tmp_path / "checkpoint", trained=evit)
+    line = "trained with evit; drops are counted from the dense model\n"
+    for words, told in (([fast[0], "--checkpoint", trained, *fast[3:]], True), (fast, False)):
+        assert pretend(words) == [None, 1, 2]
+        assert (line in capsys.readouterr().err) is told
+
+
 def test_a_launcher_of_several_is_told_that_one_process_is_enough(fast, monkeypatch, capsys):
     for name, value in slurm_task(0, 2, 1).items():
         monkeypatch.setenv(name, value)

@@ -15,6 +15,7 @@ from hvit_jax.data.folder import read_folder
 from hvit_jax.reducers import make_reducer
 from hvit_jax.training import TrainConfig, train
 from hvit_jax.training.data import Augmented, training_batches
+from tests.evaluation_setup import make_checkpoint
 from tests.training_setup import (
     RECIPE,
     SIZES,
@@ -92,11 +93,15 @@ def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
-def test_a_method_that_saves_nothing_is_named(data, tmp_path, capsys):
-    words = [*SIZES, "--epochs", "1", "-b", "8", "--method", "ats"]
+def test_what_a_user_should_know_of_methods(data, tmp_path, capsys):
+    """That of the checkpoint is not taken over; the one that is asked for saves nothing."""
+    evit = make_reducer("evit", drop_locations=(1,))
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", trained=evit)
+    words = ["--checkpoint", str(checkpoint), "--epochs", "1", "-b", "8", "--method", "ats"]
     assert main([str(data), "--output", str(tmp_path / "run"), *words]) == 0
-    expected = "ats saves nothing without --max-tokens: every block has room for all 17 tokens; "
-    assert expected in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the checkpoint was trained with evit; this run trains with ats\n" in said
+    assert "ats saves nothing without --max-tokens: every block has room for all 7 tokens; " in said
 
 
 def test_a_row_counts_each_step_once_whatever_log_every_was(data, tmp_path):

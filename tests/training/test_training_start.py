@@ -8,8 +8,9 @@ import pytest
 
 from hvit_jax import InputError
 from hvit_jax.checkpoint import load_parameters
+from hvit_jax.reducers import make_reducer
 from hvit_jax.training import TrainConfig
-from hvit_jax.training.start import begin, find_validation
+from hvit_jax.training.start import begin, find_validation, name_method_before
 from tests.evaluation_setup import CONFIG, make_checkpoint
 from tests.training_setup import make_data, train
 
@@ -24,6 +25,14 @@ def checkpoint(tmp_path):
 def start(checkpoint, classes, **options):
     config = TrainConfig("data", Path("run"), checkpoint=checkpoint, seed=3, **options)
     return begin(config, classes)
+
+
+def test_only_a_checkpoint_trained_with_a_method_is_said_to_be(tmp_path, checkpoint):
+    trained = make_checkpoint(tmp_path / "trained", trained=make_reducer("evit"))
+    line = "the checkpoint was trained with evit; this run trains with dense"
+    for folder, lines in ((trained, [line]), (checkpoint, []), (None, [])):
+        sizes = {"model": "vit_b16"} if folder is None else {"checkpoint": folder}
+        assert name_method_before(TrainConfig("data", Path("run"), **sizes)) == lines
 
 
 def validation(data, val=None, classes=("dark", "light")):

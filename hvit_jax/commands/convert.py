@@ -16,6 +16,7 @@ from hvit_jax.convert import convert_file, export_file
 from hvit_jax.convert.config import ConvertConfig
 from hvit_jax.convert.detect import published_heads
 from hvit_jax.convert.keys import PREPROCESSING, WRITTEN
+from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.models.parameters import abstract_parameters, count_parameters
 from hvit_jax.system.run import one_line
 
@@ -42,6 +43,7 @@ Their weights are licensed CC-BY-NC 4.0.
 
 
 def _convert(config: ConvertConfig) -> None:
+    refuse_several(PROGRAM)
     jax.config.update("jax_platforms", "cpu")  # An accelerator's memory is left to others.
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:

@@ -17,8 +17,9 @@ _JOINED = {
     "SLURM_STEP_NUM_TASKS": "SLURM_STEP_NODELIST",
     "OMPI_COMM_WORLD_SIZE": "OMPI_MCA_orte_hnp_uri",
 }
-# Where others count: Open MPI 5, MPICH and Intel MPI, MVAPICH, torchrun.
+# Where others count: Open MPI 5, MPICH and Intel MPI, MVAPICH, IBM's jsrun, Flux.
 _COUNTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
+_COUNTS += ("JSM_NAMESPACE_SIZE", "FLUX_JOB_SIZE")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from hvit_jax.checkpoint import (
 from hvit_jax.config import Preprocessing
 from hvit_jax.data import picture
 from hvit_jax.data.preprocess import corner, normalize, resize_and_crop, resized_size
+from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.exporting.config import PLATFORMS, ExportConfig
 from hvit_jax.fields import as_json
@@ -62,6 +63,7 @@ def export(
         InputError: if the folder exists or cannot be written, the checkpoint cannot be read, or the
             model cannot be exported so.
     """
+    refuse_several("hvit export")
     refuse_existing(config.output)
     checkpoint = config.folder
     description = read_description(checkpoint)

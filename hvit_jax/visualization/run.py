@@ -17,6 +17,7 @@ from hvit_jax.checkpoint import choose_method, fitted_parameters, read_descripti
 from hvit_jax.costs import at_cost, cost_share
 from hvit_jax.data.picture import open_picture
 from hvit_jax.data.preprocess import resize_and_crop
+from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError
 from hvit_jax.fields import show
 from hvit_jax.models.parameters import build_model
@@ -57,6 +58,7 @@ def visualize(config: VisualizeConfig, console: Console | None = None) -> list[l
         InputError: if a picture or the checkpoint cannot be read, the model has no such block, the
             method does not fit it, or the file cannot be written.
     """
+    refuse_several("hvit visualize")
     check_plot(config.output, "--output")
     use_compilation_cache(config.cache)
     console = console or plain_console(stderr=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def evaluate(
         work = _Work.of(inputs, config.compute, config.batch_size, skip=config.on_error == "skip")
         warn_if_slow(config.compute.dtype, messages.print)
         seams.on_stage("opened")
-        about = {**work.describe(), "config": as_json(config)}
+        about = {**work.about, "config": as_json(config)}
         tally = Tally(keep_logits=config.predictions is not None)
         finished = _begin(work, about, tally, progress)
         if finished is not None:
@@ -164,12 +165,12 @@ class _Work:
     def text(self) -> str:
         """Say in one line what is scored, and by what."""
         labelled = self.inputs.labelled
-        about = {**describe_model(self.model), **describe_runtime(self.placement.devices)}
         classes = len(labelled.source.classes or labelled.names)
-        return f"{len(labelled.source)} pictures, {classes} classes; {describe(about)}"
+        return f"{len(labelled.source)} pictures, {classes} classes; {describe(self.about)}"
 
-    def describe(self) -> dict[str, Any]:
-        """Say what results follow from, in the form that they have."""
+    @functools.cached_property
+    def about(self) -> dict[str, Any]:
+        """What results follow from, in the form that they have."""
         return {
             **describe_model(self.model),
             **describe_runtime(self.placement.devices),

@@ -24,7 +24,6 @@ from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation import EvalConfig
 from hvit_jax.evaluation.inputs import open_inputs
-from hvit_jax.evaluation.step import Scoring
 from hvit_jax.fields import as_json
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.ops.precision import warn_if_slow
@@ -130,10 +129,16 @@ def sweep(
         preprocessing=preprocessing,
     )
     labels = labelled.right[list(part.indices)]
-    scoring = Scoring(preprocessing, labelled.outputs, labels.shape[1:])
     weights = fitted_parameters(checkpoint, sizes)
     trials = bench(
-        sizes, weights, config.compute, batches, labels, scoring, placement, config.seconds
+        sizes,
+        weights,
+        config.compute,
+        batches,
+        labels,
+        inputs.scoring,
+        placement,
+        config.seconds,
     )
     goal, done = config.goal, Sweep()
     try:

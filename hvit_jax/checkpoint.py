@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from hvit_jax.config import Preprocessing, ViTConfig, as_pair
+from hvit_jax.config import Preprocessing, ViTConfig
 from hvit_jax.errors import InputError
 from hvit_jax.fields import from_json
 from hvit_jax.models.parameters import Tree, abstract_parameters, count_parameters, flatten
@@ -119,7 +119,7 @@ def parse_description(content: dict[str, Any]) -> Description:
         InputError, ValueError, KeyError, TypeError, AttributeError: if it is none.
     """
     sizes, classes = dict(content["config"]), tuple(content["classes"])
-    config = ViTConfig(**{**sizes, "resolution": as_pair(sizes["resolution"])})
+    config = from_json(ViTConfig, sizes)
     if classes and len(set(classes)) != config.num_classes:
         raise InputError(f"{len(set(classes))} different classes for {config.num_classes} outputs")
     return Description(

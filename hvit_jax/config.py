@@ -20,6 +20,8 @@ IN_COMMANDS = {"dtype": ("float32", "bfloat16")}
 ATTENTION = ("auto", "hopper", "cudnn", "xla")
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 GELU = ("auto", "exact", "tanh")
+# How tables of learned positions are fitted to another grid; see `hvit_jax.models.positions`.
+RESIZING = ("swag", "bicubic", "bicubic_antialias", "dinov2", "bilinear_antialias")
 LARGEST = 1 << 20  # Of any size; far above all models, and small enough to reckon with.
 
 
@@ -40,8 +42,52 @@ def _is_whole(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class ViTConfig:
-    """Sizes of a vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929).
+class Rope(Options):
+    """Rotary positions of the patches: queries and keys are turned by their places' angles.
+
+    Su et al. 2021, arXiv 2104.09864, along two axes. An axis' angles are a patch's coordinate
+    divided by each of `periods`. Prefix tokens and values are not turned.
+
+    Attributes:
+        periods: D / 4 numbers for heads of D channels, the same for both axes.
+        coordinates: "centred": 2 pi times the patch's centre, where an axis runs from -1 to 1
+            (DINOv3); "grid": its index plus `offset`, on an axis of as many patches as `reference`
+            (EVA02, PE).
+        reference: rows and columns of the grid that the model was trained on; for "grid" alone.
+        offset: added to the index; for "grid" alone.
+        first_axis: the axis whose angles come first: "y" or "x".
+        interleaved: whether neighbouring channels turn together; else each turns with the one
+            D / 2 behind it.
+    """
+
+    periods: tuple[float, ...] = option(above=0)
+    coordinates: str = option("centred", choices=("centred", "grid"))
+    reference: tuple[int, int] = option((1, 1), least=1)
+    offset: float = option(0.0)
+    first_axis: str = option("y", choices=("y", "x"))
+    interleaved: bool = option(False)
+
+    @classmethod
+    def label(cls, name: str) -> str:
+        """Name a field in messages as `model.json` does."""
+        return f"rope: {name}"
+
+    @classmethod
+    def dinov3(cls, head_dim: int) -> Rope:
+        """Make DINOv3's, for heads of `head_dim` channels."""
+        count = head_dim // 4
+        return cls(tuple(100 ** (2 * k / (head_dim / 2)) for k in range(count)))
+
+
+def _size(default: Any = dataclasses.MISSING, *, least: int = 1) -> Any:
+    return option(default, least=least, most=LARGEST)
+
+
+@dataclass(frozen=True)
+class ViTConfig(Options):
+    """A plain vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929): sizes and switches.
+
+    What is not given is as in SWAG's. In the order in which a picture goes through the model:
 
     Attributes:
         resolution: image (height, width) in pixels; one int stands for a square.
@@ -49,28 +95,78 @@ class ViTConfig:
         depth: number of transformer blocks.
         width: channels of a token, `C`.
         heads: attention heads; divides `width`.
-        mlp_width: hidden channels of each MLP.
+        mlp_width: hidden channels of each MLP, `M`.
         num_classes: outputs of the classification head; 0 for a model without a head.
+        patch_bias: whether the projection of the patches has a bias.
+        class_token: whether a CLS token stands in front of the patches.
+        distillation_token: whether DeiT's distillation token comes next.
+        registers: register tokens (Darcet et al. 2024), which come last before the patches.
+        position_embedding: whether there is a table of learned positions.
+        position_prefix: of how many of the tokens before the patches it has entries too: the first.
+        position_resizing: how it is fitted to another grid; see `hvit_jax.models.positions`.
+        rope: rotary positions; None: none.
+        pre_norm: whether tokens are normalised before the first block.
+        qkv_bias: which of the projections to q, k and v have a bias.
+        qk_norm: whether q and k are normalised, each head on its own.
+        layer_scale: whether each branch is scaled by a vector (Touvron et al. 2021).
+        activation: of the MLPs: the exact GELU, its approximation by tanh, `x sigmoid(1.702 x)`,
+            or `x sigmoid(x)`.
+        gated: whether the activation of one half of the hidden channels gates the other (SwiGLU);
+            `mlp_width` is then the width of one half.
+        mlp_norm: whether the hidden channels are normalised.
+        norm_eps: added to the variance in every LayerNorm.
+        final_norm: whether tokens are normalised after the last block.
+        pool: what the tokens become: CLS; the mean of the patches; both side by side; the result of
+            a query that attends to the patches (`map`, Zhai et al. 2022); or the mean of what two
+            heads say, of CLS and of the distillation token.
+        pool_heads: attention heads of `map`; 0: as many as in the blocks.
+        pool_mlp_width: hidden channels of the MLP of `map`; 0: `mlp_width`.
+        pool_prefix: whether `map` attends to the tokens before the patches too.
+        pool_before_norm: whether the tokens are pooled as they are before the final norm.
+        pooled_norm: whether the pooled feature is normalised.
+        projection: outputs of a projection without bias that stands in place of a head (CLIP); 0:
+            none.
+
+    Raises:
+        InputError: for a value that is not accepted, or values that do not fit each other.
     """
 
-    resolution: int | tuple[int, int]
-    patch_size: int
-    depth: int
-    width: int
-    heads: int
-    mlp_width: int
-    num_classes: int = 1000
+    resolution: int | tuple[int, int] = option()
+    patch_size: int = _size()
+    depth: int = _size()
+    width: int = _size()
+    heads: int = _size()
+    mlp_width: int = _size()
+    num_classes: int = _size(1000, least=0)
+    patch_bias: bool = True
+    class_token: bool = True
+    distillation_token: bool = False
+    registers: int = _size(0, least=0)
+    position_embedding: bool = True
+    position_prefix: int = _size(1, least=0)
+    position_resizing: str = option("swag", choices=RESIZING)
+    rope: Rope | None = None
+    pre_norm: bool = False
+    qkv_bias: str = option("all", choices=("all", "qv", "none"))
+    qk_norm: bool = False
+    layer_scale: bool = False
+    activation: str = option("gelu", choices=("gelu", "gelu_tanh", "quick_gelu", "silu"))
+    gated: bool = False
+    mlp_norm: bool = False
+    norm_eps: float = option(1e-6, above=0)
+    final_norm: bool = True
+    pool: str = option("cls", choices=("cls", "avg", "cls+avg", "map", "two heads"))
+    pool_heads: int = _size(0, least=0)
+    pool_mlp_width: int = _size(0, least=0)
+    pool_prefix: bool = False
+    pool_before_norm: bool = False
+    pooled_norm: bool = False
+    projection: int = _size(0, least=0)
 
     def __post_init__(self):
         object.__setattr__(self, "resolution", as_pair(self.resolution))
-        for field in dataclasses.fields(self)[1:]:
-            value, least = getattr(self, field.name), int(field.name != "num_classes")
-            if not _is_whole(value) or not least <= value <= LARGEST:
-                raise InputError(
-                    f"{field.name} must be a whole number from {least} to {LARGEST}, got {value!r}"
-                )
-        if self.width % self.heads:
-            raise InputError(f"width {self.width} is not divisible by {self.heads} heads")
+        super().__post_init__()
+        self._check_heads()
         for side in self.image_shape:
             if not 0 < side <= LARGEST or side % self.patch_size:
                 near = max(1, round(min(side, LARGEST) / self.patch_size)) * self.patch_size
@@ -78,6 +174,30 @@ class ViTConfig:
                     f"resolution {side} is not a multiple of the patch size {self.patch_size}; "
                     f"the nearest that is: {near}"
                 )
+        if self.position_embedding and self.position_prefix > self.prefix_tokens:
+            raise InputError(
+                f"position_prefix is {self.position_prefix}, but only {self.prefix_tokens} tokens "
+                "stand before the patches"
+            )
+        needed = {"cls": "class_token", "cls+avg": "class_token", "two heads": "distillation_token"}
+        token = needed.get(self.pool)
+        if token and not getattr(self, token):
+            raise InputError(f"pool {self.pool!r} needs {token}")
+
+    def _check_heads(self) -> None:
+        for heads in (self.heads, self.pool_heads or self.heads):
+            if self.width % heads:
+                raise InputError(f"width {self.width} is not divisible by {heads} heads")
+        if self.rope is not None and 4 * len(self.rope.periods) != self.head_dim:
+            raise InputError(
+                f"rotary positions of {len(self.rope.periods)} periods are for heads of "
+                f"{4 * len(self.rope.periods)} channels, not {self.head_dim}"
+            )
+
+    @classmethod
+    def label(cls, name: str) -> str:
+        """Name a field in messages as `model.json` does."""
+        return name
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -94,6 +214,26 @@ class ViTConfig:
     def num_patches(self) -> int:
         """Patch tokens at the model's input, `P`."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the patches, `K`: CLS, the distillation token, registers."""
+        return self.class_token + self.distillation_token + self.registers
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that enter the first block, `K + P`."""
+        return self.prefix_tokens + self.num_patches
+
+    @property
+    def position_entries(self) -> int:
+        """Entries of the table of learned positions; 0 without one."""
+        return (self.position_prefix + self.num_patches) * self.position_embedding
+
+    @property
+    def feature_width(self) -> int:
+        """Channels of the pooled feature, before a head or projection."""
+        return self.width * (2 if self.pool == "cls+avg" else 1)
 
     @property
     def head_dim(self) -> int:
@@ -280,7 +420,7 @@ def named_config(name: str) -> ViTConfig:
 
 def model_name(config: ViTConfig) -> str:
     """Name the published size whose blocks and patches these are, or "custom"."""
-    body = ("patch_size", "depth", "width", "heads", "mlp_width")
+    body = {field.name for field in dataclasses.fields(ViTConfig)} - {"resolution", "num_classes"}
     for name, known in MODELS.items():
         if all(getattr(known, field) == getattr(config, field) for field in body):
             return name

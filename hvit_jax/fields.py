@@ -192,9 +192,13 @@ def from_json(record: type[Record], content: dict[str, Any], **replaced: Any) ->
         raise InputError(f"{record.__name__} has no {', '.join(surplus)}")
     kinds, values = hints(record), dict(replaced)
     for name in content.keys() - replaced.keys():
-        value, kind = content[name], kinds[name]
-        holds = isinstance(kind, type) and issubclass(kind, Options) and isinstance(value, dict)
-        values[name] = from_json(kind, value) if holds else value
+        value = content[name]
+        held = [
+            kind
+            for kind in alternatives(kinds[name])
+            if isinstance(kind, type) and issubclass(kind, Options) and isinstance(value, dict)
+        ]
+        values[name] = from_json(held[0], value) if held else value
     return record(**values)
 
 

@@ -200,7 +200,7 @@ def test_wrong_entries_of_json(copy, changes, part):
 @pytest.mark.parametrize(
     "changes, part",
     [
-        ({"depth": 0}, "depth must be a whole number from 1 to 1048576, got 0"),
+        ({"depth": 0}, "depth must be at least 1 and at most 1048576, got 0"),
         ({"depth": "2"}, "depth"),
         ({"heads": 3}, "width 4 is not divisible by 3 heads"),
         ({"resolution": [8, 9]}, "resolution 9 is not a multiple of the patch size 4"),

@@ -34,7 +34,8 @@ import numpy as np
 import optax
 
 import hvit_jax
-from hvit_jax.config import Compute, ViTConfig, model_name
+from hvit_jax.architectures import model_name
+from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.convert import convert_file
 from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.models.reducer import Reducer

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hvit_jax.config import MODELS, ViTConfig
+from hvit_jax.architectures import MODELS
+from hvit_jax.config import ViTConfig
 from hvit_jax.profiling.torch_vit import build_torch_vit
 
 BATCH = 32

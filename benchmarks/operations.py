@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from hvit_jax.config import DTYPES, MODELS, Compute, ViTConfig
+from hvit_jax.architectures import MODELS
+from hvit_jax.config import DTYPES, Compute, ViTConfig
 from hvit_jax.models.block import Block, gelu
 from hvit_jax.ops.attention import attend, attend_and_score, class_attention
 from hvit_jax.ops.clustered_attention import clustered_attention

@@ -33,7 +33,8 @@ from flax import nnx
 from hlo_costs import Kernel, kernels, total
 from jax.experimental import topologies
 
-from hvit_jax.config import Compute, model_name
+from hvit_jax.architectures import model_name
+from hvit_jax.config import Compute
 from hvit_jax.models.vit import ViT
 from hvit_jax.ops.attention import cudnn
 from hvit_jax.ops.platform import compiled_for, compiler_options

@@ -20,7 +20,8 @@ import jax
 from rich.console import Console
 
 from hvit_jax.api import with_resolution
-from hvit_jax.config import Compute, named_config
+from hvit_jax.architectures import named_config
+from hvit_jax.config import Compute
 from hvit_jax.convert.reader import import_torch
 from hvit_jax.profiling import ProfileConfig
 from hvit_jax.profiling.bench import Profiler

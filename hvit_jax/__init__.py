@@ -9,7 +9,8 @@ from hvit_jax.version import __version__
 
 if TYPE_CHECKING:
     from hvit_jax.api import create, load
-    from hvit_jax.config import MODELS, Compute, ViTConfig
+    from hvit_jax.architectures import MODELS
+    from hvit_jax.config import Compute, ViTConfig
     from hvit_jax.costs import count_flops
     from hvit_jax.data.preprocess import normalize
     from hvit_jax.models.vit import Features, ViT, jit_model
@@ -36,7 +37,8 @@ __all__ = [
 # Where names lie that are imported when they are asked for: JAX takes seconds.
 _PLACES = {
     "api": ("create", "load"),
-    "config": ("MODELS", "Compute", "ViTConfig"),
+    "architectures": ("MODELS",),
+    "config": ("Compute", "ViTConfig"),
     "costs": ("count_flops",),
     "data.preprocess": ("normalize",),
     "models.vit": ("Features", "ViT", "jit_model"),

@@ -8,8 +8,9 @@ from typing import Any, cast
 
 from jax.typing import DTypeLike
 
+from hvit_jax.architectures import named_config
 from hvit_jax.checkpoint import fitted_parameters, read_description
-from hvit_jax.config import Compute, ViTConfig, named_config
+from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.models.vit import ViT

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hvit_jax.errors import InputError, unknown
+from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, option
 
 DTYPES = ("float32", "bfloat16", "float64")
@@ -53,7 +53,8 @@ class Rope(Options):
         coordinates: "centred": 2 pi times the patch's centre, where an axis runs from -1 to 1
             (DINOv3); "grid": its index plus `offset`, on an axis of as many patches as `reference`
             (EVA02, PE).
-        reference: rows and columns of the grid that the model was trained on; for "grid" alone.
+        reference: rows and columns of the grid that the model was trained on; None: the index is
+            taken as it is. For "grid" alone.
         offset: added to the index; for "grid" alone.
         first_axis: the axis whose angles come first: "y" or "x".
         interleaved: whether neighbouring channels turn together; else each turns with the one
@@ -62,7 +63,7 @@ class Rope(Options):
 
     periods: tuple[float, ...] = option(above=0)
     coordinates: str = option("centred", choices=("centred", "grid"))
-    reference: tuple[int, int] = option((1, 1), least=1)
+    reference: tuple[int, int] | None = option((1, 1), least=1)
     offset: float = option(0.0)
     first_axis: str = option("y", choices=("y", "x"))
     interleaved: bool = option(False)
@@ -402,26 +403,3 @@ def _type_name(dtype: Any) -> Any:
         return jnp.dtype(dtype).name
     except TypeError:
         return dtype
-
-
-MODELS = {name: getattr(ViTConfig, name)() for name in ("vit_b16", "vit_l16", "vit_h14")}
-
-
-def named_config(name: str) -> ViTConfig:
-    """Look up a published size by its name.
-
-    Raises:
-        InputError: for an unknown name.
-    """
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
-    return MODELS[name]
-
-
-def model_name(config: ViTConfig) -> str:
-    """Name the published size whose blocks and patches these are, or "custom"."""
-    body = {field.name for field in dataclasses.fields(ViTConfig)} - {"resolution", "num_classes"}
-    for name, known in MODELS.items():
-        if all(getattr(known, field) == getattr(config, field) for field in body):
-            return name
-    return "custom"

@@ -7,7 +7,8 @@ import importlib.resources
 import json
 from typing import Any
 
-from hvit_jax.config import ViTConfig, model_name
+from hvit_jax.architectures import model_name
+from hvit_jax.config import ViTConfig
 from hvit_jax.ops.flops import TABLE_CLASSES
 from hvit_jax.reducers import Reducer, make_reducer
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 import hvit_jax
 from hvit_jax.api import with_resolution
-from hvit_jax.config import named_config
+from hvit_jax.architectures import named_config
 
 PUBLISHED = json.loads((Path(hvit_jax.__file__).parent / "published.json").read_text())["rows"]
 

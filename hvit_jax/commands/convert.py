@@ -9,9 +9,10 @@ import jax
 from rich.console import Console
 from rich.progress import Progress
 
+from hvit_jax.architectures import model_name
 from hvit_jax.checkpoint import Description
 from hvit_jax.commands.flags import command
-from hvit_jax.config import ViTConfig, model_name
+from hvit_jax.config import ViTConfig
 from hvit_jax.convert import convert_file, export_file
 from hvit_jax.convert.config import ConvertConfig
 from hvit_jax.convert.detect import published_heads

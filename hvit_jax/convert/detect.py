@@ -8,7 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from hvit_jax.config import MODELS, Preprocessing, ViTConfig, crop_share, model_name
+from hvit_jax.architectures import MODELS, model_name
+from hvit_jax.config import Preprocessing, ViTConfig, crop_share
 from hvit_jax.convert.keys import LAYOUTS, PREPROCESSING, Entry, Layout
 from hvit_jax.convert.reader import StateDict
 from hvit_jax.errors import InputError, unknown

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hvit_jax.api import with_resolution
-from hvit_jax.config import MODELS, ViTConfig, named_config
+from hvit_jax.architectures import MODELS, named_config
+from hvit_jax.config import ViTConfig
 from hvit_jax.costs import count_flops
 from hvit_jax.errors import unknown
 from hvit_jax.models.reducer import Reducer

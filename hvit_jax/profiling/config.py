@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvit_jax.api import with_resolution
+from hvit_jax.architectures import MODELS, named_config
 from hvit_jax.checkpoint import read_description
-from hvit_jax.config import IN_COMMANDS, MODELS, Compute, ViTConfig, named_config
+from hvit_jax.config import IN_COMMANDS, Compute, ViTConfig
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, flag, nested, option
 from hvit_jax.reducers import Reducer, method_of_checkpoint

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hvit_jax.api import with_resolution
-from hvit_jax.config import IN_COMMANDS, Compute, Preparing, ViTConfig, named_config
+from hvit_jax.architectures import named_config
+from hvit_jax.config import IN_COMMANDS, Compute, Preparing, ViTConfig
 from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, flag, nested, option

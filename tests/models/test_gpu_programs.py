@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from hvit_jax.config import MODELS, Compute, ViTConfig, model_name
+from hvit_jax.architectures import MODELS, model_name
+from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.costs import at_cost
 from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.models.vit import ViT

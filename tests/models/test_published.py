@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 import hvit_jax
-from hvit_jax.config import named_config
+from hvit_jax.architectures import named_config
 from hvit_jax.published import find_published, published_rows
 
 ROWS = [row for row in published_rows() if row["method"] in hvit_jax.REDUCERS]

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import hvit_jax
-from hvit_jax.config import named_config
+from hvit_jax.architectures import named_config
 from tests.ats_reference import run_alone
 from tests.published_rows import published, row_config, row_name, token_counts
 from tests.small_models import build, compute_features, contrasts, sharp_parameters

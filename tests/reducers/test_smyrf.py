@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import hvit_jax
-from hvit_jax.config import named_config
+from hvit_jax.architectures import named_config
 from hvit_jax.costs import count_flops
 from hvit_jax.errors import InputError
 from hvit_jax.ops.attention import attend

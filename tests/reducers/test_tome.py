@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 import hvit_jax
-from hvit_jax.config import Compute, named_config
+from hvit_jax.architectures import named_config
+from hvit_jax.config import Compute
 from hvit_jax.costs import count_flops
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import build_model, init_parameters

@@ -338,7 +338,7 @@ def model_name(config: ViTConfig) -> str:
     """Name the model whose blocks and patches these are, or "custom".
 
     Of timm's names of one body, such as those of other resolutions or activations, it is the one
-    that most other fields agree with; those come first whose weights timm publishes.
+    that most other fields agree with; those come last whose weights others publish.
     """
     ours = vars(config)
     for name, known in MODELS.items():
@@ -349,7 +349,7 @@ def model_name(config: ViTConfig) -> str:
     def likeness(name: str) -> tuple[bool, int, bool, int]:
         fields = vars(architecture_config(name))
         same = sum(ours[field] == value for field, value in fields.items())
-        usual = (weights_of(name)[0].found or "").startswith("timm/")
+        usual = (weights_of(name)[0].found or "timm/").startswith(("timm/", "http"))
         return usual, same, name.startswith("vit_"), -len(name)
 
     return max(_bodies().get(_body(config), ()), key=likeness, default="custom")

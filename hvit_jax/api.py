@@ -75,7 +75,8 @@ def create(
     """Create a model with random weights.
 
     Args:
-        config_or_name: sizes, or one of "vit_b16", "vit_l16", "vit_h14".
+        config_or_name: a configuration, or a model's name, such as "vit_b16" (SWAG's) or
+            "vit_base_patch14_dinov2" (timm's); see `hvit_jax.architectures`.
         method: as for `load`.
         seed: of the weights; the same seed gives the same weights under every method.
         resolution: as for `load`; default: the configuration's own.

@@ -64,10 +64,10 @@ _ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class Weights:
-    """Published weights of an architecture.
+    """Published weights of a model.
 
     Attributes:
-        tag: what timm calls them, after the architecture's name and a dot.
+        tag: what they are called among the model's; timm writes it after the name and a dot.
         found: their model card on the Hugging Face hub, or a page; None: never published.
         licence: of the weights; None: not known.
         classes: outputs of their head; 0: none.
@@ -92,20 +92,25 @@ def architectures() -> tuple[str, ...]:
 
 
 def weights_of(name: str) -> tuple[Weights, ...]:
-    """List the published weights of an architecture, the usual ones first.
+    """List the published weights of a model, the usual ones first.
 
     Raises:
         InputError: for an unknown name.
     """
-    if name not in architectures():
+    rows = _read("published_weights.json")["weights"].get(name)
+    if rows is None:
         raise _unknown(name)
-    rows = _read("timm_weights.json")["weights"][name]
     return tuple(Weights(**{**row, "resolution": tuple(row["resolution"])}) for row in rows)
 
 
 def other_cards(name: str) -> tuple[str, ...]:
-    """List model cards that hold an architecture's weights as transformers writes them."""
-    return tuple(_read("timm_weights.json")["transformers"].get(name, ()))
+    """List model cards of a model's weights as transformers writes them."""
+    return tuple(_read("published_weights.json")["transformers"].get(name, ()))
+
+
+def published_parameters(name: str) -> int:
+    """Look up how many numbers a model has, with the head of its usual weights."""
+    return _read("published_weights.json")["parameters"][name]
 
 
 def architecture_config(
@@ -167,6 +172,8 @@ def architecture_config(
 
 def _tagged(architecture: str, tag: str) -> Weights:
     """Find the weights of a tag; without one the usual ones."""
+    if architecture not in architectures():
+        raise _unknown(architecture)
     known = weights_of(architecture)
     found = [each for each in known if not tag or each.tag == tag]
     if not found:

@@ -14,6 +14,7 @@ from hvit_jax.version import __version__
 
 # What each command does, and where the record of its options stands.
 COMMANDS = {
+    "models": ("list the models that can be made by name", "catalogue.ModelsConfig"),
     "convert": ("port a PyTorch checkpoint, or write one back", "convert.config.ConvertConfig"),
     "eval": ("measure accuracy and speed on labelled pictures", "evaluation.config.EvalConfig"),
     "profile": (

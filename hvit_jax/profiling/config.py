@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvit_jax.api import with_resolution
-from hvit_jax.architectures import MODELS, named_config
+from hvit_jax.architectures import named_config
 from hvit_jax.checkpoint import read_description
 from hvit_jax.config import IN_COMMANDS, Compute, ViTConfig
 from hvit_jax.errors import InputError
@@ -25,7 +25,10 @@ class ProfileConfig(Options):
 
     reducer: Reducer | None = method_of_checkpoint()
     model: str | None = option(
-        None, f"{', '.join(MODELS)} (default: {DEFAULT_MODEL})", metavar="NAME"
+        None,
+        "a model by its name, such as vit_base_patch14_dinov2; hvit models lists all (default: "
+        f"{DEFAULT_MODEL})",
+        metavar="NAME",
     )
     checkpoint: Path | None = option(
         None, "a folder written by hvit convert or by training", metavar="DIR"

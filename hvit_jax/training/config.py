@@ -55,7 +55,10 @@ class TrainConfig(Options):
         "their names",
     )
     model: str | None = _start(
-        None, "vit_b16, vit_l16 or vit_h14, with random weights", metavar="NAME"
+        None,
+        "a model by its name, such as vit_b16 or vit_small_patch16_224, with random weights; "
+        "hvit models lists all",
+        metavar="NAME",
     )
     patch_size: int | None = _size()
     depth: int | None = _size()

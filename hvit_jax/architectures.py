@@ -7,7 +7,7 @@ import difflib
 import functools
 import importlib.resources
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,7 +152,7 @@ def architecture_config(
         raise InputError(f"{architecture} cannot be built; it needs {', '.join(obstacles)}")
     try:
         return ViTConfig(
-            _covered(given) if resolution is None else resolution,
+            covered(given["img_size"], given["patch_size"]) if resolution is None else resolution,
             given["patch_size"],
             depth=given["depth"],
             width=given["embed_dim"],
@@ -182,11 +182,14 @@ def _tagged(architecture: str, tag: str) -> Weights:
     return found[0]
 
 
-def _covered(given: dict[str, Any]) -> tuple[int, int]:
-    """Cut a picture's sides to whole patches: SigLIP's patches of 14 leave 6 pixels of 384."""
-    size, patch = given["img_size"], given["patch_size"]
+def covered(size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
+    """Cut a picture's sides to whole patches: SigLIP's patches of 14 leave 6 pixels of 384.
+
+    timm and transformers leave such a rest below and on the right; `Preprocessing.uncovered` is
+    where pictures lose it.
+    """
     height, width = as_pair(tuple(size) if isinstance(size, list) else size)
-    return height - height % patch, width - width % patch
+    return height - height % patch_size, width - width % patch_size
 
 
 def _norm(given: dict[str, Any]) -> tuple[str, float]:

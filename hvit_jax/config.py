@@ -349,6 +349,13 @@ class Preprocessing(Options):
     )
     mean: tuple[float, float, float] = option(MEAN, "subtracted from red, green and blue in [0, 1]")
     std: tuple[float, float, float] = option(STD, "what they are divided by then", above=0)
+    uncovered: tuple[int, int] = option(
+        (0, 0),
+        "rows and columns of the crop beyond the resolution, below and on the right, that no patch "
+        "covers: they are cut off (SigLIP: 6 of 384 pixels, in patches of 14)",
+        least=0,
+        most=LARGEST,
+    )
 
     @classmethod
     def label(cls, name: str) -> str:

@@ -27,7 +27,7 @@ def resized_size(
         Height and width, in pixels.
     """
     (height, width), share = size, preprocessing.crop_pct
-    rows, columns = int(resolution[0] / share), int(resolution[1] / share)
+    rows, columns = (int(side / share) for side in _crop(resolution, preprocessing))
     if preprocessing.crop_mode == "squash":
         return rows, columns
     border = preprocessing.crop_mode == "border"
@@ -38,6 +38,12 @@ def resized_size(
     if width * rows <= height * columns:
         return max(rows, int(columns * height / width)), columns
     return rows, max(columns, int(rows * width / height))
+
+
+def _crop(resolution: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+    """Give the crop's height and width, with what is cut off after it."""
+    (height, width), (below, right) = resolution, preprocessing.uncovered
+    return height + below, width + right
 
 
 def corner(side: int, wanted: int, rounding: str) -> int:
@@ -73,7 +79,7 @@ def resize_and_crop(
     image = image.resize((width, height), Image.Resampling[preprocessing.interpolation.upper()])
     top, left = (
         corner(side, wanted, preprocessing.rounding)
-        for side, wanted in zip((height, width), resolution, strict=True)
+        for side, wanted in zip((height, width), _crop(resolution, preprocessing), strict=True)
     )
     red, green, blue = (round(255 * value) for value in preprocessing.mean)
     canvas = Image.new("RGB", (resolution[1], resolution[0]), (red, green, blue))

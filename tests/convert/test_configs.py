@@ -7,6 +7,7 @@ import pytest
 
 from hvit_jax.config import MEAN, STD, Preprocessing
 from hvit_jax.convert.configs import read_facts
+from hvit_jax.convert.licences import licence_line
 from hvit_jax.convert.pictures import bare_preprocessing
 from hvit_jax.errors import InputError
 
@@ -306,3 +307,10 @@ def test_bare_files():
     assert bare_preprocessing("DINOv2").mean == MEAN
     with pytest.raises(InputError, match="unknown family 'CLiP', did you mean 'CLIP'"):
         bare_preprocessing("CLiP")
+
+
+def test_licences():
+    assert licence_line("mit", "timm") == "mit, also for what is tuned from these weights"
+    assert "CC-BY-NC 4.0" in licence_line(None, "transformers vit_mae")
+    assert "Apache-2.0" in licence_line(None, "transformers dinov2_with_registers")
+    assert licence_line(None, "a new one") == "not stated beside the weights"

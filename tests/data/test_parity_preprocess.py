@@ -1,5 +1,6 @@
 """Prepared pictures against the original's, and sizes that the goldens do not have."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -123,6 +124,16 @@ def test_transformers_floors_the_margin():
     for rounding, left in (("transformers", 3), ("torchvision", 4), ("timm", 4)):
         pixels = resize_and_crop(image, (32, 32), Preprocessing(rounding=rounding))
         np.testing.assert_array_equal(pixels, np.asarray(image)[:, left : left + 32])
+
+
+def test_what_no_patch_covers_is_cut_off_below_and_on_the_right():
+    """SigLIP SO400M's 384 pixels in patches of 14, here 20 in patches of 9."""
+    image = gradient(47, 31)
+    for mode in ("center", "squash", "border"):
+        whole = Preprocessing(0.9, mode, "timm")
+        covered = dataclasses.replace(whole, uncovered=(2, 2))
+        expected = resize_and_crop(image, (20, 20), whole)[:18, :18]
+        np.testing.assert_array_equal(resize_and_crop(image, (18, 18), covered), expected)
 
 
 def test_border_shows_the_whole_picture_on_the_mean_colour():

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from hvit_jax.checkpoint import Description
 from hvit_jax.data.folder import EXTENSIONS, first_number
 from hvit_jax.data.source import Source, Subset
 from hvit_jax.errors import InputError
@@ -69,6 +68,23 @@ class Labelling(Options):
 
 
 @dataclass(frozen=True)
+class Classes:
+    """What pictures are told apart by: the outputs of a head, or of what stands in its place.
+
+    Attributes:
+        count: how many outputs there are.
+        names: of their classes, where they are known.
+        owner: whose names they are, for messages.
+        holder: what has them, for messages.
+    """
+
+    count: int
+    names: tuple[str, ...] = ()
+    owner: str = "the checkpoint"
+    holder: str = "the checkpoint's head"
+
+
+@dataclass(frozen=True)
 class Labelled:
     """Pictures whose labels are numbers of the head's outputs.
 
@@ -102,29 +118,23 @@ class Labelled:
 
 
 def label_pictures(
-    source: Source, description: Description, labelling: Labelling = Labelling()
+    source: Source, outputs: Classes, labelling: Labelling = Labelling()
 ) -> Labelled:
     """Find the right outputs of pictures.
 
     Args:
         source: the pictures; with `labelling.labels` its own labels do not count.
-        description: of the checkpoint whose outputs they are.
-        labelling: how; by default names decide, where the checkpoint names its classes.
+        outputs: those that may be right.
+        labelling: how; by default names decide, where the outputs have names.
 
     Raises:
-        InputError: if the checkpoint has no head, labels cannot be read, or do not fit the head.
+        InputError: if labels cannot be read, or do not fit the outputs.
     """
-    outputs = description.config.num_classes
-    if not outputs:
-        raise InputError(
-            "the checkpoint has no classification head; evaluate a fine-tuned one, such as SWAG's "
-            "*_in1k files"
-        )
     if labelling.labels is not None:
-        right, notes = _of_pictures(source.paths, description, labelling.labels)
+        right, notes = _of_pictures(source.paths, outputs, labelling.labels)
         there, by = set().union(*right), f"the file {labelling.labels.name}"
     else:
-        of_class, by, notes = _of_classes(source.classes, description, labelling)
+        of_class, by, notes = _of_classes(source.classes, outputs, labelling)
         right, there = [of_class[label] for label in source.labels], set().union(*of_class)
     kept = [place for place, each in enumerate(right) if each]
     if not kept:
@@ -133,17 +143,19 @@ def label_pictures(
         notes.insert(0, f"left out: pictures without a right label ({without})")
         source, right = Subset(source, tuple(kept)), [right[place] for place in kept]
     competing = None
-    if len(there) < outputs:
+    if len(there) < outputs.count:
         if labelling.subset:
             competing = tuple(sorted(there))
-            notes.append(f"only outputs of the data's {len(there)} classes compete, of {outputs}")
+            notes.append(
+                f"only outputs of the data's {len(there)} classes compete, of {outputs.count}"
+            )
         else:
             notes.append(
-                f"the data has {len(there)} of the head's {outputs} classes; all outputs compete "
-                "(with --subset only theirs)"
+                f"the data has {len(there)} of the head's {outputs.count} classes; all outputs "
+                "compete (with --subset only theirs)"
             )
     in_order = by in (_ORDER, _NUMBERS)
-    names = description.classes or (source.classes if in_order else map(str, range(outputs)))
+    names = outputs.names or (source.classes if in_order else map(str, range(outputs.count)))
     return Labelled(source, _as_array(right), competing, tuple(names), by, tuple(notes))
 
 
@@ -155,28 +167,29 @@ def _as_array(right: Sequence[Right]) -> Int[np.ndarray, "N ..."]:
 
 
 def _of_classes(
-    classes: Sequence[str], description: Description, labelling: Labelling
+    classes: Sequence[str], outputs: Classes, labelling: Labelling
 ) -> tuple[list[Right], str, list[str]]:
     """Find the right outputs of every class, say how, and what a user should know."""
-    outputs, known = description.config.num_classes, description.classes
+    known = outputs.names
     if labelling.class_map is not None:
-        table = _Labels(labelling.class_map, description)
+        table = _Labels(labelling.class_map, outputs)
         if missing := [name for name in classes if name not in table.found]:
             raise InputError(f"{table.path} does not have {_some(missing)}; it has {table}")
         return [table.right(name) for name in classes], f"the file {table.path.name}", []
     if known and set(classes) <= set(known) and not labelling.order:
         places = {name: place for place, name in enumerate(known)}
         return [(places[name],) for name in classes], "names", []
-    if len(classes) != outputs:
+    differing = difference(classes, known, outputs.owner)
+    if len(classes) != outputs.count:
         raise InputError(
-            f"the data has {len(classes)} classes, the checkpoint's head has {outputs}"
-            f"{difference(classes, known)}; --class-map FILE says which output each folder is"
+            f"the data has {len(classes)} classes, {outputs.holder} has {outputs.count}"
+            f"{differing}; --class-map FILE says which output each folder is"
         )
-    in_order: list[Right] = [(place,) for place in range(outputs)]
+    in_order: list[Right] = [(place,) for place in range(outputs.count)]
     start = None if labelling.order else first_number(classes)
     if known and start != 0 and not labelling.order:
         raise InputError(
-            f"the data's class names are not the checkpoint's{difference(classes, known)}; "
+            f"the data's class names are not {outputs.owner}'s{differing}; "
             "--class-map FILE says which output each folder is, --order takes both in their order"
         )
     if start is None:
@@ -206,12 +219,10 @@ def _order_of_names(classes: Sequence[str]) -> list[str]:
     return []
 
 
-def difference(classes: Sequence[str], known: Sequence[str]) -> str:
+def difference(classes: Sequence[str], known: Sequence[str], owner: str = "the checkpoint") -> str:
     """Say which names one side alone has, where both have names."""
-    sides = {"data": set(classes) - set(known), "checkpoint": set(known) - set(classes)}
-    parts = [
-        f"only the {side} has {_some(sorted(names))}" for side, names in sides.items() if names
-    ]
+    sides = {"the data": set(classes) - set(known), owner: set(known) - set(classes)}
+    parts = [f"only {side} has {_some(sorted(names))}" for side, names in sides.items() if names]
     return f" ({', '.join(parts)})" if known else ""
 
 
@@ -221,13 +232,13 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _of_pictures(
-    pictures: Sequence[str], description: Description, path: Path
+    pictures: Sequence[str], outputs: Classes, path: Path
 ) -> tuple[list[Right], list[str]]:
     """Find the right outputs of every picture in a file, and what a user should know.
 
     Pictures are found by their path or the end of it, with or without their extension.
     """
-    table = _Labels(path, description)
+    table = _Labels(path, outputs)
     named: dict[str, str] = {}
     right, missing = [], []
     for picture in pictures:
@@ -265,15 +276,15 @@ def _plain(name: str) -> str:
 class _Labels:
     """Labels of a file, as it has them, by name."""
 
-    def __init__(self, path: Path, description: Description):
+    def __init__(self, path: Path, outputs: Classes):
         """Read the file: JSON, or lines.
 
         Raises:
             InputError: if it cannot be read so.
         """
         self.path = path
-        self._outputs = description.config.num_classes
-        self._places = {name: place for place, name in enumerate(description.classes)}
+        self._outputs = outputs
+        self._places = {name: place for place, name in enumerate(outputs.names)}
         # Where all names are numbers, such as 1 to 12, numbers are names: 1 is the first output.
         numbers = all(name.isascii() and name.isdecimal() for name in self._places)
         self._numbered = {int(name): self._places[name] for name in self._places if numbers}
@@ -293,12 +304,13 @@ class _Labels:
         if number is None:
             no_number = "" if self._numbered else "no number and "
             raise InputError(
-                f"{self.path}: the label {label!r} of {name} is {no_number}no class of the "
-                "checkpoint"
+                f"{self.path}: the label {label!r} of {name} is {no_number}no class of "
+                f"{self._outputs.owner}"
             )
-        if not 0 <= number < self._outputs:
+        if not 0 <= number < self._outputs.count:
             raise InputError(
-                f"{self.path}: the label {number} of {name}: outputs are 0 to {self._outputs - 1}"
+                f"{self.path}: the label {number} of {name}: outputs are 0 to "
+                f"{self._outputs.count - 1}"
             )
         return number
 

@@ -32,6 +32,17 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
+def share(array: np.ndarray) -> np.ndarray:
+    """Give every process the array that the first one has; what others pass does not count."""
+    if jax.process_count() == 1:
+        return array
+    shape, kind = gather([array.shape, array.dtype.str])[0]
+    first = jax.process_index() == 0
+    return np.asarray(
+        multihost_utils.broadcast_one_to_all(array if first else np.zeros(shape, kind))
+    )
+
+
 def check_same(text: str, *, gather: Callable[[Any], list[Any]] = gather, **more: Any) -> None:
     """Refuse to go on where another process is about to do something else.
 

@@ -69,6 +69,11 @@ class Placement:
         """Put a tree of arrays, which every process has, where `sharding` says."""
         return self._put(state, self.sharding)
 
+    def divide(self, array: np.ndarray, *, axis: int) -> jax.Array:
+        """Divide an array, which every process has, along an axis that divides by the devices."""
+        along = NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, AXIS))
+        return self._put(array, lambda shape: along)
+
     def gather(self, tree: Any) -> Any:
         """Give every process all of a tree's arrays, as NumPy arrays; all processes call this."""
         replicate = jax.jit(lambda tree: tree, out_shardings=self.replicated)

@@ -61,6 +61,58 @@ class OnPictures(Options):
         return self.data, self.checkpoint
 
 
+_GROUP = "classes for a model without a head"
+
+
+@dataclass(frozen=True)
+class Classifying(Options):
+    """What classifies the features of a model without a head; see docs/probing.md.
+
+    Raises:
+        InputError: for options that do not go together.
+    """
+
+    probe: str | None = option(
+        None,
+        "classify frozen features: by the vote of the nearest training pictures, or by logistic "
+        "regression",
+        choices=("knn", "linear"),
+        group=_GROUP,
+    )
+    train_data: str | None = option(
+        None,
+        "the probe's training pictures: class folders, a folder whose train/ holds them, or "
+        "tfds:NAME[:SPLIT]",
+        metavar="DATA",
+        group=_GROUP,
+    )
+    probe_k: int = option(20, "neighbours that vote", least=1, group=_GROUP)
+    probe_weight_decay: float | None = option(
+        None,
+        "of logistic regression (default: the best on every tenth training picture)",
+        least=0,
+        group=_GROUP,
+    )
+    text_embeddings: Path | None = option(
+        None,
+        "classify zero-shot: embeddings and classes of texts, for CLIP and SigLIP models",
+        metavar="FILE.npz",
+        ends=(".npz",),
+        group=_GROUP,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.probe is None) != (self.train_data is None):
+            raise InputError("--probe knn|linear and --train-data DATA go together")
+        if self.probe is not None and self.text_embeddings is not None:
+            raise InputError("--probe and --text-embeddings contradict each other; give one")
+        if self.probe != "knn" and self.probe_k != type(self).probe_k:
+            raise InputError("--probe-k is for --probe knn")
+        if self.probe != "linear" and self.probe_weight_decay is not None:
+            raise InputError("--probe-weight-decay is for --probe linear")
+
+
 @dataclass(frozen=True)
 class EvalConfig(OnPictures):
     """What to evaluate, and how; every field is a flag of `hvit eval`.
@@ -74,6 +126,7 @@ class EvalConfig(OnPictures):
 
     reducer: Reducer | None = method_of_checkpoint()
     labelling: Labelling = nested(Labelling)
+    classifying: Classifying = nested(Classifying)
     on_error: str = option(
         "stop", "at unreadable pictures: stop, or skip and list them", choices=("stop", "skip")
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import (
+    Description,
     choose_method,
     describe_checkpoint,
     fitted_parameters,
@@ -16,16 +18,24 @@ from hvit_jax.checkpoint import (
 )
 from hvit_jax.config import Compute, Preparing, Preprocessing, ViTConfig
 from hvit_jax.data.fingerprint import data_sha256
-from hvit_jax.data.labels import Labelled, Labelling, label_pictures
+from hvit_jax.data.folder import TRAIN
+from hvit_jax.data.labels import Classes, Labelled, Labelling, label_pictures
 from hvit_jax.data.source import Source, open_source
+from hvit_jax.errors import InputError
+from hvit_jax.evaluation.config import Classifying
 from hvit_jax.evaluation.step import Scoring
+from hvit_jax.evaluation.texts import TextEmbeddings, read_text_embeddings
 from hvit_jax.fields import as_json
-from hvit_jax.models.parameters import build_model
+from hvit_jax.models.parameters import Tree, abstract_parameters, build_model
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.models.vit import ViT
 
 # What commands that have this option say of a folder without class folders.
 WITHOUT_CLASSES = "for pictures without class folders, give --labels FILE"
+_NO_HEAD = (
+    "the checkpoint has no classification head; classify its features by --probe knn --train-data "
+    "DATA, by --probe linear --train-data DATA, or by --text-embeddings FILE.npz"
+)
 
 
 @dataclass(frozen=True)
@@ -36,9 +46,12 @@ class Inputs:
         data: what the command line calls DATA.
         checkpoint: the checkpoint's folder.
         labelled: the pictures, with labels numbered as the head's outputs.
-        sizes: the model's.
+        sizes: the model's; without a head where a probe takes its place.
         reducer: the method.
         preprocessing: how pictures are prepared.
+        classifying: what takes the place of the head, if anything does.
+        training: the probe's training pictures; None without a probe.
+        texts: what zero-shot classification compares with; None without it.
     """
 
     data: str
@@ -47,6 +60,9 @@ class Inputs:
     sizes: ViTConfig
     reducer: Reducer
     preprocessing: Preprocessing
+    classifying: Classifying = Classifying()
+    training: Source | None = None
+    texts: TextEmbeddings | None = None
 
     @property
     def source(self) -> Source:
@@ -55,25 +71,51 @@ class Inputs:
 
     @property
     def scoring(self) -> Scoring:
-        """How pictures are normalised, and their logits scored."""
-        labelled = self.labelled
-        return Scoring(self.preprocessing, labelled.outputs, labelled.right.shape[1:])
+        """How pictures are normalised, and their logits scored; a probe's head comes later."""
+        labelled, texts = self.labelled, self.texts
+        head = None if texts is None else texts.head
+        return Scoring(self.preprocessing, labelled.outputs, labelled.right.shape[1:], head)
+
+    def weights(self) -> Tree:
+        """Read the weights, without a head's where a probe takes its place."""
+        stored = read_description(self.checkpoint).config
+        resized = dataclasses.replace(stored, resolution=self.sizes.resolution)
+        found = fitted_parameters(self.checkpoint, resized)
+        return {name: found[name] for name in abstract_parameters(self.sizes)}
 
     def model(self, compute: Compute) -> ViT:
         """Read the weights, and build the model."""
-        parameters = fitted_parameters(self.checkpoint, self.sizes)
-        return build_model(self.sizes, self.reducer, parameters, compute)
+        return build_model(self.sizes, self.reducer, self.weights(), compute)
 
     def describe(self) -> dict[str, Any]:
         """Name them by place and by content, as results do."""
         return {
             "data": self.data,
             "data_sha256": data_sha256(self.source),
+            **self._describe_classifying(),
             **self.labelled.describe(),
             "preprocessing": as_json(self.preprocessing),
             "checkpoint": str(self.checkpoint),
             **describe_checkpoint(self.checkpoint),
         }
+
+    def _describe_classifying(self) -> dict[str, Any]:
+        """Say what classifies in place of a head, if anything does."""
+        training, texts, asked = self.training, self.texts, self.classifying
+        if training is not None:
+            means = f"the {asked.probe_k} nearest" if asked.probe == "knn" else "a linear probe"
+            return {
+                "classified_by": f"{means} of {len(training)} training pictures",
+                "train_data_sha256": data_sha256(training),
+            }
+        if texts is not None:
+            return {
+                "classified_by": f"{texts.path.name}, zero-shot",
+                "logit_scale": texts.scale,
+                "logit_bias": texts.bias,
+                "text_embeddings_sha256": texts.sha256,
+            }
+        return {}
 
 
 def open_inputs(
@@ -85,6 +127,7 @@ def open_inputs(
     *,
     preparing: Preparing = Preparing(),
     labelling: Labelling = Labelling(),
+    classifying: Classifying = Classifying(),
 ) -> Inputs:
     """Open data and checkpoint, and check that they and a method fit each other.
 
@@ -96,19 +139,69 @@ def open_inputs(
         say: is told what a user should know about pictures, classes and method, if anything.
         preparing: what is changed of the checkpoint's preprocessing.
         labelling: how pictures get their labels.
+        classifying: what classifies the features of a model without a head.
 
     Raises:
         InputError: if anything cannot be opened or does not fit.
     """
     description = read_description(checkpoint)
     sizes = with_resolution(description.config, resolution)
+    if classifying.probe is not None:
+        sizes = dataclasses.replace(sizes, num_classes=0, projection=0)
     reducer = choose_method(reducer, description, say)
     reducer.resolve(sizes)  # Found wrong before thousands of pictures are listed.
     source = open_source(
         data, exif=preparing.exif, labelled=labelling.labels is None, hint=WITHOUT_CLASSES
     )
-    labelled = label_pictures(source, description, labelling)
-    for note in (*source.notes, *labelled.notes):
+    training = texts = None
+    if classifying.train_data is not None:
+        training = _open_training(classifying, preparing)
+    elif classifying.text_embeddings is not None:
+        texts = _open_texts(classifying.text_embeddings, sizes)
+    labelled = label_pictures(source, _classes(description, training, texts), labelling)
+    for note in (*source.notes, *(training.notes if training else ()), *labelled.notes):
         say(note)
     preprocessing = preparing.changed(description.preprocessing)
-    return Inputs(data, checkpoint, labelled, sizes, reducer, preprocessing)
+    return Inputs(
+        data, checkpoint, labelled, sizes, reducer, preprocessing, classifying, training, texts
+    )
+
+
+def _classes(
+    description: Description, training: Source | None, texts: TextEmbeddings | None
+) -> Classes:
+    """Name the classes that pictures are told apart by.
+
+    Raises:
+        InputError: if there are none.
+    """
+    if training is not None:
+        what = "--train-data"
+        return Classes(len(training.classes), training.classes, owner=what, holder=what)
+    if texts is not None:
+        what = texts.path.name
+        return Classes(len(texts.classes), texts.classes, owner=what, holder=what)
+    if not description.config.num_classes:
+        raise InputError(_NO_HEAD)
+    return Classes(description.config.num_classes, description.classes)
+
+
+def _open_training(classifying: Classifying, preparing: Preparing) -> Source:
+    training = open_source(str(classifying.train_data), TRAIN, exif=preparing.exif)
+    if classifying.probe == "knn" and classifying.probe_k > len(training):
+        raise InputError(
+            f"--probe-k {classifying.probe_k} is more than the {len(training)} training pictures; "
+            f"give at most {len(training)}"
+        )
+    return training
+
+
+def _open_texts(path: Path, sizes: ViTConfig) -> TextEmbeddings:
+    texts = read_text_embeddings(path)
+    outputs = sizes.num_classes or sizes.projection or sizes.feature_width
+    if texts.embeddings.shape[1] != outputs:
+        raise InputError(
+            f"{path} has embeddings of {texts.embeddings.shape[1]} numbers, the model's have "
+            f"{outputs}; make them with the text tower that belongs to the checkpoint"
+        )
+    return texts

@@ -40,7 +40,8 @@ def describe(results: dict[str, Any]) -> str:
     method = method_name(results["method"], results["args"])
     count = results.get("devices", 1)
     devices = f"{count} x {results['device']}" if count > 1 else results["device"]
-    return f"{method}, {results['model']} at {shape}, {results['dtype']}, {devices}"
+    by = f", classified by {results['classified_by']}" if "classified_by" in results else ""
+    return f"{method}, {results['model']} at {shape}, {results['dtype']}, {devices}{by}"
 
 
 def describe_model(model: ViT) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Files of an evaluation: its results, and what it continues from after a stop or a kill.
 
-FILE.progress/lock             locked while an evaluation runs
-FILE.progress/settings.json    what its results depend on
-FILE.progress/000000512.npz    results of the pictures from number 512 on, the sums up to the last
+FILE.progress/lock                   locked while an evaluation runs
+FILE.progress/settings.json          what its results depend on
+FILE.progress/000000512.npz          results of the pictures from number 512 on, the sums up to the
+                                     last
+FILE.progress/training-000000512.npz the features of a probe's training pictures likewise
 
 FILE is that of the results. Each file of the folder appears whole or not at all, and those of
 pictures never change, so that the folder can be resumed at any moment. The folder is deleted once
@@ -39,10 +41,14 @@ from hvit_jax.system.provenance import changes
 
 INTERVAL = 30.0  # Seconds between two savings.
 _SETTINGS, _LOCK = "settings.json", "lock"
+# What names of files of rows begin with: of the pictures, and of a probe's training pictures.
+SCORED, TRAINING = "", "training-"
 # What scored pictures depend on, so that --resume needs the same; batch and devices may change.
 _SAME = ("method", "args", "model", "device", "matmul_precision", "versions")
 _SAME += ("data_sha256", "checkpoint_sha256", "labels_sha256")
+_SAME += ("train_data_sha256", "text_embeddings_sha256")
 _SAME_OPTIONS = ("resolution", "data", "checkpoint", "compute", "predictions", "preparing")
+_SAME_OPTIONS += ("classifying",)
 # What reading a file of pictures raises that is not whole.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
 
@@ -80,7 +86,7 @@ class ProgressFolder:
         self._folder = None if output is None else output.parent / f"{output.name}.progress"
         self._say, self._resume, self._overwrite = say, resume, overwrite
         self._interval, self._saved_at = interval, time.monotonic()
-        self._batches, self._lock, self._finished = 0, None, None
+        self._batches, self._lock, self._finished = {SCORED: 0, TRAINING: 0}, None, None
 
     def __enter__(self) -> ProgressFolder:
         """Lock the folder, after checking that results can be written and that none are lost.
@@ -122,13 +128,16 @@ class ProgressFolder:
             if self._lock is not None:
                 os.close(self._lock)
 
-    def begin(self, about: dict[str, Any], tally: Tally, count: int) -> dict[str, Any] | None:
-        """Put into a tally what an earlier run has scored, if that is wanted, or begin anew.
+    def begin(
+        self, about: dict[str, Any], tally: Tally, count: int, training: Tally | None = None
+    ) -> dict[str, Any] | None:
+        """Put into tallies what an earlier run has done, if that is wanted, or begin anew.
 
         Args:
             about: what the results say besides the scores.
             tally: gets what was scored.
             count: how many pictures there are.
+            training: gets the features of a probe's training pictures.
 
         Returns:
             The results if an earlier run has written them already, so that nothing to do.
@@ -142,56 +151,68 @@ class ProgressFolder:
             self._say(f"{self._output} is complete: nothing to do")
         elif folder is not None:
             if self._resume and (self._saved() or (folder / _SETTINGS).exists()):
-                tally.rows = self._read(folder, settings, logits=tally.keep_logits)
+                self._check(folder, settings)
+                tally.rows = self._read(folder, SCORED, logits=tally.keep_logits)
+                if training is not None:
+                    training.rows = self._read(folder, TRAINING, logits=True)
             else:
                 for path in reversed(self._saved()):  # So that a kill leaves the first ones.
                     path.unlink()
                 write_json(folder / _SETTINGS, settings)
-            self._batches = len(tally.rows)
+            self._batches[SCORED], learnt = len(tally.rows), 0
+            if training is not None:
+                self._batches[TRAINING], learnt = len(training.rows), training.totals.pictures
+            if learnt:
+                self._say(f"resumed: {learnt} training pictures were seen before")
             if done := tally.totals.pictures:
                 self._say(f"resumed: {done} of {count} pictures were scored before")
-            elif self._resume:
+            elif self._resume and not learnt:
                 self._say("nothing to resume: starting from the beginning")
         return self._finished
 
-    def _read(self, folder: Path, settings: dict[str, Any], *, logits: bool) -> list[Rows]:
-        """Read all files in order, and compare the settings."""
-        rows, first = [], 0
+    def _check(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Compare the settings with those of the folder."""
         try:
             before = read_json(folder / _SETTINGS)
             if settings.keys() - before.keys():
                 raise ValueError(f"{_SETTINGS} is not complete")
-            for path in self._saved():
-                if path.name != _name(first):
-                    raise ValueError(f"{_name(first)} is missing")
+        except _DAMAGE as error:
+            raise _damaged(folder, error) from error
+        _refuse_others(folder, before, settings)
+
+    def _read(self, folder: Path, kind: str, *, logits: bool) -> list[Rows]:
+        """Read all files of a kind, in order."""
+        rows, first = [], 0
+        try:
+            for path in self._saved(kind):
+                if path.name != _name(kind, first):
+                    raise ValueError(f"{_name(kind, first)} is missing")
                 rows.append(_read_rows(path, logits))
                 first = rows[-1].totals.pictures
         except _DAMAGE as error:
-            raise InputError(
-                f"{folder} is damaged ({error}); without --resume, --overwrite starts again"
-            ) from error
-        _refuse_others(folder, before, settings)
+            raise _damaged(folder, error) from error
         return rows
 
-    def save_if_due(self, tally: Tally) -> None:
-        """Save what was scored since the last time, now and then."""
+    def save_if_due(self, tally: Tally, kind: str = SCORED) -> None:
+        """Save what was done since the last time, now and then."""
         if time.monotonic() - self._saved_at >= self._interval:
             self._saved_at = time.monotonic()
-            self.save(tally)
+            self.save(tally, kind)
 
-    def save(self, tally: Tally) -> None:
-        """Save what was scored since the last time; a full disk does not stop the evaluation."""
-        new = tally.rows[self._batches :]
+    def save(self, tally: Tally, kind: str = SCORED) -> None:
+        """Save what was done since the last time; a full disk does not stop the evaluation."""
+        before = self._batches[kind]
+        new = tally.rows[before:]
         if self._folder is None or not new:
             return
-        first = tally.rows[self._batches - 1].totals.pictures if self._batches else 0
+        first = tally.rows[before - 1].totals.pictures if before else 0
         try:
-            path = self._folder / _name(first)
+            path = self._folder / _name(kind, first)
             write_atomically(path, lambda file: _write_rows(file, join_rows(new)))
         except InputError as error:
             self._say(f"{error}; if this run is killed, more has to be scored again")
         else:
-            self._batches += len(new)
+            self._batches[kind] += len(new)
 
     def write(
         self, results: dict[str, Any], tally: Tally, paths: Sequence[str], classes: Sequence[str]
@@ -223,8 +244,10 @@ class ProgressFolder:
             remove_folder(self._folder)
             self._folder = None
 
-    def _saved(self) -> list[Path]:
-        return sorted(self._folder.glob("*.npz")) if self._folder is not None else []
+    def _saved(self, kind: str = "*") -> list[Path]:
+        """List the files of a kind, in order; by default of both."""
+        found = self._folder.glob(f"{kind}[0-9]*.npz") if self._folder is not None else ()
+        return sorted(found)
 
 
 def _settings(about: dict[str, Any]) -> dict[str, Any]:
@@ -243,8 +266,12 @@ def _refuse_others(what: Path | None, before: dict[str, Any], now: dict[str, Any
         )
 
 
-def _name(first: int) -> str:
-    return f"{first:09d}.npz"
+def _damaged(folder: Path, error: Exception) -> InputError:
+    return InputError(f"{folder} is damaged ({error}); without --resume, --overwrite starts again")
+
+
+def _name(kind: str, first: int) -> str:
+    return f"{kind}{first:09d}.npz"
 
 
 def _write_rows(file: Any, rows: Rows) -> None:

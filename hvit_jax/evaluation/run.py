@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.evaluation.config import EvalConfig
 from hvit_jax.evaluation.inputs import Inputs, open_inputs
 from hvit_jax.evaluation.loop import BatchSharding, score
+from hvit_jax.evaluation.probing import Training
 from hvit_jax.evaluation.results import (
     describe,
     describe_model,
@@ -30,7 +32,7 @@ from hvit_jax.evaluation.results import (
     running_scores,
     scores,
 )
-from hvit_jax.evaluation.resume import INTERVAL, ProgressFolder
+from hvit_jax.evaluation.resume import INTERVAL, TRAINING, ProgressFolder
 from hvit_jax.evaluation.step import Scoring, Step, compile_step
 from hvit_jax.evaluation.tally import Tally
 from hvit_jax.fields import as_json
@@ -46,6 +48,7 @@ from hvit_jax.system.signals import sigterm_raises, uninterrupted
 # Results of processes are added up, so these must be the same in all of them.
 _SAME_EVERYWHERE = ("args", "versions", "matmul_precision", "data_sha256", "checkpoint_sha256")
 _SAME_EVERYWHERE += ("labels_sha256", "preprocessing")
+_SAME_EVERYWHERE += ("train_data_sha256", "text_embeddings_sha256")
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,9 @@ class Seams:
     """Where tests take hold of an evaluation."""
 
     compile: Callable[[ViT, int, Placement, Scoring], Step] = compile_step
-    # Called with "opened", "begun", "compiled", "batch" (after each one), "scored" and "written";
-    # what it raises stops the evaluation.
+    # Called with "opened", "begun", "compiled", "batch" (after each one), "scored" and "written",
+    # with a probe before also "learning" (after each batch and step) and "learnt"; what it raises
+    # stops the evaluation.
     on_stage: Callable[[str], None] = lambda stage: None
     interval: float = INTERVAL  # Seconds between two savings.
 
@@ -110,26 +114,33 @@ def evaluate(
             messages.print,
             preparing=config.preparing,
             labelling=config.labelling,
+            classifying=config.classifying,
         )
         work = _Work.of(inputs, config.compute, config.batch_size, skip=config.on_error == "skip")
         warn_if_slow(config.compute.dtype, messages.print)
         seams.on_stage("opened")
         about = {**work.about, "config": as_json(config)}
         tally = Tally(keep_logits=config.predictions is not None)
-        finished = _begin(work, about, tally, progress)
+        training = None if inputs.training is None else Tally(keep_logits=True)
+        finished = _begin(work, about, tally, training, progress)
         if finished is not None:
             if first:
                 print_results(console, finished)
             return finished
-        source, start = inputs.source, gather(tally.totals.pictures)[0]
-        sharding = BatchSharding(len(source), work.batch_size, first=start)
         seams.on_stage("begun")
 
         def reached(stage: str) -> None:
-            progress.save_if_due(tally)
+            if training is not None and stage == "learning":
+                progress.save_if_due(training, TRAINING)
+            else:
+                progress.save_if_due(tally)
             seams.on_stage(stage)
             check_stop()
 
+        if training is not None:
+            work, about["probe"] = _learn(work, config, training, progress, messages, reached)
+        source, start = inputs.source, gather(tally.totals.pictures)[0]
+        sharding = BatchSharding(len(source), work.batch_size, first=start)
         size, labels = inputs.sizes.image_shape, inputs.labelled.right[list(sharding.indices)]
         # The workers start to decode while the model compiles.
         with sharding.load(source, size, config.workers, inputs.preprocessing) as batches:
@@ -153,13 +164,14 @@ class _Work:
     placement: Placement
     batch_size: int
     skip_unreadable: bool
+    scoring: Scoring
 
     @classmethod
     def of(cls, inputs: Inputs, compute: Compute, batch_size: int, *, skip: bool) -> _Work:
         """Read the weights; the batch is no larger than the data, and a multiple of the devices."""
         placement = place()
         size = placement.round_up(min(batch_size, len(inputs.source)))
-        return cls(inputs, inputs.model(compute), placement, size, skip)
+        return cls(inputs, inputs.model(compute), placement, size, skip, inputs.scoring)
 
     @property
     def text(self) -> str:
@@ -181,9 +193,13 @@ class _Work:
 
 
 def _begin(
-    work: _Work, about: dict[str, Any], tally: Tally, progress: ProgressFolder
+    work: _Work,
+    about: dict[str, Any],
+    tally: Tally,
+    training: Tally | None,
+    progress: ProgressFolder,
 ) -> dict[str, Any] | None:
-    """Check that all processes do the same, and put into the tally what was scored before.
+    """Check that all processes do the same, and put into the tallies what was done before.
 
     Returns:
         The results if all is done already.
@@ -192,14 +208,55 @@ def _begin(
         InputError: if processes or an earlier run differ; `PictureError` if an earlier run has left
             out pictures, which this one may not.
     """
-    same = {name: about[name] for name in _SAME_EVERYWHERE}
-    same |= {name: about["config"][name] for name in ("compute", "on_error")}
+    same: dict[str, Any] = {name: about.get(name) for name in _SAME_EVERYWHERE}
+    same |= {name: about["config"][name] for name in ("compute", "on_error", "classifying")}
     check_same(f"batches of {work.batch_size}; {work.text}", **same)
-    finished = gather(progress.begin(about, tally, len(work.inputs.source)))[0]
-    skipped = (finished or {}).get("skipped", tally.skipped)
+    count = len(work.inputs.source)
+    finished = gather(progress.begin(about, tally, count, training))[0]
+    skipped = tally.skipped + (training.skipped if training is not None else [])
+    if finished is not None:
+        skipped = finished["skipped"] + finished.get("probe", {}).get("skipped", [])
     if skipped and not work.skip_unreadable:
         raise PictureError(f"{skipped[0]}; --on-error skip leaves it out")
     return finished
+
+
+def _learn(
+    work: _Work,
+    config: EvalConfig,
+    tally: Tally,
+    progress: ProgressFolder,
+    messages: Console,
+    reached: Callable[[str], None],
+) -> tuple[_Work, dict[str, Any]]:
+    """Train the probe; give the work with its head, and how it came about.
+
+    Whatever ends this, the features so far are saved.
+    """
+    training = Training(
+        work.inputs,
+        work.model,
+        work.placement,
+        config.batch_size,
+        config.workers,
+        messages,
+        skip_unreadable=work.skip_unreadable,
+        on_step=lambda: reached("learning"),
+    )
+    try:
+        head, about = training.learn(tally)
+    except PictureError as error:
+        raise PictureError(f"{error}; --on-error skip leaves such pictures out") from error
+    except KeyboardInterrupt:
+        more = "; --resume continues" if config.output else ""
+        messages.print(f"interrupted: {tally.totals.pictures} training pictures were seen{more}")
+        raise
+    finally:
+        with uninterrupted():
+            progress.save(tally, TRAINING)
+    tally.rows.clear()  # Gigabytes, which the head is made of now.
+    reached("learnt")
+    return dataclasses.replace(work, scoring=dataclasses.replace(work.scoring, head=head)), about
 
 
 def _score(
@@ -219,7 +276,7 @@ def _score(
         warn_without_budgets(model.reducer, model.config, messages.print)
         with explain_out_of_memory(size, smaller_batch(size, placement.devices)):
             started = time.perf_counter()
-            step = compile(model, size, placement, work.inputs.scoring)
+            step = compile(model, size, placement, work.scoring)
             seconds = time.perf_counter() - started
             messages.print(f"compiled in {seconds:.1f} s")
             reached("compiled")

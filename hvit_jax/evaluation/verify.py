@@ -19,6 +19,8 @@ _SAME = (
     "data_sha256",
     "checkpoint_sha256",
     "labels_sha256",
+    "train_data_sha256",
+    "text_embeddings_sha256",
     "images",
     "not_finite",
     "skipped",

@@ -17,6 +17,8 @@ _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "grain")
 _CONTENTS = {
     "checkpoint_sha256": ("--checkpoint", "another checkpoint in"),
     "data_sha256": ("DATA", "other pictures in"),
+    "train_data_sha256": ("--train-data", "other training pictures in"),
+    "text_embeddings_sha256": ("--text-embeddings", "other text embeddings in"),
     "labels_sha256": ("--labels", "other labels of"),
     "validation_sha256": ("--val", "other validation pictures in"),
 }

@@ -5,16 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from hvit_jax import InputError, ViTConfig
-from hvit_jax.checkpoint import Description
+from hvit_jax import InputError
 from hvit_jax.data.folder import read_folder
-from hvit_jax.data.labels import Labelling, label_pictures
+from hvit_jax.data.labels import Classes, Labelling, label_pictures
 from tests.data.test_data import write_picture
 
 
 def head(count=3, classes=()):
-    config = ViTConfig(8, 4, depth=1, width=4, heads=2, mlp_width=6, num_classes=count)
-    return Description(config, {}, tuple(classes))
+    return Classes(count, tuple(classes))
 
 
 def folders(root, *names):
@@ -245,8 +243,3 @@ def test_labels_that_do_not_fit_are_refused(tmp_path, text, message):
 def test_one_way_at_a_time(tmp_path):
     with pytest.raises(InputError, match="--class-map and --order contradict each other"):
         Labelling(class_map=tmp_path / "map.json", order=True)
-
-
-def test_a_checkpoint_without_a_head(tmp_path):
-    with pytest.raises(InputError, match="no classification head"):
-        label_pictures(folders(tmp_path, "cat"), head(0))

@@ -92,14 +92,14 @@ class Inputs:
         return {
             "data": self.data,
             "data_sha256": data_sha256(self.source),
-            **self._describe_classifying(),
+            **self.describe_classifying(),
             **self.labelled.describe(),
             "preprocessing": as_json(self.preprocessing),
             "checkpoint": str(self.checkpoint),
             **describe_checkpoint(self.checkpoint),
         }
 
-    def _describe_classifying(self) -> dict[str, Any]:
+    def describe_classifying(self) -> dict[str, Any]:
         """Say what classifies in place of a head, if anything does."""
         training, texts, asked = self.training, self.texts, self.classifying
         if training is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 from rich.console import Console
@@ -55,7 +56,7 @@ class Training:
             tally: keeps the features in the logits' place, and may have some of an earlier run.
 
         Returns:
-            The head, and how it came about, as results tell it.
+            The head, on every device, and how it came about, as results tell it.
 
         Raises:
             InputError: if memory runs out, or features are not finite numbers or too few for the
@@ -64,6 +65,8 @@ class Training:
         self._see(tally)
         features, labels = self._seen(tally)
         head, about = self._fit(features, labels)
+        arrays, structure = jax.tree.flatten(head)
+        head = structure.unflatten(self.placement.replicate(arrays))
         return head, {**about, "images": len(labels), "skipped": tally.skipped}
 
     def _see(self, tally: Tally) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hvit_jax.data.labels import Labelling
 from hvit_jax.errors import InputError, unknown
-from hvit_jax.evaluation.config import OnPictures
+from hvit_jax.evaluation.config import Classifying, OnPictures
 from hvit_jax.fields import nested, option
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.reducers import REDUCERS
@@ -22,6 +22,7 @@ class SweepConfig(OnPictures):
     """What to try, and how; every field is a flag of `hvit sweep`."""
 
     labelling: Labelling = nested(Labelling)
+    classifying: Classifying = nested(Classifying)
     target_speedup: float | None = option(
         None,
         "name the most accurate setting with at least X times the dense model's images/s",

@@ -10,20 +10,18 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from hvit_jax.checkpoint import (
-    describe_checkpoint,
-    fitted_parameters,
-    read_description,
-    trained_with,
-)
+from hvit_jax.checkpoint import describe_checkpoint, read_description, trained_with
 from hvit_jax.costs import count_flops
 from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.source import SAMPLING, take_evenly
-from hvit_jax.distributed.placement import place
+from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation import EvalConfig
-from hvit_jax.evaluation.inputs import open_inputs
+from hvit_jax.evaluation.inputs import Inputs, open_inputs
+from hvit_jax.evaluation.probing import Training
+from hvit_jax.evaluation.step import Scoring
+from hvit_jax.evaluation.tally import Tally
 from hvit_jax.fields import as_json
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.ops.precision import warn_if_slow
@@ -49,7 +47,7 @@ from hvit_jax.system.progress import plain_console, print_table
 from hvit_jax.system.signals import sigterm_raises
 
 # Options that numbers depend on.
-SETTINGS = ("data", "checkpoint", "resolution", "preparing", "labelling")
+SETTINGS = ("data", "checkpoint", "resolution", "preparing", "labelling", "classifying")
 SETTINGS += ("batch_size", "seconds", "compute")
 
 
@@ -90,6 +88,7 @@ def sweep(
         messages.print,
         preparing=config.preparing,
         labelling=config.labelling,
+        classifying=config.classifying,
     )
     if (method := trained_with(read_description(checkpoint))) is not None:
         messages.print(f"trained with {method}; drops are counted from the dense model")
@@ -108,6 +107,7 @@ def sweep(
         "pictures": len(part),
         "sampling": SAMPLING,
         "data_sha256": data_sha256(source),
+        **inputs.describe_classifying(),
         **labelled.describe(),
         "preprocessing": as_json(preprocessing),
         **describe_checkpoint(checkpoint),
@@ -129,14 +129,13 @@ def sweep(
         preprocessing=preprocessing,
     )
     labels = labelled.right[list(part.indices)]
-    weights = fitted_parameters(checkpoint, sizes)
     trials = bench(
         sizes,
-        weights,
+        inputs.weights(),
         config.compute,
         batches,
         labels,
-        inputs.scoring,
+        _scoring(inputs, config, placement, messages),
         placement,
         config.seconds,
     )
@@ -156,6 +155,7 @@ def sweep(
         resolution=config.resolution,
         preparing=config.preparing,
         labelling=config.labelling,
+        classifying=config.classifying,
         compute=config.compute,
         batch_size=config.batch_size,
     )
@@ -166,6 +166,18 @@ def sweep(
         plot_sweep(done.rows, done.chosen, goal, config.plot)
         console.print(f"written: {config.plot}")
     return done
+
+
+def _scoring(
+    inputs: Inputs, config: SweepConfig, placement: Placement, messages: Console
+) -> Scoring:
+    """Say how all candidates are scored; a probe is trained on the dense model's features."""
+    if inputs.training is None:
+        return inputs.scoring
+    model = inputs.model(config.compute)
+    training = Training(inputs, model, placement, config.batch_size, config.workers, messages)
+    head, _ = training.learn(Tally(keep_logits=True))
+    return replace(inputs.scoring, head=head)
 
 
 def _machine(device: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from hvit_jax.data.folder import read_folder
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.evaluation.step import compile_step
 from tests.evaluation_setup import evaluate, make_checkpoint, make_pictures, results_of
+from tests.scale_setup import EVALUATE, run_processes
 
 CONFIG = hvit_jax.ViTConfig(
     (16, 24), patch_size=8, depth=2, width=16, heads=2, mlp_width=32, num_classes=0
@@ -240,3 +241,24 @@ def test_another_probe_is_not_resumed(checkpoint, data, tmp_path, capsys):
     assert "was begun with --probe linear, now knn" in capsys.readouterr().err
     assert evaluate(data, checkpoint, *linear, "--probe-weight-decay", "1") == 2
     assert "was begun without --probe-weight-decay, now 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("probe", ["knn", "linear"])
+def test_two_processes_continue_what_one_began(checkpoint, data, tmp_path, probe):
+    results, whole = results_of(data, checkpoint, tmp_path, *_words(probe, data), "-b", "4")
+    words = (*_words(probe, data), "-b", "4", "--output", tmp_path / "two.json")
+    words += ("--predictions", tmp_path / "two.npz")
+    stop = stop_at("learning", KeyboardInterrupt(), 2)
+    assert evaluate(data, checkpoint, *words, interval=0.0, on_stage=stop) == 130
+    words = (data, "--checkpoint", checkpoint, "-j", "0", *words, "--resume")
+    done = run_processes(EVALUATE, 2, *words)
+    assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
+    assert "resumed: 8 training pictures were seen before" in done[0].stderr
+    assert json.loads((tmp_path / "two.json").read_text())["top1"] == results["top1"]
+    np.testing.assert_allclose(np.load(tmp_path / "two.npz")["logits"], whole["logits"], atol=1e-4)
+
+
+def _words(probe, data):
+    options = ("--probe-k", "3") if probe == "knn" else ("--probe-weight-decay", "0.01")
+    return "--probe", probe, "--train-data", data, *options

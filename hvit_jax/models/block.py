@@ -17,6 +17,7 @@ from hvit_jax.ops.attention import (
     average_groups,
 )
 from hvit_jax.ops.grouping import Groups
+from hvit_jax.ops.platform import one_operation
 from hvit_jax.ops.precision import accumulator
 
 
@@ -36,22 +37,30 @@ class LayerNorm(nnx.LayerNorm):
 
     def __call__(self, x: Float[Array, "*rows C"]) -> Float[Array, "*rows C"]:
         """Normalise each row, as Flax's does, which mixes types: strict promotion forbids that."""
-        wide = x.astype(self.dtype)
-        mean = wide.mean(-1, keepdims=True)
-        variance = jnp.square(wide - mean).mean(-1, keepdims=True)
-        # Converted a second time: in 16 bits, the gradients of both are rounded.
-        centred = x.astype(self.dtype) - mean
         assert self.scale is not None and self.bias is not None
-        row = (1,) * (x.ndim - 1) + (-1,)
         # Both are rounded to the tokens' type.
-        scale, bias = (
-            parameter[...].astype(x.dtype).astype(self.dtype).reshape(row)
-            for parameter in (self.scale, self.bias)
-        )
-        factor = jax.lax.rsqrt(variance + self.epsilon) * scale
-        return (centred * factor + bias).astype(x.dtype)
+        scale, bias = (parameter[...].astype(x.dtype) for parameter in (self.scale, self.bias))
+        return layer_norm(x, scale, bias, epsilon=self.epsilon)
 
 
+@one_operation
+def layer_norm(
+    x: Float[Array, "*rows C"], scale: Float[Array, " C"], bias: Float[Array, " C"], *, epsilon
+) -> Float[Array, "*rows C"]:
+    """Normalise each row (Ba et al. 2016), in float32 at least."""
+    dtype = accumulator(x.dtype)
+    wide = x.astype(dtype)
+    mean = wide.mean(-1, keepdims=True)
+    variance = jnp.square(wide - mean).mean(-1, keepdims=True)
+    # Converted a second time: in 16 bits, the gradients of both are rounded.
+    centred = x.astype(dtype) - mean
+    row = (1,) * (x.ndim - 1) + (-1,)
+    scale, bias = (parameter.astype(dtype).reshape(row) for parameter in (scale, bias))
+    factor = jax.lax.rsqrt(variance + epsilon) * scale
+    return (centred * factor + bias).astype(x.dtype)
+
+
+@one_operation
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Compute the exact GELU, `x / 2 * (1 + erf(x / sqrt 2))` (Hendrycks & Gimpel 2016).
 
@@ -61,6 +70,7 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return (wide / 2 * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
+@one_operation
 def tanh_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Compute GELU's approximation by tanh, at most 4.7e-4 off (Hendrycks & Gimpel 2016)."""
     return jax.nn.gelu(x, approximate=True)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from hvit_jax.ops.platform import one_operation
+
 Anywhere = Array | np.ndarray  # On the device while it runs, on the host afterwards.
 
 
@@ -33,6 +35,12 @@ def pad_end(x: Array, count: int, *, axis: int, **options: Any) -> Array:
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, count)
     return jnp.pad(x, widths, **options)
+
+
+@one_operation
+def softmax(x: Float[Array, "*rows N"]) -> Float[Array, "*rows N"]:
+    """Scale the exponentials of each row to a sum of 1."""
+    return jax.nn.softmax(x, axis=-1)
 
 
 def stable_exp(

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.errors import InputError
+from hvit_jax.ops.arrays import softmax
 from hvit_jax.ops.precision import accumulator, accurate_einsum
 
 
@@ -124,7 +125,7 @@ def cluster_tokens(
     def update(_, centroids):
         scores = jnp.where(mask, temperature * closeness(x, centroids), -jnp.inf)
         # The weights are rounded before they are summed, so that they still average exactly.
-        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+        weights = softmax(scores).astype(x.dtype)
         total = weights.sum(1, dtype=accumulator(x.dtype))
         sums = accurate_einsum("bpk,bpc->bkc", weights, x)
         return sums / jnp.maximum(total, 1e-16)[..., None]

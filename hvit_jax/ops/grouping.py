@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -55,10 +56,11 @@ def group_tokens(
 
     Differs from the original: it makes as many groups as it finds hashes.
     """
-    high, low = pack_bins(hash_bins(x, draws, scale=scale))
-    order, places = order_and_ranks(high, low)
-    high, low = gather(high, order, axis=-1), gather(low, order, axis=-1)
-    differs = (high[..., 1:] != high[..., :-1]) | (low[..., 1:] != low[..., :-1])
+    words = pack_bins(hash_bins(x, draws, scale=scale))
+    order, places = order_and_ranks(*words)
+    ordered = [gather(word, order, axis=-1) for word in words]
+    pairs = [word[..., 1:] != word[..., :-1] for word in ordered]
+    differs = functools.reduce(jnp.logical_or, pairs)
     numbers = jnp.pad(jnp.cumsum(differs, axis=-1, dtype=jnp.int32), ((0, 0), (0, 0), (1, 0)))
     distinct = numbers[..., -1:] + 1
     slots = jnp.where(distinct > max_groups, numbers * max_groups // distinct, numbers)
@@ -105,7 +107,7 @@ def group_means(x: Float[Array, "B N H D"], groups: Groups) -> Float[Array, "B K
     rows = gather(x, groups.order.swapaxes(1, 2)).swapaxes(1, 2)
     rows = pad_end(rows, tail, axis=2)
     rows = rows.reshape(batch, heads, -1, length, width)
-    slots = pad_end(groups.slots, tail, axis=2, mode="edge")
+    slots = pad_end(groups.slots, tail, axis=2)  # Whatever their group is, its rows are 0.
     slots = slots.reshape(batch, heads, -1, length)
     local = slots - slots[..., :1]
     hot = (local[..., None] == jnp.arange(length).reshape(1, 1, 1, 1, -1)).astype(x.dtype)

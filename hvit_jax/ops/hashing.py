@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32, UInt32
+import numpy as np
+from jaxtyping import Array, Float, Int32, Integer
 
+from hvit_jax.ops.platform import backend
 from hvit_jax.ops.precision import accumulator, accurate_einsum
 
 BIN_WIDTH = 8
@@ -76,20 +78,21 @@ def hash_bins(
     return bins - bins.min(axis=2, keepdims=True)
 
 
-def pack_bins(
-    bins: Int32[Array, "B H N hashes"],
-) -> tuple[Int32[Array, "B H N"], UInt32[Array, "B H N"]]:
+def pack_bins(bins: Int32[Array, "B H N hashes"]) -> tuple[Integer[Array, "B H N"], ...]:
     """Pack the bins of a vector to one 64-bit number, the sum of `bin << 2 * hash`.
 
-    The sum wraps as two's complement does. It comes in two words, since JAX has no 64-bit integers
-    by default: comparing first the high, then the low words orders the signed numbers.
+    The sum wraps as two's complement does. It comes in words, since JAX has no 64-bit integers by
+    default: comparing them one after the other orders the signed numbers.
 
     Args:
         bins: bins from 0 on, at most 32 hashes.
 
     Returns:
-        The high words, signed, and the low words, unsigned.
+        The high word, signed, and the low one, unsigned. In ONNX, whose runtimes do not all have
+        unsigned words: four numbers of 16 bits, the highest first and signed.
     """
+    if backend() == "onnx":
+        return _pack_digits(bins)
     high = low = jnp.zeros(bins.shape[:-1], jnp.uint32)
     for index in range(bins.shape[-1]):
         value, shift = bins[..., index].astype(jnp.uint32), 2 * index
@@ -101,6 +104,21 @@ def pack_bins(
         high += carry + (value >> (32 - shift) if shift else 0)
         low = total
     return jax.lax.bitcast_convert_type(high, jnp.int32), low
+
+
+def _pack_digits(bins):
+    """Pack in sums that stay below 2^31: of each bin's lower half, and of its upper one."""
+    halves = ((0, jax.lax.rem(bins, 2**16)), (8, jax.lax.div(bins, 2**16)))
+    powers = jnp.asarray(4 ** np.arange(8), jnp.int32).reshape((1,) * (bins.ndim - 1) + (-1,))
+    digits, carry = [], jnp.zeros(bins.shape[:-1], jnp.int32)
+    for first in range(0, 32, 8):
+        for back, half in halves:
+            part = half[..., max(first - back, 0) : max(first - back + 8, 0)]
+            carry = carry + (part * powers[..., : part.shape[-1]]).sum(-1)
+        digits.append(jax.lax.rem(carry, 2**16))
+        carry = jax.lax.div(carry, 2**16)
+    *low, high = digits
+    return jnp.where(high < 2**15, high, high - 2**16), *low[::-1]
 
 
 def draw_projections(key: jax.Array, size: int, rounds: int) -> ProjectionDraws:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import jax
+
+Operation = TypeVar("Operation", bound=Callable[..., Any])
 
 _TARGET: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
 
@@ -36,10 +39,26 @@ def compiled_for(target: str) -> Iterator[None]:
     """Trace for another kind of device than this machine's.
 
     Args:
-        target: "cpu", "gpu" or "tpu".
+        target: "cpu", "gpu", "tpu", or "onnx" for the runtimes that read ONNX.
     """
     token = _TARGET.set(target)
     try:
         yield
     finally:
         _TARGET.reset(token)
+
+
+def one_operation(function: Operation) -> Operation:
+    """Mark a function for which ONNX has one operation, which its runtimes have a kernel for.
+
+    Args:
+        function: of arrays, and of keywords that are numbers. The exporter knows it by its name.
+    """
+
+    @functools.wraps(function)
+    def run(*arrays, **options):
+        if backend() != "onnx":
+            return function(*arrays, **options)
+        return jax.lax.composite(function, function.__name__)(*arrays, **options)
+
+    return cast(Operation, run)

@@ -60,6 +60,9 @@ def order_and_ranks(*words: Numbers) -> tuple[Int[Array, "*rows N"], Int[Array, 
     Returns:
         The value that comes to each place, and the place to which each value comes.
     """
+    if backend() == "onnx":
+        order = _order_without_ties(words)
+        return order, inverse(order)
     keys = [_ordered_integers(jax.lax.stop_gradient(word)) for word in words]
     # Computed once: two fused kernels may round the same number differently.
     keys = jax.lax.optimization_barrier([key.reshape(-1, key.shape[-1]) for key in keys])
@@ -69,6 +72,26 @@ def order_and_ranks(*words: Numbers) -> tuple[Int[Array, "*rows N"], Int[Array, 
         return order, inverse(order)
     places = _count(keys).reshape(words[0].shape)
     return inverse(places), places
+
+
+def _order_without_ties(words):
+    """Sort as runtimes of ONNX can: by one word, and not all of them leave equal values in order.
+
+    By the last word first. A second sort, by the number of each value and then by its place, has
+    no equal values.
+    """
+    rank, size = words[0].ndim - 1, words[0].shape[-1]
+    here = jax.lax.broadcasted_iota(jnp.int32, words[0].shape, rank)
+    order = here
+    for word in words[::-1]:
+        word = jax.lax.stop_gradient(word)
+        word = word if order is here else gather(word, order, axis=-1)
+        values, places = jax.lax.sort((word, here), num_keys=1, is_stable=False)
+        numbers = jnp.cumsum(values[..., 1:] != values[..., :-1], axis=-1, dtype=jnp.int32)
+        numbers = jnp.pad(numbers, [(0, 0)] * rank + [(1, 0)])
+        places = jax.lax.rem(jax.lax.sort(numbers * size + places, is_stable=False), size)
+        order = places if order is here else gather(order, places, axis=-1)
+    return order
 
 
 def _ordered_integers(values):

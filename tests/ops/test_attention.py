@@ -52,13 +52,20 @@ def layout(request):
         yield
 
 
+@pytest.fixture(params=["cpu", "gpu", "onnx"])
+def layout_or_file(request):
+    """Run that, or the program of ONNX files, which is in float32 and has no gradients."""
+    with compiled_for(request.param):
+        yield
+
+
 # One head at a time, or all at once.
 few_heads = pytest.mark.parametrize("at_once", [1, 2**20])
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 7), (13, 13), (4, 9)])
 @pytest.mark.parametrize("extra", ["none", "bias", "lengths", "both", "by head", "by head, both"])
-def test_attention_equals_numpy(queries, keys, extra, layout):
+def test_attention_equals_numpy(queries, keys, extra, layout_or_file):
     q, k, v = heads(queries, keys)
     rng = np.random.default_rng(1)
     bias = rng.normal(size=(2, 3, keys) if "by head" in extra else (2, keys))
@@ -71,7 +78,7 @@ def test_attention_equals_numpy(queries, keys, extra, layout):
 
 
 @pytest.mark.parametrize("implementation", ["xla", "cudnn"])
-def test_a_bias_of_log_counts_repeats_keys(implementation, layout, plain_cudnn):
+def test_a_bias_of_log_counts_repeats_keys(implementation, layout_or_file, plain_cudnn):
     """Each head has its own counts; a key counted 0 times is as if it were not there."""
     q, k, v = heads(5, 5)
     counts = jnp.array([[3, 1, 2, 0, 0], [1, 1, 1, 1, 2], [0, 0, 5, 0, 0]])
@@ -94,7 +101,7 @@ def test_column_mean_equals_numpy(at_once):
     np.testing.assert_allclose(columns.sum(1), 1, atol=1e-6)
 
 
-def test_large_scores_do_not_overflow(layout):
+def test_large_scores_do_not_overflow(layout_or_file):
     q, k, v = heads(5, 5)
     out, columns = attend_and_score(100 * q, k, v, implementation="xla")
     weights, expected = reference(100 * q, k, v)

@@ -17,6 +17,7 @@ from hvit_jax.ops.hashing import (
     pack_bins,
     project_asymmetric,
 )
+from hvit_jax.ops.platform import compiled_for
 from tests.golden import Goldens
 
 
@@ -26,8 +27,15 @@ def identity_hash(hashes):
 
 
 def packed_numbers(bins):
-    high, low = jax.jit(pack_bins)(jnp.asarray(bins, jnp.int32))
-    return (np.asarray(high, np.int64) << 32) | np.asarray(low, np.int64)
+    bins = jnp.asarray(bins, jnp.int32)
+    high, low = jax.jit(pack_bins)(bins)
+    packed = (np.asarray(high, np.int64) << 32) | np.asarray(low, np.int64)
+    with compiled_for("onnx"):  # In numbers of 16 bits.
+        high, *low = (np.asarray(digits, np.int64) for digits in pack_bins(bins))
+    for digits in low:
+        high = (high << 16) | digits
+    np.testing.assert_array_equal(high, packed)
+    return packed
 
 
 class TestBins:

@@ -12,14 +12,17 @@ from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import ATTENTION
 from hvit_jax.errors import InputError
-from hvit_jax.ops.attention import cudnn, hopper, xla
+from hvit_jax.ops.arrays import softmax
+from hvit_jax.ops.attention import cudnn, hopper, onnx, xla
 from hvit_jax.ops.grouping import Groups, group_means, member_codes
+from hvit_jax.ops.platform import backend
 
+_KERNELS = {"hopper": hopper, "cudnn": cudnn, "onnx": onnx, "xla": xla}
 KeyBias = Float[Array, "B Nk"] | Float[Array, "B H Nk"]
 
 
 def choose_implementation(requested: str, dtype: jax.typing.DTypeLike, head_dim: int) -> str:
-    """Name the attention that will run: "hopper", "cudnn" or "xla".
+    """Name the attention that will run: "hopper", "cudnn" or "xla"; in ONNX files it is "onnx".
 
     Ours needs an NVIDIA GPU of compute capability 9.0, float16 or bfloat16, and a head size
     divisible by 16 up to 128. cuDNN's needs compute capability 8.0 or newer, the same types, and a
@@ -35,6 +38,8 @@ def choose_implementation(requested: str, dtype: jax.typing.DTypeLike, head_dim:
     """
     if requested not in ATTENTION:
         raise InputError(f"attention must be one of {', '.join(ATTENTION)}: {requested!r}")
+    if backend() == "onnx":
+        return "onnx"
     if requested == "xla":
         return "xla"
     for name, kernels in (("hopper", hopper), ("cudnn", cudnn)):
@@ -78,7 +83,7 @@ def attend(
     Raises:
         InputError: if "hopper" or "cudnn" is asked for where it cannot run.
     """
-    kernels = {"hopper": hopper, "cudnn": cudnn, "xla": xla}[_chosen(implementation, q)]
+    kernels = _KERNELS[_chosen(implementation, q)]
     return kernels.attend(q, k, v, _with_heads(key_bias), key_lengths)
 
 
@@ -105,8 +110,9 @@ def attend_and_score(
     Raises:
         InputError: as for `attend`.
     """
-    kernels = xla if _chosen(implementation, q) == "xla" else cudnn
-    return kernels.attend_and_score(q, k, v)
+    chosen = _chosen(implementation, q)
+    # Ours computes no scores of keys.
+    return (cudnn if chosen == "hopper" else _KERNELS[chosen]).attend_and_score(q, k, v)
 
 
 def attend_in_clusters(
@@ -140,8 +146,9 @@ def attend_in_clusters(
     Raises:
         InputError: as for `attend`.
     """
-    if _chosen(implementation, q) == "xla":
-        return xla.attend_in_clusters(q, k, v, q_clusters, k_clusters)
+    chosen = _chosen(implementation, q)
+    if chosen in ("onnx", "xla"):
+        return _KERNELS[chosen].attend_in_clusters(q, k, v, q_clusters, k_clusters)
     return cudnn.attend_in_clusters(q, k, v, q_clusters, k_clusters, clusters)
 
 
@@ -165,7 +172,7 @@ def average_groups(
         InputError: as for `attend`.
     """
     size, chosen = x.shape[-1], _chosen(implementation, x)
-    if chosen == "xla" or groups.counts.shape[-1] > 2**size:
+    if chosen in ("onnx", "xla") or groups.counts.shape[-1] > 2**size:
         return group_means(x, groups)
     queries, keys = member_codes(groups, size=size, dtype=x.dtype)
     return attend(queries, keys, x, implementation=chosen)
@@ -204,7 +211,7 @@ def attention_weights(
     Returns:
         Softmax weights in float32.
     """
-    return jax.nn.softmax(xla.scores(q, k, _with_heads(key_bias), key_lengths), axis=-1)
+    return softmax(xla.scores(q, k, _with_heads(key_bias), key_lengths))
 
 
 def _with_heads(key_bias: KeyBias | None) -> Float[Array, "B h Nk"] | None:

@@ -1,6 +1,6 @@
 """Accuracy and speed of a model on labelled pictures."""
 
-from hvit_jax.evaluation.config import EvalConfig
+from hvit_jax.evaluation.config import Classifying, EvalConfig
 from hvit_jax.evaluation.run import evaluate
 
-__all__ = ["EvalConfig", "evaluate"]
+__all__ = ["Classifying", "EvalConfig", "evaluate"]

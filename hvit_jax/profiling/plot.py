@@ -23,9 +23,9 @@ def read_accuracies(files: Sequence[Path], checkpoint_sha256: str | None) -> dic
 
     Raises:
         InputError: if a file cannot be read, is of another checkpoint, or two are of the same
-            configuration or of different pictures.
+            configuration, of different pictures, or classified by different means.
     """
-    found, names, pictures = {}, {}, None
+    found, names, scored = {}, {}, None
     for path in files:
         results = read_json(path)
         try:
@@ -38,9 +38,14 @@ def read_accuracies(files: Sequence[Path], checkpoint_sha256: str | None) -> dic
             raise InputError(f"{path} comes from an evaluation that did not finish")
         if checkpoint_sha256 not in (None, results.get("checkpoint_sha256", checkpoint_sha256)):
             raise InputError(f"{path} is for another checkpoint: {results.get('checkpoint')}")
-        pictures = pictures or results.get("data_sha256")
-        if pictures != results.get("data_sha256"):
+        here = results.get("data_sha256"), results.get("classified_by", "a head")
+        scored = scored or here
+        if scored[0] != here[0]:
             raise InputError(f"{files[0]} and {path} were scored on different pictures")
+        if scored[1] != here[1]:
+            raise InputError(
+                f"{files[0]} and {path} were classified by different means: {scored[1]}, {here[1]}"
+            )
         if key in found:
             raise InputError(f"{names[key]} and {path} are for the same configuration")
         found[key], names[key] = top1, path

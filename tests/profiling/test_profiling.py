@@ -348,6 +348,7 @@ def test_measured_accuracies_are_drawn_and_rows_without_are_named(evaluated, tmp
         ({"checkpoint_sha256": "0"}, "evit.json is for another checkpoint: "),
         ({}, "evit.json are for the same configuration"),
         ({"method": "dense", "data_sha256": "2"}, "were scored on different pictures"),
+        ({"method": "dense", "classified_by": "x"}, "by different means: x, a head"),
     ],
 )
 def test_results_that_cannot_be_drawn_are_refused(evaluated, tmp_path, capsys, entries, message):
@@ -357,7 +358,7 @@ def test_results_that_cannot_be_drawn_are_refused(evaluated, tmp_path, capsys, e
         file.write_text(json.dumps({**content, **entries}))
     elif entries is not None:
         file.write_text(entries)
-    if entries == {} or "data_sha256" in (entries or ""):
+    if entries == {} or {"data_sha256", "classified_by"} & set(entries or ""):
         files.append(evaluated / "evit.json")
     words = ["--plot", str(tmp_path / "p.png"), "--accuracy", ",".join(map(str, files))]
     assert main([*FAST, "--method", "evit", *words]) == 2

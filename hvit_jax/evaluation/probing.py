@@ -64,9 +64,13 @@ class Training:
         """
         self._see(tally)
         features, labels = self._seen(tally)
-        head, about = self._fit(features, labels)
-        arrays, structure = jax.tree.flatten(head)
-        head = structure.unflatten(self.placement.replicate(arrays))
+        size = (
+            f"the features of {len(labels)} training pictures take {features.nbytes / 1e9:.1f} GB"
+        )
+        with explain_out_of_memory(self.batch_size, f"{size}; give fewer"):
+            head, about = self._fit(features, labels)
+            arrays, structure = jax.tree.flatten(head)
+            head = structure.unflatten(self.placement.replicate(arrays))
         return head, {**about, "images": len(labels), "skipped": tally.skipped}
 
     def _see(self, tally: Tally) -> None:
@@ -101,6 +105,8 @@ class Training:
         """Give features and labels; only the first process has those of an earlier run."""
         rows = join_rows(tally.rows)
         features, labels = share(np.asarray(rows.logits)), share(rows.labels)
+        if not len(labels):
+            raise InputError("none of the training pictures could be read")
         if broken := int((~np.isfinite(features).all(1)).sum()):
             raise InputError(
                 f"the features of {broken} training pictures are not finite numbers, so that no "

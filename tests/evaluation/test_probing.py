@@ -154,6 +154,17 @@ def test_wrong_options(complaint, data, tmp_path):
         assert part in complaint(*words), words
 
 
+def test_training_pictures_that_cannot_be_read(complaint, tmp_path):
+    train = make_colours(tmp_path / "train", 1, seed=0)
+    for path in train.glob("*/*.png"):
+        path.write_bytes(b"")
+    words = ("--train-data", train, "--probe", "linear", "--probe-weight-decay", "1")
+    line = complaint(*words)
+    assert "picture blue/00.png: " in line and "--on-error skip leaves such pictures out" in line
+    line = complaint(*words, "--on-error", "skip")
+    assert "none of the training pictures could be read" in line
+
+
 def test_classes_that_do_not_fit(complaint, data, tmp_path):
     few = ("--probe", "knn", "--probe-k", "2", "--train-data", tmp_path / "few")
     make_pictures(tmp_path / "few", count=4, classes=2)

@@ -266,6 +266,8 @@ def _stated_sizes(about: dict[str, Any]) -> dict[str, Any]:
         **{"hidden_size": "width", "num_hidden_layers": "depth", "patch_size": "patch_size"},
         **{"intermediate_size": "mlp_width", "num_register_tokens": "registers"},
     }
+    if "mlp_ratio" in about:  # DINOv2, whose class knows no intermediate_size.
+        del names["intermediate_size"]
     sizes = {ours: about[theirs] for theirs, ours in names.items() if theirs in about}
     if isinstance(patch := sizes.get("patch_size"), list):
         if len(set(patch)) != 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import type_handlers
 
 from hvit_jax.config import Preprocessing, ViTConfig
 from hvit_jax.errors import InputError
@@ -26,7 +28,7 @@ from hvit_jax.models.positions import resize_positions
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.reducers import make_reducer, method_name
 from hvit_jax.system.files import checksums, damages, new_folder, require_space
-from hvit_jax.system.library_messages import why_failed
+from hvit_jax.system.library_messages import why_failed, without_messages_of_orbax
 from hvit_jax.system.signals import uninterrupted
 
 FORMAT_VERSION = 1
@@ -34,6 +36,8 @@ DESCRIPTION, WEIGHTS = "model.json", "weights"
 TRAINED = "hvit train"  # The format of a source that names its method under `method` and `args`.
 _NAMED = 5  # broken parameters that a message names
 _OVERHEAD = 1 << 18  # bytes that a checkpoint takes beside its numbers, generously
+_CHUNK = 1 << 26  # bytes that a file of weights holds; two of these are in memory at once
+_MAPPED = "mapped"  # where arrays are that wait to be written
 
 
 @dataclass(frozen=True)
@@ -47,33 +51,62 @@ class Description:
     preprocessing: Preprocessing = Preprocessing()
 
 
-def save_checkpoint(directory: str | Path, parameters: Tree, description: Description) -> None:
+def save_checkpoint(
+    directory: str | Path, parameters: Tree | Callable[[Path], Tree], description: Description
+) -> None:
     """Write a checkpoint, from one process; the folder appears whole or not at all.
+
+    Args:
+        directory: the folder; must not exist.
+        parameters: arrays, or what makes them. That is given an empty folder for files that arrays
+            may be mapped from, so that a model larger than memory can be saved; it is removed.
+        description: of the model.
 
     Raises:
         InputError: if the parameters are not those of the description's sizes, or the folder exists
             or cannot be written.
     """
-    _compare("the parameters", flatten(parameters), description.config)
+    wanted = abstract_parameters(description.config)
+    mapped = callable(parameters)
+    if not mapped:
+        _compare("the parameters", flatten(parameters), description.config)
     with new_folder(directory) as temporary:
-        require_space(directory, temporary, _OVERHEAD + 4 * count_parameters(parameters))
+        size = 4 * count_parameters(wanted)
+        require_space(directory, temporary, _OVERHEAD + size * (1 + mapped))
+        if mapped:
+            (temporary / _MAPPED).mkdir()
+            parameters = parameters(temporary / _MAPPED)
+            _compare("the parameters", flatten(parameters), description.config)
         try:
-            alone = ocp.options.MultiprocessingOptions(
-                primary_host=jax.process_index(), active_processes={jax.process_index()}
-            )
-            with (
-                uninterrupted(),
-                ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer,
-            ):
-                checkpointer.save(temporary / WEIGHTS, parameters)
+            with uninterrupted(), without_messages_of_orbax(), _checkpointer() as checkpointer:
+                chunks = ocp.SaveArgs(chunk_byte_size=_CHUNK)
+                arguments = ocp.args.PyTreeSave(
+                    jax.tree.map(np.asarray, parameters),
+                    save_args=jax.tree.map(lambda _: chunks, parameters),
+                )
+                checkpointer.save(temporary / WEIGHTS, arguments)
         except Exception as error:  # Orbax and TensorStore have no common base class.
             raise InputError(f"cannot write {directory}: {why_failed(error)}") from error
+        shutil.rmtree(temporary / _MAPPED, ignore_errors=True)
         about = {
             "format_version": FORMAT_VERSION,
             **dataclasses.asdict(description),
             "weights": checksums(temporary / WEIGHTS),
         }
         (temporary / DESCRIPTION).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Make what writes NumPy arrays in chunks, without copying them first, from this process."""
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}
+    )
+    arrays = type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    registry = type_handlers.create_type_handler_registry((np.ndarray, arrays))
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False, type_handler_registry=registry, multiprocessing_options=alone
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def read_description(directory: str | Path) -> Description:

@@ -14,32 +14,35 @@ from hvit_jax.checkpoint import Description
 from hvit_jax.commands.flags import command
 from hvit_jax.config import ViTConfig
 from hvit_jax.convert import convert_file, export_file
-from hvit_jax.convert.config import ConvertConfig
-from hvit_jax.convert.detect import published_heads
-from hvit_jax.convert.keys import PREPROCESSING, WRITTEN
+from hvit_jax.convert.config import READING, ConvertConfig
+from hvit_jax.convert.licences import licence_line
+from hvit_jax.convert.switches import published_heads
+from hvit_jax.convert.tasks import form_of
 from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.models.parameters import abstract_parameters, count_parameters
 from hvit_jax.system.run import one_line
 
 PROGRAM = "hvit convert"
-DESCRIPTION = "Convert PyTorch checkpoints of SWAG's and torchvision's vision transformers."
+DESCRIPTION = "Convert weights of plain vision transformers, from PyTorch's files and back."
 EPILOG = """\
 examples:
+  hf download facebook/dinov2-small --local-dir dinov2-small
+  hvit convert dinov2-small dinov2-small.jax
+  hvit convert dinov2_vits14_pretrain.pth dinov2.jax
   hvit convert vit_b16_in1k.torch vit_b16.jax
-  hvit convert small.pth small.jax --heads 4
-  hvit convert --to-torch tuned.jax tuned.torch
-  hvit convert --to-torch tuned.jax tuned.safetensors --layout torchvision
+  hvit convert --to-torch tuned.jax tuned.safetensors
 
-It reads state dicts of SWAG and of torchvision's vit_b_16, vit_l_16 and
-vit_h_14, with or without a head, told apart by their keys, in files of
-torch.save or .safetensors (which need no PyTorch). Prefixes such as module.
-and model. are dropped. All numbers become float32. Nothing inside a file is
-run. Nothing is written before every key has been used once and converting
-back has given the same numbers.
+It reads folders from the Hugging Face hub (config.json beside weights) and
+bare files of torch.save or .safetensors (which need no PyTorch), in the
+layouts of timm, transformers (ViT, DeiT, MAE, DINOv2, DINOv3, CLIP, SigLIP),
+DINOv2, DINOv3, OpenAI's CLIP, OpenCLIP, SWAG and torchvision, told apart by
+their keys. What a bare file does not say is assumed, and said. All numbers
+become float32. Nothing inside a file is run. Nothing is written before every
+key has been used once and converting back has given the same numbers.
 
+hf download fetches a folder; hvit models lists where models are found.
 SWAG's files: https://dl.fbaipublicfiles.com/SWAG/NAME.torch, where NAME is
 vit_b16_in1k, vit_l16_in1k or vit_h14_in1k, or without _in1k (no head).
-Their weights are licensed CC-BY-NC 4.0.
 """
 
 
@@ -49,67 +52,84 @@ def _convert(config: ConvertConfig) -> None:
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         if config.to_torch:
-            layout = config.layout or "swag"
-            sizes = export_file(
-                config.source, config.destination, layout=layout, progress=progress
-            ).config
-            facts = {"source": str(config.source), "format": WRITTEN[layout].name}
+            description = export_file(
+                config.source, config.destination, layout=config.layout, progress=progress
+            )
+            form = form_of(description, config.layout)
+            facts = {"source": str(config.source), "format": form.layout.name}
         else:
             description = convert_file(
                 config.source,
                 config.destination,
-                heads=config.heads,
-                grid=config.grid,
-                entry=config.entry,
-                preprocessing=config.preprocessing,
+                **{name: getattr(config, name) for name in READING},
                 progress=progress,
             )
-            sizes = description.config
-            facts = {**_origin(description, config.source), **_heads_note(sizes)}
-    print(_summary(sizes, config.destination, facts))
+            facts = {**_origin(description, config.source), **_heads_note(description.config)}
+    print(_summary(description, config.destination, facts))
 
 
 def _origin(description: Description, source: Path) -> dict[str, str]:
     """Tell what was read, what else the file holds, and what was assumed."""
     about: dict[str, Any] = {**description.source, "file": str(source)}
+    for name in ("form", "licence", "input_size"):
+        about.pop(name, None)
     if others := about.pop("other_entries", None):
         taken = about.get("entry", ".")
         about["entry"] = f"{taken} (also there: {', '.join(others)}; --entry NAME takes another)"
     if ignored := about.get("ignored"):
         about["ignored"] = ", ".join(ignored)
     if assumed := about.get("assumed"):
-        about["assumed"] = f"{assumed}; --preprocessing {' or '.join(PREPROCESSING)} says which"
+        about["assumed"] = f"{assumed}; {_settled_by(assumed)}"
     return about | {"pictures": _pictures(description)}
+
+
+def _settled_by(assumed: str) -> str:
+    """Name the options that say what was assumed."""
+    if assumed in ("preprocessing of swag", "preprocessing of torchvision"):
+        return "--preprocessing swag or torchvision says which"
+    options = {
+        "heads": "--heads",
+        "pixels": "--resolution",
+        "activation": "--activation",
+        "preprocessing": "--preprocessing",
+    }
+    named = [option for word, option in options.items() if word in assumed]
+    return f"{', '.join(named)} say{'s' * (len(named) == 1)} otherwise"
 
 
 def _pictures(description: Description) -> str:
     """Say how pictures are prepared for a model."""
     how, (height, width) = description.preprocessing, description.config.image_shape
     rows, columns = int(height / how.crop_pct), int(width / how.crop_pct)
-    return f"resized to {rows} x {columns}, {how.interpolation}; cut to {height} x {width}"
+    text = f"resized to {rows} x {columns}, {how.interpolation}; cut to {height} x {width}"
+    if size := description.source.get("input_size"):
+        text += f" (its own library cuts to {size[0]} x {size[1]}: --resolution of other commands)"
+    return text
 
 
 def _heads_note(sizes: ViTConfig) -> dict[str, str]:
     usual = published_heads(depth=sizes.depth, width=sizes.width, mlp_width=sizes.mlp_width)
-    if usual in (None, sizes.heads):
+    if sizes.position_resizing != "swag" or usual in (None, sizes.heads):
         return {}
     return {"note": f"the published model of this size has {usual} heads, not {sizes.heads}"}
 
 
-def _summary(sizes: ViTConfig, destination: Path, facts: dict[str, str]) -> str:
+def _summary(description: Description, destination: Path, facts: dict[str, str]) -> str:
     """Describe in a few lines the model that was written, and more facts by their names."""
+    sizes, source = description.config, description.source
     files = [destination, *destination.rglob("*")]
     megabytes = sum(file.stat().st_size for file in files if file.is_file()) / 1e6
     rows = {
         "model": f"{model_name(sizes)}: {sizes.depth} blocks, width {sizes.width}, "
-        f"{sizes.heads} heads, MLP width {sizes.mlp_width}, patch size {sizes.patch_size}",
+        f"{sizes.heads} heads, MLP width {sizes.mlp_width}, patch size {sizes.patch_size}, "
+        f"activation {sizes.activation}",
         "resolution": "{} x {} pixels, ".format(*sizes.image_shape)
         + "{} x {} patches".format(*sizes.grid),
         "classes": f"{sizes.num_classes}" if sizes.num_classes else "none, no head",
         "parameters": f"{count_parameters(abstract_parameters(sizes)):,}",
         **facts,
         "checked": "every key used once, nothing missing; converting back gives the same numbers",
-        "licence": "SWAG's weights, and what is tuned from them, are CC-BY-NC 4.0",
+        "licence": licence_line(source.get("licence"), source.get("format", "SWAG")),
     }
     lines = [f"  {name:<10}  {one_line(value)}" for name, value in rows.items()]
     return "\n".join([f"wrote {destination} ({megabytes:,.1f} MB)", *lines])

@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvit_jax.convert.keys import PREPROCESSING, WRITTEN
+from hvit_jax.config import ViTConfig
+from hvit_jax.convert.families import PREPROCESSING
+from hvit_jax.convert.layouts import WRITTEN
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, option
+
+READING = ("architecture", "heads", "resolution", "activation", "entry", "preprocessing")
+ACTIVATIONS = ViTConfig.__dataclass_fields__["activation"].metadata["choices"]
 
 
 @dataclass(frozen=True)
@@ -15,23 +20,34 @@ class ConvertConfig(Options):
     """What to convert, and where to."""
 
     source: Path = option(
-        help="the .torch, .pth or .safetensors file (with --to-torch: the folder)",
+        help="the folder from the Hugging Face hub, or the .safetensors, .pth, .pt or .bin file "
+        "(with --to-torch: the checkpoint)",
         metavar="SRC",
         positional=True,
     )
     destination: Path = option(
-        help="the folder to write (with --to-torch: the .torch, .pth or .safetensors file)",
+        help="the folder to write (with --to-torch: the .safetensors, .pth, .pt or .bin file)",
         metavar="DST",
         positional=True,
     )
-    heads: int | None = option(
-        None, "attention heads; needed only for sizes other than vit_b16, vit_l16 and vit_h14"
-    )
-    grid: tuple[int, int] | None = option(
+    architecture: str | None = option(
         None,
-        "rows and columns of patches (default: as many rows as columns, or as --to-torch wrote)",
-        metavar="ROWS,COLUMNS",
-        least=1,
+        "timm's name of the model, such as vit_base_patch14_dinov2; needed only for files without "
+        "config.json that leave something open",
+        metavar="NAME",
+    )
+    heads: int | None = option(
+        None, "attention heads (default: as config.json says, or as usual for the width)"
+    )
+    resolution: int | tuple[int, int] | None = option(
+        None,
+        "the model's picture size, one number or height,width (default: as config.json or "
+        "--to-torch wrote, or a square)",
+    )
+    activation: str | None = option(
+        None,
+        "of the MLPs (default: as config.json says, or as usual for the layout)",
+        choices=ACTIVATIONS,
     )
     entry: str | None = option(
         None,
@@ -41,8 +57,8 @@ class ConvertConfig(Options):
     )
     preprocessing: str | None = option(
         None,
-        "how pictures are prepared: resized and cut as by SWAG or as for torchvision's own weights "
-        "(default: by layout, resolution and file name)",
+        "whose pictures it was trained on: how they are resized, cut and normalised (default: as "
+        "the folder says, or by layout, resolution and file name)",
         choices=tuple(PREPROCESSING),
     )
     to_torch: bool = option(
@@ -50,7 +66,7 @@ class ConvertConfig(Options):
     )
     layout: str | None = option(
         None,
-        "with --to-torch, whose keys to write (default: swag)",
+        "with --to-torch, whose keys to write (default: those of the file it comes from)",
         choices=tuple(WRITTEN),
     )
 
@@ -58,7 +74,7 @@ class ConvertConfig(Options):
         super().__post_init__()
         if self.layout and not self.to_torch:
             raise InputError("--layout is for --to-torch; that of SRC is found by its keys")
-        for name in ("heads", "grid", "entry", "preprocessing"):
+        for name in READING:
             if self.to_torch and getattr(self, name) is not None:
                 raise InputError(
                     f"--{name} is for reading PyTorch files; with --to-torch it has no meaning"

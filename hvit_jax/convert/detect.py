@@ -1,176 +1,267 @@
-"""What a state dict holds: its format, its sizes, and everything that is wrong with it."""
+"""What a state dict holds: its layout, its model, and everything that is wrong with it."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from hvit_jax.architectures import MODELS, model_name
-from hvit_jax.config import Preprocessing, ViTConfig, crop_share
-from hvit_jax.convert.keys import LAYOUTS, PREPROCESSING, Entry, Layout
+from rich.progress import Progress
+
+from hvit_jax.config import ViTConfig
+from hvit_jax.convert.keys import Entry, Form, Layout, Shape
+from hvit_jax.convert.layouts import LAYOUTS, NOT_READ
 from hvit_jax.convert.reader import StateDict
-from hvit_jax.errors import InputError, unknown
+from hvit_jax.convert.switches import Stated, check_sizes, complete, found_switches
+from hvit_jax.errors import InputError
+from hvit_jax.models.parameters import abstract_parameters, flatten
 
-Shape = tuple[int, ...]
+_NAMED = 24  # keys of one kind that a message names
+# What a folder's files call layouts that are of one table.
+_SAME_TABLE = {
+    "timm": ("timm", "OpenCLIP timm"),
+    "transformers deit": ("transformers vit",),
+    "transformers vit_mae": ("transformers vit",),
+    "transformers dinov2_with_registers": ("transformers dinov2",),
+    "transformers siglip2": ("transformers siglip",),
+}
 
 
-def detect(source: StateDict) -> tuple[Layout, dict[str, int]]:
-    """Tell a state dict's layout and sizes from its keys and shapes.
+@dataclass(frozen=True)
+class Found:
+    """A model that was found in a state dict.
 
-    Returns:
-        The layout, and its sizes by the letters of `Entry`, with `depth`; K is 0 without a head.
+    Attributes:
+        form: its layout as it stands there.
+        config: its sizes and switches.
+        rows: of the layout, those that the model has.
+        ignored: what was passed over, such as "mask_token" or "text_model.* (36 keys)".
+        assumed: what was guessed, by the option that says it.
+    """
+
+    form: Form
+    config: ViTConfig
+    rows: tuple[Entry, ...]
+    ignored: tuple[str, ...] = ()
+    assumed: dict[str, str] = field(default_factory=dict)
+
+
+# Of a layout, the keys that a file has: their rows and block numbers.
+_Matches = dict[str, tuple[Entry, int]]
+
+
+def detect(read: StateDict, stated: Stated, progress: Progress) -> Found:
+    """Tell a state dict's layout and model from its keys and shapes, and from what is stated.
+
+    Args:
+        read: the state dict.
+        stated: what is known beside the weights.
+        progress: shows how far the numbers are checked.
 
     Raises:
-        InputError: if it is of no known format, or if keys are missing, left over, misshapen or
-            otherwise unusable; all of them are listed.
+        InputError: if it is of no known layout, if keys are missing, left over, misshapen or
+            otherwise unusable, all of which are listed, or if it contradicts what is stated.
     """
-    shapes = source.shapes
-    layouts = [_with_head(layout, shapes) for layout in LAYOUTS]
-    layout = max(layouts, key=lambda layout: len(_matching(layout, shapes)))
-    matching = _matching(layout, shapes)
-    if not any(number is not None for _, number in matching.values()):
-        few = ", ".join(list(shapes)[:5]) + (", ..." if len(shapes) > 5 else "")
-        known = ", ".join(known.name for known in LAYOUTS)
+    form, matches = _choose_form(read, stated)
+    _refuse_known(form.layout, read)
+    depth = 1 + max(number for entry, number in matches.values() if entry.stacked)
+    sizes = {**_vote(read.shapes, matches), "depth": depth}
+    check_sizes(read.name, sizes, stated)
+    switches = found_switches(form, {entry for entry, _ in matches.values()}, sizes, stated)
+    rows = form.rows(_paths(switches), switches["qkv_bias"])
+    sizes["H"] = sizes.get("M", 0) * (1 + switches["gated"])
+    sizes["F"] = sizes.get("C", 0) * (1 + (switches["pool"] == "cls+avg"))
+    expected = {key: entry for key, entry, _ in form.expected(rows, depth)}
+    ignored = _ignored(form, [key for key in read.shapes if key not in expected])
+    _refuse_problems(read, form, expected, sizes, set().union(*ignored.values()), progress)
+    config, assumed = complete(read, form, switches, sizes, stated)
+    passed = tuple(keys[0] if len(keys) == 1 else _all_of(keys) for keys in ignored.values())
+    return Found(form, config, tuple(rows), passed, assumed)
+
+
+def _all_of(keys: list[str]) -> str:
+    return f"{os.path.commonprefix(keys)}* ({len(keys)} keys)"
+
+
+def _choose_form(read: StateDict, stated: Stated) -> tuple[Form, _Matches]:
+    """Find the layout that knows most of a file's keys, and the form that it has there."""
+    index = _index(read.shapes)
+    forms = [_form(layout, index, read.shapes) for layout in LAYOUTS]
+    wanted = _SAME_TABLE.get(stated.layout or "", (stated.layout,))
+
+    def likeness(each: tuple[Form, _Matches]) -> tuple[int, bool, bool]:
+        layout, mark = each[0].layout, each[0].layout.mark
+        marked = mark is not None and len(read.shapes.get(mark[0], ())) == mark[1]
+        return len(each[1]), layout.name in wanted, marked
+
+    form, matches = max(forms, key=likeness)
+    if not any(entry.stacked for entry, _ in matches.values()):
+        _refuse_known(None, read)
+        few = ", ".join(list(read.shapes)[:5]) + (", ..." if len(read.shapes) > 5 else "")
+        known = ", ".join(layout.name for layout in LAYOUTS)
         raise InputError(
-            f"{source.name} is not a vision transformer of a known format ({known}); "
-            f"its keys: {few}"
+            f"{read.name} is not a vision transformer of a known format ({known}); its keys: {few}"
         )
-    sizes = _vote(shapes, matching)
-    wanted = dict(expected_keys(layout, sizes))
-    surplus = [key for key in shapes if key not in wanted]
-    root = layout.heads[0].partition(".")[0]
-    layers = [key for key in surplus if key.startswith(f"{root}.")]
-    problems = {
-        "missing": [key for key in wanted if key not in shapes],
-        "left over": [key for key in surplus if key not in layers],
-        "of a head with more layers than the one that is read": layers,
-        "wrong shape": list(_misshapen(shapes, wanted, sizes)),
-        "unusable": [f"{key} {flaw}" for key, flaw in source.flaws.items() if key in wanted],
-    }
-    text = [f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys]
-    if text:
+    if stated.layout and form.layout.name not in wanted:
         raise InputError(
-            f"{source.name} does not hold a whole {layout.name} model; {'; '.join(text)}"
+            f"{stated.source('layout')} says that the layout is {stated.layout}, but the keys of "
+            f"{read.name} are those of {form.layout.name}"
         )
-    return layout, sizes
+    return dataclasses.replace(form, chunks=read.said.get("chunks", 0)), matches
 
 
-def _with_head(layout: Layout, shapes: Mapping[str, Shape]) -> Layout:
-    """Give a layout the one name that the head has in this file, if it has one."""
-    names = [name for name in layout.heads if {f"{name}.weight", f"{name}.bias"} & shapes.keys()]
-    return dataclasses.replace(layout, heads=tuple(names)) if len(names) == 1 else layout
+def _index(keys: Iterable[str]) -> dict[str, list[tuple[str, int]]]:
+    """List keys by what a row may call them, with `{i}` in the place of any of their numbers."""
+    index: dict[str, list[tuple[str, int]]] = {}
+    for key in keys:
+        index.setdefault(key, []).append((key, 0))
+        for number in re.finditer(r"(?<!\d)(0|[1-9]\d{0,2})(?!\d)", key):
+            template = f"{key[: number.start()]}{{i}}{key[number.end() :]}"
+            index.setdefault(template, []).append((key, int(number[0])))
+    return index
 
 
-def _matching(layout: Layout, shapes: Mapping[str, Shape]) -> dict[str, tuple[Entry, int | None]]:
-    """Find the keys that a layout knows: their rows and block numbers."""
-    found = {}
-    for entry in layout.entries:
-        key = re.escape(layout.key(entry, "{i}"))
-        pattern = re.compile(key.replace(r"\{i\}", r"(0|[1-9]\d{0,2})"))
-        for match in filter(None, map(pattern.fullmatch, shapes)):
-            found[match[0]] = entry, int(match[1]) if entry.stacked else None
-    return found
+def _form(
+    layout: Layout, index: Mapping[str, list[tuple[str, int]]], shapes: Mapping[str, Shape]
+) -> tuple[Form, _Matches]:
+    """Find the names and variants of a layout under which it knows most keys of a file."""
+    form = Form.usual(layout)
+
+    def known(rows: Iterable[Entry], form: Form) -> _Matches:
+        return {
+            key: (row, number)
+            for row in rows
+            for key, number in index.get(form.key(row, "{i}"), ())
+        }
+
+    for name, words in layout.names.items():
+        rows = [row for row in layout.entries if f"{{{name}}}" in row.key]
+        forms = [dataclasses.replace(form, names={**form.names, name: word}) for word in words]
+        fitting = [each for each in forms if known(rows, each)]
+        if len(fitting) == 1 or (fitting and name != "head"):  # Two heads are layers of one.
+            form = max(fitting, key=lambda each: len(known(rows, each)))
+    variants: set[str] = set()
+    for path in dict.fromkeys(row.path for row in layout.entries):
+        ways = {"": 0}
+        for row in (row for row in layout.entries if row.path == path):
+            axes = len(row.shape.split())
+            fitting = [key for key in known([row], form) if len(shapes[key]) == axes]
+            ways[row.variant] = ways.get(row.variant, 0) + len(fitting)
+        variants.add(max(ways, key=lambda way: ways[way]))
+    form = dataclasses.replace(form, variants=frozenset(variants - {""}))
+    rows = [row for row in layout.entries if row.variant == form.chosen(row.path)]
+    return form, known(rows, form)
 
 
-def _vote(
-    shapes: Mapping[str, Shape], matching: Mapping[str, tuple[Entry, int | None]]
-) -> dict[str, int]:
+_SIZE = re.compile(r"(\d*)([A-Za-z]*)")
+
+
+def _vote(shapes: Mapping[str, Shape], matches: _Matches) -> dict[str, int]:
     """Read sizes off the shapes; the most frequent value wins, so that one bad array stands out."""
     votes: dict[str, Counter[int]] = {}
-    for key, (entry, _) in matching.items():
-        letters = entry.shape.split()
-        if len(letters) == len(shapes[key]):
-            for letter, size in zip(letters, shapes[key], strict=True):
-                times, letter = (3, "C") if letter == "3C" else (1, letter)
-                if letter.isalpha() and size % times == 0:
-                    votes.setdefault(letter, Counter())[size // times] += 1
-    numbers = [number for _, number in matching.values() if number is not None]
-    sizes = {letter: counter.most_common(1)[0][0] for letter, counter in votes.items()}
-    return {"K": 0, **sizes, "depth": max(numbers) + 1}
-
-
-def expected_keys(layout: Layout, sizes: Mapping[str, int]) -> Iterator[tuple[str, Entry]]:
-    """List every key that a model has, with its row, in the order of PyTorch's own state dicts."""
-    blocks = [entry for entry in layout.entries if entry.stacked]
-    for entry in layout.entries:
-        if entry.path.startswith("head/") and not sizes["K"]:
+    for key, (entry, _) in matches.items():
+        words = entry.shape.split()
+        if len(words) != len(shapes[key]):
             continue
-        if not entry.stacked:
-            yield layout.key(entry), entry
-        elif entry is blocks[0]:
-            for number in range(sizes["depth"]):
-                yield from ((layout.key(row, number), row) for row in blocks)
+        for word, size in zip(words, shapes[key], strict=True):
+            times, letters = _SIZE.fullmatch(word).groups()  # type: ignore[union-attr]
+            share, rest = divmod(size, int(times or 1))
+            share = math.isqrt(share) if letters == "pp" else share
+            if letters and not rest:
+                votes.setdefault(letters[0], Counter())[share] += 1
+    return {letter: counter.most_common(1)[0][0] for letter, counter in votes.items()}
+
+
+def _size(word: str, sizes: Mapping[str, int]) -> int | None:
+    """Say how long an axis must be; None if that is not known."""
+    times, letters = _SIZE.fullmatch(word).groups()  # type: ignore[union-attr]
+    if not letters:
+        return int(times)
+    size = sizes.get(letters[0])
+    return None if size is None else int(times or 1) * size ** len(letters)
+
+
+def _paths(switches: Mapping[str, Any]) -> set[str]:
+    """Name the parameters of a model with these switches, whatever its sizes."""
+    counts = ("num_classes", "registers", "projection")
+    small = {name: min(1, switches[name]) for name in counts}
+    ones = dict.fromkeys(("resolution", "patch_size", "depth", "width", "heads", "mlp_width"), 1)
+    rest = {"position_prefix": 0, "rope": None, "pool_heads": 0, "pool_mlp_width": 0}
+    return set(flatten(abstract_parameters(ViTConfig(**{**switches, **small, **ones, **rest}))))
+
+
+def _ignored(form: Form, surplus: list[str]) -> dict[str, list[str]]:
+    """Find the keys that are passed over on purpose, by pattern."""
+    root = form.names.get("root", "")
+    ignored: dict[str, list[str]] = {}
+    for key in surplus:
+        beside = form.layout.beside if root and not key.startswith(root) else ()
+        inside = key.removeprefix(root)
+        for pattern in (*form.layout.ignored, *beside):
+            if re.fullmatch(pattern, key, re.DOTALL) or re.fullmatch(pattern, inside, re.DOTALL):
+                ignored.setdefault(pattern, []).append(key)
+                break
+    return ignored
+
+
+def _refuse_known(layout: Layout | None, read: StateDict) -> None:
+    """Refuse a file by what it is, where its keys tell."""
+    known = {**NOT_READ, **(layout.refused if layout else {})}
+    for pattern, words in known.items():
+        for key in read.shapes:
+            if re.fullmatch(pattern, key, re.DOTALL):
+                raise InputError(f"{read.name} holds {words}; its keys: {key}, ...")
+
+
+def _refuse_problems(
+    read: StateDict,
+    form: Form,
+    expected: Mapping[str, Entry],
+    sizes: Mapping[str, int],
+    ignored: set[str],
+    progress: Progress,
+) -> None:
+    """Raise one error that lists everything that is wrong with a file's keys and numbers."""
+    shapes = read.shapes
+    surplus = [key for key in shapes if key not in expected and key not in ignored]
+    head = form.names.get("head", "head").partition(".")[0]
+    layers = [key for key in surplus if key.startswith(f"{head}.")]
+    usable = [key for key in expected if key in shapes and not expected[key].mask]
+    flaws = {key: read.flaw(key) for key in progress.track(usable, description="checking numbers")}
+    problems = {
+        "missing": [key for key in expected if key not in shapes],
+        "left over": [key for key in surplus if key not in layers],
+        "of a head with more layers than the one that is read": layers,
+        "wrong shape": list(_misshapen(shapes, expected, sizes)),
+        "unusable": [f"{key} {flaw}" for key, flaw in flaws.items() if flaw],
+    }
+    text = [f"{kind}: {_named(keys)}" for kind, keys in problems.items() if keys]
+    if text:
+        raise InputError(
+            f"{read.name} does not hold a whole {form.layout.name} model; {'; '.join(text)}"
+        )
+
+
+def _named(keys: list[str]) -> str:
+    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+    return ", ".join(keys[:_NAMED]) + more
 
 
 def _misshapen(
-    shapes: Mapping[str, Shape], wanted: Mapping[str, Entry], sizes: Mapping[str, int]
+    shapes: Mapping[str, Shape], expected: Mapping[str, Entry], sizes: Mapping[str, int]
 ) -> Iterator[str]:
-    values = {**sizes, "3C": 3 * sizes.get("C", 0)}
-    for key, entry in wanted.items():
-        letters = entry.shape.split()
-        right = [int(letter) if letter.isdigit() else values.get(letter) for letter in letters]
-        if key in shapes and list(shapes[key]) != right:
-            yield f"{key} is {shapes[key]}, not ({', '.join(map(str, right))})"
-
-
-def config_of(
-    name: str, sizes: Mapping[str, int], heads: int | None, grid: tuple[int, int] | None = None
-) -> ViTConfig:
-    """Build the configuration of a detected model.
-
-    Args:
-        name: what to call the file in an error.
-        sizes: as `detect` returns them.
-        heads: attention heads, which no file stores; None: those of the published size.
-        grid: rows and columns of patches; None: as many rows as columns.
-    """
-    side = math.isqrt(max(sizes["S"] - 1, 0))
-    rows, columns = grid or (side, side)
-    if rows * columns != sizes["S"] - 1 or not side:
-        expected = f"{rows} x {columns}" if grid else "a square grid of"
-        raise InputError(
-            f"{name} has {sizes['S']} positions; expected 1 for CLS and {expected} patches; "
-            "another grid is given with --grid ROWS,COLUMNS (in Python: grid=)"
+    for key, entry in expected.items():
+        right = [_size(word, sizes) for word in entry.shape.split()]
+        if key not in shapes or list(shapes[key]) == right:
+            continue
+        blocks = shapes[key][-1] / sizes["C"] if entry.path == "head/kernel" else 0
+        note = "; patches must be square" * (
+            entry.path == "patch_embed/kernel" and len(set(shapes[key][2:])) == 2
         )
-    body = {"depth": sizes["depth"], "width": sizes["C"], "mlp_width": sizes["M"]}
-    heads = published_heads(**body) if heads is None else heads
-    if heads is None:
-        raise InputError(
-            f"{name} has {body['depth']} blocks of width {body['width']} and MLP width "
-            f"{body['mlp_width']}, which is no published size, and files do not store the number "
-            "of attention heads; give it with --heads N (in Python: heads=N)"
-        )
-    return ViTConfig(
-        resolution=(rows * sizes["p"], columns * sizes["p"]),
-        patch_size=sizes["p"],
-        heads=heads,
-        num_classes=sizes["K"],
-        **body,
-    )
-
-
-def published_heads(*, depth: int, width: int, mlp_width: int) -> int | None:
-    """Look up the attention heads of a published size; None if it is none."""
-    body = depth, width, mlp_width
-    known = {(size.depth, size.width, size.mlp_width): size.heads for size in MODELS.values()}
-    return known.get(body)
-
-
-def preprocessing_of(
-    name: str | None, file: str, layout: Layout, config: ViTConfig
-) -> tuple[str, Preprocessing]:
-    """Find how pictures are prepared, and the name of that; without one it is assumed.
-
-    torchvision has SWAG's weights under its own keys. Its own are all of 224 pixels; SWAG's of that
-    size have "swag" in their file's name.
-    """
-    own = config.image_shape == (224, 224) and "swag" not in file.lower()
-    name = name or (layout.preprocessing if own else "swag")
-    if name not in PREPROCESSING:
-        raise unknown("preprocessing", name, PREPROCESSING)
-    if name == "torchvision" and model_name(config) == "vit_l16":  # The one with another resize.
-        return name, dataclasses.replace(PREPROCESSING[name], crop_pct=crop_share(224, 242))
-    return name, PREPROCESSING[name]
+        note += f"; it reads {blocks:g} features, but 1 or 2 are given" * (blocks > 2)
+        yield f"{key} is {shapes[key]}, not ({', '.join(map(str, right))}){note}"

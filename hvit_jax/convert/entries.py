@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hvit_jax.convert.keys import LAYOUTS
+from hvit_jax.convert.layouts import LAYOUTS
 from hvit_jax.errors import InputError, unknown
 
 # Of several models the first of these is taken: averaged weights, as timm takes them.
 _PREFERRED = (
-    *("state_dict_ema", "model_ema", "ema_model", "ema", "teacher"),
+    *("state_dict_ema", "model_ema", "ema_model", "ema", "teacher", "target_encoder"),
     *("state_dict", "model", "module"),
 )
 # What PyTorch writes into keys, anywhere, where a module or a part of it was wrapped.
@@ -21,12 +21,15 @@ _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_m
 _IGNORED = ("n_averaged",)
 # A model is where one of these keys is; what stands before it is the prefix of all its keys.
 _ANCHORS = {
-    re.escape(entry.key)
+    re.escape(entry.key.format(root=root))
     for layout in LAYOUTS
     for entry in layout.entries
-    if entry.path in ("class_token", "patch_embed/kernel", "pos_embedding")
+    for root in layout.names.get("root", ("",))
+    if entry.path in layout.anchors
 }
-_ANCHOR = re.compile(rf"((?:.*\.)?)(?:{'|'.join(sorted(_ANCHORS))})", re.DOTALL)
+_ANCHOR = re.compile(rf"((?:.*?\.)??)(?:{'|'.join(sorted(_ANCHORS))})", re.DOTALL)
+# Blocks in groups: the first number is the group's, the second one counts through all of them.
+_CHUNK = re.compile(r"\bblocks\.(\d+)\.(\d+)\.(?=(norm1|attn|ls1|norm2|mlp|ls2)\.)")
 _DEPTH = 3  # Dicts within dicts that are looked into.
 
 
@@ -44,7 +47,8 @@ def choose_model(
     Returns:
         Its values by key, without prefix and wrappers; the dict that holds them; and what there is
         to say about it: "entry", the names of the dicts around it and the prefix of its keys;
-        "other_entries", the file's other models; "ignored", keys beside it that are no weights.
+        "other_entries", the file's other models; "ignored", keys beside it that are no weights;
+        "chunks", groups that its blocks are in, whose numbers are left out of the keys.
 
     Raises:
         InputError: if it holds no dict, nothing under that entry, or a key twice.
@@ -68,8 +72,11 @@ def choose_model(
         raise unknown("entry", str(wanted), models)
     chosen = min(fitting, key=_rank)
     taken, ignored = _take(path, *models[chosen])
+    chunks = len({match[1] for match in map(_CHUNK.search, taken) if match})
+    taken = {_CHUNK.sub(r"blocks.\2.", key): value for key, value in taken.items()}
     others = [name for name in models if name != chosen]
     said = {"entry": "" if chosen == "." else chosen, "other_entries": others, "ignored": ignored}
+    said["chunks"] = chunks
     return taken, models[chosen][0], {name: each for name, each in said.items() if each}
 
 

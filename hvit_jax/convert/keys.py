@@ -1,16 +1,22 @@
-"""The layouts of PyTorch checkpoints: which key holds which parameter, in which shape."""
+"""What a layout of PyTorch checkpoints is: rows of keys, and which of them one file has."""
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from hvit_jax.config import Preprocessing
+from hvit_jax.config import ViTConfig
+
+Shape = tuple[int, ...]
+# Where the periods of rotary positions are noted, which are part of the configuration, no weights.
+PERIODS = "rope/periods"
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ def _patch_convolution(kernel: Float32[np.ndarray, "*shape"]) -> Float32[np.ndar
 
 SAME = Transform(lambda array: array, lambda array: array)
 TRANSPOSED = Transform(lambda array: array.T, lambda array: array.T)
-CLASS_TOKEN = Transform(lambda array: array[0, 0], lambda array: array[None, None])
+TOKEN = Transform(lambda array: array[0, 0], lambda array: array[None, None])
 SEQUENCE_FIRST = Transform(lambda array: array[:, 0], lambda array: array[:, None])
 BATCH_FIRST = Transform(lambda array: array[0], lambda array: array[None])
 PATCHES = Transform(_patch_kernel, _patch_convolution)
@@ -43,22 +49,47 @@ class Entry:
     """One row of a layout's table.
 
     Attributes:
-        key: in the state dict; `{i}` is the number of the block, `{head}` the head's name.
+        key: in the state dict; `{i}` is the number of the block, other names are the layout's.
         path: in our tree; those of all blocks are stacked below `blocks/`.
-        shape: of PyTorch's array. Letters: C width, S positions, p patch side, M MLP width,
-            K classes; 3C is three times C.
+        shape: of PyTorch's array. Letters: C width, S positions, R registers, p patch side, M MLP
+            width, H what the MLP's first layer gives (2M where it holds gates too), D head size,
+            F the pooled feature's width, K classes, V outputs of the projection, N hidden channels
+            of the pooling's MLP, T periods; 3C is three times C.
         transform: how the two differ.
+        part: where the array is a part of ours: from where to where along the last axis, and of how
+            many equal parts.
+        variant: rows of one path that do not stand beside each other in a file differ in this; ""
+            is the usual.
+        when: a switch of the model and its value, if only such models have the row.
+        mask: whether these are zeros and ones that the array of the row before is multiplied with.
     """
 
     key: str
     path: str
     shape: str
-    transform: Transform
+    transform: Transform = SAME
+    part: tuple[int, int, int] | None = None
+    variant: str = ""
+    when: tuple[str, Any] | None = None
+    mask: bool = False
 
     @property
     def stacked(self) -> bool:
         """Whether every block has one of these."""
         return self.path.startswith("blocks/")
+
+    def place(self, array: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+        """Give the view of one of our arrays that this row fills."""
+        if self.part is None:
+            return array
+        start, stop, count = self.part
+        size = array.shape[-1] // count
+        return array[..., start * size : stop * size]
+
+    @property
+    def key_bias(self) -> bool:
+        """Whether the row holds the bias of keys and nothing else."""
+        return self.path == "blocks/in_proj/bias" and self.part == (1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -66,82 +97,141 @@ class Layout:
     """A kind of checkpoint.
 
     Attributes:
-        name: what messages call it.
-        entries: a row for every parameter; the head's may be absent from a file.
-        heads: what the head is called; first as the library does, then as where it was replaced.
-        preprocessing: of the library's own weights, a name in `PREPROCESSING`.
+        name: what messages and `model.json` call it.
+        entries: a row for every parameter that a model of this kind can have.
+        names: what may stand for each name in keys; first the usual.
+        anchors: paths whose keys tell where in a file a model of this kind is.
+        switches: fields of `ViTConfig` that all these models share.
+        classifying: others that those share that have a head.
+        resizing: the rule for their positions, without and with registers.
+        mark: a key and its number of axes that decide between two layouts of the same keys.
+        ignored: patterns of keys that are passed over.
+        beside: of keys outside of `{root}` that are passed over too.
+        refused: patterns of keys, and what they mean, of models that are not read.
+        family: of `hvit_jax.convert.families`, where all models of this kind are of one.
     """
 
     name: str
     entries: tuple[Entry, ...]
-    heads: tuple[str, ...]
-    preprocessing: str = "swag"
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    anchors: tuple[str, ...] = ("class_token", "patch_embed/kernel", "pos_embedding")
+    switches: dict[str, Any] = field(default_factory=dict)
+    classifying: dict[str, Any] = field(default_factory=dict)
+    resizing: tuple[str, str] = ("bicubic_antialias", "bicubic_antialias")
+    mark: tuple[str, int] | None = None
+    ignored: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
+    family: str = ""
+
+
+def norm(key: str, path: str, size: str = "C") -> tuple[Entry, Entry]:
+    """List the rows of a LayerNorm; `key` ends where `weight` and `bias` begin."""
+    return (
+        Entry(f"{key}weight", f"{path}/scale", size),
+        Entry(f"{key}bias", f"{path}/bias", size),
+    )
+
+
+def linear(key: str, path: str, shape: str, **more: Any) -> tuple[Entry, Entry]:
+    """List the rows of a linear layer; `shape` is its weight's, outputs first."""
+    return (
+        Entry(f"{key}weight", f"{path}/kernel", shape, TRANSPOSED, **more),
+        Entry(f"{key}bias", f"{path}/bias", shape.split()[0], **more),
+    )
+
+
+def apart(*keys: str, path: str = "blocks/in_proj", shape: str, **more: Any) -> tuple[Entry, ...]:
+    """List the rows of several linear layers that are one of ours, side by side."""
+    count = len(keys)
+    parts = [(number, number + 1, count) for number in range(count)]
+    rows = [
+        linear(key, path, shape, part=part, **more) for key, part in zip(keys, parts, strict=True)
+    ]
+    return sum(rows, ())
+
+
+@dataclass(frozen=True)
+class Form:
+    """A layout as it stands in one file.
+
+    Attributes:
+        layout: the layout.
+        names: what stands for each name in keys.
+        variants: of its rows, those that are not usual.
+        chunks: groups that the blocks are in, whose numbers stand before theirs; 0: none.
+    """
+
+    layout: Layout
+    names: dict[str, str]
+    variants: frozenset[str] = frozenset()
+    chunks: int = 0
+
+    @classmethod
+    def usual(cls, layout: Layout, config: ViTConfig | None = None) -> Form:
+        """Give a layout's usual form; with `config`, the one that fits a model."""
+        form = cls(layout, {name: words[0] for name, words in layout.names.items()})
+        return form if config is None else form.fitted(config)
 
     def key(self, entry: Entry, block: int | str = 0) -> str:
-        """Write a row's key as it stands in a file."""
-        return entry.key.format(i=block, head=self.heads[0])
+        """Write a row's key, without chunks."""
+        return entry.key.format(i=block, **self.names)
 
+    def chosen(self, path: str) -> str:
+        """Find the variant of the rows of a path."""
+        found = {row.variant for row in self.layout.entries if row.path == path}
+        return next(iter(found & self.variants), "")
 
-def _norm(key: str, path: str) -> tuple[Entry, Entry]:
-    return (
-        Entry(f"{key}weight", f"{path}/scale", "C", SAME),
-        Entry(f"{key}bias", f"{path}/bias", "C", SAME),
-    )
+    def rows(self, paths: Collection[str], qkv_bias: str) -> list[Entry]:
+        """List the rows of a model, given its parameters' paths."""
+        variants = {row.path: self.chosen(row.path) for row in self.layout.entries}
+        return [
+            row
+            for row in self.layout.entries
+            if (row.path in paths or row.path == PERIODS)
+            and row.variant == variants[row.path]
+            and not (row.key_bias and qkv_bias == "qv")
+        ]
 
+    def in_file(self, key: str, depth: int) -> str:
+        """Write a key as the file has it, with the number of its block's group."""
+        if not self.chunks:
+            return key
+        size = -(-depth // self.chunks)
+        return re.sub(r"\bblocks\.(\d+)\.", lambda at: f"blocks.{int(at[1]) // size}.{at[1]}.", key)
 
-def _linear(key: str, path: str, outputs: str, inputs: str) -> tuple[Entry, Entry]:
-    return (
-        Entry(f"{key}weight", f"{path}/kernel", f"{outputs} {inputs}", TRANSPOSED),
-        Entry(f"{key}bias", f"{path}/bias", outputs, SAME),
-    )
+    def expected(self, rows: Sequence[Entry], depth: int) -> Iterator[tuple[str, Entry, int]]:
+        """List every key with its row and block, in the order of PyTorch's own state dicts."""
+        blocks = [row for row in rows if row.stacked]
+        for row in rows:
+            if not row.stacked:
+                yield self.key(row), row, 0
+            elif row is blocks[0]:
+                for number in range(depth):
+                    yield from ((self.key(each, number), each, number) for each in blocks)
 
+    def fitted(self, config: ViTConfig) -> Form:
+        """Choose the variants that a model of another layout takes in this one."""
+        chosen = set()
+        for path in dict.fromkeys(row.path for row in self.layout.entries if row.path != PERIODS):
+            ways = [row for row in self.layout.entries if row.path == path]
+            fitting = [
+                row.variant
+                for row in ways
+                if row.when is None or getattr(config, row.when[0]) == row.when[1]
+            ]
+            chosen |= set(fitting[:1])
+        return dataclasses.replace(self, variants=frozenset(chosen - {""}))
 
-def _table(
-    *, positions: tuple[str, Transform], block: str, mlp: tuple[str, str]
-) -> tuple[Entry, ...]:
-    """List every parameter; the arguments are all that the layouts differ in."""
-    block = f"encoder.layers.{block}"
-    return (
-        Entry("class_token", "class_token", "1 1 C", CLASS_TOKEN),
-        Entry("conv_proj.weight", "patch_embed/kernel", "C 3 p p", PATCHES),
-        Entry("conv_proj.bias", "patch_embed/bias", "C", SAME),
-        Entry("encoder.pos_embedding", "pos_embedding", *positions),
-        *_norm(f"{block}.ln_1.", "blocks/ln_1"),
-        *_linear(f"{block}.self_attention.in_proj_", "blocks/in_proj", "3C", "C"),
-        *_linear(f"{block}.self_attention.out_proj.", "blocks/out_proj", "C", "C"),
-        *_norm(f"{block}.ln_2.", "blocks/ln_2"),
-        *_linear(f"{block}.mlp.{mlp[0]}.", "blocks/linear_1", "M", "C"),
-        *_linear(f"{block}.mlp.{mlp[1]}.", "blocks/linear_2", "C", "M"),
-        *_norm("encoder.ln.", "ln"),
-        *_linear("{head}.", "head", "K", "C"),
-    )
+    def as_json(self) -> dict[str, Any]:
+        """Note what is not usual, for `model.json`."""
+        usual = Form.usual(self.layout).names
+        names = {name: word for name, word in self.names.items() if word != usual[name]}
+        noted = {"names": names, "variants": sorted(self.variants), "chunks": self.chunks}
+        return {name: value for name, value in noted.items() if value}
 
-
-SWAG = Layout(
-    "SWAG",
-    _table(
-        positions=("S 1 C", SEQUENCE_FIRST),
-        block="layer_{i}",
-        mlp=("linear_1", "linear_2"),
-    ),
-    ("head.layers.head", "head", "head.0", "head.1"),
-)
-_vision_table = functools.partial(
-    _table, positions=("1 S C", BATCH_FIRST), block="encoder_layer_{i}"
-)
-_vision_heads = ("heads.head", "heads", "heads.0", "heads.1", "heads.head.0", "heads.head.1")
-TORCHVISION = Layout("torchvision", _vision_table(mlp=("0", "3")), _vision_heads, "torchvision")
-TORCHVISION_OLD = Layout(
-    "torchvision (older)",
-    _vision_table(mlp=("linear_1", "linear_2")),
-    _vision_heads,
-    "torchvision",
-)
-LAYOUTS = (SWAG, TORCHVISION, TORCHVISION_OLD)
-# Those that are written, by the names of `--layout`.
-WRITTEN = {"swag": SWAG, "torchvision": TORCHVISION}
-# How pictures are prepared for them, by the names of `--preprocessing`.
-PREPROCESSING = {
-    "swag": Preprocessing(),
-    "torchvision": Preprocessing(crop_pct=0.875, interpolation="bilinear"),
-}
+    @classmethod
+    def from_json(cls, layout: Layout, noted: Mapping[str, Any]) -> Form:
+        """Read what `as_json` noted."""
+        names = {**cls.usual(layout).names, **noted.get("names", {})}
+        return cls(layout, names, frozenset(noted.get("variants", ())), noted.get("chunks", 0))

@@ -20,7 +20,7 @@ IMAGENET: dict[str, Any] = {"mean": MEAN, "std": STD}
 # Of the weights that were trained on SAT-493M.
 SATELLITE: dict[str, Any] = {"mean": (0.43, 0.411, 0.296), "std": (0.213, 0.156, 0.143)}
 # For files without a description: what the authors of each family do.
-_FAMILIES = {
+FAMILIES = {
     "AugReg": Preprocessing(crop_pct=0.9, **HALF),
     "CLIP": Preprocessing(**CLIP),
     "DINOv2": Preprocessing(crop_pct=0.875),
@@ -30,21 +30,6 @@ _FAMILIES = {
     "PE": Preprocessing(crop_mode="squash", **HALF),
     "SigLIP": Preprocessing(crop_mode="squash", **HALF),
 }
-
-
-def bare_preprocessing(family: str) -> Preprocessing:
-    """Give what pictures are prepared by for a file that comes without a description.
-
-    Args:
-        family: "AugReg", "CLIP", "DINOv2", "DINOv3", "DINOv3 sat493m", "PE", "SigLIP", or
-            "ImageNet" for others.
-
-    Raises:
-        InputError: for another family.
-    """
-    if family not in _FAMILIES:
-        raise unknown("family", family, _FAMILIES)
-    return _FAMILIES[family]
 
 
 def timm_preprocessing(about: dict[str, Any]) -> Preprocessing:

@@ -22,11 +22,19 @@ from safetensors import SafetensorError, safe_open
 
 from hvit_jax.convert.entries import choose_model
 from hvit_jax.errors import InputError, first_line, import_optional
+from hvit_jax.system.files import read_json
 from hvit_jax.system.library_messages import refused_class
 
 OWN = "hvit_jax"  # What `export_file` writes beside the weights is called so.
 _ZIP_START, _PICKLE_START = b"PK\x03\x04", b"\x80"
 _CHUNK = 1 << 22
+_INDEX = ".index.json"
+# Of the files of weights in a folder, the first of these is taken.
+_WEIGHTS = (
+    *("model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json", "open_clip_pytorch_model.bin"),
+)
+_ENDINGS = (".safetensors", ".bin", ".pth", ".pt", ".torch", ".ckpt")
 # What is read, by its name in safetensors.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 # Classes of values that training programs store beside weights. They are made without running
@@ -34,31 +42,48 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float
 _HARMLESS = [argparse.Namespace, pathlib.PosixPath]
 
 
-# An array's shape, and its numbers or what is wrong with it.
-_Examined = tuple[tuple[int, ...], np.ndarray | str]
+# An array's shape, what is wrong with it or "", and its numbers, which are read on demand.
+_Examined = tuple[tuple[int, ...], str, Callable[[], np.ndarray]]
 
 
 @dataclass(frozen=True)
 class StateDict:
-    """A state dict as it was read.
+    """A state dict whose numbers are read one array at a time.
 
     Attributes:
         name: what to call the file in errors.
-        arrays: in float32, by key; half precision has been widened, double precision narrowed.
         shapes: the shape of every entry, () for one that is no array.
         flaws: what is wrong with an entry, by key.
-        sha256: of the file.
+        numbers: reads the numbers of an entry without flaw, as they are stored.
+        sha256: of the file; of several one after another.
         own: what `export_file` wrote beside the weights, a description as JSON; "" if it did not.
         said: what there is to say about the reading, as `choose_model` does, and "narrowed".
     """
 
     name: str
-    arrays: dict[str, Float32[np.ndarray, "*shape"]]
     shapes: dict[str, tuple[int, ...]]
-    flaws: dict[str, str]
-    sha256: str
+    flaws: dict[str, str] = field(default_factory=dict)
+    numbers: dict[str, Callable[[], np.ndarray]] = field(default_factory=dict)
+    sha256: str = ""
     own: str = ""
     said: dict[str, Any] = field(default_factory=dict)
+
+    def read(self, key: str) -> Float32[np.ndarray, "*shape"]:
+        """Read an array in float32: half precision is widened, double precision narrowed."""
+        array = self.numbers[key]()
+        if array.dtype == np.float64:
+            self.said["narrowed"] = "float64 to float32"
+        with np.errstate(over="ignore"):
+            return array.astype(np.float32, copy=False)
+
+    def flaw(self, key: str) -> str:
+        """Say what is wrong with an entry or its numbers; "": nothing."""
+        if key in self.flaws:
+            return self.flaws[key]
+        if np.isfinite(self.read(key)).all():
+            return ""
+        large = self.numbers[key]().dtype == np.float64
+        return "holds NaN or infinite numbers" + ", or too large ones for float32" * large
 
 
 def import_torch() -> Any:
@@ -67,10 +92,11 @@ def import_torch() -> Any:
 
 
 def read_state_dict(path: Path, progress: Progress, entry: str | None = None) -> StateDict:
-    """Read a state dict, whatever dicts, prefixes and wrappers stand around it.
+    """Open a state dict, whatever dicts, prefixes and wrappers stand around it.
 
     Args:
-        path: a file written by `torch.save`, or a `.safetensors` file, which needs no PyTorch.
+        path: a file written by `torch.save`, a `.safetensors` file, which needs no PyTorch, or a
+            folder of one or several of these as the Hugging Face hub has them.
         progress: shows how far it is.
         entry: which of several models to read; None: averaged weights before others.
 
@@ -78,32 +104,82 @@ def read_state_dict(path: Path, progress: Progress, entry: str | None = None) ->
         InputError: if it is missing, damaged, holds anything that loading would run, or no state
             dict.
     """
-    if not path.is_file():
-        raise InputError(_why_no_file(path))
-    if _is_safe(path):
-        top, about, examine = _open_safetensors(path)
+    files = weight_files(path)
+    if len(files) == 1:
+        top, about, examine = _open(files[0], progress)
     else:
-        torch = import_torch()
-        top, about, examine = _load(torch, path, progress), None, functools.partial(_examine, torch)
+        top, about, examine = _open_shards(path, files, progress), None, lambda value: value()
     values, holder, said = choose_model(path, top, entry)
     metadata = getattr(holder, "_metadata", None)  # As PyTorch's own state dicts have it.
     about = metadata.get("") if isinstance(metadata, Mapping) else about
     own = about.get(OWN) if isinstance(about, Mapping) else None
     own = own if isinstance(own, str) else ""
-    read = StateDict(str(path), {}, {}, {}, _sha256(path, progress), own, said)
-    for key, value in progress.track(values.items(), description="checking numbers"):
-        read.shapes[key], array = examine(value)
-        if isinstance(array, str):
-            read.flaws[key] = array
-            continue
-        with np.errstate(over="ignore"):
-            read.arrays[key] = array.astype(np.float32, copy=False)
-        if array.dtype == np.float64:
-            said["narrowed"] = "float64 to float32"
-        if not np.isfinite(read.arrays[key]).all():
-            large = ", or too large ones for float32" if array.dtype == np.float64 else ""
-            read.flaws[key] = f"holds NaN or infinite numbers{large}"
+    read = StateDict(str(path), {}, sha256=_sha256(files, progress), own=own, said=said)
+    for key, value in values.items():
+        read.shapes[key], flaw, read.numbers[key] = examine(value)
+        if flaw:
+            read.flaws[key] = flaw
     return read
+
+
+def weight_files(path: Path) -> list[Path]:
+    """Find the files of weights: the path itself, or those of a folder.
+
+    Of several in a folder the first kind of `_WEIGHTS` is taken; an index names its shards.
+
+    Raises:
+        InputError: if there is none, several that are all of another name, or a shard is missing.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(f"{path} {'is no regular file' if path.exists() else 'does not exist'}")
+    if (path / "model.json").is_file():
+        raise InputError(
+            f"{path} is a converted checkpoint; to turn it into a PyTorch file, use --to-torch"
+        )
+    for name in _WEIGHTS:
+        if (path / name).is_file():
+            return _shards(path / name) if name.endswith(_INDEX) else [path / name]
+    found = sorted(file for file in path.iterdir() if file.suffix in _ENDINGS and file.is_file())
+    if len(found) != 1:
+        names = f"holds several: {', '.join(file.name for file in found)}" if found else "has none"
+        raise InputError(
+            f"{path} is a folder; of files of weights, such as {_WEIGHTS[0]}, it {names}"
+        )
+    return found
+
+
+def _shards(index: Path) -> list[Path]:
+    """List the files that an index names."""
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not named:
+        raise InputError(f"{index} holds no weight_map, which tells the file of each key")
+    names = sorted(set(map(str, named.values())))
+    if outside := [name for name in names if Path(name).name != name]:
+        raise InputError(f"{index} names a file outside of its folder: {outside[0]}")
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
+        raise InputError(f"{index.parent} lacks {', '.join(missing)}, which {index.name} names")
+    return [index.parent / name for name in names]
+
+
+def _open_shards(path: Path, files: list[Path], progress: Progress) -> dict[str, Any]:
+    """Open several files as one dict, whose values give what is known of an array."""
+    joined: dict[str, Any] = {}
+    for file in files:
+        held, _, examine = _open(file, progress)
+        if again := sorted(map(str, joined.keys() & held)):
+            raise InputError(f"{path} holds {again[0]} twice, the second time in {file.name}")
+        joined |= {key: functools.partial(examine, value) for key, value in held.items()}
+    return joined
+
+
+def _open(path: Path, progress: Progress) -> tuple[Any, Any, Callable[[Any], _Examined]]:
+    """Open a file: what it holds, what stands beside that, and how values are looked at."""
+    if _is_safe(path):
+        return _open_safetensors(path)
+    torch = import_torch()
+    return _load(torch, path, progress), None, functools.partial(_examine, torch)
 
 
 def _is_safe(path: Path) -> bool:
@@ -122,17 +198,9 @@ def _open_safetensors(path: Path) -> tuple[dict[str, str], Any, Callable[[str], 
     def examine(key: str) -> _Examined:
         about = file.get_slice(key)
         flaw = "" if about.get_dtype() in _DTYPES else _wrong_dtype(about.get_dtype())
-        return tuple(about.get_shape()), flaw or file.get_tensor(key)
+        return tuple(about.get_shape()), flaw, functools.partial(file.get_tensor, key)
 
     return {key: key for key in file.keys()}, file.metadata(), examine
-
-
-def _why_no_file(path: Path) -> str:
-    if (path / "model.json").is_file():
-        return f"{path} is a converted checkpoint; to turn it into a PyTorch file, use --to-torch"
-    if path.is_dir():
-        return f"{path} is a folder; expected a .torch, .pth or .safetensors file"
-    return f"{path} is no regular file" if path.exists() else f"{path} does not exist"
 
 
 def _load(torch: ModuleType, path: Path, progress: Progress) -> Any:
@@ -146,6 +214,8 @@ def _load(torch: ModuleType, path: Path, progress: Progress) -> Any:
         with harmless, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except InputError:
+        raise
     except Exception as error:  # Damaged bytes make torch and zipfile raise almost anything.
         raise InputError(_why_unreadable(path, start, error)) from error
 
@@ -169,6 +239,11 @@ def _why_unreadable(path: Path, start: bytes, error: Exception) -> str:
 def _check_records(path: Path, progress: Progress) -> None:
     """Compare each record of the archive with its checksum, which torch.load does not look at."""
     with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise InputError(
+                f"{path} is a TorchScript archive, which holds code; save its weights: "
+                "torch.save(torch.jit.load(PATH, map_location='cpu').state_dict(), 'weights.pt')"
+            )
         # torch can be told not to compute checksums; it stores zeros then.
         records = [info for info in archive.infolist() if info.CRC]
         total = sum(info.file_size for info in records)
@@ -181,7 +256,7 @@ def _check_records(path: Path, progress: Progress) -> None:
 
 def _examine(torch: ModuleType, value: Any) -> _Examined:
     if not isinstance(value, torch.Tensor):
-        return (), f"is of type {type(value).__name__}, not a tensor"
+        return (), f"is of type {type(value).__name__}, not a tensor", _nothing
     flaw = ""
     if str(value.dtype).removeprefix("torch.") not in _DTYPES.values():
         flaw = _wrong_dtype(value.dtype)
@@ -189,17 +264,28 @@ def _examine(torch: ModuleType, value: Any) -> _Examined:
         flaw = f"is a {value.layout} tensor on device {value.device}, not a plain one"
     elif value.numel() > (held := value.untyped_storage().nbytes() // value.element_size()):
         flaw = f"claims {value.numel()} numbers, of which {held} are stored"
-    if flaw:
-        return tuple(value.shape), flaw
-    wide = torch.promote_types(value.dtype, torch.float32)  # NumPy has no bfloat16 of its own.
-    return tuple(value.shape), value.detach().to(wide).numpy()
+
+    def numbers() -> np.ndarray:
+        wide = torch.promote_types(value.dtype, torch.float32)  # NumPy has no bfloat16 of its own.
+        return value.detach().to(wide).numpy()
+
+    return tuple(value.shape), flaw, numbers
+
+
+def _nothing() -> np.ndarray:
+    return np.empty(())
 
 
 def _wrong_dtype(dtype: Any) -> str:
     return f"is {dtype}, not float32, float16, bfloat16 or float64"
 
 
-def _sha256(path: Path, progress: Progress) -> str:
+def _sha256(files: list[Path], progress: Progress) -> str:
+    """Hash files, as of one after another."""
     progress.add_task("hashing", total=None)
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()

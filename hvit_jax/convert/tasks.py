@@ -1,11 +1,15 @@
-"""The two conversions, from a file to a checkpoint and back, by the tables in `keys`."""
+"""Conversion of checkpoints: from PyTorch's files, and back, each proven by comparing numbers.
+
+Weights pass through one array at a time, so that a file larger than memory can be converted.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,9 @@ from rich.progress import Progress
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from hvit_jax.architectures import architecture_config
 from hvit_jax.checkpoint import (
+    TRAINED,
     Description,
     load_parameters,
     parse_description,
@@ -23,16 +29,25 @@ from hvit_jax.checkpoint import (
     save_checkpoint,
 )
 from hvit_jax.config import ViTConfig
-from hvit_jax.convert.detect import config_of, detect, expected_keys, preprocessing_of
-from hvit_jax.convert.keys import WRITTEN, Layout
+from hvit_jax.convert.configs import Facts, read_facts
+from hvit_jax.convert.detect import Found, detect
+from hvit_jax.convert.families import family_of, preprocessing_of
+from hvit_jax.convert.keys import PERIODS, Entry, Form
+from hvit_jax.convert.layouts import LAYOUTS, SWAG, WRITTEN
 from hvit_jax.convert.reader import OWN, StateDict, import_torch, read_state_dict
+from hvit_jax.convert.switches import Stated
 from hvit_jax.errors import InputError, first_line, unknown
-from hvit_jax.models.parameters import Tree, flatten
+from hvit_jax.models.parameters import Tree, abstract_parameters, flatten
 from hvit_jax.system.files import new_file, refuse_existing, require_space
 
 _SILENT = Progress(disable=True)
 # Of the files that `export_file` writes: all but the last are those of `torch.save`.
 ENDINGS = (".torch", ".pth", ".pt", ".bin", ".safetensors")
+# What an architecture's name says that keys and shapes do not, and sizes, to be compared.
+_OF_ARCHITECTURE = (
+    *("heads", "activation", "norm_eps", "rope", "pool", "pool_heads", "pool_prefix"),
+    *("depth", "width", "mlp_width", "patch_size"),
+)
 
 
 def convert_file(
@@ -40,64 +55,113 @@ def convert_file(
     destination: str | Path,
     *,
     heads: int | None = None,
-    grid: tuple[int, int] | None = None,
+    resolution: int | tuple[int, int] | None = None,
+    activation: str | None = None,
+    architecture: str | None = None,
     entry: str | None = None,
     preprocessing: str | None = None,
     progress: Progress = _SILENT,
 ) -> Description:
-    """Convert a PyTorch file to a checkpoint that `hvit_jax.load` reads.
+    """Convert weights of a plain vision transformer to a checkpoint that `hvit_jax.load` reads.
 
     Args:
-        source: a `.torch`, `.pth` or `.safetensors` file in SWAG's or torchvision's layout.
+        source: a folder as the Hugging Face hub has it, or a file of weights, in one of the layouts
+            in `hvit_jax.convert.layouts`.
         destination: the folder to write; must not exist.
-        heads: attention heads; None: as `export_file` wrote, or those of the published size.
-        grid: rows and columns of patches; None: as `export_file` wrote, or as many of each.
+        heads: attention heads; None: as the folder's files or `export_file` wrote, or else those
+            that are usual for the width.
+        resolution: height and width in pixels; None: as written there, or a square.
+        activation: of the MLPs, as `ViTConfig` names it; None: as written there, or the usual one.
+        architecture: timm's name of the model, which tells what a bare file does not.
         entry: which model, of a file that holds several, such as "model"; None: averaged weights
             (such as "model_ema") before others.
-        preprocessing: "swag" or "torchvision"; None: as `export_file` wrote, or as the layout, the
-            resolution and the file's name tell. The description's source says if it was assumed.
+        preprocessing: a name in `hvit_jax.convert.families.PREPROCESSING`; None: as written there,
+            or as the family, the resolution and the file's name tell.
         progress: shows how far it is.
 
     Returns:
-        What was written to `model.json`.
+        What was written to `model.json`. Its `source` says what was passed over and assumed.
 
     Raises:
-        InputError: if the file is no whole and healthy checkpoint of a known format, or if the
-            destination exists or cannot be written.
+        InputError: if the source is no whole and healthy model of a known layout, contradicts
+            itself or an option, or if the destination exists or cannot be written.
     """
     refuse_existing(destination)
-    read = read_state_dict(Path(source), progress, entry)
-    layout, sizes = detect(read)
+    source = Path(source)
+    facts = read_facts(source) if source.is_dir() else None
+    read = read_state_dict(source, progress, entry)
     own = _own_description(read)
-    if own is not None:
-        heads = own.config.heads if heads is None else heads
-        grid = grid or own.config.grid
-    config = config_of(read.name, sizes, heads, grid)
-    parameters = _to_tree(read.arrays, layout, config.depth)
-    _check(to_state(parameters, layout), read.arrays)
-    description = _describe(read, Path(source).name, layout, config, own, preprocessing)
+    options = {"heads": heads, "resolution": resolution, "activation": activation}
+    found = detect(read, _stated(facts, own, architecture, options), progress)
+    description = _describe(read, source.name, found, facts, own, preprocessing)
     progress.add_task("writing", total=None)
-    save_checkpoint(destination, parameters, description)
+    save_checkpoint(destination, functools.partial(_fill, read, found), description)
     return description
+
+
+def _stated(
+    facts: Facts | None, own: Description | None, architecture: str | None, options: dict[str, Any]
+) -> Stated:
+    """Gather what is known of a model beside its weights; what comes later wins."""
+    switches, where, usual = {}, {}, {}
+    if facts is not None:
+        switches |= facts.switches
+    if own is not None:
+        switches |= vars(own.config)
+        del switches["num_classes"]  # A head may have been replaced in PyTorch.
+        where |= dict.fromkeys(switches, "what hvit_jax wrote beside the weights")
+    if architecture is not None:
+        named = vars(architecture_config(architecture))
+        switches |= {name: named[name] for name in _OF_ARCHITECTURE}
+        where |= dict.fromkeys(_OF_ARCHITECTURE, f"--architecture {architecture}")
+        usual["resolution"] = named["resolution"]
+    for name, value in options.items():
+        if value is not None:
+            switches[name], where[name] = value, f"--{name}"
+    return Stated(switches, where, facts.layout if facts else None, usual)
 
 
 def _describe(
     read: StateDict,
     file: str,
-    layout: Layout,
-    config: ViTConfig,
+    found: Found,
+    facts: Facts | None,
     own: Description | None,
     preprocessing: str | None,
 ) -> Description:
     """Say where a model came from, what was left out or assumed, and how pictures are prepared."""
-    name, prepared = preprocessing_of(preprocessing, file, layout, config)
-    source = {"file": file, "sha256": read.sha256, "format": layout.name, **read.said}
-    if own is None and preprocessing is None and layout.preprocessing != "swag":
-        source["assumed"] = f"preprocessing of {name}"
-    if own is None:
-        return Description(config, source, preprocessing=prepared)
-    classes = own.classes if own.config.num_classes == config.num_classes else ()
-    return Description(config, source, classes, prepared if preprocessing else own.preprocessing)
+    form, config, assumed = found.form, found.config, list(found.assumed.values())
+    passed = [*read.said.get("ignored", ()), *found.ignored]
+    family = family_of(form.layout, config, file)
+    name, prepared = preprocessing_of(preprocessing, file, family, config)
+    known = own or facts
+    if preprocessing is None and known is not None and known.preprocessing is not None:
+        prepared = known.preprocessing
+    elif preprocessing is None and family != "SWAG":
+        assumed.append(f"preprocessing of {name}")
+    classes = known.classes if known is not None else ()
+    said = {name: each for name, each in read.said.items() if name not in ("chunks", "ignored")}
+    more = {
+        "ignored": passed,
+        "form": form.as_json(),
+        "assumed": ", ".join(assumed),
+        **(_said_beside(facts) if facts else {}),
+    }
+    return Description(
+        config,
+        {
+            **{"file": file, "sha256": read.sha256, "format": form.layout.name, **said},
+            **{key: value for key, value in more.items() if value},
+        },
+        classes if len(classes) == config.num_classes else (),
+        prepared,
+    )
+
+
+def _said_beside(facts: Facts) -> dict[str, Any]:
+    """Note what a folder's files say that is no part of the model."""
+    notes = {"architecture": facts.notes.get("architecture"), "note": facts.notes.get("pictures")}
+    return {**notes, "input_size": facts.input_size, "licence": facts.licence}
 
 
 def _own_description(read: StateDict) -> Description | None:
@@ -112,25 +176,66 @@ def _own_description(read: StateDict) -> Description | None:
         ) from error
 
 
-def _check(
-    back: Iterable[tuple[str, Float32[np.ndarray, "*shape"]]],
-    state: dict[str, Float32[np.ndarray, "*shape"]],
+def _fill(read: StateDict, found: Found, folder: Path) -> Tree:
+    """Read a model's parameters into files that are mapped into memory, below a folder."""
+    tree: Tree = {}
+    for path, leaf in flatten(abstract_parameters(found.config)).items():
+        file = folder / f"{path.replace('/', '.')}.npy"
+        array = np.lib.format.open_memmap(file, "w+", np.float32, leaf.shape)
+        rows = [row for row in found.rows if row.path == path]
+        _fill_leaf(read, found, rows, array)
+        *folders, name = path.split("/")
+        place = tree
+        for each in folders:
+            place = place.setdefault(each, {})
+        place[name] = array
+    return tree
+
+
+def _fill_leaf(
+    read: StateDict, found: Found, rows: list[Entry], leaf: Float32[np.ndarray, "*shape"]
 ) -> None:
-    """Prove that a state dict equals another bit for bit, and that each key was used once."""
-    remaining = dict(state)
-    for key, array in back:
-        before = remaining.pop(key)
-        if array.shape != before.shape or array.tobytes() != before.tobytes():
-            raise RuntimeError(f"{key} does not survive the conversion; please report this defect")
-    if remaining:
-        raise RuntimeError(f"not used: {sorted(remaining)}; please report this defect")
+    """Fill one of our arrays, and prove that the rows' own come back from it bit for bit."""
+    form, masked = found.form, any(row.mask for row in rows)
+    blocks = leaf if rows[0].stacked else leaf[None]
+    for number, block in enumerate(blocks):
+        for row in rows:
+            value = read.read(form.key(row, number))
+            if row.mask:
+                block *= np.where(np.isnan(value), _mask(value.size), value)
+                block += 0  # What was -0 is 0 from now on.
+            else:
+                row.place(block)[...] = row.transform.to_ours(value)
+    for number, block in enumerate(blocks):
+        for row in rows if not masked else ():
+            value = read.read(key := form.key(row, number))
+            if _bits(row.transform.to_torch(row.place(block))) != _bits(value):
+                raise RuntimeError(f"{key} does not survive conversion; please report this defect")
+    if rows[0].path == "blocks/in_proj/bias" and found.config.qkv_bias == "qv":
+        _refuse_key_bias(read.name, leaf)
+
+
+def _bits(array: Float32[np.ndarray, "*shape"]) -> tuple[tuple[int, ...], bytes]:
+    return array.shape, array.tobytes()
+
+
+def _mask(size: int) -> Float32[np.ndarray, "3C"]:
+    """Make the mask of DINOv3's biases: those of q and v count, those of k do not."""
+    return np.repeat(np.array([1, 0, 1], np.float32), size // 3)
+
+
+def _refuse_key_bias(name: str, biases: Float32[np.ndarray, "depth 3C"]) -> None:
+    if np.split(biases, 3, axis=-1)[1].any():
+        raise InputError(
+            f"{name} has biases of the keys that are not 0, where this layout has none"
+        )
 
 
 def export_file(
     checkpoint: str | Path,
     destination: str | Path,
     *,
-    layout: str = "swag",
+    layout: str | None = None,
     progress: Progress = _SILENT,
 ) -> Description:
     """Write a checkpoint, converted or fine-tuned, as a state dict for PyTorch.
@@ -143,36 +248,82 @@ def export_file(
         destination: the file to write, in float32; must not exist. By its ending it is one of
             `torch.save` (`.torch`, `.pth`, `.pt`, `.bin`) or `.safetensors`, which needs no
             PyTorch.
-        layout: whose keys to use, "swag" or "torchvision".
+        layout: whose keys to use, a name in `hvit_jax.convert.layouts.WRITTEN`; None: those of the
+            file that the checkpoint, or the one it was trained from, was converted from.
         progress: shows how far it is.
 
     Returns:
         The checkpoint's description.
 
     Raises:
-        InputError: if the checkpoint is missing or damaged or holds NaN or infinite numbers, or the
-            destination exists, has another ending or cannot be written.
+        InputError: if the checkpoint is missing or damaged or holds NaN or infinite numbers, the
+            layout has no place for something in it, or the destination exists, has another ending
+            or cannot be written.
     """
     refuse_existing(destination)
     if (ending := Path(destination).suffix.lower()) not in ENDINGS:
         endings = ", ".join(ENDINGS)
         raise InputError(f"a PyTorch file takes a name that ends in {endings}, got {destination}")
-    if layout not in WRITTEN:
-        raise unknown("layout", layout, WRITTEN)
     description = read_description(checkpoint)
+    form = form_of(description, layout)
     torch = None if ending == ".safetensors" else import_torch()
     about = json.dumps({**dataclasses.asdict(description), "source": {}})
     parameters = load_parameters(checkpoint, description.config)
-    state = {key: np.ascontiguousarray(each) for key, each in to_state(parameters, WRITTEN[layout])}
+    _refuse_unplaced(str(checkpoint), form, description.config, flatten(parameters))
+    state = {
+        key: np.ascontiguousarray(each)
+        for key, each in to_state(parameters, form, description.config)
+    }
     with new_file(destination) as temporary:
         require_space(destination, temporary.parent, sum(array.nbytes for array in state.values()))
         progress.add_task("writing", total=None)
         try:
-            _save(temporary, state, about, torch)
+            named = {form.in_file(key, description.config.depth): state[key] for key in state}
+            _save(temporary, named, about, torch)
         except (RuntimeError, SafetensorError) as error:  # torch's writer reports a full disk so.
             raise InputError(f"cannot write {destination}: {first_line(error)}") from error
-        _read_back(temporary, checkpoint, state, progress)
+        _read_back(temporary, state, progress)
     return description
+
+
+def form_of(description: Description, layout: str | None) -> Form:
+    """Find the keys to write a checkpoint with.
+
+    Args:
+        description: the checkpoint's.
+        layout: a name in `WRITTEN`; None: that of the file that it comes from, or SWAG's.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    if layout is not None and layout not in WRITTEN:
+        raise unknown("layout", layout, WRITTEN)
+    source = description.source
+    while source.get("format") == TRAINED:
+        source = source.get("begun", {})
+    origin = {each.name: each for each in LAYOUTS}.get(source.get("format", ""))
+    wanted = WRITTEN[layout] if layout else origin or SWAG
+    if wanted == origin:
+        return Form.from_json(wanted, source.get("form", {}))
+    return Form.usual(wanted).fitted(description.config)
+
+
+def _refuse_unplaced(name: str, form: Form, config: ViTConfig, leaves: dict[str, Any]) -> None:
+    """Refuse a model that a layout cannot hold."""
+    layout, rows = form.layout, form.rows(leaves, config.qkv_bias)
+    fixed = [
+        f"{switch} {getattr(config, switch)!r}, not {value!r}"
+        for switch, value in layout.switches.items()
+        if getattr(config, switch) != value
+    ]
+    unplaced = sorted(leaves.keys() - {row.path for row in rows})
+    if fixed or unplaced:
+        raise InputError(
+            f"{name} cannot be written in the layout of {layout.name}, which has no place for: "
+            + ", ".join([*unplaced, *fixed])
+        )
+    if config.qkv_bias == "qv" and "blocks/in_proj/bias" in leaves:
+        _refuse_key_bias(name, leaves["blocks/in_proj/bias"])
 
 
 def _save(
@@ -189,43 +340,29 @@ def _save(
 
 
 def _read_back(
-    path: Path,
-    checkpoint: str | Path,
-    state: dict[str, Float32[np.ndarray, "*shape"]],
-    progress: Progress,
+    path: Path, state: dict[str, Float32[np.ndarray, "*shape"]], progress: Progress
 ) -> None:
-    """Prove that a file holds a state dict; what is wrong with it is the checkpoint's fault."""
-    read = dataclasses.replace(read_state_dict(path, progress), name=str(checkpoint))
-    detect(read)
-    _check(read.arrays.items(), state)
-
-
-def _to_tree(state: dict[str, Float32[np.ndarray, "*shape"]], layout: Layout, depth: int) -> Tree:
-    """Arrange a state dict as our tree; it must be whole, as `detect` checks."""
-    tree: dict[str, Any] = {}
-    for entry in layout.entries:
-        if entry.stacked:
-            keys = [layout.key(entry, number) for number in range(depth)]
-            array = np.stack([entry.transform.to_ours(state[key]) for key in keys])
-        elif (key := layout.key(entry)) in state:
-            array = np.ascontiguousarray(entry.transform.to_ours(state[key]))
-        else:
-            continue
-        *folders, leaf = entry.path.split("/")
-        place = tree
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[leaf] = array
-    return tree
+    """Prove that a file holds a state dict."""
+    read = read_state_dict(path, progress)
+    if read.shapes.keys() != state.keys():
+        raise RuntimeError("keys do not survive writing; please report this defect")
+    for key, array in progress.track(state.items(), description="checking numbers"):
+        if _bits(read.read(key)) != _bits(array):
+            raise RuntimeError(f"{key} does not survive writing; please report this defect")
 
 
 def to_state(
-    parameters: Tree, layout: Layout
+    parameters: Tree, form: Form, config: ViTConfig
 ) -> Iterator[tuple[str, Float32[np.ndarray, "*shape"]]]:
     """Arrange our tree as a state dict, array by array, in the order of PyTorch's own."""
     leaves = flatten(parameters)
-    sizes = {"depth": len(leaves["blocks/ln_1/scale"]), "K": int("head/kernel" in leaves)}
-    blocks = {path: iter(leaf) for path, leaf in leaves.items() if path.startswith("blocks/")}
-    for key, entry in expected_keys(layout, sizes):
-        leaf = next(blocks[entry.path]) if entry.stacked else leaves[entry.path]
-        yield key, entry.transform.to_torch(leaf)
+    rows = form.rows(leaves, config.qkv_bias)
+    for key, row, number in form.expected(rows, config.depth):
+        if row.path == PERIODS:
+            array = np.array(config.rope.periods if config.rope else (), np.float32)
+        else:
+            leaf = leaves[row.path][number] if row.stacked else leaves[row.path]
+            array = row.transform.to_torch(row.place(leaf))
+            if row.mask:  # As in published files, where all biases are 0.
+                array = _mask(array.size) if array.any() else np.zeros_like(array)
+        yield key, array

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from hvit_jax.config import ViTConfig
-from hvit_jax.convert.keys import SWAG
+from hvit_jax.convert.keys import Form
+from hvit_jax.convert.layouts import SWAG
 from hvit_jax.convert.reader import import_torch
 from hvit_jax.convert.tasks import to_state
 from hvit_jax.errors import InputError, first_line
@@ -59,7 +60,8 @@ def torch_rivals(
         return torch.from_numpy(np.array(array, np.float32)).to("cuda" if cuda else "cpu")
 
     pictures = tensor(images).permute(0, 3, 1, 2).contiguous()
-    state = {key: tensor(array) for key, array in to_state(jax.device_get(parameters), SWAG)}
+    arrays = to_state(jax.device_get(parameters), Form.usual(SWAG), config)
+    state = {key: tensor(array) for key, array in arrays}
     precisions = ("autocast", "bfloat16")
     if dtype == "float32":
         precisions = ("float32", "tf32") if cuda else ("float32",)

@@ -66,8 +66,8 @@ def ignore_warnings_of_pillow() -> None:
 
 
 @contextlib.contextmanager
-def without_tracebacks_of_orbax() -> Iterator[None]:
-    """Drop what Orbax logs, many times and with tracebacks, of an error that it raises as well."""
+def without_messages_of_orbax() -> Iterator[None]:
+    """Drop what Orbax logs: errors that it raises as well, and what it does not do on purpose."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     for logger in loggers:
         logger.addFilter(_wanted)
@@ -80,4 +80,4 @@ def without_tracebacks_of_orbax() -> Iterator[None]:
 
 def _wanted(record: logging.LogRecord) -> bool:
     about = record.pathname if record.name == "absl" else record.getMessage()
-    return record.levelno < logging.ERROR or "orbax" not in about
+    return record.levelno < logging.WARNING or "orbax" not in about

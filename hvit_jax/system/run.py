@@ -12,7 +12,7 @@ from hvit_jax.errors import InputError, first_line
 from hvit_jax.system.library_messages import (
     ignore_warnings_of_pillow,
     is_out_of_memory,
-    without_tracebacks_of_orbax,
+    without_messages_of_orbax,
 )
 from hvit_jax.system.signals import Stopped, insistent
 
@@ -36,7 +36,7 @@ def run(main: Callable[[], int | None], program: str) -> int:
             stream.reconfigure(errors="backslashreplace")
     ignore_warnings_of_pillow()
     try:
-        with insistent(), without_tracebacks_of_orbax():
+        with insistent(), without_messages_of_orbax():
             status = main()
         print(end="", flush=True)  # There may be no stdout, as under some daemons.
         return status or 0

@@ -8,7 +8,7 @@ import pytest
 from hvit_jax.config import MEAN, STD, Preprocessing
 from hvit_jax.convert.configs import read_facts
 from hvit_jax.convert.licences import licence_line
-from hvit_jax.convert.pictures import bare_preprocessing
+from hvit_jax.convert.pictures import FAMILIES
 from hvit_jax.errors import InputError
 
 
@@ -301,12 +301,10 @@ def test_open_clip_refused(tmp_path):
 
 
 def test_bare_files():
-    assert bare_preprocessing("CLIP").mean == (0.48145466, 0.4578275, 0.40821073)
-    assert bare_preprocessing("SigLIP").std == (0.5, 0.5, 0.5)
-    assert bare_preprocessing("DINOv3 sat493m").mean == (0.43, 0.411, 0.296)
-    assert bare_preprocessing("DINOv2").mean == MEAN
-    with pytest.raises(InputError, match="unknown family 'CLiP', did you mean 'CLIP'"):
-        bare_preprocessing("CLiP")
+    assert FAMILIES["CLIP"].mean == (0.48145466, 0.4578275, 0.40821073)
+    assert FAMILIES["SigLIP"].std == (0.5, 0.5, 0.5)
+    assert FAMILIES["DINOv3 sat493m"].mean == (0.43, 0.411, 0.296)
+    assert FAMILIES["DINOv2"].mean == MEAN
 
 
 def test_licences():

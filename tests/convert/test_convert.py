@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from rich.progress import Progress
 from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file as save_safetensors
 
@@ -18,8 +19,9 @@ from hvit_jax.checkpoint import Description, load_parameters, read_description, 
 from hvit_jax.commands.convert import main
 from hvit_jax.config import Preprocessing
 from hvit_jax.convert import convert_file, export_file
-from hvit_jax.convert.detect import config_of, detect
+from hvit_jax.convert.detect import detect
 from hvit_jax.convert.reader import StateDict
+from hvit_jax.convert.switches import Stated
 from hvit_jax.models.parameters import abstract_parameters, flatten
 from tests.torch_files import as_torchvision, save, swag_state
 
@@ -243,8 +245,9 @@ def test_published_sizes_need_no_heads(name, vision):
     state = published_state(config)
     state = as_torchvision(state) if vision else state
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    _, sizes = detect(StateDict(name, {}, shapes, {}, ""))
-    assert config_of(name, sizes, None) == config
+    numbers = dict.fromkeys(shapes, lambda: np.zeros(()))
+    found = detect(StateDict(name, shapes, numbers=numbers), Stated(), Progress(disable=True))
+    assert found.config == config
 
 
 def published_state(config):
@@ -280,7 +283,9 @@ def test_to_torch_gives_the_same_state_dict(tmp_path, classes, vision):
     source = save(as_torchvision(state) if vision else state, tmp_path / "in.torch")
     convert_file(source, tmp_path / "jax", heads=2)
     export_file(tmp_path / "jax", tmp_path / "out.torch")
-    assert_same_file(tmp_path / "out.torch", state)
+    assert_same_file(tmp_path / "out.torch", as_torchvision(state) if vision else state)
+    export_file(tmp_path / "jax", tmp_path / "swag.torch", layout="swag")
+    assert_same_file(tmp_path / "swag.torch", state)
 
 
 def test_parity_to_torch_of_both_goldens(
@@ -288,7 +293,7 @@ def test_parity_to_torch_of_both_goldens(
 ):
     state = torch.load(goldens.folder / "checkpoint.torch", weights_only=True)
     for number, checkpoint in enumerate((golden_checkpoint, torchvision_checkpoint)):
-        export_file(checkpoint, tmp_path / f"{number}.torch")
+        export_file(checkpoint, tmp_path / f"{number}.torch", layout="swag")
         assert_same_file(tmp_path / f"{number}.torch", state)
 
 
@@ -339,11 +344,11 @@ def test_grid_that_the_file_does_not_tell(tmp_path):
     for positions, name in ((17, "square.torch"), (17, "flat.torch"), (13, "12.torch")):
         save(swag_state(positions=positions), tmp_path / name)
     assert described(tmp_path, "square.torch", heads=2)[0].config.grid == (4, 4)
-    flat, tree = described(tmp_path, "flat.torch", heads=2, grid=(2, 8))
+    flat, tree = described(tmp_path, "flat.torch", heads=2, resolution=(8, 32))
     assert flat.config.image_shape == (8, 32)
     positions = state["encoder.pos_embedding"][:, 0].numpy()
     np.testing.assert_array_equal(tree["pos_embedding"], positions)
-    assert described(tmp_path, "12.torch", heads=2, grid=(2, 6))[0].config.grid == (2, 6)
+    assert described(tmp_path, "12.torch", heads=2, resolution=(8, 24))[0].config.grid == (2, 6)
 
 
 def test_what_options_say_wins_over_what_the_file_says(tmp_path):
@@ -353,7 +358,7 @@ def test_what_options_say_wins_over_what_the_file_says(tmp_path):
     )
     save_checkpoint(tmp_path / "jax", parameters, Description(sizes))
     export_file(tmp_path / "jax", tmp_path / "out.torch")
-    config = described(tmp_path, "out.torch", heads=2, grid=(8, 2))[0].config
+    config = described(tmp_path, "out.torch", heads=2, resolution=(32, 8))[0].config
     assert (config.grid, config.heads) == ((8, 2), 2)
     written = torch.load(tmp_path / "out.torch", weights_only=True)
     torch.save({"model": written, "epoch": 3}, tmp_path / "in_a_dict.pth")

@@ -248,13 +248,19 @@ def test_source_missing_or_no_file(tmp_path, refused):
     assert "use --to-torch" in refused(tmp_path / "jax", tmp_path / "out")
 
 
-def test_grid(tmp_path, refused):
+def test_resolution(tmp_path, refused):
     source = save(swag_state(positions=13), tmp_path / "in.torch")
     for arguments, part in (
-        ([], "expected 1 for CLS and a square grid of patches; another grid is given with --grid"),
-        (["--grid", "2,8"], "13 positions; expected 1 for CLS and 2 x 8 patches; another"),
-        (["--grid", "0,12"], "--grid must"),
-        (["--grid", "12"], "--grid must be 2 whole numbers"),
+        (
+            [],
+            "expected 1 for CLS and a square grid of patches; another grid is given in pixels with --resolution",
+        ),
+        (
+            ["--resolution", "8,32"],
+            "13 positions; expected 1 for CLS and 2 x 8 patches as --resolution says; another",
+        ),
+        (["--resolution", "0,48"], "expected 1 for CLS and 0 x 12 patches"),
+        (["--resolution", "a,b"], "--resolution must be a whole number or 2 whole numbers"),
     ):
         assert part in refused(source, tmp_path / "out", "--heads", 2, *arguments)
 
@@ -280,7 +286,7 @@ def test_heads(tmp_path, refused, capsys):
     message = refused(source, tmp_path / "out")
     assert "--heads N" in message and "2 blocks of width 6 and MLP width 10" in message
     assert "width 6 is not divisible by 4 heads" in refused(source, tmp_path / "out", "--heads", 4)
-    assert "heads must be a whole number" in refused(source, tmp_path / "out", "--heads", 0)
+    assert "heads must be at least 1" in refused(source, tmp_path / "out", "--heads", 0)
     assert "--heads must be a whole number, got 'two'" in refused(
         source, tmp_path / "out", "--heads", "two"
     )
@@ -294,10 +300,10 @@ def test_heads(tmp_path, refused, capsys):
         (["in", "out", "more"], "unexpected argument 'more'"),
         (["in", "out", "--to", "x"], "unknown option --to, did you mean --to-torch?"),
         (["in", "out", "--to-torch", "--heads", "2"], "--heads is for reading PyTorch files"),
-        (["in", "out", "--to-torch", "--grid", "2,8"], "--grid is for reading PyTorch files"),
-        (["in", "out", "--preprocessing", "timm"], "--preprocessing must be one of"),
+        (["in", "out", "--to-torch", "--resolution", "8"], "--resolution is for reading PyTorch"),
+        (["in", "out", "--preprocessing", "tmm"], "--preprocessing must be one of"),
         (["in", "out", "--layout", "swag"], "--layout is for --to-torch"),
-        (["in", "out", "--to-torch", "--layout", "timm"], "--layout must be one of"),
+        (["in", "out", "--to-torch", "--layout", "tmm"], "--layout must be one of"),
     ],
 )
 def test_usage(refused, arguments, part):

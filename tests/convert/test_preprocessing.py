@@ -7,8 +7,7 @@ from hvit_jax.checkpoint import read_description
 from hvit_jax.commands.convert import main
 from hvit_jax.config import Preprocessing, as_pair
 from hvit_jax.convert import convert_file, export_file
-from hvit_jax.convert.detect import preprocessing_of
-from hvit_jax.convert.keys import TORCHVISION as TORCHVISION_LAYOUT
+from hvit_jax.convert.families import preprocessing_of
 from hvit_jax.data.preprocess import resized_size
 from tests.torch_files import as_torchvision, save, swag_state
 
@@ -86,6 +85,6 @@ def test_published_resizes_of_torchvision(name, side):
     """ViT_B_16_Weights and ViT_L_16_Weights, IMAGENET1K_V1: resize_size 256 and 242, crop 224."""
     body = {**vars(MODELS[name]), "resolution": 224}
     config = ViTConfig(**body)
-    taken, prepared = preprocessing_of(None, "vit.pth", TORCHVISION_LAYOUT, config)
+    taken, prepared = preprocessing_of(None, "vit.pth", "torchvision", config)
     assert taken == "torchvision"
     assert resized_size((500, 500), as_pair(224), prepared) == (side, side)

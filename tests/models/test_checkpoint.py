@@ -114,7 +114,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise ValueError("RESOURCE_EXHAUSTED: no space\nand more lines")
 
-    monkeypatch.setattr("orbax.checkpoint.StandardCheckpointer.save", full)
+    monkeypatch.setattr("orbax.checkpoint.Checkpointer.save", full)
     with pytest.raises(InputError, match="cannot write .*c: ValueError: RESOURCE_EXHAUSTED: no sp"):
         save_checkpoint(tmp_path / "c", random_parameters(), DESCRIPTION)
     assert list(tmp_path.iterdir()) == []

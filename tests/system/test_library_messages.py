@@ -64,7 +64,7 @@ import contextlib, resource, sys
 import jax.numpy as jnp, orbax.checkpoint
 from hvit_jax.system import library_messages as messages
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
-quiet = messages.without_tracebacks_of_orbax if QUIET else contextlib.nullcontext
+quiet = messages.without_messages_of_orbax if QUIET else contextlib.nullcontext
 with quiet(), orbax.checkpoint.StandardCheckpointer() as checkpointer:
     try:
         checkpointer.save(sys.argv[1], {"x": jnp.arange(100000.0)})

@@ -19,7 +19,8 @@ from flax import nnx
 
 from hvit_jax.architectures import MODELS
 from hvit_jax.config import DTYPES, Compute, ViTConfig
-from hvit_jax.models.block import Block, gelu
+from hvit_jax.models.block import Block
+from hvit_jax.ops.activations import gelu
 from hvit_jax.ops.attention import attend, attend_and_score, class_attention
 from hvit_jax.ops.clustered_attention import clustered_attention
 from hvit_jax.ops.clustering import cluster_tokens
@@ -77,11 +78,11 @@ def _selecting(config, x, q, k, v, scores) -> Iterator[Operation]:
     yield "evit, evo", "order", descending_order, (scores,)
     yield "evit, evo", "the same by argsort", lambda s: jnp.argsort(-s), (scores,)
     order = descending_order(scores)
-    yield "evit", "keep half", functools.partial(keep_best, keep=keep), (x, scores, order)
+    yield "evit", "keep half", functools.partial(keep_best, keep=keep, prefix=1), (x, scores, order)
     yield "tome", "match", lambda k: match_tokens(k.mean(2), r=r), (k,)
     matching = match_tokens(k.mean(2), r=r)
     yield "tome", "merge", lambda x, m: merge_tokens(x, jnp.ones(x.shape[:2]), m), (x, matching)
-    yield "evo, ats", "attention of CLS", class_attention, (q, k)
+    yield "evo, ats", "attention of CLS", functools.partial(class_attention, prefix=1), (q, k)
 
 
 def _cluster(config: ViTConfig) -> Callable[..., Any]:

@@ -270,8 +270,16 @@ def _compare(what: str, found: dict[str, Any], config: ViTConfig) -> None:
 
 def resize_parameters(parameters: Tree, config: ViTConfig, new: ViTConfig) -> Tree:
     """Fit parameters of one resolution to another by resizing the position embeddings."""
-    positions = np.asarray(parameters["pos_embedding"], np.float32)
-    return {**parameters, "pos_embedding": resize_positions(positions, config.grid, new.grid)}
+    if not config.position_embedding:
+        return parameters
+    positions = resize_positions(
+        np.asarray(parameters["pos_embedding"], np.float32),
+        config.grid,
+        new.grid,
+        rule=config.position_resizing,
+        prefix=config.position_prefix,
+    )
+    return {**parameters, "pos_embedding": positions}
 
 
 def fitted_parameters(directory: str | Path, config: ViTConfig) -> Tree:

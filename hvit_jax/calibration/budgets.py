@@ -117,6 +117,6 @@ def propose(
         count = -(-entry.at_percentile(percentile) // MULTIPLE) * MULTIPLE
         needed[entry.block] = max(count, needed.get(entry.block, 0))
     blocks = resolved.budget_blocks(config)
-    budgets = [min(needed[block], config.num_patches + 1) for block in blocks]
+    budgets = [min(needed[block], config.num_tokens) for block in blocks]
     chosen = (max(budgets),) * len(budgets) if common else tuple(budgets)
     return resolved.with_budgets(chosen).resolve(config)

@@ -8,32 +8,37 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import Compute, ViTConfig
-from hvit_jax.models.gpu import as_rows, choose_gelu, pad_tokens, project_to_thirds
+from hvit_jax.models.gpu import as_rows, choose_activation, pad_tokens, project_to_thirds
+from hvit_jax.ops.activations import ACTIVATIONS
+from hvit_jax.ops.arrays import pad_end
 from hvit_jax.ops.attention import (
     KeyBias,
     attend,
     attend_and_score,
     attend_in_clusters,
     average_groups,
+    class_attention,
 )
 from hvit_jax.ops.grouping import Groups
 from hvit_jax.ops.platform import one_operation
 from hvit_jax.ops.precision import accumulator
+from hvit_jax.ops.rotary import rotate
 
 
 class LayerNorm(nnx.LayerNorm):
-    """SWAG's LayerNorm: eps 1e-6, statistics in float32 at least, from centred values."""
+    """LayerNorm with statistics in float32 at least, from centred values."""
 
-    def __init__(self, width: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, epsilon: float, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
         """Create scale and bias, in float32.
 
         Args:
             width: channels.
+            epsilon: added to the variance.
             dtype: the type of what is normalised.
             rngs: as for `Block`.
         """
         wide = accumulator(dtype)
-        super().__init__(width, epsilon=1e-6, dtype=wide, use_fast_variance=False, rngs=rngs)
+        super().__init__(width, epsilon=epsilon, dtype=wide, use_fast_variance=False, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*rows C"]) -> Float[Array, "*rows C"]:
         """Normalise each row, as Flax's does, which mixes types: strict promotion forbids that."""
@@ -60,22 +65,6 @@ def layer_norm(
     return (centred * factor + bias).astype(x.dtype)
 
 
-@one_operation
-def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Compute the exact GELU, `x / 2 * (1 + erf(x / sqrt 2))` (Hendrycks & Gimpel 2016).
-
-    In float32 at least. `jax.nn.gelu` takes erfc, two and a half times as long on a CPU.
-    """
-    wide = x.astype(accumulator(x.dtype))
-    return (wide / 2 * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
-
-
-@one_operation
-def tanh_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Compute GELU's approximation by tanh, at most 4.7e-4 off (Hendrycks & Gimpel 2016)."""
-    return jax.nn.gelu(x, approximate=True)
-
-
 class Block(nnx.Module):
     """A pre-norm transformer block: `x += attention(ln_1(x))`, then `x += mlp(ln_2(x))`.
 
@@ -93,25 +82,57 @@ class Block(nnx.Module):
         """
         dtype, stored = compute.types
 
-        def linear(inputs: int, outputs: int) -> nnx.Linear:
-            return nnx.Linear(inputs, outputs, dtype=dtype, param_dtype=stored, rngs=rngs)
+        def linear(inputs: int, outputs: int, use_bias: bool = True) -> nnx.Linear:
+            return nnx.Linear(
+                inputs, outputs, use_bias=use_bias, dtype=dtype, param_dtype=stored, rngs=rngs
+            )
 
+        def norm(width: int) -> LayerNorm:
+            return LayerNorm(width, epsilon=config.norm_eps, dtype=dtype, rngs=rngs)
+
+        def scale() -> nnx.Param | None:
+            ones = jnp.ones(config.width, stored)
+            return nnx.Param(ones) if config.layer_scale else None
+
+        width, hidden = config.width, config.mlp_width
         self.heads, self.implementation = config.heads, compute.attention
-        self.gelu = compute.gelu
-        self.ln_1 = LayerNorm(config.width, dtype=dtype, rngs=rngs)
-        self.in_proj = linear(config.width, 3 * config.width)
-        self.out_proj = linear(config.width, config.width)
-        self.ln_2 = LayerNorm(config.width, dtype=dtype, rngs=rngs)
-        self.linear_1 = linear(config.width, config.mlp_width)
-        self.linear_2 = linear(config.mlp_width, config.width)
+        self.class_token, self.rope, self.gated = config.class_token, config.rope, config.gated
+        self.activation, self.gelu = config.activation, compute.gelu
+        self.ln_1 = norm(width)
+        self.in_proj = linear(width, 3 * width, config.qkv_bias != "none")
+        self.q_norm = norm(config.head_dim) if config.qk_norm else None
+        self.k_norm = norm(config.head_dim) if config.qk_norm else None
+        self.out_proj = linear(width, width)
+        self.ls_1 = scale()
+        self.ln_2 = norm(width)
+        self.linear_1 = linear(width, 2 * hidden if config.gated else hidden)
+        self.mlp_ln = norm(hidden) if config.mlp_norm else None
+        self.linear_2 = linear(hidden, width)
+        self.ls_2 = scale()
 
     def qkv(
-        self, x: Float[Array, "B N C"]
+        self, x: Float[Array, "B N C"], coordinates: Float[Array, "b P 2"] | None = None
     ) -> tuple[Float[Array, "B N H D"], Float[Array, "B N H D"], Float[Array, "B N H D"]]:
-        """Normalise tokens and project them to queries, keys and values."""
+        """Normalise tokens and project them to queries, keys and values.
+
+        Args:
+            x: tokens.
+            coordinates: the patches' places, by which queries and keys are turned; None: not yet,
+                or the model has no rotary positions.
+        """
         parts = project_to_thirds(self.in_proj, self.ln_1(as_rows(x)))
         q, k, v = (part.reshape(*x.shape[:2], self.heads, -1) for part in parts)
-        return q, k, v
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return self.rotate(q, coordinates), self.rotate(k, coordinates), v
+
+    def rotate(
+        self, x: Float[Array, "B N H D"], coordinates: Float[Array, "b P 2"] | None
+    ) -> Float[Array, "B N H D"]:
+        """Turn queries or keys by the places of their patches, if the model does so."""
+        if self.rope is None or coordinates is None:
+            return x
+        return rotate(x, coordinates, self.rope)
 
     def attend(
         self,
@@ -133,6 +154,31 @@ class Block(nnx.Module):
         """Attend, and tell how much attention each key gets; see `ops.attention`."""
         return attend_and_score(q, k, v, implementation=self.implementation)
 
+    def attend_and_score_patches(
+        self,
+        q: Float[Array, "B Nq H D"],
+        k: Float[Array, "B Nk H D"],
+        v: Float[Array, "B Nk H D"],
+        *,
+        prefix: int,
+    ) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B P"]]:
+        """Attend, and tell how much attention each patch gets from CLS.
+
+        Without CLS it is what it gets from all patches on average; both are means over heads.
+
+        Args:
+            q: queries.
+            k: keys, of the same tokens.
+            v: values.
+            prefix: tokens before the patches.
+        """
+        if self.class_token:
+            return self.attend(q, k, v), class_attention(q, k, prefix=prefix)
+        attended, columns = self.attend_and_score(q[:, prefix:], k, v)
+        if prefix:
+            attended = jnp.concatenate([self.attend(q[:, :prefix], k, v), attended], axis=1)
+        return attended, columns[:, prefix:]
+
     def attend_in_clusters(self, *arrays: Array, clusters: int) -> Float[Array, "B N H D"]:
         """Attend inside clusters of several rounds; see `ops.attention`."""
         return attend_in_clusters(*arrays, clusters=clusters, implementation=self.implementation)
@@ -143,20 +189,34 @@ class Block(nnx.Module):
 
     def project(self, attended: Float[Array, "B N H D"]) -> Float[Array, "B N C"]:
         """Join the heads and project back to the residual stream."""
-        return self.out_proj(attended.reshape(*attended.shape[:2], -1))
+        return _scaled(self.out_proj(attended.reshape(*attended.shape[:2], -1)), self.ls_1)
 
     def mlp(self, x: Float[Array, "B N C"]) -> Float[Array, "B N C"]:
         """Compute the MLP branch, normalisation included, residual excluded."""
         hidden = self.linear_1(self.ln_2(as_rows(x)))
-        tanh = choose_gelu(self.gelu, hidden.dtype) == "tanh"
-        return self.linear_2(tanh_gelu(hidden) if tanh else gelu(hidden)).reshape(x.shape)
+        hidden, up = jnp.split(hidden, 2, axis=-1) if self.gated else (hidden, None)
+        hidden = ACTIVATIONS[choose_activation(self.activation, self.gelu, hidden.dtype)](hidden)
+        hidden = hidden if up is None else hidden * up
+        hidden = hidden if self.mlp_ln is None else self.mlp_ln(hidden)
+        return _scaled(self.linear_2(hidden), self.ls_2).reshape(x.shape)
 
-    def __call__(self, x: Float[Array, "B N C"]) -> Float[Array, "B N C"]:
-        """Run the block on all tokens, without reduction."""
+    def __call__(
+        self, x: Float[Array, "B N C"], coordinates: Float[Array, "b P 2"] | None = None
+    ) -> Float[Array, "B N C"]:
+        """Run the block on all tokens, without reduction; arguments as for `qkv`."""
         tokens = x.shape[1]
         x, lengths = pad_tokens(x)
-        x = x + self.project(self.attend(*self.qkv(x), key_lengths=lengths))
+        if coordinates is not None:
+            coordinates = pad_end(coordinates, x.shape[1] - tokens, axis=1)
+        x = x + self.project(self.attend(*self.qkv(x, coordinates), key_lengths=lengths))
         return (x + self.mlp(x))[:, :tokens]
+
+
+def _scaled(x: Float[Array, "*rows C"], scale: nnx.Param | None) -> Float[Array, "*rows C"]:
+    """Scale a branch by its vector, LayerScale (Touvron et al. 2021, arXiv 2103.17239)."""
+    if scale is None:
+        return x
+    return x * scale[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def stack_blocks(count: int, config: ViTConfig, *, compute: Compute, rngs: nnx.Rngs) -> Block:

@@ -27,19 +27,21 @@ def as_rows(x: Float[Array, "B N C"]) -> Float[Array, "*rows C"]:
     return x.reshape(-1, x.shape[-1]) if backend() == "gpu" else x
 
 
-def choose_gelu(requested: str, dtype: jax.typing.DTypeLike) -> str:
-    """Name the GELU that will run: "exact" or "tanh".
+def choose_activation(activation: str, gelu: str, dtype: jax.typing.DTypeLike) -> str:
+    """Name the activation that will run, of those in `hvit_jax.ops.activations`.
 
-    On a GPU cuBLAS computes the tanh form inside the product before it; the exact one is a pass of
-    its own. Beside the rounding of 16 bits the difference is small; docs/performance.md has it.
+    On a GPU cuBLAS computes GELU's tanh form inside the product before it; the exact one is a pass
+    of its own. Beside the rounding of 16 bits the difference is small; docs/performance.md has it.
 
     Args:
-        requested: "auto" takes tanh on a GPU in 16 bits; the other two force one.
+        activation: the model's own; only the exact GELU, "gelu", may be replaced.
+        gelu: "auto" takes tanh on a GPU in 16 bits; "exact" and "tanh" force one.
         dtype: what blocks are computed in.
     """
-    if requested != "auto":
-        return requested
-    return "tanh" if backend() == "gpu" and jnp.dtype(dtype).itemsize == 2 else "exact"
+    if activation != "gelu" or gelu == "exact":
+        return activation
+    fast = backend() == "gpu" and jnp.dtype(dtype).itemsize == 2
+    return "gelu_tanh" if gelu == "tanh" or fast else "gelu"
 
 
 def project_to_thirds(project: nnx.Linear, x: Float[Array, "*rows C"]) -> list[Array]:
@@ -57,14 +59,15 @@ def project_to_thirds(project: nnx.Linear, x: Float[Array, "*rows C"]) -> list[A
     rows = math.prod(x.shape[:-1])
     if backend() != "gpu" or (isinstance(rows, int) and rows < _SEPARATE_ROWS):
         return jnp.split(project(x), 3, axis=-1)
-    kernel, bias = project.kernel[...], project.bias
-    assert bias is not None, "nnx.Linear has a bias unless it is told otherwise"
-    cut = zip(jnp.split(kernel, 3, axis=1), jnp.split(bias[...], 3), strict=True)
+    kernels = jnp.split(project.kernel[...].astype(x.dtype), 3, axis=1)
     # XLA joins products up to 32 MB, unless they seem to have different operands.
-    return [
-        x @ kernel.astype(x.dtype) + bias.astype(x.dtype).reshape(*(1,) * (x.ndim - 1), -1)
-        for x, (kernel, bias) in zip(jax.lax.optimization_barrier((x,) * 3), cut, strict=True)
-    ]
+    apart = jax.lax.optimization_barrier((x,) * 3)
+    parts = [x @ kernel for x, kernel in zip(apart, kernels, strict=True)]
+    if project.bias is None:
+        return parts
+    biases = jnp.split(project.bias[...].astype(x.dtype), 3)
+    row = (1,) * (x.ndim - 1) + (-1,)
+    return [part + bias.reshape(row) for part, bias in zip(parts, biases, strict=True)]
 
 
 def pad_tokens(x: Float[Array, "B N C"]) -> tuple[Float[Array, "B M C"], Int[Array, " B"] | None]:

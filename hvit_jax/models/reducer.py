@@ -14,9 +14,10 @@ from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.errors import InputError
-from hvit_jax.fields import Options, as_json
+from hvit_jax.fields import Options, as_json, option
 from hvit_jax.ops import flops
 from hvit_jax.ops.arrays import gather
+from hvit_jax.ops.rotary import grid_coordinates
 
 if typing.TYPE_CHECKING:
     from hvit_jax.models.block import Block
@@ -31,8 +32,8 @@ class Layer:
     """What one block does to the token count; static, so that equal layers can share a program.
 
     Attributes:
-        tokens_in: tokens that enter the block, CLS included.
-        tokens_out: tokens that leave it, CLS included.
+        tokens_in: tokens that enter the block, the prefix included.
+        tokens_out: tokens that leave it, the prefix included.
         mode: how the method runs the block; "dense" means without reduction.
     """
 
@@ -46,16 +47,21 @@ class Layer:
 class TokenState:
     """What each token stands for; methods extend it with what they carry between blocks.
 
-    Both fields are None when the caller did not ask for tracing.
+    The first two fields are None when the caller did not ask for tracing.
 
     Attributes:
         source: for every input patch the index of the token that now holds it, -1 if it was
             dropped.
         dropped: for every dropped patch the last value of its token, zeros for the others.
+        coordinates: y and x of every patch token, of a model with rotary positions; its first axis
+            is 1 as long as they are the same for all images. None without them.
+        prefix: tokens before the patches, K; no method touches them.
     """
 
     source: Int[Array, "B P"] | None
     dropped: Float[Array, "B P C"] | None
+    coordinates: Float[Array, "b _ 2"] | None
+    prefix: int = dataclasses.field(metadata={"static": True})
 
     def moved(self: State, x: Float[Array, "B N C"], places: Int[Array, "B N"]) -> State:
         """Follow tokens to their new places; without tracing, do nothing.
@@ -71,6 +77,13 @@ class TokenState:
         lost = (self.source >= 0) & (new < 0)
         dropped = jnp.where(lost[..., None], gather(x, here), self.dropped)
         return dataclasses.replace(self, source=new, dropped=dropped)
+
+    def coordinates_of(self, patches: Int[Array, "B M"]) -> Float[Array, "B M 2"] | None:
+        """Gather the coordinates of patch tokens, counted from 0 behind the prefix."""
+        if self.coordinates is None:
+            return None
+        shape = (patches.shape[0], *self.coordinates.shape[1:])
+        return gather(jnp.broadcast_to(self.coordinates, shape), patches)
 
 
 class InPictures:
@@ -163,21 +176,21 @@ class Reducer(InPictures, Options):
 
     def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
         """Tell, block by block, how many tokens enter and leave; called on a resolved method."""
-        tokens = config.num_patches + 1
-        return (Layer(tokens, tokens),) * config.depth
+        return (Layer(config.num_tokens, config.num_tokens),) * config.depth
 
     def draws(self, config: ViTConfig) -> tuple[Any, ...]:
         """Make each block's fixed random numbers (a pytree, or None); all methods but two: None."""
         return (None,) * config.depth
 
-    def init(self, x: Float[Array, "B N C"], *, trace: bool) -> TokenState:
+    def init(self, x: Float[Array, "B N C"], config: ViTConfig, *, trace: bool) -> TokenState:
         """Make the state before the first block.
 
         Args:
             x: the tokens that enter the first block.
+            config: the model's sizes.
             trace: whether to follow which token holds which patch.
         """
-        return TokenState(**initial_trace(x, trace=trace))
+        return TokenState(**initial_state(x, config, trace=trace))
 
     def block(
         self, block: Block, x: Float[Array, "B N C"], state: TokenState, layer: Layer, draws: Any
@@ -186,7 +199,7 @@ class Reducer(InPictures, Options):
 
         Args:
             block: the block's parameters, and the parts that it is made of.
-            x: tokens, CLS first.
+            x: tokens, the prefix first.
             state: the method's state before the block.
             layer: the block's entry in the schedule.
             draws: the block's random numbers.
@@ -194,7 +207,7 @@ class Reducer(InPictures, Options):
         Returns:
             Tokens and state after the block.
         """
-        return block(x), state
+        return block(x, state.coordinates), state
 
     def restore(self, tokens: Float[Array, "B N C"], state: TokenState) -> Float[Array, "B P C"]:
         """Put processed tokens back on the full grid of patches.
@@ -202,7 +215,7 @@ class Reducer(InPictures, Options):
         A patch takes the token that holds it, or the last value that it had before it was dropped.
 
         Args:
-            tokens: tokens after a block, CLS first.
+            tokens: tokens after a block, the prefix first.
             state: the traced state after the same block.
 
         Raises:
@@ -212,6 +225,17 @@ class Reducer(InPictures, Options):
             raise InputError("restore needs a traced state, as model.features returns it")
         held = gather(tokens, jnp.maximum(state.source, 0))
         return jnp.where((state.source >= 0)[..., None], held, state.dropped)
+
+    def patch_sizes(
+        self, x: Float[Array, "B N C"], state: TokenState
+    ) -> Float[Array, "B M"] | None:
+        """Tell how often each patch token counts where the model pools them; None: once each.
+
+        Args:
+            x: tokens after the last block, the prefix first.
+            state: the state after it.
+        """
+        return None
 
     def report(self, state: TokenState) -> dict[str, Float[Array, " B"]]:
         """Count, for every image, what a user should hear of, such as budgets that overflowed."""
@@ -226,24 +250,37 @@ class Reducer(InPictures, Options):
 
     def encoder_dropout_flops(self, config: ViTConfig) -> int:
         """Count the dropout after the position embedding, which the tables include."""
-        return (config.num_patches + 1) * config.width
+        return config.num_tokens * config.width
 
     def options(self) -> dict[str, Any]:
         """List the options and their values, as JSON can hold them."""
         return as_json(self)
 
 
-def initial_trace(x: Float[Array, "B N C"], *, trace: bool) -> dict[str, Any]:
-    """Make `TokenState`'s fields before the first block: patch `i` is token `i + 1`, behind CLS.
+def pool_by_size() -> Any:
+    """Declare the option of the methods whose tokens may stand for several patches."""
+    return option(
+        True,
+        "where the model pools its patches, count a token as often as it has patches",
+    )
+
+
+def initial_state(x: Float[Array, "B N C"], config: ViTConfig, *, trace: bool) -> dict[str, Any]:
+    """Make `TokenState`'s fields before the first block: patch `i` is token `K + i`.
 
     Args:
         x: the tokens that enter the first block.
-        trace: whether to trace; without it both are None.
+        config: the model's sizes.
+        trace: whether to trace; without it `source` and `dropped` are None.
     """
-    if not trace:
-        return {"source": None, "dropped": None}
-    places = jnp.arange(1, x.shape[1], dtype=jnp.int32)
+    prefix, batch = config.prefix_tokens, x.shape[0]
+    places = jnp.arange(prefix, x.shape[1], dtype=jnp.int32)
+    coordinates = None
+    if config.rope is not None:
+        coordinates = jnp.asarray(grid_coordinates(config.rope, config.grid))[None]
     return {
-        "source": jnp.broadcast_to(places, (x.shape[0], x.shape[1] - 1)),
-        "dropped": jnp.zeros_like(x[:, 1:]),
+        "source": jnp.broadcast_to(places, (batch, places.size)) if trace else None,
+        "dropped": jnp.zeros_like(x[:, prefix:]) if trace else None,
+        "coordinates": coordinates,
+        "prefix": prefix,
     }

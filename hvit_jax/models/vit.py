@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Num
 from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block, LayerNorm, stack_blocks
+from hvit_jax.models.pooling import AttentionPool, mean_of_patches
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.ops.platform import compiler_options
 from hvit_jax.ops.precision import accumulator
@@ -29,7 +30,7 @@ class Features:
     """Everything that `ViT.features` sees on the way.
 
     Attributes:
-        tokens: the tokens after every block, each (B, N_i, C), CLS first.
+        tokens: the tokens after every block, each (B, N_i, C), the prefix first.
         states: the method's state after every block, with its trace of the patches.
         output: what `model(images)` returns.
     """
@@ -64,9 +65,10 @@ def _empty_if_asked(output: Output) -> Output:
 
 
 class ViT(nnx.Module):
-    """SWAG's vision transformer (Singh et al. 2022, arXiv 2201.08371) under a reduction method.
+    """A plain vision transformer (Dosovitskiy et al. 2021) under a reduction method.
 
-    Blocks that run alike are stacked and scanned; see `segments`.
+    Which one it is, SWAG's, DINOv2's or another, its configuration says. Blocks that run alike are
+    stacked and scanned; see `segments`.
     """
 
     def __init__(
@@ -96,19 +98,59 @@ class ViT(nnx.Module):
         self.dtype, stored = compute.types
 
         self.patch_embed = nnx.Linear(
-            3 * config.patch_size**2, config.width, dtype=self.dtype, param_dtype=stored, rngs=rngs
+            3 * config.patch_size**2,
+            config.width,
+            use_bias=config.patch_bias,
+            dtype=self.dtype,
+            param_dtype=stored,
+            rngs=rngs,
         )
-        shape, wide = (config.num_patches + 1, config.width), accumulator(self.dtype)
-        positions = jax.random.normal(rngs.params(), shape, wide)
-        self.class_token = nnx.Param(jnp.zeros(config.width, wide))
-        self.pos_embedding = nnx.Param(0.02 * positions)
+        self._make_tokens(rngs)
         self.segments = nnx.List(
             [stack_blocks(count, config, compute=compute, rngs=rngs) for _, count in self.runs()]
         )
-        self.ln = LayerNorm(config.width, dtype=self.dtype, rngs=rngs)
-        self.head = (
-            nnx.Linear(config.width, config.num_classes, rngs=rngs) if config.num_classes else None
-        )
+        self._make_end(rngs)
+
+    def _make_tokens(self, rngs: nnx.Rngs) -> None:
+        """Create what is added to the patches' projections, and what stands before them."""
+        config, wide = self.config, accumulator(self.dtype)
+
+        def table(entries: int) -> nnx.Param | None:
+            if not entries:
+                return None
+            return nnx.Param(0.02 * jax.random.normal(rngs.params(), (entries, config.width), wide))
+
+        def token(exists: bool) -> nnx.Param | None:
+            return nnx.Param(jnp.zeros(config.width, wide)) if exists else None
+
+        self.class_token = token(config.class_token)
+        self.distillation_token = token(config.distillation_token)
+        self.pos_embedding = table(config.position_entries)
+        self.register_tokens = table(config.registers)
+        self.ln_pre = self._norm(config.width, config.pre_norm, rngs)
+
+    def _make_end(self, rngs: nnx.Rngs) -> None:
+        """Create what follows the blocks."""
+        config = self.config
+
+        def linear(outputs: int, use_bias: bool = True) -> nnx.Linear | None:
+            if not outputs:
+                return None
+            return nnx.Linear(config.feature_width, outputs, use_bias=use_bias, rngs=rngs)
+
+        self.ln = self._norm(config.width, config.final_norm, rngs)
+        pools = config.pool == "map"
+        self.pool = AttentionPool(config, compute=self.compute, rngs=rngs) if pools else None
+        self.pooled_ln = self._norm(config.feature_width, config.pooled_norm, rngs)
+        self.projection = linear(config.projection, use_bias=False)
+        self.head = linear(config.num_classes)
+        second = config.num_classes if config.pool == "two heads" else 0
+        self.distillation_head = linear(second)
+
+    def _norm(self, width: int, exists: bool, rngs: nnx.Rngs) -> LayerNorm | None:
+        if not exists:
+            return None
+        return LayerNorm(width, epsilon=self.config.norm_eps, dtype=self.dtype, rngs=rngs)
 
     def runs(self) -> list[tuple[Layer, int]]:
         """List the segments: a schedule entry and how many blocks in a row share it."""
@@ -117,7 +159,7 @@ class ViT(nnx.Module):
     def __call__(
         self, images: Num[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
     ) -> Float[Array, "B classes"]:
-        """Classify normalised images.
+        """Compute what the model says of normalised images.
 
         Args:
             images: floating-point pictures of the model's resolution, normalised as the checkpoint
@@ -125,7 +167,8 @@ class ViT(nnx.Module):
             draws: random numbers for every block, in place of the method's fixed ones.
 
         Returns:
-            Logits in float32, or the CLS feature (B, C) of a model without a head.
+            Logits in float32, or the projected feature; without a head or projection the pooled
+            feature (B, C).
 
         Raises:
             InputError: if the images have another shape, or are integers.
@@ -146,7 +189,7 @@ class ViT(nnx.Module):
             What `model(images)` returns, and `Reducer.report`.
         """
         x, state, _ = self._encode(images, draws, trace=False)
-        return self._finish(x), self.reducer.report(state)
+        return self._finish(x, state), self.reducer.report(state)
 
     @_empty_if_asked
     def features(
@@ -158,9 +201,57 @@ class ViT(nnx.Module):
             images: as for calling the model.
             draws: as for calling the model.
         """
-        x, _, steps = self._encode(images, draws, trace=True, collect=True)
+        x, state, steps = self._encode(images, draws, trace=True, collect=True)
         tokens, states = zip(*steps, strict=True)
-        return Features(tokens=tokens, states=states, output=self._finish(x))
+        return Features(tokens=tokens, states=states, output=self._finish(x, state))
+
+    @_empty_if_asked
+    def pooled(
+        self, images: Num[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
+    ) -> Float[Array, "B C"]:
+        """Compute the feature that a head reads, before any head or projection, in float32.
+
+        Args:
+            images: as for calling the model.
+            draws: as for calling the model.
+        """
+        x, state, _ = self._encode(images, draws, trace=False)
+        return self._pool(x, state)
+
+    def image_embedding(
+        self, images: Num[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
+    ) -> Float[Array, "B E"]:
+        """Scale what the model returns to unit length, as CLIP compares pictures with texts.
+
+        Args:
+            images: as for calling the model.
+            draws: as for calling the model.
+        """
+        output = self(images, draws=draws)
+        return output / jnp.linalg.norm(output, axis=-1, keepdims=True)
+
+    @_empty_if_asked
+    def tokens(
+        self, images: Num[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
+    ) -> dict[str, Float[Array, "B *shape C"]]:
+        """Compute the final tokens, by name.
+
+        Args:
+            images: as for calling the model.
+            draws: as for calling the model.
+
+        Returns:
+            "patches" (B, h, w, C), as `dense_features`, and of "cls" (B, C), "distillation" (B, C)
+            and "registers" (B, R, C) those that the model has.
+        """
+        x, state, _ = self._encode(images, draws, trace=True)
+        prefix = self._normed(x[:, : self.config.prefix_tokens])
+        names = {"cls": self.config.class_token, "distillation": self.config.distillation_token}
+        singles = [name for name, exists in names.items() if exists]
+        found = {name: prefix[:, place] for place, name in enumerate(singles)}
+        if self.config.registers:
+            found["registers"] = prefix[:, len(singles) :]
+        return {**found, "patches": self._on_grid(x, state)}
 
     @_empty_if_asked
     def dense_features(
@@ -174,16 +265,15 @@ class ViT(nnx.Module):
 
         Returns:
             Features on the grid of patches after the last block, put back by `Reducer.restore` and
-            normalised by the final LayerNorm, in float32.
+            normalised by the final LayerNorm if the model has one, in float32.
         """
         x, state, _ = self._encode(images, draws, trace=True)
-        patches = self.ln(self.reducer.restore(x, state).astype(accumulator(self.dtype)))
-        return patches.reshape(images.shape[0], *self.config.grid, -1)
+        return self._on_grid(x, state)
 
     def embed(
         self, images: Num[Array, "B H W 3"], *, trace: bool
     ) -> tuple[Float[Array, "B N C"], TokenState]:
-        """Make what enters the first block: tokens, CLS first, and the method's state.
+        """Make what enters the first block: tokens, the prefix first, and the method's state.
 
         Args:
             images: as for calling the model.
@@ -201,13 +291,29 @@ class ViT(nnx.Module):
                 "0 to 255 by hvit_jax.normalize(pixels)"
             )
         patches = self.patch_embed(patchify(images.astype(self.dtype), self.config.patch_size))
-        cls = jnp.broadcast_to(self.class_token[...], (images.shape[0], 1, self.config.width))
-        x = (
-            jnp.concatenate([cls, patches.astype(accumulator(self.dtype))], axis=1)
-            + self.pos_embedding[...][None]
-        )
+        patches = patches.astype(accumulator(self.dtype))
+        x = jnp.concatenate([*self._prefix(images.shape[0]), patches], axis=1)
+        if self.pos_embedding is not None:
+            x = x + self._positions()[None]
         x = x.astype(self.dtype)
-        return x, self.reducer.init(x, trace=trace)
+        x = x if self.ln_pre is None else self.ln_pre(x)
+        return x, self.reducer.init(x, self.config, trace=trace)
+
+    def _prefix(self, batch: int) -> Iterator[Float[Array, "B K C"]]:
+        """Give the tokens that stand before the patches."""
+        for token in (self.class_token, self.distillation_token, self.register_tokens):
+            if token is not None:
+                rows = token[...].reshape(1, -1, self.config.width)
+                yield jnp.broadcast_to(rows, (batch, *rows.shape[1:]))
+
+    def _positions(self) -> Float[Array, "N C"]:
+        """Give each token what is added to it: 0 to those that the table has no entry for."""
+        assert self.pos_embedding is not None
+        table, first = self.pos_embedding[...], self.config.position_prefix
+        if first == self.config.prefix_tokens:
+            return table
+        none = jnp.zeros((self.config.prefix_tokens - first, table.shape[1]), table.dtype)
+        return jnp.concatenate([table[:first], none, table[first:]])
 
     def block_at(self, index: int) -> tuple[Block, Layer, Any]:
         """Take one block out of its segment: the block, its schedule entry and its draws."""
@@ -262,9 +368,47 @@ class ViT(nnx.Module):
         blocks = range(len(draws))
         return carry, [structure.unflatten([leaf[i] for leaf in leaves or ()]) for i in blocks]
 
-    def _finish(self, x):
-        cls = self.ln(x[:, 0].astype(accumulator(self.dtype)))
-        return cls if self.head is None else self.head(cls)
+    def _normed(self, x: Float[Array, "*rows C"]) -> Float[Array, "*rows C"]:
+        """Normalise final tokens, in float32, if the model does so before it pools them."""
+        x = x.astype(accumulator(self.dtype))
+        return x if self.ln is None else self.ln(x)
+
+    def _on_grid(self, x, state) -> Float[Array, "B h w C"]:
+        patches = self._normed(self.reducer.restore(x, state))
+        return patches.reshape(x.shape[0], *self.config.grid, -1)
+
+    def _finish(self, x, state) -> Float[Array, "B classes"]:
+        feature = self._pool(x, state)
+        feature = feature if self.projection is None else self.projection(feature)
+        if self.head is None:
+            return feature
+        if self.distillation_head is None:
+            return self.head(feature)
+        second = self.distillation_head(self._normed(x[:, 1]))
+        return (self.head(self._normed(x[:, 0])) + second) / 2
+
+    def _pool(self, x, state) -> Float[Array, "B C"]:
+        """Make one feature of the final tokens, in float32."""
+        config, wide = self.config, accumulator(self.dtype)
+        normed = (lambda x: x.astype(wide)) if config.pool_before_norm else self._normed
+        patches, sizes = slice(config.prefix_tokens, None), self.reducer.patch_sizes(x, state)
+        if config.pool == "cls":
+            feature = normed(x[:, 0])
+        elif config.pool == "two heads":
+            feature = normed(x[:, :2]).mean(1)
+        elif config.pool == "avg":
+            feature = mean_of_patches(normed(x[:, patches]), sizes)
+        elif config.pool == "cls+avg":
+            mean = mean_of_patches(normed(x[:, patches]), sizes)
+            feature = jnp.concatenate([normed(x[:, 0]), mean], axis=-1)
+        else:
+            assert self.pool is not None
+            prefix = config.prefix_tokens * config.pool_prefix
+            if prefix and sizes is not None:
+                sizes = jnp.pad(sizes, ((0, 0), (prefix, 0)), constant_values=1)
+            pooled = x if config.pool_prefix else x[:, patches]
+            feature = self.pool(normed(pooled).astype(self.dtype), sizes).astype(wide)
+        return feature if self.pooled_ln is None else self.pooled_ln(feature)
 
 
 def segments(layers: tuple[Layer, ...], *, unroll: bool = False) -> list[tuple[Layer, int]]:
@@ -314,8 +458,7 @@ def part_weights(model: ViT) -> tuple[Callable[[list[Array]], ViT], list[Array]]
 class CompiledModel:
     """A model whose outputs are compiled, each when it is first asked for and once a batch shape.
 
-    `jit_model` makes it. Calling it, `classify`, `features` and `dense_features` take and return
-    what those of `ViT` do.
+    `jit_model` makes it. Calling it, and its methods, take and return what those of `ViT` do.
 
     Attributes:
         config: the model's sizes.
@@ -358,9 +501,27 @@ class CompiledModel:
         """Compute a feature for every patch; see `ViT.dense_features`."""
         return self.run(self._weights, images, draws, "dense_features")
 
+    def pooled(
+        self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
+    ) -> Float[Array, "B C"]:
+        """Compute the feature that a head reads; see `ViT.pooled`."""
+        return self.run(self._weights, images, draws, "pooled")
+
+    def image_embedding(
+        self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
+    ) -> Float[Array, "B E"]:
+        """Compute an embedding of unit length; see `ViT.image_embedding`."""
+        return self.run(self._weights, images, draws, "image_embedding")
+
+    def tokens(
+        self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
+    ) -> dict[str, Float[Array, "B *shape C"]]:
+        """Compute the final tokens by name; see `ViT.tokens`."""
+        return self.run(self._weights, images, draws, "tokens")
+
 
 def jit_model(model: ViT) -> CompiledModel:
-    """Compile a model: logits, features and dense features.
+    """Compile a model: all that it computes of images.
 
     A call without this runs operation by operation, which is a hundred times slower and more.
     Weights are arguments of the compiled programs, not constants in them.

@@ -106,7 +106,8 @@ def cluster_tokens(
     window: int = 5,
     iters: int = 5,
     temperature: float = 1.0,
-) -> Float[Array, "B K C"]:
+    places: Float[Array, "b P 2"] | None = None,
+) -> tuple[Float[Array, "B K C"], Float[Array, "B K 2"] | None]:
     """Cluster a grid of patch tokens to a grid of centroids by local soft k-means.
 
     Args:
@@ -116,21 +117,32 @@ def cluster_tokens(
         window: a patch may join only centroids within `window // 2` rows and columns of its own.
         iters: k-means iterations.
         temperature: factor on the negative squared distance in the softmax over centroids.
+        places: coordinates of the patches, of which each centroid takes the same mean as of them.
 
     Returns:
-        Centroids in float32, row-major over the cluster grid.
+        Centroids in float32, row-major over the cluster grid, and their coordinates, or None.
     """
     mask = jnp.asarray(window_mask(grid, clusters, window))[None]
 
-    def update(_, centroids):
+    def affinity(centroids):
         scores = jnp.where(mask, temperature * closeness(x, centroids), -jnp.inf)
         # The weights are rounded before they are summed, so that they still average exactly.
-        weights = softmax(scores).astype(x.dtype)
+        return softmax(scores).astype(x.dtype)
+
+    def mean(weights, values):
         total = weights.sum(1, dtype=accumulator(x.dtype))
-        sums = accurate_einsum("bpk,bpc->bkc", weights, x)
+        sums = accurate_einsum("bpk,bpc->bkc", weights, values)
         return sums / jnp.maximum(total, 1e-16)[..., None]
 
-    return jax.lax.fori_loop(0, iters, update, pool_tokens(x, grid=grid, clusters=clusters))
+    def update(_, centroids):
+        return mean(affinity(centroids), x)
+
+    centroids = pool_tokens(x, grid=grid, clusters=clusters)
+    if places is None:
+        return jax.lax.fori_loop(0, iters, update, centroids), None
+    weights = affinity(jax.lax.fori_loop(0, iters - 1, update, centroids))
+    places = jnp.broadcast_to(places, (x.shape[0], *places.shape[1:]))
+    return mean(weights, x), mean(weights.astype(places.dtype), places)
 
 
 def cluster_labels(x: Float[Array, "B P C"], centroids: Float[Array, "B K C"]) -> Int[Array, "B P"]:

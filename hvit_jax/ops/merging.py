@@ -127,11 +127,9 @@ def merge_tokens(
     Returns:
         The merged tokens in the dtype of `x`, and their sizes.
     """
-    targets = matching.targets
+    targets, sources = matching.targets, _sources(matching)
     left, odd = matching.order.shape[1] - targets.shape[1], x.shape[1] // 2
-    stay, leave = matching.order[:, :left], matching.order[:, left:]
-    behind = jnp.broadcast_to(2 * jnp.arange(odd, dtype=stay.dtype) + 1, (x.shape[0], odd))
-    sources = jnp.concatenate([stay, behind], axis=1)
+    leave = matching.order[:, left:]
     if not targets.shape[1]:
         return gather(x, sources), gather(sizes, sources)
     means, totals = _means(x, sizes, leave, targets)
@@ -142,6 +140,19 @@ def merge_tokens(
         jnp.where(joined[..., None], gather(means, which), gather(x, sources)),
         jnp.where(joined, gather(totals, which), gather(sizes, sources)),
     )
+
+
+def drop_tokens(x: Float[Array, "B N C"], matching: Matching) -> Float[Array, "B M C"]:
+    """Drop the tokens that leave, instead of merging them into those that they join."""
+    return gather(x, _sources(matching))
+
+
+def _sources(matching: Matching) -> Int[Array, "B M"]:
+    """Tell where every token stood that does not leave, in the new order."""
+    batch, odd = matching.order.shape[0], matching.places.shape[1] // 2
+    stay = matching.order[:, : matching.order.shape[1] - matching.targets.shape[1]]
+    behind = jnp.broadcast_to(2 * jnp.arange(odd, dtype=stay.dtype) + 1, (batch, odd))
+    return jnp.concatenate([stay, behind], axis=1)
 
 
 def _means(x, sizes, leave, targets):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from hvit_jax.ops.arrays import gather, stable_exp
-from hvit_jax.ops.precision import accumulator
+from hvit_jax.ops.precision import accumulator, accurate_einsum
 from hvit_jax.ops.sorting import argsort, sort
 
 EPSILON = 1e-6
@@ -46,20 +47,51 @@ def masked_weights(
     return jnp.where(keys, weights, 0)
 
 
-def significance(
-    weights: Float[Array, "B H N"], v: Float[Array, "B N H D"]
-) -> Float[Array, "B N-1"]:
-    """Score the patch tokens: CLS's attention, summed over heads, times the norm of the value.
+def mean_rows(
+    q: Float[Array, "B N H D"],
+    k: Float[Array, "B N H D"],
+    queries: Bool[Array, "B N"],
+    valid: Bool[Array, "B N"],
+    rows: Int[Array, " B"],
+) -> Float[Array, "B H N"]:
+    """Average `masked_weights` over some queries; the weights of one head exist at a time.
 
     Args:
-        weights: attention weights of the CLS query.
+        q: all queries.
+        k: all keys.
+        queries: which queries count, at least one.
+        valid: as for `masked_weights`.
+        rows: as for `masked_weights`.
+
+    Returns:
+        Weights in float32.
+    """
+
+    def of_head(head):
+        q, k = (each[:, :, None] for each in head)
+        weights = masked_weights(q, k, valid, rows)[:, 0]
+        shares = queries.astype(weights.dtype) / queries.sum(1, keepdims=True)
+        return accurate_einsum("bq,bqn->bn", shares, weights)
+
+    heads = jax.lax.map(of_head, (jnp.moveaxis(q, 2, 0), jnp.moveaxis(k, 2, 0)))
+    return jnp.moveaxis(heads, 0, 1)
+
+
+def significance(
+    weights: Float[Array, "B H N"], v: Float[Array, "B N H D"], *, prefix: int
+) -> Float[Array, "B P"]:
+    """Score the patch tokens: the attention to it, summed over heads, times the norm of the value.
+
+    Args:
+        weights: attention weights of the CLS query, or what stands for them.
         v: values.
+        prefix: tokens before the patches.
 
     Returns:
         Scores in float32 that sum to 1 for each image.
     """
     squares = jnp.square(v.astype(accumulator(v.dtype))).sum((2, 3))
-    scores = (weights.sum(1) * jnp.sqrt(squares))[:, 1:]
+    scores = (weights.sum(1) * jnp.sqrt(squares))[:, prefix:]
     total = scores.sum(-1, keepdims=True)
     return scores / jnp.where(total > 0, total, 1)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from hvit_jax.config import ViTConfig
 from hvit_jax.fields import option, steps
 from hvit_jax.models.block import Block
-from hvit_jax.models.reducer import Layer, TokenState, initial_trace
+from hvit_jax.models.reducer import Layer, TokenState, initial_state
 from hvit_jax.ops import flops
 from hvit_jax.ops.grouping import Groups, copy_to_members, group_tokens
 from hvit_jax.ops.hashing import HashDraws, draw_hashes
@@ -89,7 +89,7 @@ class ACT(HashedAttention, Budgeted):
     @classmethod
     def strengths(cls, config: ViTConfig) -> Iterable[ACT]:
         """Vary the budget, down to a quarter of the tokens; see `Reducer.strengths`."""
-        tokens = config.num_patches + 1
+        tokens = config.num_tokens
         return (cls(max_clusters=max(2, round(f * tokens))) for f in steps() if f >= 0.25)
 
     @classmethod
@@ -103,7 +103,7 @@ class ACT(HashedAttention, Budgeted):
             self.check(1 <= getattr(self, field) <= MAX_HASHES, field, f"from 1 to {MAX_HASHES}")
         first, last = self.block_range(config)
         self.check_budgets(config)
-        budgets = config.num_patches + 1 if self.max_clusters is None else self.max_clusters
+        budgets = config.num_tokens if self.max_clusters is None else self.max_clusters
         return dataclasses.replace(self, first_block=first, last_block=last, max_clusters=budgets)
 
     def active_blocks(self, config: ViTConfig) -> tuple[int, ...]:
@@ -112,7 +112,7 @@ class ACT(HashedAttention, Budgeted):
 
     def active_layers(self, config: ViTConfig) -> tuple[ActLayer, ...]:
         """Give each block its budget; see `HashedAttention.active_layers`."""
-        tokens = config.num_patches + 1
+        tokens = config.num_tokens
         return tuple(ActLayer(tokens, tokens, "act", budget) for budget in self.budgets(config))
 
     def block_draws(self, config: ViTConfig, key: jax.Array) -> ActDraws:
@@ -123,10 +123,10 @@ class ACT(HashedAttention, Budgeted):
             draw_hashes(k_key, size, self.k_hashes) if self.group_keys else None,
         )
 
-    def init(self, x: Float[Array, "B N C"], *, trace: bool) -> ActState:
+    def init(self, x: Float[Array, "B N C"], config: ViTConfig, *, trace: bool) -> ActState:
         """Make the state before the first block; see `Reducer.init`."""
         return ActState(
-            **initial_trace(x, trace=trace),
+            **initial_state(x, config, trace=trace),
             over_budget=jnp.zeros(x.shape[0], jnp.float32),
             clusters=jnp.zeros(x.shape[0], jnp.int32),
         )
@@ -136,8 +136,8 @@ class ACT(HashedAttention, Budgeted):
     ) -> tuple[Float[Array, "B N C"], ActState]:
         """Run one block, in the range on cluster means."""
         if not isinstance(layer, ActLayer):
-            return block(x), state
-        q, k, v = block.qkv(x)
+            return block(x, state.coordinates), state
+        q, k, v = block.qkv(x, state.coordinates)
         queries, keys = self._cluster(q, k, layer, draws)
         means, bias = q if queries is None else block.average_groups(q, queries), None
         if keys is not None:
@@ -156,8 +156,10 @@ class ACT(HashedAttention, Budgeted):
         """Name the cluster of every patch's query, or key, in the first head."""
         if not isinstance(layer, ActLayer):
             return super().groups(block, x, after, layer, draws)
-        clusterings = self._cluster(*block.qkv(x)[:2], layer, draws)
-        return next(each for each in clusterings if each is not None).members[:, 0, 1:]
+        q, k, _ = block.qkv(x, after.coordinates)
+        clusterings = self._cluster(q, k, layer, draws)
+        found = next(each for each in clusterings if each is not None)
+        return found.members[:, 0, after.prefix :]
 
     def _cluster(self, q, k, layer: ActLayer, draws: ActDraws) -> tuple[Groups | None, ...]:
         """Group queries and keys; queries are hashed after attention's scaling, keys as they are.

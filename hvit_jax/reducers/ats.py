@@ -14,11 +14,17 @@ from jaxtyping import Array, Float, Int
 from hvit_jax.config import ViTConfig
 from hvit_jax.fields import option, steps
 from hvit_jax.models.block import Block
-from hvit_jax.models.reducer import Layer, TokenState, initial_trace
+from hvit_jax.models.reducer import Layer, TokenState, initial_state
 from hvit_jax.ops import flops
 from hvit_jax.ops.arrays import gather
-from hvit_jax.ops.sampling import masked_weights, new_places, sample_tokens, significance
-from hvit_jax.ops.selection import behind_cls
+from hvit_jax.ops.sampling import (
+    masked_weights,
+    mean_rows,
+    new_places,
+    sample_tokens,
+    significance,
+)
+from hvit_jax.ops.selection import behind_prefix
 from hvit_jax.reducers.budgeted import Budgeted
 
 
@@ -35,7 +41,7 @@ class ATSState(TokenState):
     """Trace of the patches, and how many tokens each image has.
 
     Attributes:
-        lengths: tokens of each image, CLS included; they stand in front.
+        lengths: tokens of each image, the prefix included; they stand in front.
         rows: the same with the padding that counts: what blocks that do not sample attend to.
         over_budget: 1 for an image that sampled more tokens than a budget allowed, else 0.
     """
@@ -52,10 +58,11 @@ class ATS(Budgeted):
     Fayyaz et al. 2022, "Adaptive Token Sampling For Efficient Vision Transformers", arXiv
     2111.15667.
 
-    In each block of `blocks` a patch token's score is the attention that CLS pays to it, times the
-    norm of its value. As many points as the picture has patches are spread evenly over the summed
-    up scores, and the tokens that they fall on stay: few if a few tokens hold most of the score,
-    many if it is spread out. Attention is computed for the rows of the tokens that stay only.
+    In each block of `blocks` a patch token's score is the attention that CLS pays to it (in a model
+    without CLS: all patches on average), times the norm of its value. As many points as the picture
+    has patches are spread evenly over the summed up scores, and the tokens that they fall on stay:
+    few if a few tokens hold most of the score, many if it is spread out. Attention is computed for
+    the rows of the tokens that stay only.
 
     So images keep different numbers of tokens. Shapes stay static nevertheless: each image's tokens
     stand in front, CLS first and the others in ascending order of score, within a budget of
@@ -77,7 +84,8 @@ class ATS(Budgeted):
         None, "sample in these blocks (default: the last quarter; the last half of 32 or more)"
     )
     max_tokens: int | tuple[int, ...] | None = option(
-        None, "rows kept after sampling, CLS included: one number or one a block (default: all)"
+        None,
+        "rows kept after sampling, CLS included: one number or one a block (default: all)",
     )
     padding: str = option(
         "none",
@@ -85,9 +93,10 @@ class ATS(Budgeted):
         "to all tokens",
         choices=("none", "batch", "all"),
     )
-    residual: str = option(
-        "normalized",
-        "normalized: add attention to ln_1(x), as the original; input: to x, as the paper",
+    residual: str | None = option(
+        None,
+        "normalized: add attention to ln_1(x), as the original; input: to x, as the paper "
+        "(default: normalized for SWAG's models, input for others)",
         choices=("normalized", "input"),
     )
 
@@ -98,7 +107,8 @@ class ATS(Budgeted):
         See `Reducer.strengths`.
         """
         blocks = tuple(range(config.depth // 4, config.depth))
-        budgets = (max(2, round(f * (config.num_patches + 1))) for f in steps())
+        least = max(2, config.prefix_tokens + 1)
+        budgets = (max(least, round(f * config.num_tokens)) for f in steps())
         return (cls(blocks=blocks, max_tokens=budget) for budget in budgets)
 
     @classmethod
@@ -115,11 +125,14 @@ class ATS(Budgeted):
         self.check(inside, "blocks", f"the model's blocks are 0 to {last}")
         ascending = tuple(sorted(set(blocks)))
         self.check(blocks == ascending, "blocks", f"in ascending order, each once: {ascending}")
-        self.check_budgets(config)
-        budgets, total = self.budgets(config), config.num_patches + 1
+        self.check_budgets(config, least=max(2, config.prefix_tokens + 1))
+        budgets, total = self.budgets(config), config.num_tokens
         wanted = f"keeps all {total} rows, whatever max_tokens; use 'none' or 'batch' for budgets"
         self.check(self.padding != "all" or min(budgets) == total, "padding", wanted)
-        return dataclasses.replace(self, blocks=blocks, max_tokens=budgets)
+        residual = "normalized" if config.position_resizing == "swag" else "input"
+        return dataclasses.replace(
+            self, blocks=blocks, max_tokens=budgets, residual=self.residual or residual
+        )
 
     def budget_blocks(self, config: ViTConfig) -> tuple[int, ...]:
         """List the blocks that sample."""
@@ -132,7 +145,7 @@ class ATS(Budgeted):
         """All tokens up to the first sampling, then each block's budget, or less before it."""
         blocks, layers = self.budget_blocks(config), []
         budgets = dict(zip(blocks, self.budgets(config), strict=True))
-        rows = config.num_patches + 1
+        rows = config.num_tokens
         for index in range(config.depth):
             if index in budgets:
                 kept = min(rows, budgets[index])
@@ -142,11 +155,14 @@ class ATS(Budgeted):
                 layers.append(Layer(rows, rows, "dense" if index < blocks[0] else "padded"))
         return tuple(layers)
 
-    def init(self, x: Float[Array, "B N C"], *, trace: bool) -> ATSState:
+    def init(self, x: Float[Array, "B N C"], config: ViTConfig, *, trace: bool) -> ATSState:
         """Make the state before the first block; see `Reducer.init`."""
         batch, tokens, _ = x.shape
+        state = initial_state(x, config, trace=trace)
+        if (places := state["coordinates"]) is not None:  # They will differ by image.
+            state["coordinates"] = jnp.broadcast_to(places, (batch, *places.shape[1:]))
         return ATSState(
-            **initial_trace(x, trace=trace),
+            **state,
             lengths=jnp.full(batch, tokens, jnp.int32),
             rows=jnp.full(batch, tokens, jnp.int32),
             over_budget=jnp.zeros(batch),
@@ -159,14 +175,22 @@ class ATS(Budgeted):
         if isinstance(layer, SampleLayer):
             return self._sample(block, x, state, layer)
         if layer.mode == "padded":
-            x = x + block.project(block.attend(*block.qkv(x), key_lengths=state.rows))
+            qkv = block.qkv(x, state.coordinates)
+            x = x + block.project(block.attend(*qkv, key_lengths=state.rows))
             return x + block.mlp(x), state
-        return block(x), state
+        return block(x, state.coordinates), state
 
     def _sample(self, block, x, state, layer):
-        q, k, v = block.qkv(x)
+        q, k, v = block.qkv(x, state.coordinates)
         valid = jnp.arange(layer.tokens_in)[None] < state.lengths[:, None]
-        kept, count = self._choose(q[:, :1], k, v, valid, state, layer)
+        # The tokens stand in their places' order, so that masks of queries and keys are the same.
+        if block.class_token:
+            weights = masked_weights(q[:, :1], k, valid, state.rows)[:, :, 0]
+        else:
+            queries = valid & (jnp.arange(layer.tokens_in) >= state.prefix)[None]
+            weights = mean_rows(q, k, queries, valid, state.rows)
+        patches, count = self._choose(weights, v, valid, state, layer)
+        kept = behind_prefix(patches, state.prefix)
         lengths = jnp.minimum(count, layer.tokens_out)
         exists = jnp.arange(layer.tokens_out)[None] < lengths[:, None]
         q, out = gather(q, kept), gather(x, kept)
@@ -175,22 +199,23 @@ class ATS(Budgeted):
         out = jnp.where(exists[..., None], out + block.mlp(out), 0)
         state = dataclasses.replace(
             state.moved(x, new_places(kept, exists, tokens=layer.tokens_in)),
+            coordinates=state.coordinates_of(patches),
             lengths=lengths,
-            rows=self._rows(lengths, layer.points + 1),
+            rows=self._rows(lengths, layer.points + state.prefix),
             over_budget=jnp.where(count > lengths, 1.0, state.over_budget),
         )
         return out, state
 
-    def _choose(self, cls, k, v, valid, state, layer):
-        weights = masked_weights(cls, k, valid, state.rows)[:, :, 0]
+    def _choose(self, weights, v, valid, state: ATSState, layer: SampleLayer):
+        """Sample patches; their number, with the prefix, may be more than there is room for."""
         patches, count = sample_tokens(
-            significance(weights, v),
-            valid[:, 1:],
+            significance(weights, v, prefix=state.prefix),
+            valid[:, state.prefix :],
             state.lengths < state.rows,
             points=layer.points,
-            limit=layer.tokens_out - 1,
+            limit=layer.tokens_out - state.prefix,
         )
-        return behind_cls(patches), count + 1
+        return patches, count + state.prefix
 
     def _attend(self, block, q, k, v, valid, state):
         if self.padding == "none":
@@ -202,6 +227,11 @@ class ATS(Budgeted):
         if self.padding == "none":
             return lengths
         return jnp.full_like(lengths, lengths.max() if self.padding == "batch" else full)
+
+    def patch_sizes(self, x: Float[Array, "B N C"], state: ATSState) -> Float[Array, "B M"]:
+        """Count every token once, and padding not at all; see `Reducer.patch_sizes`."""
+        places = jnp.arange(state.prefix, x.shape[1])[None]
+        return (places < state.lengths[:, None]).astype(jnp.float32)
 
     def report(self, state: ATSState) -> dict[str, Float[Array, " B"]]:
         """Tell which images sampled more tokens than a budget allowed."""
@@ -217,5 +247,6 @@ class ATS(Budgeted):
             return super().block_flops(config, layer)
         tokens = layer.tokens_in
         scores = flops.queries_keys_values(config, tokens) + flops.attention(config, tokens, tokens)
+        scores += 0 if config.class_token else tokens**2
         kept = layer.tokens_out
         return scores + flops.projection(config, kept) + flops.mlp(config, kept)

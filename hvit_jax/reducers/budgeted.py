@@ -54,22 +54,22 @@ class Budgeted(Reducer):
 
     def budgets(self, config: ViTConfig) -> tuple[int, ...]:
         """List the budget of each of `budget_blocks`; more than all tokens are of no use."""
-        total, budgets = config.num_patches + 1, getattr(self, self.budget_option)
+        total, budgets = config.num_tokens, getattr(self, self.budget_option)
         if not isinstance(budgets, tuple):
             one = total if budgets is None else budgets
             budgets = (one,) * len(self.budget_blocks(config))
         return tuple(min(budget, total) for budget in budgets)
 
-    def check_budgets(self, config: ViTConfig) -> None:
-        """Refuse budgets below 2, and a list that is not one for each block.
+    def check_budgets(self, config: ViTConfig, *, least: int = 2) -> None:
+        """Refuse budgets below a least one, and a list that is not one for each block.
 
         Raises:
             InputError: for such budgets.
         """
         budgets, blocks = getattr(self, self.budget_option), len(self.budget_blocks(config))
         listed = budgets if isinstance(budgets, tuple) else (budgets,)
-        enough = all(budget is None or budget >= 2 for budget in listed)
-        self.check(enough, self.budget_option, "at least 2")
+        enough = all(budget is None or budget >= least for budget in listed)
+        self.check(enough, self.budget_option, f"at least {least}")
         fits = not isinstance(budgets, tuple) or len(budgets) == blocks
         wanted = f"one number, or one for each of {blocks} blocks"
         self.check(fits, self.budget_option, wanted)
@@ -85,7 +85,7 @@ def warn_without_budgets(reducer: Reducer, config: ViTConfig, say: Callable[[str
     """
     if not isinstance(reducer, Budgeted):
         return
-    budgets, total = reducer.budgets(config), config.num_patches + 1
+    budgets, total = reducer.budgets(config), config.num_tokens
     if budgets and min(budgets) == total:
         say(
             f"{reducer.name} saves nothing without {flag(reducer.budget_option)}: every block has "

@@ -7,14 +7,34 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.fields import known, option, steps
 from hvit_jax.models.block import Block
-from hvit_jax.models.reducer import Layer, Reducer, TokenState
-from hvit_jax.ops.attention import class_attention
-from hvit_jax.ops.selection import best_places, descending_order, keep_best, kept_tokens
+from hvit_jax.models.reducer import Layer, Reducer, TokenState, initial_state, pool_by_size
+from hvit_jax.ops.arrays import gather
+from hvit_jax.ops.selection import (
+    best_places,
+    descending_order,
+    fuse_dropped,
+    keep_best,
+    kept_tokens,
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class EViTState(TokenState):
+    """Trace of the patches, and how many of them each patch token stands for.
+
+    Attributes:
+        sizes: 1 but for tokens that were fused; None if the method fuses none.
+    """
+
+    sizes: Float[Array, "B M"] | None = None
 
 
 @dataclass(frozen=True)
@@ -26,10 +46,11 @@ class EViT(Reducer):
 
     A patch that the other tokens hardly look at adds little to the result. In each block of
     `drop_locations`, between attention and MLP, the patch tokens are sorted by the attention that
-    they get, and only the first ceil(keep_rate * P) stay, in that order; CLS always stays. The
-    others are gone, or `fuse_token` sums them, each times its score, into one more patch token.
-    Such a block looks at its whole attention matrix once more, to score the tokens; all others run
-    the fused attention alone. Where a rate keeps all tokens the block runs without reduction.
+    they get, and only the first ceil(keep_rate * P) stay, in that order; CLS and registers always
+    stay. The others are gone, or `fuse_token` sums them, each times its score, into one more patch
+    token. Such a block looks at its whole attention matrix once more, to score the tokens; all
+    others run the fused attention alone. Where a rate keeps all tokens the block runs without
+    reduction.
 
     Differs from the paper: as in the published tables, the score is the attention from all tokens,
     not from CLS alone, and nothing is fused; `score="cls"` and `fuse_token` give the paper's.
@@ -47,6 +68,7 @@ class EViT(Reducer):
     score: str = option(
         "mean", "whose attention counts: all tokens' or CLS's", choices=("mean", "cls")
     )
+    pool_by_size: bool = pool_by_size()
 
     @classmethod
     def strengths(cls, config: ViTConfig) -> Iterable[EViT]:
@@ -70,42 +92,70 @@ class EViT(Reducer):
         resolved.check(inside, "drop_locations", f"the model's blocks are 0 to {last}")
         once = len(set(locations)) == len(locations)
         resolved.check(once, "drop_locations", "every block may appear only once")
+        exists = self.score == "mean" or config.class_token
+        resolved.check(exists, "score", "the model has no CLS; use 'mean'")
         return resolved
 
     def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
         """Fewer tokens after every dropping block."""
-        layers, tokens, locations = [], config.num_patches + 1, known(self.drop_locations)
+        layers, tokens, locations = [], config.num_tokens, known(self.drop_locations)
+        prefix = config.prefix_tokens
         for index in range(config.depth):
-            keep = kept_tokens(self.keep_rate, tokens - 1)
-            if index in locations and keep < tokens - 1:
-                layers.append(Layer(tokens, 1 + keep + self.fuse_token, "drop"))
+            keep = kept_tokens(self.keep_rate, tokens - prefix)
+            if index in locations and keep < tokens - prefix:
+                layers.append(Layer(tokens, prefix + keep + self.fuse_token, "drop"))
             else:
                 layers.append(Layer(tokens, tokens))
             tokens = layers[-1].tokens_out
         return tuple(layers)
 
+    def init(self, x: Float[Array, "B N C"], config: ViTConfig, *, trace: bool) -> EViTState:
+        """Make the state before the first block; see `Reducer.init`."""
+        sizes = jnp.ones((x.shape[0], config.num_patches)) if self.fuse_token else None
+        return EViTState(**initial_state(x, config, trace=trace), sizes=sizes)
+
     def block(
-        self, block: Block, x: Float[Array, "B N C"], state: TokenState, layer: Layer, draws: Any
-    ) -> tuple[Float[Array, "B M C"], TokenState]:
+        self, block: Block, x: Float[Array, "B N C"], state: EViTState, layer: Layer, draws: Any
+    ) -> tuple[Float[Array, "B M C"], EViTState]:
         """Run the block; if it is a dropping one, select tokens before its MLP."""
         if layer.mode == "dense":
-            return block(x), state
-        q, k, v = block.qkv(x)
+            return block(x, state.coordinates), state
+        q, k, v = block.qkv(x, state.coordinates)
         if self.score == "cls":
-            attended, scores = block.attend(q, k, v), class_attention(q, k)
+            attended, scores = block.attend_and_score_patches(q, k, v, prefix=state.prefix)
         else:
             attended, columns = block.attend_and_score(q, k, v)
-            scores = columns[:, 1:]
+            scores = columns[:, state.prefix :]
         x = x + block.project(attended)
         x, state = self._select(x, scores, state, layer)
         return x + block.mlp(x), state
 
-    def _select(self, x, scores, state, layer):
-        keep, fuse = layer.tokens_out - 1 - self.fuse_token, self.fuse_token
+    def _select(self, x, scores, state: EViTState, layer: Layer) -> tuple[Array, EViTState]:
+        prefix, fuse = state.prefix, self.fuse_token
+        keep = layer.tokens_out - prefix - fuse
         order = descending_order(scores)
+        followed = dataclasses.replace(
+            state,
+            coordinates=self._places(state, scores, order, keep),
+            sizes=None if state.sizes is None else fuse_dropped(state.sizes, order, keep=keep),
+        )
         if state.source is not None:
-            state = state.moved(x, best_places(order, keep=keep, fuse=fuse))
-        return keep_best(x, scores, order, keep=keep, fuse=fuse), state
+            followed = followed.moved(x, best_places(order, prefix=prefix, keep=keep, fuse=fuse))
+        return keep_best(x, scores, order, prefix=prefix, keep=keep, fuse=fuse), followed
+
+    def _places(self, state: EViTState, scores, order, keep: int) -> Float[Array, "B M 2"] | None:
+        """Let coordinates follow the kept tokens; the fused one's are their mean by score."""
+        ordered = state.coordinates_of(order)
+        if ordered is None or not self.fuse_token:
+            return state.coordinates_of(order[:, :keep])
+        weights = gather(scores, order[:, keep:])[..., None]
+        fused = (weights * ordered[:, keep:]).sum(1, keepdims=True)
+        total = jnp.maximum(weights.sum(1, keepdims=True), 1e-12)
+        return jnp.concatenate([ordered[:, :keep], fused / total], axis=1)
+
+    def patch_sizes(self, x: Float[Array, "B N C"], state: EViTState) -> Float[Array, "B M"] | None:
+        """Count the patches of every token; see `Reducer.patch_sizes`."""
+        return state.sizes if self.pool_by_size else None
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:
         """Count the block, the head-mean of its scores and the fused token."""

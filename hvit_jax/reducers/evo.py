@@ -15,10 +15,9 @@ from jaxtyping import Array, Float, Int
 from hvit_jax.config import ViTConfig
 from hvit_jax.fields import known, option, steps
 from hvit_jax.models.block import Block
-from hvit_jax.models.reducer import Layer, Reducer, TokenState, initial_trace
+from hvit_jax.models.reducer import Layer, Reducer, TokenState, initial_state
 from hvit_jax.ops import flops
 from hvit_jax.ops.arrays import gather
-from hvit_jax.ops.attention import class_attention
 from hvit_jax.ops.precision import accumulator
 from hvit_jax.ops.selection import (
     descending_order,
@@ -34,7 +33,7 @@ _PUBLISHED = {12: (4, 0.5), 24: (8, 0.6), 32: (14, 0.5)}
 
 @dataclass(frozen=True)
 class EvoLayer(Layer):
-    """A block that scores its tokens, and runs on CLS and the first `processed` patches only."""
+    """A block that scores its tokens, and runs on the prefix and `processed` patches only."""
 
     processed: int = 0
 
@@ -64,8 +63,12 @@ class EvoViT(Reducer):
     Every block looks at how much CLS attends to each patch token, and a running score remembers it:
     the first block's attention at first, then (1 - tradeoff) * score + tradeoff * attention. From
     block `prune_location` on, the tokens are sorted by that score and only the first
-    int(prune_ratio * P) go through the block with CLS. The others wait as placeholders, with value
-    and score unchanged, and may come back in any later block: no token is ever lost.
+    int(prune_ratio * P) go through the block, with CLS and registers. The others wait as
+    placeholders, with value and score unchanged, and may come back in any later block: no token is
+    ever lost.
+
+    A model without CLS scores its patches by the attention that they get from all of those that the
+    block runs on.
 
     Differs from the paper: as in the published tables, placeholders are not summarised into a
     token that the block updates for them.
@@ -128,7 +131,7 @@ class EvoViT(Reducer):
     def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
         """All tokens everywhere; from `prune_location` on a block runs on some of them."""
         patches = config.num_patches
-        sizes = (patches + 1, patches + 1)
+        sizes = (config.num_tokens, config.num_tokens)
         first = EvoLayer(*sizes, "first", patches)
         scoring = EvoLayer(*sizes, "score", patches)
         pruning = EvoLayer(*sizes, "prune", int(known(self.prune_ratio) * patches))
@@ -136,30 +139,34 @@ class EvoViT(Reducer):
         before, after = location - 1, config.depth - location
         return (first, *(scoring,) * before, *(pruning,) * after)
 
-    def init(self, x: Float[Array, "B N C"], *, trace: bool) -> EvoState:
+    def init(self, x: Float[Array, "B N C"], config: ViTConfig, *, trace: bool) -> EvoState:
         """Make the state before the first block; see `Reducer.init`."""
-        scores = jnp.zeros((x.shape[0], x.shape[1] - 1), accumulator(x.dtype))
+        scores = jnp.zeros((x.shape[0], config.num_patches), accumulator(x.dtype))
         order = None if trace else _places(scores)
-        return EvoState(**initial_trace(x, trace=trace), scores=scores, order=order)
+        state = EvoState(**initial_state(x, config, trace=trace), scores=scores, order=order)
+        if trace:  # They will be sorted, each image's by itself.
+            state = dataclasses.replace(state, coordinates=state.coordinates_of(_places(scores)))
+        return state
 
     def block(
         self, block: Block, x: Float[Array, "B N C"], state: EvoState, layer: EvoLayer, draws: Any
     ) -> tuple[Float[Array, "B M C"], EvoState]:
         """Run the block on all tokens or on those of the highest scores, and score them."""
-        active, chosen = x, None
+        active, chosen, coordinates = x, None, state.coordinates
         if layer.mode == "prune":
             x, order, state = _sort(x, state)
             chosen = order[:, : layer.processed]
-            active = take_tokens(x, chosen)
-        q, k, v = block.qkv(active)
-        active = active + block.project(block.attend(q, k, v))
+            active = take_tokens(x, chosen, prefix=state.prefix)
+            coordinates = state.coordinates_of(chosen)
+        q, k, v = block.qkv(active, coordinates)
+        attended, scores = block.attend_and_score_patches(q, k, v, prefix=state.prefix)
+        active = active + block.project(attended)
         active = active + block.mlp(active)
-        scores = class_attention(q, k)
         if layer.mode != "first":
             old = state.scores[:, : layer.processed]
             scores = running_score(old, scores, tradeoff=self.tradeoff)
         scores = jnp.concatenate([scores, state.scores[:, layer.processed :]], axis=1)
-        x = active if chosen is None else put_tokens(x, chosen, active)
+        x = active if chosen is None else put_tokens(x, chosen, active, prefix=state.prefix)
         return x, dataclasses.replace(state, scores=scores)
 
     def groups(
@@ -167,7 +174,7 @@ class EvoViT(Reducer):
     ) -> Int[Array, "B P"]:
         """Every patch is its own group, and placeholders are left out."""
         source = super().groups(block, x, after, layer, draws)
-        return jnp.where(source <= layer.processed, source, -1)
+        return jnp.where(source < after.prefix + layer.processed, source, -1)
 
     def attended_source(
         self, before: TokenState, after: TokenState, layer: Layer
@@ -177,7 +184,7 @@ class EvoViT(Reducer):
 
     def block_flops(self, config: ViTConfig, layer: EvoLayer) -> int:
         """Count the block on the tokens that it runs on, and the head-mean of its attention."""
-        tokens = 1 + layer.processed
+        tokens = config.prefix_tokens + layer.processed
         return flops.block(config, tokens, tokens) + tokens**2
 
 
@@ -186,8 +193,10 @@ def _sort(x, state: EvoState) -> tuple[Array, Array, EvoState]:
     ranking = descending_order(state.scores)
     scores = gather(state.scores, ranking)
     if state.order is None:
-        state = state.moved(x, new_places(ranking))
-        return take_tokens(x, ranking), _places(scores), dataclasses.replace(state, scores=scores)
+        coordinates = state.coordinates_of(ranking)
+        state = state.moved(x, new_places(ranking, prefix=state.prefix))
+        state = dataclasses.replace(state, scores=scores, coordinates=coordinates)
+        return take_tokens(x, ranking, prefix=state.prefix), _places(scores), state
     order = gather(state.order, ranking)
     return x, order, dataclasses.replace(state, scores=scores, order=order)
 

@@ -51,7 +51,7 @@ class HashedAttention(Reducer):
     def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
         """All tokens stay; blocks outside the range run without reduction."""
         active = dict(zip(self.active_blocks(config), self.active_layers(config), strict=True))
-        tokens = config.num_patches + 1
+        tokens = config.num_tokens
         return tuple(active.get(block, Layer(tokens, tokens)) for block in range(config.depth))
 
     def draws(self, config: ViTConfig) -> tuple[Any, ...]:

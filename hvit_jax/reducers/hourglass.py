@@ -16,17 +16,24 @@ from jaxtyping import Array, Float, Int
 from hvit_jax.config import ViTConfig
 from hvit_jax.fields import known, option, steps
 from hvit_jax.models.block import Block
-from hvit_jax.models.reducer import Layer, Reducer, TokenState, initial_trace
+from hvit_jax.models.reducer import Layer, Reducer, TokenState, initial_state, pool_by_size
 from hvit_jax.ops import flops
 from hvit_jax.ops.clustering import cluster_labels, cluster_tokens, reconstruct_tokens
 
 
 @dataclass(frozen=True)
 class ClusterLayer(Layer):
-    """A block that clusters a grid of patches to a grid of centroids before it runs."""
+    """A block that clusters a grid of patches to a grid of centroids before it runs.
+
+    Attributes:
+        grid: rows and columns of patches.
+        clusters: rows and columns of centroids.
+        counts: whether it is counted how many patches each centroid has.
+    """
 
     grid: tuple[int, int] = (0, 0)
     clusters: tuple[int, int] = (0, 0)
+    counts: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -37,10 +44,14 @@ class HourglassState(TokenState):
     Attributes:
         before: patch features right before clustering.
         centroids: centroids right after it, in float32.
+        all_coordinates: of the whole grid, while `coordinates` are the centroids'.
+        sizes: patches that are nearest to each centroid; None if they are not counted.
     """
 
     before: Float[Array, "B P C"] | None = None
     centroids: Float[Array, "B K C"] | None = None
+    all_coordinates: Float[Array, "1 P 2"] | None = None
+    sizes: Float[Array, "B K"] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,11 +63,11 @@ class Hourglass(Reducer):
 
     Neighbouring patches of a picture look alike, and after a few blocks so do their tokens. Before
     block `cluster_location` the h x w grid of patch tokens becomes a kh x kw grid of centroids: a
-    soft k-means that starts from average pooling and in which a patch may join only centroids
-    near its own place. CLS is kept. All later blocks run on 1 + kh*kw tokens. For dense prediction
-    `reconstruct_tokens` spreads the processed centroids over the grid again; classification reads
-    CLS and needs no reconstruction. With `reconstruct_location` this happens inside the model: the
-    blocks behind that one run on all patches again, as in the paper.
+    soft k-means that starts from average pooling and in which a patch may join only centroids near
+    its own place. CLS and registers are kept. All later blocks run on these and kh*kw tokens. For
+    dense prediction `reconstruct_tokens` spreads the processed centroids over the grid again;
+    classification reads CLS and needs no reconstruction. With `reconstruct_location` this happens
+    inside the model: the blocks behind that one run on all patches again, as in the paper.
     """
 
     name: ClassVar[str] = "hourglass"
@@ -88,6 +99,7 @@ class Hourglass(Reducer):
         "paper writes",
         choices=("l2", "sum"),
     )
+    pool_by_size: bool = pool_by_size()
 
     @classmethod
     def strengths(cls, config: ViTConfig) -> Iterable[Hourglass]:
@@ -160,8 +172,9 @@ class Hourglass(Reducer):
     def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
         """All patches up to `cluster_location`, centroids from there on, or as far as is asked."""
         clusters, location = self.cluster_grid, known(self.cluster_location)
-        full, reduced = config.num_patches + 1, math.prod(clusters) + 1
-        cluster = ClusterLayer(full, reduced, "cluster", config.grid, clusters)
+        full, reduced = config.num_tokens, math.prod(clusters) + config.prefix_tokens
+        counts = self.pool_by_size and config.pool in ("avg", "cls+avg", "map")
+        cluster = ClusterLayer(full, reduced, "cluster", config.grid, clusters, counts)
         before, inside = (Layer(full, full),) * location, Layer(reduced, reduced)
         if self.reconstruct_location is None:
             return (*before, cluster, *(inside,) * (config.depth - location - 1))
@@ -169,17 +182,22 @@ class Hourglass(Reducer):
         behind = (Layer(full, full),) * (config.depth - self.reconstruct_location - 1)
         return (*before, cluster, *between, Layer(reduced, full, "reconstruct"), *behind)
 
-    def init(self, x: Float[Array, "B N C"], *, trace: bool) -> HourglassState:
+    def init(self, x: Float[Array, "B N C"], config: ViTConfig, *, trace: bool) -> HourglassState:
         """Make the state before the first block; see `Reducer.init`."""
-        return HourglassState(**initial_trace(x, trace=trace))
+        return HourglassState(**initial_state(x, config, trace=trace))
 
     def block(
-        self, block: Block, x: Float[Array, "B N C"], state: TokenState, layer: Layer, draws: Any
-    ) -> tuple[Float[Array, "B M C"], TokenState]:
+        self,
+        block: Block,
+        x: Float[Array, "B N C"],
+        state: HourglassState,
+        layer: Layer,
+        draws: Any,
+    ) -> tuple[Float[Array, "B M C"], HourglassState]:
         """Run the block; cluster before it or reconstruct after it where that is its place."""
         if isinstance(layer, ClusterLayer):
             x, state = self._cluster(x, state, layer)
-        x = block(x)
+        x = block(x, state.coordinates)
         return self._reconstruct(x, state) if layer.mode == "reconstruct" else (x, state)
 
     def restore(
@@ -187,11 +205,11 @@ class Hourglass(Reducer):
     ) -> Float[Array, "B P C"]:
         """Reconstruct the grid from processed centroids; see `reconstruct_tokens`."""
         if state.centroids is None or state.before is None:
-            return tokens[:, 1:]
+            return tokens[:, state.prefix :]
         return reconstruct_tokens(
             state.before,
             state.centroids,
-            tokens[:, 1:],
+            tokens[:, state.prefix :],
             k=self.reconstruct_neighbors,
             temperature=self.reconstruct_temperature,
             normalize=self.reconstruct_normalize,
@@ -203,32 +221,51 @@ class Hourglass(Reducer):
         """See `InPictures.attended_source`; a block that clusters attends to its centroids."""
         return after.source if isinstance(layer, ClusterLayer) else before.source
 
-    def _cluster(self, x, state, layer):
-        patches = x[:, 1:]
-        centroids = cluster_tokens(
+    def _cluster(self, x, state: HourglassState, layer: ClusterLayer):
+        patches, places = x[:, state.prefix :], state.coordinates
+        centroids, coordinates = cluster_tokens(
             patches,
             grid=layer.grid,
             clusters=layer.clusters,
             window=self.cluster_window,
             iters=self.cluster_iters,
             temperature=self.cluster_temperature,
+            places=places,
         )
-        traced, source = state.source is not None, state.source
-        if traced:
-            source = cluster_labels(patches, centroids) + 1
+        traced = state.source is not None
+        labels = cluster_labels(patches, centroids) if traced or layer.counts else None
+        changed: dict[str, Any] = {"coordinates": coordinates, "all_coordinates": places}
+        if traced and labels is not None:
+            changed["source"] = labels + state.prefix
+        if layer.counts and labels is not None:
+            numbers = jnp.arange(centroids.shape[1])
+            changed["sizes"] = (labels[..., None] == numbers).sum(1, dtype=centroids.dtype)
         if traced or self.reconstruct_location is not None:
-            state = HourglassState(source, state.dropped, patches, centroids)
-        return jnp.concatenate([x[:, :1], centroids.astype(x.dtype)], axis=1), state
+            changed.update(before=patches, centroids=centroids)
+        x = jnp.concatenate([x[:, : state.prefix], centroids.astype(x.dtype)], axis=1)
+        return x, dataclasses.replace(state, **changed)
 
-    def _reconstruct(self, x, state):
-        x = jnp.concatenate([x[:, :1], self.restore(x, state)], axis=1)
-        return x, HourglassState(**initial_trace(x, trace=state.source is not None))
+    def _reconstruct(self, x, state: HourglassState):
+        patches = self.restore(x, state)
+        x = jnp.concatenate([x[:, : state.prefix], patches], axis=1)
+        source, dropped = state.source, state.dropped
+        if source is not None:
+            source = jnp.broadcast_to(jnp.arange(state.prefix, x.shape[1]), source.shape)
+            source, dropped = source.astype(jnp.int32), jnp.zeros_like(patches)
+        return x, HourglassState(source, dropped, state.all_coordinates, state.prefix)
+
+    def patch_sizes(
+        self, x: Float[Array, "B N C"], state: HourglassState
+    ) -> Float[Array, "B M"] | None:
+        """Count the patches of every centroid; see `Reducer.patch_sizes`."""
+        return state.sizes
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:
         """Count the block, clustering before it and reconstruction after it."""
         tokens = _inside(layer)
         total = flops.block(config, tokens, tokens)
-        patches, clusters, width = config.num_patches, tokens - 1, config.width
+        patches, clusters = config.num_patches, tokens - config.prefix_tokens
+        width = config.width
         pairs = patches * clusters
         distances = (patches + clusters + pairs) * width + 3 * pairs
         if isinstance(layer, ClusterLayer):

@@ -56,20 +56,20 @@ class SMYRF(HashedAttention):
     @classmethod
     def strengths(cls, config: ViTConfig) -> Iterable[SMYRF]:
         """Vary the rounds, from 4 to 32, in all blocks; see `Reducer.strengths`."""
-        size = min(32, config.num_patches + 1)
+        size = min(32, config.num_tokens)
         for rounds in range(4, 33):
             yield cls(first_block=0, rounds=rounds, q_cluster_size=size, k_cluster_size=size)
 
     @classmethod
     def candidates(cls, config: ViTConfig) -> Iterable[SMYRF]:
         """Try few and many rounds; see `Reducer.candidates`."""
-        size = min(32, config.num_patches + 1)
+        size = min(32, config.num_tokens)
         return (cls(rounds=n, q_cluster_size=size, k_cluster_size=size) for n in (4, 16))
 
     def resolve(self, config: ViTConfig) -> SMYRF:
         """Fill in the blocks, and check all options; see `Reducer.resolve`."""
         self.check(1 <= self.rounds <= MAX_ROUNDS, "rounds", f"from 1 to {MAX_ROUNDS}")
-        tokens = config.num_patches + 1
+        tokens = config.num_tokens
         for field in ("q_cluster_size", "k_cluster_size"):
             size = getattr(self, field)
             self.check(1 <= size <= tokens, field, f"from 1 to the model's {tokens} tokens")
@@ -91,7 +91,7 @@ class SMYRF(HashedAttention):
 
     def active_layers(self, config: ViTConfig) -> tuple[Layer, ...]:
         """Keep all tokens; see `HashedAttention.active_layers`."""
-        tokens = config.num_patches + 1
+        tokens = config.num_tokens
         return (Layer(tokens, tokens, "smyrf"),) * len(self.active_blocks(config))
 
     def block_draws(self, config: ViTConfig, key: jax.Array) -> ProjectionDraws:
@@ -103,8 +103,8 @@ class SMYRF(HashedAttention):
     ) -> tuple[Float[Array, "B N C"], TokenState]:
         """Run one block, in the range with clustered attention."""
         if draws is None:
-            return block(x), state
-        attended = self._attend(block, *block.qkv(x), draws)
+            return block(x, state.coordinates), state
+        attended = self._attend(block, *block.qkv(x, state.coordinates), draws)
         x = x + block.project(attended)
         return x + block.mlp(x), state
 
@@ -114,9 +114,10 @@ class SMYRF(HashedAttention):
         """Name the cluster of every patch's query, in the first round and head."""
         if draws is None:
             return super().groups(block, x, after, layer, draws)
-        q, k = (heads.swapaxes(1, 2)[:, :1] for heads in block.qkv(x)[:2])
+        q, k, _ = block.qkv(x, after.coordinates)
+        q, k = (heads.swapaxes(1, 2)[:, :1] for heads in (q, k))
         projected = project_asymmetric(q, k, draws)[0][0, :, 0]
-        return ranks(projected)[:, 1:] // self.q_cluster_size
+        return ranks(projected)[:, after.prefix :] // self.q_cluster_size
 
     def _attend(self, block, q, k, v, draws):
         if self.straddle:

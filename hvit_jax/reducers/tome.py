@@ -14,10 +14,17 @@ from jaxtyping import Array, Float
 from hvit_jax.config import ViTConfig
 from hvit_jax.fields import option
 from hvit_jax.models.block import Block
-from hvit_jax.models.reducer import Layer, Reducer, TokenState, initial_trace
+from hvit_jax.models.reducer import Layer, Reducer, TokenState, initial_state, pool_by_size
 from hvit_jax.ops import flops
-from hvit_jax.ops.merging import match_tokens, merge_counts, merge_tokens, most_merges
+from hvit_jax.ops.merging import (
+    drop_tokens,
+    match_tokens,
+    merge_counts,
+    merge_tokens,
+    most_merges,
+)
 from hvit_jax.ops.precision import accumulator
+from hvit_jax.ops.selection import behind_prefix
 
 PROPORTIONAL = "proportional attention"
 
@@ -46,8 +53,8 @@ class ToMe(Reducer):
     cosine of its attention keys averaged over the heads, and the `r` best pairs become their mean,
     weighted by how many input tokens each stands for. A merged token stands for several, so
     `proportional_attention` adds the logarithm of its size to its attention scores: it then draws
-    as much attention as its parts did. CLS never merges. At most half of the patch tokens merge in
-    one block, whatever `r` asks for.
+    as much attention as its parts did. CLS and registers never merge. At most half of the patch
+    tokens merge in one block, whatever `r` asks for.
 
     `r` is a whole number for all blocks; a list with one number a block, padded with 0; or
     (r, inflection), a linear schedule of mean `r`: from 2r to 0 for an inflection of -1.0, from 0
@@ -68,11 +75,20 @@ class ToMe(Reducer):
     proportional_attention: bool = option(
         True, "weigh attention to a token by how many input tokens it stands for"
     )
+    rope: str = option(
+        "mean",
+        "where a merged token stands in a model with rotary positions: at the mean of its patches, "
+        "or where the token was that the others joined",
+        choices=("mean", "destination"),
+    )
+    pool_by_size: bool = pool_by_size()
 
     @classmethod
     def strengths(cls, config: ViTConfig) -> Iterable[ToMe]:
         """Vary how many tokens merge; see `Reducer.strengths`."""
-        return (cls(r=count) for count in range(most_merges(config.num_patches + 1) + 1))
+        return (
+            cls(r=count) for count in range(most_merges(config.num_patches, class_token=False) + 1)
+        )
 
     @classmethod
     def candidates(cls, config: ViTConfig) -> Iterable[ToMe]:
@@ -93,10 +109,10 @@ class ToMe(Reducer):
 
     def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
         """Fewer tokens after every block that merges."""
-        layers, full = [], config.num_patches + 1
+        layers, full, prefix = [], config.num_tokens, config.prefix_tokens
         tokens = full
         for count in merge_counts(self._r(config), config.depth):
-            left = tokens - min(count, most_merges(tokens))
+            left = tokens - min(count, most_merges(tokens - prefix, class_token=False))
             mode = "merge" if left < tokens else "dense"
             # All sizes are 1 before the first merge, and their logarithms 0.
             if self.proportional_attention and tokens < full:
@@ -105,25 +121,54 @@ class ToMe(Reducer):
             tokens = left
         return tuple(layers)
 
-    def init(self, x: Float[Array, "B N C"], *, trace: bool) -> MergeState:
+    def init(self, x: Float[Array, "B N C"], config: ViTConfig, *, trace: bool) -> MergeState:
         """Make the state before the first block; see `Reducer.init`."""
         sizes = jnp.ones(x.shape[:2], accumulator(x.dtype))
-        return MergeState(**initial_trace(x, trace=trace), sizes=sizes)
+        return MergeState(**initial_state(x, config, trace=trace), sizes=sizes)
 
     def block(
         self, block: Block, x: Float[Array, "B N C"], state: MergeState, layer: Layer, draws: Any
     ) -> tuple[Float[Array, "B M C"], TokenState]:
         """Run attention weighted by size, merge, then run the MLP; see `Reducer.block`."""
         q, k, v = block.qkv(x)
+        metric = k.mean(2, dtype=accumulator(k.dtype))  # Of what tokens hold, not of their places.
+        q, k = block.rotate(q, state.coordinates), block.rotate(k, state.coordinates)
         bias = jnp.log(state.sizes) if layer.mode == PROPORTIONAL else None
         x = x + block.project(block.attend(q, k, v, key_bias=bias))
         if layer.tokens_out < layer.tokens_in:
-            metric = k.mean(2, dtype=accumulator(k.dtype))
-            matching = match_tokens(metric, r=layer.tokens_in - layer.tokens_out)
-            state = state.moved(x, matching.places)
-            x, sizes = merge_tokens(x, state.sizes, matching)
-            state = dataclasses.replace(state, sizes=sizes)
+            x, state = self._merge(x, metric, state, r=layer.tokens_in - layer.tokens_out)
         return x + block.mlp(x), state
+
+    def _merge(self, x, metric, state: MergeState, *, r: int) -> tuple[Array, MergeState]:
+        # Tokens take turns from the first one on. An even number of them is left out of that, and
+        # of one that remains before the patches matching knows that it does not merge.
+        odd = state.prefix % 2
+        apart = state.prefix - odd
+        matching = match_tokens(metric[:, apart:], r=r, class_token=bool(odd))
+        coordinates = self._places(state, matching, odd)
+        state = state.moved(x, behind_prefix(matching.places, apart))
+        merged, sizes = merge_tokens(x[:, apart:], state.sizes[:, apart:], matching)
+        if apart:
+            merged = jnp.concatenate([x[:, :apart], merged], axis=1)
+            sizes = jnp.concatenate([state.sizes[:, :apart], sizes], axis=1)
+        return merged, dataclasses.replace(state, sizes=sizes, coordinates=coordinates)
+
+    def _places(self, state: MergeState, matching, odd: int):
+        """Give merged tokens the mean of their patches' coordinates, or the receiver's."""
+        if state.coordinates is None:
+            return None
+        sizes = state.sizes[:, state.prefix - odd :]
+        places = jnp.pad(state.coordinates, ((0, 0), (odd, 0), (0, 0)))
+        places = jnp.broadcast_to(places, (*sizes.shape, 2))
+        if self.rope == "mean":
+            return merge_tokens(places, sizes, matching)[0][:, odd:]
+        return drop_tokens(places, matching)[:, odd:]
+
+    def patch_sizes(
+        self, x: Float[Array, "B N C"], state: MergeState
+    ) -> Float[Array, "B M"] | None:
+        """Count the patches of every token; see `Reducer.patch_sizes`."""
+        return state.sizes[:, state.prefix :] if self.pool_by_size else None
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:
         """Count the block, the log-sizes added to its scores, and its merge."""

@@ -101,8 +101,8 @@ def _watch(block: Block) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     qkv, attend = block.qkv, block.attend
 
-    def noting_qkv(x: Float[Array, "B N C"]):
-        q, k, v = qkv(x)
+    def noting_qkv(x: Float[Array, "B N C"], coordinates: Float[Array, "b P 2"] | None = None):
+        q, k, v = qkv(x, coordinates)
         seen.update(q=q[:, :1], k=k)
         return q, k, v
 

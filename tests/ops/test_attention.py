@@ -123,7 +123,7 @@ def test_bfloat16_computes_scores_in_float32(layout):
 def test_class_attention_is_the_first_row():
     q, k, v = heads(6, 6)
     np.testing.assert_allclose(
-        class_attention(q, k), reference(q, k, v)[0].mean(1)[:, 0, 1:], atol=1e-6
+        class_attention(q, k, prefix=1), reference(q, k, v)[0].mean(1)[:, 0, 1:], atol=1e-6
     )
 
 

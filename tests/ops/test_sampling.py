@@ -87,7 +87,9 @@ class TestHandComputed:
         weights = jnp.array([[[0.5, 0.3, 0.2], [0.8, 0.1, 0.1]]])
         v = jnp.array([[[[9.0], [9.0]], [[3.0], [4.0]], [[0.0], [2.0]]]])
         # (0.4 * 5, 0.3 * 2), scaled to sum 1.
-        np.testing.assert_allclose(significance(weights, v), [[2 / 2.6, 0.6 / 2.6]], rtol=1e-6)
+        np.testing.assert_allclose(
+            significance(weights, v, prefix=1), [[2 / 2.6, 0.6 / 2.6]], rtol=1e-6
+        )
 
     def test_weights_count_the_padding_of_a_padded_image_only(self):
         # Products -12 and -13 over sqrt(1); e^-12 = 6.14e-6 is near the 1e-6 that is added.
@@ -190,7 +192,7 @@ def sampled_attention(q, k, v, policy, *, points):
     valid = policy[..., 0] > 0
     rows = jnp.full(len(valid), valid.shape[1])
     weights = masked_weights(q[:, :1], k, valid, rows)[:, :, 0]
-    scores, padded = significance(weights, v), valid.sum(-1) < rows
+    scores, padded = significance(weights, v, prefix=1), valid.sum(-1) < rows
     limit = valid.shape[1] - 1
     patches, count = sample_tokens(scores, valid[:, 1:], padded, points=points, limit=limit)
     kept = jnp.pad(patches + 1, ((0, 0), (1, 0)))

@@ -48,10 +48,10 @@ def test_order_and_places_by_hand():
     scores = jnp.array([[0.1, 0.4, 0.2, 0.4]])
     order = descending_order(scores)
     assert order.tolist() == [[1, 3, 2, 0]]
-    assert new_places(order).tolist() == [[0, 4, 1, 3, 2]]
-    assert best_places(order, keep=2).tolist() == [[0, -1, 1, -1, 2]]
-    assert best_places(order, keep=2, fuse=True).tolist() == [[0, 3, 1, 3, 2]]
-    assert best_places(order, keep=4, fuse=True).tolist() == [[0, 4, 1, 3, 2]]
+    assert new_places(order, prefix=1).tolist() == [[0, 4, 1, 3, 2]]
+    assert best_places(order, keep=2, prefix=1).tolist() == [[0, -1, 1, -1, 2]]
+    assert best_places(order, keep=2, fuse=True, prefix=1).tolist() == [[0, 3, 1, 3, 2]]
+    assert best_places(order, keep=4, fuse=True, prefix=1).tolist() == [[0, 4, 1, 3, 2]]
 
 
 def test_keep_best_by_hand():
@@ -59,10 +59,10 @@ def test_keep_best_by_hand():
     scores = jnp.array([[0.4, 0.3, 0.25, 0.5]])
     order = descending_order(scores)
     kept = [[9.0, 9.0], [4.0, 8.0], [1.0, 0.0]]
-    assert keep_best(x, scores, order, keep=2).tolist() == [kept]
+    assert keep_best(x, scores, order, keep=2, prefix=1).tolist() == [kept]
     fused = [0.3 * 2 + 0.25 * 3, 0.25 * 4]
     np.testing.assert_allclose(
-        keep_best(x, scores, order, keep=2, fuse=True), [[*kept, fused]], rtol=1e-6
+        keep_best(x, scores, order, keep=2, fuse=True, prefix=1), [[*kept, fused]], rtol=1e-6
     )
 
 
@@ -89,7 +89,9 @@ def test_keep_best_equals_numpy(case, fuse):
     scores, keep = case
     x = tokens(2, scores.shape[1] + 1)
     order = descending_order(jnp.asarray(scores))
-    got = np.asarray(keep_best(jnp.asarray(x), jnp.asarray(scores), order, keep=keep, fuse=fuse))
+    got = np.asarray(
+        keep_best(jnp.asarray(x), jnp.asarray(scores), order, keep=keep, fuse=fuse, prefix=1)
+    )
     assert got.shape == (2, 1 + keep + fuse, x.shape[2])
     for image, weights, rows in zip(x, scores, got, strict=True):
         ranked = np.argsort(-weights, kind="stable")
@@ -106,12 +108,14 @@ def test_places_lead_to_where_tokens_went(case, fuse):
     scores, keep = case
     x = tokens(2, scores.shape[1] + 1)
     order = descending_order(jnp.asarray(scores))
-    moved = np.asarray(take_tokens(jnp.asarray(x), order))
+    moved = np.asarray(take_tokens(jnp.asarray(x), order, prefix=1))
     np.testing.assert_array_equal(
-        np.take_along_axis(moved, np.asarray(new_places(order))[..., None], axis=1), x
+        np.take_along_axis(moved, np.asarray(new_places(order, prefix=1))[..., None], axis=1), x
     )
-    kept = np.asarray(keep_best(jnp.asarray(x), jnp.asarray(scores), order, keep=keep, fuse=fuse))
-    places = np.asarray(best_places(order, keep=keep, fuse=fuse))
+    kept = np.asarray(
+        keep_best(jnp.asarray(x), jnp.asarray(scores), order, keep=keep, fuse=fuse, prefix=1)
+    )
+    places = np.asarray(best_places(order, keep=keep, fuse=fuse, prefix=1))
     for image, rows, where in zip(x, kept, places, strict=True):
         survivors = (where >= 0) & (where <= keep)
         assert survivors.sum() == keep + 1
@@ -122,7 +126,7 @@ def test_places_lead_to_where_tokens_went(case, fuse):
 def test_bfloat16_fuses_in_float32():
     x = jnp.asarray(tokens(1, 400)).astype(jnp.bfloat16)
     scores = jnp.full((1, 399), 1 / 400)
-    fused = keep_best(x, scores, descending_order(scores), keep=1, fuse=True)[:, -1]
+    fused = keep_best(x, scores, descending_order(scores), keep=1, fuse=True, prefix=1)[:, -1]
     assert fused.dtype == jnp.bfloat16
     exact = np.asarray(x[:, 2:], np.float64).sum(1) / 400
     np.testing.assert_allclose(np.asarray(fused, np.float64), exact, rtol=2**-8, atol=1e-4)
@@ -131,17 +135,17 @@ def test_bfloat16_fuses_in_float32():
 def test_tokens_are_put_back_where_they_were_found():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 10, 4)))
     order = descending_order(x[:, 1:, 0])[:, :4]
-    taken = take_tokens(x, order)
-    np.testing.assert_array_equal(put_tokens(x, order, taken), x)
-    new = put_tokens(x, order, taken + 1)
+    taken = take_tokens(x, order, prefix=1)
+    np.testing.assert_array_equal(put_tokens(x, order, taken, prefix=1), x)
+    new = put_tokens(x, order, taken + 1, prefix=1)
     changed = np.asarray(new != x).all(-1)
     assert changed.sum(1).tolist() == [5, 5, 5] and changed[:, 0].all()
-    np.testing.assert_array_equal(take_tokens(new, order), taken + 1)
+    np.testing.assert_array_equal(take_tokens(new, order, prefix=1), taken + 1)
 
 
 def test_selecting_adds_up_without_scattering():
     def select(x, scores):
-        return keep_best(x, scores, descending_order(scores), keep=5, fuse=True)
+        return keep_best(x, scores, descending_order(scores), keep=5, fuse=True, prefix=1)
 
     program = jax.make_jaxpr(select)(jnp.zeros((2, 10, 4)), jnp.zeros((2, 9)))
     assert "scatter-add" not in str(program)
@@ -157,6 +161,6 @@ def test_parity_selection(name, goldens):
     order = descending_order(scores)
     np.testing.assert_array_equal(order[:, :keep], case["kept"])
     x = jnp.asarray(case["x"])
-    np.testing.assert_array_equal(keep_best(x, scores, order, keep=keep), case["out"])
-    fused = keep_best(x, scores, order, keep=keep, fuse=True)
+    np.testing.assert_array_equal(keep_best(x, scores, order, keep=keep, prefix=1), case["out"])
+    fused = keep_best(x, scores, order, keep=keep, fuse=True, prefix=1)
     np.testing.assert_allclose(fused, case["out_fused"], atol=1e-5)

@@ -8,8 +8,8 @@ from flax import nnx
 
 import hvit_jax
 from hvit_jax import InputError
-from hvit_jax.models.reducer import Layer, TokenState
-from hvit_jax.reducers.evit import EViT
+from hvit_jax.models.reducer import Layer
+from hvit_jax.reducers.evit import EViT, EViTState
 from tests.published_rows import published, row_config, row_name, token_counts
 from tests.small_models import block_of, compute_features, frozen
 
@@ -120,7 +120,8 @@ def test_drops_by_attention(small_config, images, score):
 def test_trace_by_hand(fuse, sources, lost):
     reducer = EViT(fuse_token=fuse)
     x = jnp.array([[[9.0], [1.0], [2.0], [3.0], [4.0], [5.0]]])
-    state = TokenState(jnp.array([[1, 2, 3, 4, 5]], jnp.int32), jnp.zeros((1, 5, 1)))
+    source = jnp.array([[1, 2, 3, 4, 5]], jnp.int32)
+    state = EViTState(source, jnp.zeros((1, 5, 1)), None, 1, jnp.ones((1, 5)) if fuse else None)
     scores = jnp.array([[0.3, 0.1, 0.4, 0.3, 0.2]])
     x, state = reducer._select(x, scores, state, Layer(6, 4 + fuse, "drop"))
     assert x[0, :4, 0].tolist() == [9, 3, 1, 4]

@@ -95,13 +95,17 @@ def test_sorting_by_hand():
     state = EvoState(
         source=jnp.array([[2, 1, 4, 3]], jnp.int32),
         dropped=jnp.zeros((1, 4, 1)),
+        coordinates=None,
+        prefix=1,
         scores=jnp.array([[0.25, 0.75, 0.5, 0.75]]),
     )
     moved, order, sorted_state = evo._sort(x, state)
     assert moved[0, :, 0].tolist() == [9, 2, 4, 3, 1] and order.tolist() == [[0, 1, 2, 3]]
     assert sorted_state.scores.tolist() == [[0.75, 0.75, 0.5, 0.25]]
     assert sorted_state.source.tolist() == [[1, 4, 2, 3]]
-    untraced = EvoState(None, None, state.scores, order=jnp.array([[2, 0, 3, 1]], jnp.int32))
+    untraced = EvoState(
+        None, None, None, 1, state.scores, order=jnp.array([[2, 0, 3, 1]], jnp.int32)
+    )
     stayed, order, sorted_state = evo._sort(x, untraced)
     assert stayed is x and order.tolist() == [[0, 1, 3, 2]]
     assert sorted_state.order.tolist() == order.tolist()

@@ -179,18 +179,19 @@ def average_groups(
 
 
 def class_attention(
-    q: Float[Array, "B Nq H D"], k: Float[Array, "B Nk H D"]
-) -> Float[Array, "B Nk-1"]:
-    """Compute how much CLS, the first token, attends to each of the others: the mean over heads.
+    q: Float[Array, "B Nq H D"], k: Float[Array, "B Nk H D"], *, prefix: int
+) -> Float[Array, "B P"]:
+    """Compute how much CLS, the first token, attends to each patch: the mean over heads.
 
     Args:
         q: queries; only the first is used.
-        k: keys, CLS first.
+        k: keys, the prefix first.
+        prefix: tokens before the patches.
 
     Returns:
-        Weights in float32, CLS's own left out; they sum to less than 1.
+        Weights in float32, the prefix's left out; they sum to less than 1.
     """
-    return attention_weights(q[:, :1], k).mean(1)[:, 0, 1:]
+    return attention_weights(q[:, :1], k).mean(1)[:, 0, prefix:]
 
 
 def attention_weights(

@@ -163,6 +163,14 @@ def parse_description(content: dict[str, Any]) -> Description:
     )
 
 
+def origin_of(description: Description) -> dict[str, Any]:
+    """Find the source that a checkpoint's weights were first converted from, if they were."""
+    source = description.source
+    while source.get("format") == TRAINED:
+        source = source.get("begun", {})
+    return source
+
+
 def trained_with(description: Description) -> str | None:
     """Name the method that `hvit train` trained a checkpoint with; None: dense, or converted."""
     source = description.source

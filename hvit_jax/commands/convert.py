@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hvit_jax.architectures import model_name
-from hvit_jax.checkpoint import Description
+from hvit_jax.checkpoint import Description, origin_of
 from hvit_jax.commands.flags import command
 from hvit_jax.config import ViTConfig
 from hvit_jax.convert import convert_file, export_file
@@ -116,7 +116,7 @@ def _heads_note(sizes: ViTConfig) -> dict[str, str]:
 
 def _summary(description: Description, destination: Path, facts: dict[str, str]) -> str:
     """Describe in a few lines the model that was written, and more facts by their names."""
-    sizes, source = description.config, description.source
+    sizes, source = description.config, origin_of(description)
     files = [destination, *destination.rglob("*")]
     megabytes = sum(file.stat().st_size for file in files if file.is_file()) / 1e6
     rows = {

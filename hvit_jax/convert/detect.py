@@ -95,8 +95,9 @@ def _choose_form(read: StateDict, stated: Stated) -> tuple[Form, _Matches]:
     wanted = _SAME_TABLE.get(stated.layout or "", (stated.layout,))
 
     def likeness(each: tuple[Form, _Matches]) -> tuple[int, bool, bool]:
-        layout, mark = each[0].layout, each[0].layout.mark
-        marked = mark is not None and len(read.shapes.get(mark[0], ())) == mark[1]
+        layout, root = each[0].layout, each[0].names.get("root", "")
+        key, axes = layout.mark or ("", 0)
+        marked = len(read.shapes.get(f"{root}{key}", ())) == axes > 0
         return len(each[1]), layout.name in wanted, marked
 
     form, matches = max(forms, key=likeness)
@@ -263,5 +264,5 @@ def _misshapen(
         note = "; patches must be square" * (
             entry.path == "patch_embed/kernel" and len(set(shapes[key][2:])) == 2
         )
-        note += f"; it reads {blocks:g} features, but 1 or 2 are given" * (blocks > 2)
+        note += f"; it reads {blocks:g} features, while 1 or 2 are read here" * (blocks > 2)
         yield f"{key} is {shapes[key]}, not ({', '.join(map(str, right))}){note}"

@@ -78,7 +78,7 @@ class Entry:
         """Whether every block has one of these."""
         return self.path.startswith("blocks/")
 
-    def place(self, array: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    def place(self, array: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*part"]:
         """Give the view of one of our arrays that this row fills."""
         if self.part is None:
             return array
@@ -149,6 +149,22 @@ def apart(*keys: str, path: str = "blocks/in_proj", shape: str, **more: Any) -> 
         linear(key, path, shape, part=part, **more) for key, part in zip(keys, parts, strict=True)
     ]
     return sum(rows, ())
+
+
+# Keys that no model of ours needs, whatever the layout: targets of masked training, projections of
+# self-supervised training, counters, and tables that follow from sizes.
+NEVER_NEEDED = (
+    *(r"(.*\.)?mask_token", r"decoder\..*", r"decoder_.*", r"(dino|ibot)_head\..*"),
+    *(r"head\.mlp\..*", r"head\.last_layer\..*", r"projectors\..*", r"pre_logits\..*"),
+    *(r"(.*\.)?num_batches_tracked", r"(.*\.)?position_ids"),
+    *(r"(.*\.)?rope\w*\.freqs_\w+", r"(.*\.)?relative_position_index", r"local_cls_norm\..*"),
+)
+# A text tower and what stands between it and the tower of pictures.
+TEXT_TOWER = (
+    *(r"text_model\..*", r"text_projection.*", r"token_embedding\..*", r"text\..*"),
+    *("positional_embedding", r"transformer\..*", r"ln_final\..*", "attn_mask"),
+    *("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size"),
+)
 
 
 @dataclass(frozen=True)

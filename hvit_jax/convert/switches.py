@@ -10,8 +10,8 @@ from typing import Any
 
 from hvit_jax.architectures import MODELS
 from hvit_jax.config import Rope, ViTConfig, as_pair
+from hvit_jax.convert.authors_layouts import TIMM
 from hvit_jax.convert.keys import PERIODS, Entry, Form
-from hvit_jax.convert.layouts import TIMM
 from hvit_jax.convert.reader import StateDict
 from hvit_jax.errors import InputError
 
@@ -178,16 +178,18 @@ def complete(
         assumed["activation"] = f"activation {known['activation']}"
     layer_eps = 1e-5 if known["pre_norm"] or not known["position_embedding"] else 1e-6
     hidden = sizes.get("N", sizes["M"])
-    return ViTConfig(
-        **{
-            **{"norm_eps": layer_eps, "pool_mlp_width": 0 if hidden == sizes["M"] else hidden},
-            "position_resizing": form.layout.resizing[known["registers"] > 0],
-            **known,
-            **{"resolution": resolution, "position_prefix": prefix, "rope": rope, "heads": heads},
-            **{"patch_size": sizes["p"], "depth": sizes["depth"], "width": sizes["C"]},
-            "mlp_width": sizes["M"],
-        }
-    ), assumed
+    fields = {
+        **{"norm_eps": layer_eps, "pool_mlp_width": 0 if hidden == sizes["M"] else hidden},
+        "position_resizing": form.layout.resizing[known["registers"] > 0],
+        **known,
+        **{"resolution": resolution, "position_prefix": prefix, "rope": rope, "heads": heads},
+        **{"patch_size": sizes["p"], "depth": sizes["depth"], "width": sizes["C"]},
+        "mlp_width": sizes["M"],
+    }
+    try:
+        return ViTConfig(**fields), assumed
+    except InputError as error:
+        raise InputError(f"{read.name}: {error}") from error
 
 
 def _activation(switches: Mapping[str, Any]) -> str:

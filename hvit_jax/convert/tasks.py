@@ -21,19 +21,20 @@ from safetensors.numpy import save_file
 
 from hvit_jax.architectures import architecture_config
 from hvit_jax.checkpoint import (
-    TRAINED,
     Description,
     load_parameters,
+    origin_of,
     parse_description,
     read_description,
     save_checkpoint,
 )
-from hvit_jax.config import ViTConfig
+from hvit_jax.config import ViTConfig, as_pair
+from hvit_jax.convert.authors_layouts import SWAG
 from hvit_jax.convert.configs import Facts, read_facts
 from hvit_jax.convert.detect import Found, detect
 from hvit_jax.convert.families import family_of, preprocessing_of
 from hvit_jax.convert.keys import PERIODS, Entry, Form
-from hvit_jax.convert.layouts import LAYOUTS, SWAG, WRITTEN
+from hvit_jax.convert.layouts import LAYOUTS, WRITTEN
 from hvit_jax.convert.reader import OWN, StateDict, import_torch, read_state_dict
 from hvit_jax.convert.switches import Stated
 from hvit_jax.errors import InputError, first_line, unknown
@@ -106,6 +107,8 @@ def _stated(
     switches, where, usual = {}, {}, {}
     if facts is not None:
         switches |= facts.switches
+        file = "open_clip_config.json" if facts.layout == "OpenCLIP" else "config.json"
+        where |= dict.fromkeys([*switches, "layout"], file)
     if own is not None:
         switches |= vars(own.config)
         del switches["num_classes"]  # A head may have been replaced in PyTorch.
@@ -146,7 +149,10 @@ def _describe(
         "form": form.as_json(),
         "assumed": ", ".join(assumed),
         **(_said_beside(facts) if facts else {}),
+        **(own.source if own else {}),
     }
+    if facts and (rest := _uncovered(facts.switches.get("resolution"), config)):
+        prepared = dataclasses.replace(prepared, uncovered=rest)
     return Description(
         config,
         {
@@ -162,6 +168,12 @@ def _said_beside(facts: Facts) -> dict[str, Any]:
     """Note what a folder's files say that is no part of the model."""
     notes = {"architecture": facts.notes.get("architecture"), "note": facts.notes.get("pictures")}
     return {**notes, "input_size": facts.input_size, "licence": facts.licence}
+
+
+def _uncovered(size: Any, config: ViTConfig) -> tuple[int, int] | None:
+    """Find the rows and columns of pictures that no patch covers; None: there are none."""
+    rest = tuple(np.subtract(as_pair(size), config.image_shape).tolist()) if size else (0, 0)
+    return rest if any(rest) and all(0 <= each < config.patch_size for each in rest) else None
 
 
 def _own_description(read: StateDict) -> Description | None:
@@ -219,12 +231,12 @@ def _bits(array: Float32[np.ndarray, "*shape"]) -> tuple[tuple[int, ...], bytes]
     return array.shape, array.tobytes()
 
 
-def _mask(size: int) -> Float32[np.ndarray, "3C"]:
+def _mask(size: int) -> Float32[np.ndarray, "*biases"]:
     """Make the mask of DINOv3's biases: those of q and v count, those of k do not."""
     return np.repeat(np.array([1, 0, 1], np.float32), size // 3)
 
 
-def _refuse_key_bias(name: str, biases: Float32[np.ndarray, "depth 3C"]) -> None:
+def _refuse_key_bias(name: str, biases: Float32[np.ndarray, "depth biases"]) -> None:
     if np.split(biases, 3, axis=-1)[1].any():
         raise InputError(
             f"{name} has biases of the keys that are not 0, where this layout has none"
@@ -267,7 +279,8 @@ def export_file(
     description = read_description(checkpoint)
     form = form_of(description, layout)
     torch = None if ending == ".safetensors" else import_torch()
-    about = json.dumps({**dataclasses.asdict(description), "source": {}})
+    source = {name: each for name, each in origin_of(description).items() if name == "licence"}
+    about = json.dumps({**dataclasses.asdict(description), "source": source})
     parameters = load_parameters(checkpoint, description.config)
     _refuse_unplaced(str(checkpoint), form, description.config, flatten(parameters))
     state = {
@@ -298,9 +311,7 @@ def form_of(description: Description, layout: str | None) -> Form:
     """
     if layout is not None and layout not in WRITTEN:
         raise unknown("layout", layout, WRITTEN)
-    source = description.source
-    while source.get("format") == TRAINED:
-        source = source.get("begun", {})
+    source = origin_of(description)
     origin = {each.name: each for each in LAYOUTS}.get(source.get("format", ""))
     wanted = WRITTEN[layout] if layout else origin or SWAG
     if wanted == origin:

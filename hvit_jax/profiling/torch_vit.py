@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from hvit_jax.config import ViTConfig
+from hvit_jax.convert.authors_layouts import SWAG
 from hvit_jax.convert.keys import Form
-from hvit_jax.convert.layouts import SWAG
 from hvit_jax.convert.reader import import_torch
 from hvit_jax.convert.tasks import to_state
 from hvit_jax.errors import InputError, first_line

@@ -136,6 +136,8 @@ def train(
     trained = placement.gather(trainer.result(state))
     if jax.process_index() == 0:
         source = {"format": TRAINED, **settings}
+        if begun.source:  # Whose keys hvit convert --to-torch writes.
+            source["begun"] = begun.source
         del source["model"]  # The description has the sizes.
         save_checkpoint(checkpoint, trained, dataclasses.replace(begun, source=source))
         console.print(f"written: {checkpoint}")

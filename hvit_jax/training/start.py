@@ -55,7 +55,7 @@ def begin(config: TrainConfig, classes: Sequence[str]) -> tuple[Description, Tre
     sizes = dataclasses.replace(sizes, num_classes=len(names))
     parameters = load_parameters(config.checkpoint, stored)
     parameters["head"], note = _head(config, description, names, parameters.get("head"))
-    begun = Description(sizes, classes=names, preprocessing=how)
+    begun = Description(sizes, description.source, names, how)
     return begun, resize_parameters(parameters, stored, sizes), note
 
 

@@ -253,7 +253,8 @@ def test_resolution(tmp_path, refused):
     for arguments, part in (
         (
             [],
-            "expected 1 for CLS and a square grid of patches; another grid is given in pixels with --resolution",
+            "expected 1 for CLS and a square grid of patches; another grid is given in pixels "
+            "with --resolution",
         ),
         (
             ["--resolution", "8,32"],

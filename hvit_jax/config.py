@@ -21,7 +21,7 @@ ATTENTION = ("auto", "hopper", "cudnn", "xla")
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 GELU = ("auto", "exact", "tanh")
 # How tables of learned positions are fitted to another grid; see `hvit_jax.models.positions`.
-RESIZING = ("swag", "bicubic", "bicubic_antialias", "dinov2", "bilinear_antialias")
+RESIZING = ("swag", "bicubic", "bicubic_antialias", "dinov2", "bilinear", "bilinear_antialias")
 LARGEST = 1 << 20  # Of any size; far above all models, and small enough to reckon with.
 
 

@@ -1,10 +1,11 @@
-"""Learned position embeddings for another grid of patches: five rules, each its library's own.
+"""Learned position embeddings for another grid of patches: six rules, each its library's own.
 
 Every rule resizes along one axis after the other, so that each is a pair of matrices:
 
 - `swag`: PyTorch's bicubic interpolation with align_corners=True, as SWAG resizes.
 - `bicubic`: the same kernel between the centres of cells, as transformers resizes.
 - `dinov2`: as `bicubic`, with a scale that is off by 0.1 patches, as DINOv2 resizes.
+- `bilinear`: between the centres of cells with two taps, as timm resizes FlexiViT's.
 - `bicubic_antialias`: the kernel widened where the grid shrinks, as timm and OpenCLIP resize.
 - `bilinear_antialias`: that with a triangle for a kernel, as SigLIP 2 NaFlex resizes.
 """
@@ -32,16 +33,16 @@ def _triangle(distance: np.ndarray) -> np.ndarray:
     return np.maximum(1 - np.abs(distance), 0)
 
 
-def _four_taps(places: np.ndarray, size: int) -> np.ndarray:
+def _four_taps(places: np.ndarray, size: int, weights: Weights = _cubic) -> np.ndarray:
     """Interpolate at places between entries; taps beyond the edge fall on the edge entry."""
     matrix = np.zeros((len(places), size))
     for offset in range(-1, 3):
         taps = np.floor(places).astype(int) + offset
-        np.add.at(matrix, (np.arange(len(places)), taps.clip(0, size - 1)), _cubic(places - taps))
+        np.add.at(matrix, (np.arange(len(places)), taps.clip(0, size - 1)), weights(places - taps))
     return matrix
 
 
-def _antialiased(size: int, out: int, *, weights: Weights, support: float) -> np.ndarray:
+def _antialiased(size: int, out: int, *, weights: Weights, support: int) -> np.ndarray:
     """Weigh all entries under a kernel that is as wide as the larger of the two cells."""
     scale = size / out
     factor = max(scale, 1.0)
@@ -74,6 +75,7 @@ def resizing_matrix(size: int, out: int, rule: str) -> np.ndarray:
         "swag": lambda: _four_taps(steps * ((size - 1) / (out - 1) if out > 1 else 0.0), size),
         "bicubic": lambda: _four_taps((steps + 0.5) * (size / out) - 0.5, size),
         "dinov2": lambda: _four_taps((steps + 0.5) * (size / (out + 0.1)) - 0.5, size),
+        "bilinear": lambda: _four_taps((steps + 0.5) * (size / out) - 0.5, size, _triangle),
         "bicubic_antialias": lambda: _antialiased(
             size, out, weights=lambda distance: _cubic(distance, -0.5), support=2
         ),

@@ -100,7 +100,8 @@ def _settled_by(assumed: str) -> str:
 def _pictures(description: Description) -> str:
     """Say how pictures are prepared for a model."""
     how, (height, width) = description.preprocessing, description.config.image_shape
-    rows, columns = int(height / how.crop_pct), int(width / how.crop_pct)
+    below, right = how.uncovered
+    rows, columns = int((height + below) / how.crop_pct), int((width + right) / how.crop_pct)
     text = f"resized to {rows} x {columns}, {how.interpolation}; cut to {height} x {width}"
     if size := description.source.get("input_size"):
         text += f" (its own library cuts to {size[0]} x {size[1]}: --resolution of other commands)"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
-from hvit_jax.config import MEAN, STD, Preprocessing, as_pair, crop_share
+from hvit_jax.config import MEAN, STD, Preprocessing, ViTConfig, as_pair, crop_share
 from hvit_jax.errors import InputError, unknown
 from hvit_jax.system.files import read_json
 
@@ -30,6 +31,14 @@ FAMILIES = {
     "PE": Preprocessing(crop_mode="squash", **HALF),
     "SigLIP": Preprocessing(crop_mode="squash", **HALF),
 }
+
+
+def without_rest(prepared: Preprocessing, stated: Size, config: ViTConfig) -> Preprocessing:
+    """Cut off what no whole patch covers of pictures of the size that a folder states."""
+    rest = tuple(theirs - ours for theirs, ours in zip(stated, config.image_shape, strict=True))
+    if not all(0 <= side < config.patch_size for side in rest):
+        return prepared  # Another resolution was asked for.
+    return dataclasses.replace(prepared, uncovered=rest)
 
 
 def timm_preprocessing(about: dict[str, Any]) -> Preprocessing:

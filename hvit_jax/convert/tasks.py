@@ -35,6 +35,7 @@ from hvit_jax.convert.detect import Found, detect
 from hvit_jax.convert.families import family_of, preprocessing_of
 from hvit_jax.convert.keys import PERIODS, Entry, Form
 from hvit_jax.convert.layouts import LAYOUTS, WRITTEN
+from hvit_jax.convert.pictures import without_rest
 from hvit_jax.convert.reader import OWN, StateDict, import_torch, read_state_dict
 from hvit_jax.convert.switches import Stated
 from hvit_jax.errors import InputError, first_line, unknown
@@ -140,6 +141,9 @@ def _describe(
     known = own or facts
     if preprocessing is None and known is not None and known.preprocessing is not None:
         prepared = known.preprocessing
+        if facts is not None and facts.input_size is None:  # Pictures of the model's own size.
+            stated = facts.switches.get("resolution", config.image_shape)
+            prepared = without_rest(prepared, stated, config)
     elif preprocessing is None and family != "SWAG":
         assumed.append(f"preprocessing of {name}")
     classes = known.classes if known is not None else ()

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from hvit_jax.architectures import architecture_config
 from hvit_jax.config import MEAN, STD, Preprocessing
 from hvit_jax.convert.configs import read_facts
 from hvit_jax.convert.licences import licence_line
-from hvit_jax.convert.pictures import FAMILIES
+from hvit_jax.convert.pictures import FAMILIES, without_rest
 from hvit_jax.errors import InputError
 
 
@@ -298,6 +299,14 @@ def test_open_clip_refused(tmp_path):
         content = {"model_cfg": {"embed_dim": 24, "vision_cfg": vision}}
         with pytest.raises(InputError, match=message):
             facts(tmp_path, open_clip_config=content)
+
+
+def test_what_no_whole_patch_covers():
+    """SigLIP SO400M's 384 pixels in patches of 14."""
+    config = architecture_config("vit_so400m_patch14_siglip_384")
+    assert without_rest(Preprocessing(), (384, 384), config).uncovered == (6, 6)
+    assert without_rest(Preprocessing(), (378, 378), config).uncovered == (0, 0)
+    assert without_rest(Preprocessing(), (512, 512), config).uncovered == (0, 0)
 
 
 def test_bare_files():

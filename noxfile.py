@@ -38,6 +38,13 @@ def slow(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11")
+def parity(session: nox.Session) -> None:
+    """Compare small models of timm and transformers with what `hvit convert` makes of them."""
+    session.install("-e", ".[test,parity]")
+    session.run("python", "-m", "pytest", "tests/convert/test_live_libraries.py")
+
+
+@nox.session(python="3.11")
 def lint(session: nox.Session) -> None:
     """Check style, format, types and layers, and build the documentation."""
     session.install("-e", ".[dev]")

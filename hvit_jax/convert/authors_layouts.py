@@ -77,6 +77,10 @@ TORCHVISION_OLD = dataclasses.replace(
 )
 
 
+# Of OpenAI's text tower, these are called as parts of a tower of pictures on its own are.
+_TEXT = ("positional_embedding", r"transformer\..*")
+
+
 def _meta_block(block: str, *mlp: Entry, attention: tuple[Entry, ...] = ()) -> tuple[Entry, ...]:
     """List the rows of a block as timm and Meta name them; MLPs and biases differ."""
     return (
@@ -155,8 +159,8 @@ OPENCLIP_TIMM = Layout(
     "OpenCLIP timm",
     (*TIMM.entries, Entry("visual.head.proj.weight", "projection/kernel", "V F", TRANSPOSED)),
     {"root": ("visual.trunk.",)},
-    ignored=NEVER_NEEDED,
-    beside=TEXT_TOWER,
+    ignored=(*NEVER_NEEDED, *TEXT_TOWER),
+    beside=_TEXT,
 )
 
 
@@ -251,9 +255,9 @@ def _openclip_table() -> tuple[Entry, ...]:
         *linear(f"{block}.mlp.c_fc.", "blocks/linear_1", "M C"),
         *linear(f"{block}.mlp.c_proj.", "blocks/linear_2", "C M"),
         Entry(f"{block}.ls_2.gamma", "blocks/ls_2", "C"),
-        # Which of the two it is, stands in open_clip_config.json.
-        *norm("{root}ln_post.", "ln"),
+        # Only open_clip_config.json tells a norm of the pooled feature; the last row counts else.
         *norm("{root}ln_post.", "pooled_ln"),
+        *norm("{root}ln_post.", "ln"),
     )
 
 
@@ -267,7 +271,7 @@ OPENCLIP = Layout(
         **{"pre_norm": True, "patch_bias": False, "qkv_bias": "all", "gated": False},
         **{"norm_eps": 1e-5, "final_norm": True, "pooled_norm": False},
     },
-    ignored=NEVER_NEEDED,
-    beside=TEXT_TOWER,
+    ignored=(*NEVER_NEEDED, *TEXT_TOWER),
+    beside=_TEXT,
     family="CLIP",
 )

@@ -106,7 +106,7 @@ class Layout:
         resizing: the rule for their positions, without and with registers.
         mark: a key and its number of axes that decide between two layouts of the same keys.
         ignored: patterns of keys that are passed over.
-        beside: of keys outside of `{root}` that are passed over too.
+        beside: of keys outside of a `{root}` that is not empty, that are passed over too.
         refused: patterns of keys, and what they mean, of models that are not read.
         family: of `hvit_jax.convert.families`, where all models of this kind are of one.
     """
@@ -161,9 +161,9 @@ NEVER_NEEDED = (
 )
 # A text tower and what stands between it and the tower of pictures.
 TEXT_TOWER = (
-    *(r"text_model\..*", r"text_projection.*", r"token_embedding\..*", r"text\..*"),
-    *("positional_embedding", r"transformer\..*", r"ln_final\..*", "attn_mask"),
-    *("logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size"),
+    *(r"text_model\..*", r"text_projection.*", r"token_embedding\..*", r"text\..*", "attn_mask"),
+    *(r"ln_final\..*", "logit_scale", "logit_bias"),
+    *("input_resolution", "context_length", "vocab_size"),
 )
 
 

@@ -28,7 +28,7 @@ from hvit_jax.checkpoint import (
     read_description,
     save_checkpoint,
 )
-from hvit_jax.config import ViTConfig, as_pair
+from hvit_jax.config import ViTConfig
 from hvit_jax.convert.authors_layouts import SWAG
 from hvit_jax.convert.configs import Facts, read_facts
 from hvit_jax.convert.detect import Found, detect
@@ -97,7 +97,7 @@ def convert_file(
     found = detect(read, _stated(facts, own, architecture, options), progress)
     description = _describe(read, source.name, found, facts, own, preprocessing)
     progress.add_task("writing", total=None)
-    save_checkpoint(destination, functools.partial(_fill, read, found), description)
+    save_checkpoint(destination, functools.partial(fill_parameters, read, found), description)
     return description
 
 
@@ -155,8 +155,6 @@ def _describe(
         **(_said_beside(facts) if facts else {}),
         **(own.source if own else {}),
     }
-    if facts and (rest := _uncovered(facts.switches.get("resolution"), config)):
-        prepared = dataclasses.replace(prepared, uncovered=rest)
     return Description(
         config,
         {
@@ -174,12 +172,6 @@ def _said_beside(facts: Facts) -> dict[str, Any]:
     return {**notes, "input_size": facts.input_size, "licence": facts.licence}
 
 
-def _uncovered(size: Any, config: ViTConfig) -> tuple[int, int] | None:
-    """Find the rows and columns of pictures that no patch covers; None: there are none."""
-    rest = tuple(np.subtract(as_pair(size), config.image_shape).tolist()) if size else (0, 0)
-    return rest if any(rest) and all(0 <= each < config.patch_size for each in rest) else None
-
-
 def _own_description(read: StateDict) -> Description | None:
     """Read what `export_file` wrote beside the weights; None in all other files."""
     if not read.own:
@@ -192,8 +184,17 @@ def _own_description(read: StateDict) -> Description | None:
         ) from error
 
 
-def _fill(read: StateDict, found: Found, folder: Path) -> Tree:
-    """Read a model's parameters into files that are mapped into memory, below a folder."""
+def fill_parameters(read: StateDict, found: Found, folder: Path) -> Tree:
+    """Read a model's parameters, one array of the file at a time.
+
+    Args:
+        read: the file.
+        found: the model in it.
+        folder: an empty one, for a file for each of our arrays, which is mapped into memory.
+
+    Returns:
+        The arrays, in float32; each has been proven to give the file's back.
+    """
     tree: Tree = {}
     for path, leaf in flatten(abstract_parameters(found.config)).items():
         file = folder / f"{path.replace('/', '.')}.npy"

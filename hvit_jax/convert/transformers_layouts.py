@@ -177,8 +177,7 @@ TRANSFORMERS_CLIP = Layout(
     },
     classifying={"pool": "avg", "pool_before_norm": True},
     resizing=("bicubic", "bicubic"),
-    ignored=NEVER_NEEDED,
-    beside=TEXT_TOWER,
+    ignored=(*NEVER_NEEDED, *TEXT_TOWER),
     family="CLIP",
 )
 TRANSFORMERS_SIGLIP = Layout(
@@ -209,7 +208,6 @@ TRANSFORMERS_SIGLIP = Layout(
     classifying={"pool": "avg"},
     resizing=("bicubic", "bicubic"),
     # The pooling that the model for classification does not use.
-    ignored=(*NEVER_NEEDED, r"(vision_model\.)?head\..*"),
-    beside=TEXT_TOWER,
+    ignored=(*NEVER_NEEDED, *TEXT_TOWER, r"(vision_model\.)?head\..*"),
     family="SigLIP",
 )

@@ -77,9 +77,9 @@ def resizing_matrix(size: int, out: int, rule: str) -> np.ndarray:
         "dinov2": lambda: _four_taps((steps + 0.5) * (size / (out + 0.1)) - 0.5, size),
         "bilinear": lambda: _four_taps((steps + 0.5) * (size / out) - 0.5, size, _triangle),
         "bicubic_antialias": lambda: _antialiased(
-            size, out, weights=lambda distance: _cubic(distance, -0.5), support=2
+            size, out, weights=lambda distance: _cubic(distance, -0.5), support=2.0
         ),
-        "bilinear_antialias": lambda: _antialiased(size, out, weights=_triangle, support=1),
+        "bilinear_antialias": lambda: _antialiased(size, out, weights=_triangle, support=1.0),
     }
     if rule not in rules:
         raise unknown("rule of resizing", rule, rules)

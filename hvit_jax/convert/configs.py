@@ -140,6 +140,8 @@ def _of_architecture(name: str, given: dict[str, Any]) -> Facts:
             del switches[ours]
     if "num_classes" not in given:
         del switches["num_classes"]
+    if model.final_norm or model.pooled_norm:  # Which, keys tell: the pool may have been changed.
+        del switches["final_norm"], switches["pooled_norm"]
     if size is not None:
         switches["resolution"] = as_pair(tuple(size) if isinstance(size, list) else size)
     notes = {"architecture": base, "activation": model.activation}

@@ -67,10 +67,15 @@ def test_timm_model_args_and_classes(tmp_path):
     }
     read = facts(tmp_path, config)
     expected = {"heads": 3, "depth": 2, "patch_size": 8, "resolution": (48, 48), "pool": "avg"}
-    expected |= {"pooled_norm": True, "final_norm": False}
     assert expected.items() <= read.switches.items()
+    assert not {"final_norm", "pooled_norm"} & read.switches.keys()  # Keys tell.
     assert read.input_size == (35, 70)  # Pictures come in another size than the model's own.
     assert read.classes == ("crane (0)", "owl", "crane (2)")
+
+
+def test_timm_without_any_norm_after_the_blocks(tmp_path):
+    read = facts(tmp_path, {**TIMM, "architecture": "vit_intern300m_patch14_448"})
+    assert {"final_norm": False, "pooled_norm": False}.items() <= read.switches.items()
 
 
 def test_timm_names_of_the_folder(tmp_path):

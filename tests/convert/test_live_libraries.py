@@ -1,6 +1,6 @@
-"""Small models of timm and transformers, with random weights, converted and compared in the run.
+"""Small models of timm, transformers and OpenCLIP with random weights, converted and compared.
 
-They take the variants that the golden folders do not have. Both libraries are in the extra
+They take the variants that the golden folders do not have. The libraries are in the extra
 `parity`; without them these tests are skipped.
 """
 
@@ -160,3 +160,53 @@ def test_transformers(tmp_path, name):
         return found.last_hidden_state[:, 0] if output == "cls" else found[output]
 
     compare(folder, run, [(SIDE, SIDE), OTHER])
+
+
+def test_transformers_siglip2_naflex(tmp_path):
+    """SigLIP 2 NaFlex takes patches, as many rows and columns as the picture has."""
+    transformers = pytest.importorskip("transformers", reason="needs the extra parity")
+    sizes = {name: size for name, size in SIZES.items() if name != "image_size"}
+    config = transformers.Siglip2VisionConfig(**sizes, num_patches=(SIDE // PATCH) ** 2)
+    model = loud(transformers.Siglip2VisionModel(config))
+    model.save_pretrained(tmp_path / "source")
+
+    def run(images, size):
+        rows, columns = (side // PATCH for side in size)
+        cells = images.reshape(2, 3, rows, PATCH, columns, PATCH).permute(0, 2, 4, 3, 5, 1)
+        return model(
+            cells.reshape(2, rows * columns, -1),
+            pixel_attention_mask=torch.ones(2, rows * columns, dtype=torch.int32),
+            spatial_shapes=torch.tensor([[rows, columns]] * 2),
+        ).pooler_output
+
+    compare(tmp_path / "source", run, [(SIDE, SIDE), OTHER])
+
+
+TOWER = {"image_size": SIDE, "patch_size": PATCH, "width": 48, "layers": 2, "head_width": 16}
+TIMM_TOWER = {"timm_model_name": "test_vit", "image_size": 160}
+# Towers of OpenCLIP, and options beside them.
+OPEN_CLIP = {
+    "usual": (TOWER, {}),
+    "quick": (TOWER, {"quick_gelu": True}),
+    "mean": ({**TOWER, "pool_type": "avg", "final_ln_after_pool": True, "ls_init_value": 0.5}, {}),
+    "eps": ({**TOWER, "no_ln_pre": True, "norm_kwargs": {"eps": 0.01}, "mlp_ratio": 2.0}, {}),
+    "tower": ({**TIMM_TOWER, "timm_pool": "avg", "timm_proj": "linear"}, {}),
+    "tower with a head": ({**TIMM_TOWER, "timm_pool": "token", "timm_proj": None}, {}),
+    "tower alone": ({**TIMM_TOWER, "timm_pool": "map", "timm_proj": "none"}, {}),
+}
+
+
+@pytest.mark.parametrize("name", OPEN_CLIP)
+def test_open_clip(tmp_path, name):
+    open_clip = pytest.importorskip("open_clip", reason="needs the extra parity")
+    vision, more = OPEN_CLIP[name]
+    outputs = 64 if name == "tower alone" else 20
+    text = {"context_length": 8, "vocab_size": 50, "width": 32, "heads": 2, "layers": 1}
+    settings = {"embed_dim": outputs, "vision_cfg": vision, "text_cfg": text, **more}
+    model = loud(open_clip.model.CLIP(**settings))
+    folder = tmp_path / "source"
+    folder.mkdir()
+    content = {"model_cfg": settings, "preprocess_cfg": {"size": vision["image_size"]}}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
+    compare(folder, lambda images, size: model.encode_image(images), [(vision["image_size"],) * 2])

@@ -39,7 +39,7 @@ def slow(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def parity(session: nox.Session) -> None:
-    """Compare small models of timm, transformers and OpenCLIP with what `hvit convert` makes of them."""
+    """Compare small models of timm, transformers and OpenCLIP with what becomes of them here."""
     session.install("-e", ".[test,parity]")
     session.run("python", "-m", "pytest", "tests/convert/test_live_libraries.py")
 

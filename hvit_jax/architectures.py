@@ -56,9 +56,12 @@ _WITHOUT_EFFECT = {
     *("dynamic_img_pad", "strict_img_size", "qkv_fused", "rope_shift_coords"),
     *("rope_jitter_coords", "rope_rescale_coords"),
 }
-_ACTIVATIONS = {
-    **{"gelu": "gelu", "gelu_tanh": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"},
-    **{"quick_gelu": "quick_gelu", "quickgelu": "quick_gelu", "silu": "silu", "swish": "silu"},
+# What timm and transformers call the activations.
+ACTIVATIONS = {
+    **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
+    **dict.fromkeys(("gelu_tanh", "gelu_pytorch_tanh", "gelu_new"), "gelu_tanh"),
+    **dict.fromkeys(("quick_gelu", "quickgelu"), "quick_gelu"),
+    **dict.fromkeys(("silu", "swish"), "silu"),
 }
 
 
@@ -220,7 +223,7 @@ def _obstacles(name: str, kind: str, given: dict[str, Any]) -> Iterator[str]:
         yield f"global_pool {given['global_pool']!r}"
     elif given.get("pool_include_prefix") and given["global_pool"] == "avg":
         yield "a mean over the tokens before the patches too"
-    if str(given.get("act_layer", "gelu")).lower() not in _ACTIVATIONS:
+    if str(given.get("act_layer", "gelu")).lower() not in ACTIVATIONS:
         yield f"the activation {given['act_layer']}"
     if _gated_mlp(given) not in (None, "glumlp", "swiglu"):
         yield f"an MLP of the kind {given['mlp_layer']}"
@@ -244,7 +247,7 @@ def _mlp(given: dict[str, Any]) -> dict[str, Any]:
             **{"mlp_width": width, "gated": True, "activation": "silu"},
             "mlp_norm": given["scale_mlp"],
         }
-    activation = _ACTIVATIONS[str(given.get("act_layer", "gelu")).lower()]
+    activation = ACTIVATIONS[str(given.get("act_layer", "gelu")).lower()]
     kind, norm = _gated_mlp(given), given.get("scale_mlp", False)
     # timm's GluMlp is given the width of both halves, its SwiGLU that of one.
     width = width // 2 if kind == "glumlp" else width
@@ -330,7 +333,7 @@ def named_config(name: str) -> ViTConfig:
     """Look up a model by its name: one of SWAG's three, or one of timm's, with a tag or without.
 
     Raises:
-        InputError: for an unknown name, or one of a model that cannot be built.
+        InputError: for an unknown name, or a model that cannot be built.
     """
     return MODELS[name] if name in MODELS else architecture_config(name)
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hvit_jax.architectures import architecture_config, architectures
+from hvit_jax.architectures import ACTIVATIONS, architecture_config, architectures
 from hvit_jax.config import Preprocessing, Rope, as_pair
+from hvit_jax.convert.licences import card_licence
 from hvit_jax.convert.pictures import (
     open_clip_preprocessing,
     timm_preprocessing,
@@ -77,22 +78,10 @@ def read_facts(folder: Path) -> Facts | None:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{file} is damaged: {type(error).__name__}: {error}") from error
     if facts.licence is None:
-        facts = dataclasses.replace(facts, licence=_card_licence(folder))
+        facts = dataclasses.replace(facts, licence=card_licence(folder))
     if facts.input_size == facts.switches.get("resolution"):
         facts = dataclasses.replace(facts, input_size=None)
     return facts
-
-
-def _card_licence(folder: Path) -> str | None:
-    """Read the licence in the head of a model card, `README.md`."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    text = card.read_text("utf-8", errors="replace")
-    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    line = re.compile(r"^(license|license_name): *[\"']?([\w.-]+)", re.MULTILINE)
-    names = dict(line.findall(head[1])) if head else {}
-    return names.get("license_name", names.get("license"))
 
 
 # timm
@@ -157,33 +146,22 @@ def _distinct(names: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-# Why models of other kinds cannot be read, by how their names begin.
+# Why models of other kinds cannot be read, and how their names begin.
 _OTHERS = {
-    "swin": "its attention is within windows",
-    "hiera": "its attention is within windows",
-    "sam": "its attention is within windows",
-    "vitdet": "its attention is within windows",
-    "beit": "its positions are biases of the attention",
-    "data2vec": "its positions are biases of the attention",
-    "ijepa": "hvit reads I-JEPA's own files and timm's",
-    "convnext": "it is a convolutional network",
-    "resnet": "it is a convolutional network",
-    "efficientnet": "it is a convolutional network",
-    "regnet": "it is a convolutional network",
-    "levit": "it has stages of several resolutions",
-    "pvt": "it has stages of several resolutions",
-    "mvit": "it has stages of several resolutions",
-    "maxvit": "it has stages of several resolutions",
-    "mobilevit": "it has stages of several resolutions",
-    "segformer": "it has stages of several resolutions",
-    "cait": "its last blocks attend from CLS alone",
-    "xcit": "its attention is between channels",
-    "naflexvit": "its pictures have sizes of their own",
+    "its attention is within windows": ("swin", "hiera", "sam", "vitdet"),
+    "its positions are biases of the attention": ("beit", "data2vec"),
+    "it is a convolutional network": ("convnext", "resnet", "efficientnet", "regnet"),
+    "it has stages of several resolutions": (
+        *("levit", "pvt", "mvit", "maxvit", "mobilevit", "segformer"),
+    ),
+    "its last blocks attend from CLS alone": ("cait",),
+    "its attention is between channels": ("xcit",),
+    "its pictures have sizes of their own": ("naflexvit",),
 }
 
 
 def _not_plain(name: str) -> str | None:
-    return next((reason for kind, reason in _OTHERS.items() if name.startswith(kind)), None)
+    return next((reason for reason, kinds in _OTHERS.items() if name.startswith(kinds)), None)
 
 
 # transformers
@@ -209,10 +187,6 @@ _TYPES = {
     "clip": (_CLIP, "CLIP"),
     "siglip": (_SIGLIP, "Siglip"),
     "siglip2": ({**_SIGLIP, "num_patches": 256, "image_size": None}, "Siglip2"),
-}
-_ACTIVATIONS = {
-    **{"gelu": "gelu", "gelu_python": "gelu", "gelu_pytorch_tanh": "gelu_tanh"},
-    **{"gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu", "silu": "silu", "swish": "silu"},
 }
 # What comes of the tokens, by the end of the name of the class that was saved.
 _HEADS = ("ForImageClassification", "ForImageClassificationWithTeacher")
@@ -282,10 +256,10 @@ def _stated_sizes(about: dict[str, Any]) -> dict[str, Any]:
 
 
 def _activation(name: Any) -> str:
-    if name not in _ACTIVATIONS:
-        known = ", ".join(_ACTIVATIONS)
+    if name not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
         raise InputError(f"the activation {name!r} is not read; these are: {known}")
-    return _ACTIVATIONS[name]
+    return ACTIVATIONS[name]
 
 
 def _vit(about: dict[str, Any]) -> dict[str, Any]:

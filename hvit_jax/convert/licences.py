@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 # Of the weights that the authors of a layout published in it.
 _USUAL = {
     "SWAG": "CC-BY-NC 4.0",
@@ -37,3 +40,15 @@ def licence_line(stated: str | None, layout: str) -> str:
     if usual is None:
         return "not stated beside the weights"
     return f"not stated beside the weights; published ones in this layout: {usual}"
+
+
+def card_licence(folder: Path) -> str | None:
+    """Read the licence in the head of a folder's model card, `README.md`; None: not said."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    text = card.read_text("utf-8", errors="replace")
+    head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    line = re.compile(r"^(license|license_name): *[\"']?([\w.-]+)", re.MULTILINE)
+    names = dict(line.findall(head[1])) if head else {}
+    return names.get("license_name", names.get("license"))

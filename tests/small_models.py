@@ -1,14 +1,34 @@
 """Small models under a method, with weights and pictures that show what it does."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from hvit_jax.config import Compute
+from hvit_jax.config import Compute, Rope
 from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.models.vit import jit_model
 from hvit_jax.reducers import make_reducer
+
+
+def with_registers(config, **switches):
+    """The same sizes as DINOv3 has them: registers, rotary positions, LayerScale, no head."""
+    given = {
+        **{"num_classes": 0, "registers": 3, "position_embedding": False, "layer_scale": True},
+        **{"rope": Rope.dinov3(config.head_dim), "qkv_bias": "qv", "norm_eps": 1e-5, **switches},
+    }
+    return dataclasses.replace(config, **given)
+
+
+def without_class_token(config, **switches):
+    """The same sizes as SigLIP has them: no tokens before the patches, MAP, no head."""
+    given = {
+        **{"num_classes": 0, "class_token": False, "position_prefix": 0, "pool": "map"},
+        **{"position_resizing": "bicubic", **switches},
+    }
+    return dataclasses.replace(config, **given)
 
 
 def noise(config):

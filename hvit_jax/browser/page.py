@@ -15,6 +15,7 @@ from hvit_jax.data.picture import open_picture
 from hvit_jax.errors import InputError, import_optional
 from hvit_jax.reducers import REDUCERS, Reducer
 from hvit_jax.system.programs import use_compilation_cache
+from hvit_jax.visualization.view import whose_attention
 
 TITLE = "hvit_jax: token reduction"
 _ABOUT = """# Token reduction in vision transformers
@@ -74,11 +75,12 @@ def make_page(session: Session) -> Any:
             with gr.Column():
                 pictures = [
                     gr.Image(label="groups of patches", interactive=False, format="png"),
-                    gr.Image(label="attention of CLS", interactive=False),
+                    gr.Image(label=whose_attention(session.config), interactive=False),
                 ]
             with gr.Column():
-                reduced = gr.Label(label="prediction under the method")
-                dense = gr.Label(label="prediction of the dense model")
+                has_head = session.config.num_classes > 0
+                reduced = gr.Label(label="prediction under the method", visible=has_head)
+                dense = gr.Label(label="prediction of the dense model", visible=has_head)
                 answers = [*pictures, reduced, dense, gr.Markdown(label="setting and speed")]
         button.click(_answer_with(session), questions, answers, api_name="answer")
     return page

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
@@ -65,7 +66,10 @@ class Session:
         trained = "" if method is None else f", trained with {method}"
         model = f"**Model:** `{self.checkpoint}`, {sizes}{trained}."
         if not config.num_classes:
-            return f"{model} It has no classification head, so it predicts nothing."
+            return (
+                f"{model} It has no classification head, so it predicts nothing; how near its "
+                "feature of a picture is to the dense model's stands in the table."
+            )
         if not names:
             return f"{model} It knows {config.num_classes} classes, whose names are not stored."
         listed = ", ".join(names[:CLASSES_SHOWN])
@@ -99,12 +103,13 @@ class Session:
         times = time_in_turns(works, seconds=0.1, rounds=5)
         shown = resize_and_crop(image, enlarged(self.config.image_shape), how)
         heat = heat_map(np.asarray(view.attention[0]), self.config.grid, shown.shape[:2])
+        outputs = dense(inputs)[0], output[0]
         return Answer(
             groups=draw_groups(shown, np.asarray(view.groups[0]), self.config.grid),
             attention=lay_over(shown, heat),
-            reduced=self._classes(output[0]),
-            dense=self._classes(dense(inputs)[0]),
-            summary=self._summary(reducer, block, int(view.tokens[0]), times),
+            reduced=self._classes(outputs[1]),
+            dense=self._classes(outputs[0]),
+            summary=self._summary(reducer, block, int(view.tokens[0]), times, *outputs),
         )
 
     def _make(self, reducer: Reducer):
@@ -122,15 +127,29 @@ class Session:
             for probability, index in zip(probabilities, best, strict=True)
         }
 
-    def _summary(self, reducer: Reducer, block: int, tokens: int, times: list[list[float]]) -> str:
+    def _summary(
+        self,
+        reducer: Reducer,
+        block: int,
+        tokens: int,
+        times: list[list[float]],
+        *outputs: Float[jax.Array, " outputs"],
+    ) -> str:
         dense, reduced = (1e3 * float(np.median(each)) for each in times)
+        likeness = ""
+        if not self.config.num_classes:
+            likeness = f"| cosine to the dense feature | 1.00 | {_cosine(*outputs):.3f} |\n"
         return (
             f"**Setting:** `{method_name(reducer.name, reducer.options())}`\n\n"
             f"| | dense | {reducer.name} |\n|---|---:|---:|\n"
-            f"| tokens after block {block} | {self.config.num_patches + 1} | {tokens} |\n"
+            f"| tokens after block {block} | {self.config.num_tokens} | {tokens} |\n"
             f"| GFLOPs | 1.00 x | {cost_share(self.config, reducer):.2f} x |\n"
             f"| one picture | {dense:.1f} ms | {reduced:.1f} ms |\n"
-            f"| speed | 1.00 x | {dense / reduced:.2f} x |\n\n"
+            f"| speed | 1.00 x | {dense / reduced:.2f} x |\n{likeness}\n"
             f"One picture at a time on {jax.devices()[0].device_kind}; "
             "`hvit profile` times batches."
         )
+
+
+def _cosine(a: Float[jax.Array, " C"], b: Float[jax.Array, " C"]) -> float:
+    return float(a @ b / (jnp.linalg.norm(a) * jnp.linalg.norm(b)))

@@ -29,7 +29,7 @@ from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import plain_console
 from hvit_jax.visualization.config import OTHERWISE, SHARE, VisualizeConfig
 from hvit_jax.visualization.draw import draw_groups, enlarged, heat_map, lay_over
-from hvit_jax.visualization.view import BlockView, compile_views
+from hvit_jax.visualization.view import BlockView, compile_views, whose_attention
 
 INCHES, TITLE_INCHES, LINE_INCHES = 2.4, 0.6, 0.18
 Picture = UInt8[np.ndarray, "H W 3"]
@@ -122,7 +122,7 @@ def _columns(
             for picture, view in zip(shown, views, strict=True)
         ]
     if not compare:
-        title = f"attention of CLS, block {blocks[-1]}"
+        title = f"{whose_attention(sizes)}, block {blocks[-1]}"
         seen = [np.asarray(view[-1].attention[0]) for view in views]
         heats = [heat_map(each, sizes.grid, shown[0].shape[:2]) for each in seen]
         yield [Panel(title, lay_over(*pair)) for pair in zip(shown, heats, strict=True)]

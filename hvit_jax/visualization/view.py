@@ -1,4 +1,4 @@
-"""What a block does with an image: which patches it treats as one, and what CLS attends to."""
+"""What a block does with an image: which patches it treats as one, and what gets attention."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from hvit_jax.config import Preprocessing
+from hvit_jax.config import Preprocessing, ViTConfig
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block
@@ -20,7 +20,10 @@ from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.models.vit import ViT, part_weights
 from hvit_jax.ops.arrays import Anywhere, gather
 from hvit_jax.ops.attention import attention_weights
+from hvit_jax.ops.attention.xla import count_meetings
+from hvit_jax.ops.grouping import copy_to_members
 from hvit_jax.ops.platform import compiler_options
+from hvit_jax.ops.precision import accurate_einsum
 from hvit_jax.reducers import Budgeted
 
 
@@ -32,9 +35,10 @@ class BlockView:
     Attributes:
         groups: for every patch the group that it shares its fate with, -1 if it is dropped or left
             out; see `Reducer.groups`.
-        attention: how much of CLS's attention, averaged over heads, each patch gets; a token that
-            holds several shares it among them. It sums to 1 with CLS's attention to itself.
-        tokens: how many there are after the block, CLS included.
+        attention: how much of CLS's attention, averaged over heads, each patch gets; in a model
+            without CLS, of that of all patches on average. A token that holds several patches
+            shares it among them. It sums to 1 with what the tokens before the patches get.
+        tokens: how many there are after the block, those before the patches included.
     """
 
     groups: Int[Anywhere, "B P"]
@@ -77,17 +81,21 @@ def compile_views(
     return lambda pixels: views(weights, pixels)
 
 
+def whose_attention(config: ViTConfig) -> str:
+    """Name what `BlockView.attention` shows of a model."""
+    return "attention of CLS" if config.class_token else "mean attention of the patches"
+
+
 def _view(model: ViT, index: int, x, before, after) -> BlockView:
     """Run a block once more, and watch it."""
     block, layer, draws = model.block_at(index)
     groups = model.reducer.groups(block, x, after, layer, draws)
     seen = _watch(block)
     model.reducer.block(block, x, before, layer, draws)
-    attention = attention_weights(**seen).mean(1)[:, 0]
     source = model.reducer.attended_source(before, after, layer)
     assert source is not None, "both states are traced"
-    tokens = _tokens(model.reducer, after, layer, len(x))
-    return BlockView(groups, _share_among_patches(attention, source), tokens)
+    attention = _attention(source, model.config.class_token, **seen)
+    return BlockView(groups, attention, _tokens(model.reducer, after, layer, len(x)))
 
 
 def _tokens(reducer: Reducer, after: TokenState, layer: Layer, batch: int) -> Int[Array, " B"]:
@@ -97,30 +105,77 @@ def _tokens(reducer: Reducer, after: TokenState, layer: Layer, batch: int) -> In
 
 
 def _watch(block: Block) -> dict[str, Any]:
-    """Let a block note what it compares CLS with, as `attention_weights` takes it."""
+    """Let a block note what it compares, as `_attention` takes it."""
     seen: dict[str, Any] = {}
-    qkv, attend = block.qkv, block.attend
+    qkv, rotate, average = block.qkv, block.rotate, block.average_groups
+    attend, in_clusters = block.attend, block.attend_in_clusters
 
     def noting_qkv(x: Float[Array, "B N C"], coordinates: Float[Array, "b P 2"] | None = None):
         q, k, v = qkv(x, coordinates)
-        seen.update(q=q[:, :1], k=k)
+        seen.update(q=q, k=k)
         return q, k, v
 
+    def follow(before: Array, after: Array) -> None:
+        """Note what a method makes of its queries or keys in their place."""
+        seen.update({name: after for name in ("q", "k") if before is seen.get(name)})
+
+    def noting_rotate(x, coordinates):
+        turned = rotate(x, coordinates)
+        follow(x, turned)
+        return turned
+
+    def noting_average(x, groups):
+        means = average(x, groups)
+        # The mean of a group gets as much attention as its members would, were they all like it.
+        follow(x, copy_to_members(means, groups))
+        return means
+
     def noting_attend(q, k, v, **options):
-        if k is seen["k"]:  # Not what a method made of them: ACT's means, for instance.
+        if k is seen["k"]:  # Not the means of groups, whose weights tell how large they are.
             seen.update(options)
         return attend(q, k, v, **options)
 
-    block.qkv, block.attend = noting_qkv, noting_attend
+    def noting_in_clusters(*arrays, clusters):
+        seen.update(zip(("q_clusters", "k_clusters"), arrays[3:], strict=True))
+        return in_clusters(*arrays, clusters=clusters)
+
+    block.qkv, block.rotate, block.average_groups = noting_qkv, noting_rotate, noting_average
+    block.attend, block.attend_in_clusters = noting_attend, noting_in_clusters
     return seen
 
 
-def _share_among_patches(
-    attention: Float[Array, "B N"], source: Int[Array, "B P"]
+def _attention(
+    source: Int[Array, "B P"],
+    class_token: bool,
+    *,
+    q: Float[Array, "B N H D"],
+    k: Float[Array, "B N H D"],
+    q_clusters: Int[Array, "B H R N"] | None = None,
+    k_clusters: Int[Array, "B H R N"] | None = None,
+    **options: Any,
 ) -> Float[Array, "B P"]:
-    """Give each patch its share of the attention that its token gets; 0 without a token there."""
-    held = (source >= 0) & (source < attention.shape[1])
-    places = jnp.where(held, source, 0)
-    tokens = jnp.where(held, places, -1)[..., None] == jnp.arange(attention.shape[1])[None, None]
-    members = jnp.maximum(tokens.sum(1), 1).astype(attention.dtype)
-    return jnp.where(held, gather(attention / members, places), 0)
+    """Give each patch its share of the attention of CLS, or else of all patches on average.
+
+    Args:
+        source: for every patch the token that holds it while the block attends; -1 if none does.
+        class_token: whether the first token is CLS.
+        q: queries.
+        k: keys.
+        q_clusters: the queries' clusters, where attention stays inside clusters.
+        k_clusters: the keys'.
+        **options: those of `attention_weights`.
+    """
+    rows = slice(0, 1 if class_token else None)
+    weights = attention_weights(q[:, rows], k, **options)
+    if q_clusters is not None and k_clusters is not None:
+        meetings = count_meetings(q_clusters[..., rows], k_clusters)
+        weights = weights * meetings.astype(weights.dtype)
+        weights = weights / weights.sum(-1, keepdims=True)
+    # Sources beyond the tokens are those of patches that this block leaves out.
+    members = (source[..., None] == jnp.arange(k.shape[1])[None, None]).sum(1).astype(weights.dtype)
+    of_patches = members / members.sum(1, keepdims=True)
+    of_queries = jnp.ones_like(members[:, :1]) if class_token else of_patches
+    attention = accurate_einsum("bq,bhqk->bk", of_queries, weights) / weights.shape[1]
+    held = (source >= 0) & (source < k.shape[1])
+    shares = gather(attention / jnp.maximum(members, 1), jnp.where(held, source, 0))
+    return jnp.where(held, shares, 0)

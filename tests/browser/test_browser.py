@@ -20,6 +20,7 @@ from hvit_jax.config import Preprocessing
 from hvit_jax.costs import at_cost
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from tests.evaluation_setup import make_checkpoint
+from tests.small_models import with_registers
 
 gradio = pytest.importorskip("gradio", reason="needs gradio (the extra demo)")
 
@@ -52,21 +53,18 @@ def test_keeps_a_few_models_only(session):
 
 
 def test_a_model_without_classes_or_head(tmp_path, small_config, picture):
-    import dataclasses
-
-    from hvit_jax.checkpoint import Description, save_checkpoint
-    from hvit_jax.models.parameters import get_parameters
-
-    for classes in (5, 0):
-        config = dataclasses.replace(small_config, num_classes=classes)
-        folder = tmp_path / str(classes)
-        parameters = get_parameters(hvit_jax.create(config))
-        save_checkpoint(folder, parameters, Description(config))
-        here = Session(str(folder))
+    for classes, config in ((5, small_config), (0, with_registers(small_config))):
+        here = Session(make_checkpoint(tmp_path / str(classes), config))
         answer = here.answer(picture, "dense", 1.0, 1)
         assert ("5 classes, whose names" if classes else "no classification head") in here.about
         assert len(answer.reduced) == min(3, classes)
         assert set(answer.reduced) <= {f"class {index}" for index in range(classes)}
+        assert ("| cosine to the dense feature | 1.00 | 1.000 |" in answer.summary) is (
+            classes == 0
+        )
+        tokens = config.num_tokens
+        assert f"| tokens after block 1 | {tokens} | {tokens} |" in answer.summary
+    assert tokens == 6 * 8 + 1 + 3
 
 
 def test_says_what_the_model_knows(session):

@@ -9,7 +9,7 @@ from PIL import Image
 import hvit_jax
 from hvit_jax import InputError, demo
 from hvit_jax.commands.visualize import main
-from hvit_jax.config import Preprocessing
+from hvit_jax.config import Preprocessing, Rope
 from hvit_jax.data.picture import ORIENTATION
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.visualization import VisualizeConfig, visualize
@@ -17,7 +17,7 @@ from hvit_jax.visualization.draw import SHADE, draw_groups, enlarged, heat_map, 
 from hvit_jax.visualization.view import compile_views
 from tests.evaluation_setup import make_checkpoint
 from tests.reducers.test_contract import METHODS, make
-from tests.small_models import compute_features
+from tests.small_models import build, compute_features, sharp_parameters, with_registers
 
 PICTURES = sorted(str(path) for path in (demo.FOLDER / "pictures").glob("*.jpg"))
 
@@ -45,7 +45,9 @@ def test_views_of_every_method(method, small_config, pixels):
         else:
             assert view.tokens.tolist() == [layer.tokens_out] * 2
         total = np.asarray(view.attention).sum(1)
-        assert (view.attention >= 0).all() and (0.5 < total).all() and (total < 1).all()
+        assert (view.attention >= 0).all() and (0.5 < total).all()
+        # CLS and itself need not be in one cluster.
+        assert (total < (1.00001 if method == "smyrf" else 1)).all()
 
 
 def test_attention_is_the_row_of_cls(small_config, pixels):
@@ -57,6 +59,45 @@ def test_attention_is_the_row_of_cls(small_config, pixels):
     scores = np.einsum("bhd,bnhd->bhn", q[:, 0], k) / small_config.head_dim**0.5
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     np.testing.assert_allclose(view.attention, weights.mean(1)[:, 1:], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "class_token", "options"),
+    [
+        *[("tome", True, {"r": 6}), ("act", True, {"q_hashes": 8, "group_keys": True})],
+        *[("smyrf", True, {"rounds": 4, "q_cluster_size": 10, "k_cluster_size": 10})],
+        *[("evo", False, {"prune_location": 1})],
+    ],
+)
+def test_attention_is_what_the_block_computes_with(
+    method, class_token, options, small_config, pixels
+):
+    """With one head and rotary positions: the weights of the values in what the block attends."""
+    switches = {"depth": 2, "registers": 0, "rope": Rope.dinov3(32), "heads": 1, "pool": "avg"}
+    config = with_registers(small_config, **switches, class_token=class_token)
+    model = build(config, sharp_parameters(config, 4), method=method, **options)
+
+    @jax.jit
+    def run(images):
+        features = model.features(images)
+        block, layer, draws = model.block_at(1)
+        values, attended, qkv, project = [], [], block.qkv, block.project
+        block.qkv = lambda *inputs: values.append(qkv(*inputs)) or values[-1]
+        block.project = lambda out: attended.append(out) or project(out)
+        model.reducer.block(block, features.tokens[0], features.states[0], layer, draws)
+        source = model.reducer.attended_source(*features.states, layer)
+        return values[0][2][:, :, 0], attended[0][:, :, 0], source
+
+    (view,), _ = compile_views(model, [1])(pixels)
+    arrays = jax.device_get((*run(normalize(pixels)), view.attention))
+    for v, out, source, attention in zip(*arrays, strict=True):
+        held = (source >= 0) & (source < len(v))
+        found = attention[held] @ v[source[held]]
+        if class_token:  # What CLS gives to itself is not shown.
+            found, expected = found + (1 - attention.sum()) * v[0], out[0]
+        else:
+            expected = out[source[held]].mean(0)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_merged_tokens_share_their_attention(small_config, pixels):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import jax
 
 from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import (
@@ -23,6 +24,7 @@ from hvit_jax.data.tfds import PREFIX
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree, init_parameters
 from hvit_jax.training.config import TrainConfig
+from hvit_jax.training.trainer import HEADS
 
 
 def begin(config: TrainConfig, classes: Sequence[str]) -> tuple[Description, Tree, str | None]:
@@ -31,7 +33,8 @@ def begin(config: TrainConfig, classes: Sequence[str]) -> tuple[Description, Tre
     Where a checkpoint names all the data's classes, its head keeps their outputs, in the data's
     order. Otherwise it is drawn anew, from the seed, for another number of classes. Both go by
     their order where the checkpoint names no classes, the data's names are the numbers of the
-    outputs, or `--order` is given.
+    outputs, or `--order` is given. A checkpoint without a head gets one on its pooled feature; the
+    projection that CLIP has there is left out.
 
     Returns:
         The description, the parameters, and what a user should know of the head.
@@ -52,17 +55,21 @@ def begin(config: TrainConfig, classes: Sequence[str]) -> tuple[Description, Tre
             f"{stored.num_classes}"
         )
     sizes = with_resolution(stored, config.resolution)
-    sizes = dataclasses.replace(sizes, num_classes=len(names))
+    sizes = dataclasses.replace(sizes, num_classes=len(names), projection=0)
     parameters = load_parameters(config.checkpoint, stored)
-    parameters["head"], note = _head(config, description, names, parameters.get("head"))
+    heads = {name: parameters.pop(name) for name in HEADS if name in parameters}
+    heads, note = _heads(config, description, names, heads)
+    parameters |= heads
+    if parameters.pop("projection", None) is not None:
+        note = f"{note}; its projection to {stored.projection} channels is left out"
     begun = Description(sizes, description.source, names, how)
     return begun, resize_parameters(parameters, stored, sizes), note
 
 
-def _head(
-    config: TrainConfig, description: Description, classes: Sequence[str], head: Any
+def _heads(
+    config: TrainConfig, description: Description, classes: Sequence[str], heads: Tree
 ) -> tuple[Tree, str | None]:
-    """Make the head for the data's classes of a checkpoint's, and say what a user should know."""
+    """Make the heads for the data's classes of a checkpoint's, and say what a user should know."""
     sizes, names = description.config, description.classes
     if not config.new_head and not config.order and set(classes) <= set(names):
         places = {name: place for place, name in enumerate(names)}
@@ -72,19 +79,21 @@ def _head(
             "(--new-head starts with a new one)"
         )
         note = fewer if len(classes) < len(names) else None
-        return {name: leaf[..., kept] for name, leaf in head.items()}, note
+        return jax.tree.map(lambda leaf: leaf[..., kept], heads), note
     if config.new_head or sizes.num_classes != len(classes):
         smallest = dataclasses.replace(
-            sizes, depth=1, resolution=sizes.patch_size, num_classes=len(classes)
+            sizes, depth=1, resolution=sizes.patch_size, num_classes=len(classes), projection=0
         )
-        note = f"a new head for {len(classes)} classes; the checkpoint has {sizes.num_classes}"
-        return init_parameters(smallest, config.seed)["head"], note
+        before = sizes.num_classes or "none"
+        note = f"a new head for {len(classes)} classes; the checkpoint has {before}"
+        drawn = init_parameters(smallest, config.seed)
+        return {name: drawn[name] for name in HEADS if name in drawn}, note
     if not names or config.order or first_number(classes) == 0:
         note = (
             f"the head's outputs are taken for the data's classes in their order, {classes[0]} to "
             f"{classes[-1]} (--new-head starts with a new one)"
         )
-        return head, note
+        return heads, note
     raise InputError(
         f"the data's class names are not the checkpoint's{difference(classes, names)}; "
         "--new-head starts with a new head, --order takes both in their order"

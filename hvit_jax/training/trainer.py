@@ -22,7 +22,9 @@ from hvit_jax.training.augment import mix
 from hvit_jax.training.sharding import gather_block, gather_parameters, on_all_devices
 
 Metrics = dict[str, Float[Array, ""]]
-_BEFORE_BLOCKS = ("patch_embed", "class_token", "pos_embedding")
+HEADS = ("head", "distillation_head")
+_BEFORE_BLOCKS = ("patch_embed", "class_token", "distillation_token", "register_tokens")
+_BEFORE_BLOCKS += ("pos_embedding", "ln_pre")
 
 
 class TrainState(NamedTuple):
@@ -48,7 +50,7 @@ class Trainer:
     placement: Placement
     compute: Compute = Compute()
     preprocessing: Preprocessing = Preprocessing()
-    head_only: bool = False  # Train the classification head alone.
+    head_only: bool = False  # Train the classification head, or both of a distilled model, alone.
     label_smoothing: float = 0.0
     ema: float = 0.0  # Decay of the moving average that becomes the result; 0 for none.
     accumulate: int = 1  # Parts that a step takes its batch in.
@@ -109,6 +111,7 @@ class Trainer:
         trained, frozen = self._split(state.parameters)
         gradients = on_all_devices(self.gradients, self.placement, trained, frozen)
         grads, metrics = gradients(trained, frozen, pixels, targets)
+        grads = self._without_key_bias(grads)
         updates, optimizer = self.optimizer.update(grads, state.optimizer, trained)
         trained = jax.tree.map(jnp.add, trained, updates)
         average = update_average(state.average, trained, state.step, self.ema)
@@ -140,10 +143,19 @@ class Trainer:
         )
         return jax.tree.map(lambda sums: sums / count, total)
 
+    def _without_key_bias(self, gradients: Tree) -> Tree:
+        """Keep the biases of keys at 0 in a model that has none, whose place is in `in_proj`."""
+        if self.sizes.qkv_bias != "qv" or self.head_only:
+            return gradients
+        in_proj = gradients["blocks"]["in_proj"]
+        has = jnp.repeat(jnp.array([1.0, 0.0, 1.0]), self.sizes.width)
+        in_proj = {**in_proj, "bias": in_proj["bias"] * has[None]}
+        return {**gradients, "blocks": {**gradients["blocks"], "in_proj": in_proj}}
+
     def _split(self, parameters: Tree) -> tuple[Tree, Tree]:
         """Separate what is trained from what is not."""
-        names = ("head",) if self.head_only else tuple(parameters)
-        trained = {name: parameters[name] for name in names}
+        names = HEADS if self.head_only else tuple(parameters)
+        trained = {name: parameters[name] for name in parameters if name in names}
         return trained, {name: parameters[name] for name in parameters if name not in names}
 
 
@@ -205,7 +217,7 @@ def make_optimizer(
 def _scale_by_layer(updates: Any, decay: float) -> Any:
     """Shrink updates towards the input, as fine-tuning in BEiT does (arXiv 2106.08254).
 
-    The head and the last norm keep their update; block `i` of `depth` is scaled by
+    What follows the blocks keeps its update; block `i` of `depth` is scaled by
     `decay ** (depth - i)`, the embeddings by `decay ** (depth + 1)`.
     """
     depth = len(jax.tree.leaves(updates["blocks"])[0])

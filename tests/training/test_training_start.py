@@ -1,18 +1,22 @@
 """Where training starts: what becomes of a checkpoint's head."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from hvit_jax import InputError
-from hvit_jax.checkpoint import load_parameters
+from hvit_jax.checkpoint import load_parameters, read_description
 from hvit_jax.reducers import make_reducer
 from hvit_jax.training import TrainConfig
 from hvit_jax.training.start import begin, find_validation, name_method_before
 from tests.evaluation_setup import CONFIG, make_checkpoint
-from tests.training_setup import make_data, train
+from tests.small_models import with_registers, without_class_token
+from tests.training_setup import command, make_data, train
+from tests.training_setup import parameters as trained_parameters
 
 NAMES = tuple("abcdefg")
 
@@ -89,6 +93,56 @@ def test_some_of_the_checkpoints_classes_keep_their_outputs(checkpoint):
         "the head keeps its outputs for the data's 2 classes, of 7 (--new-head starts with a new "
         "one)"
     )
+
+
+def test_a_checkpoint_without_a_head_gets_one_in_place_of_its_projection(tmp_path):
+    for projection in (0, 4):
+        config = replace(CONFIG, num_classes=0, projection=projection)
+        checkpoint = make_checkpoint(tmp_path / str(projection), config)
+        begun, parameters, note = start(checkpoint, ("a", "b"))
+        assert begun.config == replace(CONFIG, num_classes=2)
+        assert parameters["head"]["kernel"].shape == (CONFIG.width, 2)
+        assert "projection" not in parameters
+        more = "; its projection to 4 channels is left out" * (projection > 0)
+        assert note == f"a new head for 2 classes; the checkpoint has none{more}"
+
+
+def test_both_heads_of_a_distilled_model_change(tmp_path):
+    config = replace(CONFIG, distillation_token=True, position_prefix=2, pool="two heads")
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", config, NAMES)
+    stored = load_parameters(checkpoint, config)
+    for names, new in ((("f", "b"), False), (("x", "y"), True)):
+        _, parameters, _ = start(checkpoint, names)
+        for head in ("head", "distillation_head"):
+            kernel = parameters[head]["kernel"]
+            assert kernel.shape == (CONFIG.width, 2)
+            assert np.array_equal(kernel, stored[head]["kernel"][:, [5, 1]]) is not new
+
+
+@pytest.mark.parametrize(
+    ("make", "words", "moved"),
+    [
+        (with_registers, ("--layer-decay", "0.8"), {"register_tokens", "head", "ln"}),
+        (without_class_token, ("--train", "head"), {"head"}),
+    ],
+)
+def test_other_backbones_learn(tmp_path, make, words, moved):
+    config = make(CONFIG)
+    checkpoint, data = make_checkpoint(tmp_path / "from", config), make_data(tmp_path / "data")
+    recipe = "--epochs 3 -b 8 --warmup-epochs 0".split()
+    out = ["--output", tmp_path / "run"]
+    assert command([data, *out, "--checkpoint", checkpoint, *recipe, *words]) == 0
+    before, after = load_parameters(checkpoint, config), trained_parameters(tmp_path / "run")
+    same = {name for name in before if trees_equal(before[name], after[name])}
+    assert not same & moved and (words[0] == "--layer-decay" or same == set(before))
+    assert read_description(tmp_path / "run" / "checkpoint").classes == ("dark", "light")
+    if config.qkv_bias == "qv":  # Keys still have no bias.
+        bias = after["blocks"]["in_proj"]["bias"].reshape(-1, 3, config.width)
+        assert np.all(bias[:, 1] == 0) and np.all(bias[:, 0] != 0)
+
+
+def trees_equal(a, b):
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
 
 
 def test_order_goes_before_names(checkpoint):

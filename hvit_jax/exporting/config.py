@@ -13,6 +13,8 @@ from hvit_jax.reducers import Reducer, method_of_checkpoint
 
 # JAX's names of platforms, and what `jax.default_backend` calls them.
 PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}
+FORMATS = ("jax", "onnx")
+DEFAULT_PLATFORMS = ("cpu", "cuda")
 SYMBOLIC = "symbolic"
 
 
@@ -20,10 +22,14 @@ SYMBOLIC = "symbolic"
 class ExportConfig(OnCheckpoint):
     """What to export, for what, and where to.
 
-    Each platform gets a program of its own, since what is fast on one is slow on another.
+    Of jax.export's programs each platform gets its own, since what is fast on one is slow on
+    another. An ONNX file runs wherever its runtime does.
     """
 
     output: Path = option(help="folder to write, which must not exist", short="-o", metavar="DIR")
+    format: str = option(
+        "jax", "jax: programs of jax.export; onnx: a file for other runtimes", choices=FORMATS
+    )
     reducer: Reducer | None = method_of_checkpoint()
     compute: Compute = nested(
         Compute,
@@ -31,8 +37,8 @@ class ExportConfig(OnCheckpoint):
         choices=IN_COMMANDS,
     )
     platforms: tuple[str, ...] = option(
-        ("cpu", "cuda"),
-        f"{', '.join(PLATFORMS)}; this machine need not have them",
+        DEFAULT_PLATFORMS,
+        f"for jax.export: {', '.join(PLATFORMS)}; this machine need not have them",
         choices=tuple(PLATFORMS),
         metavar="NAME[,NAME...]",
     )
@@ -52,12 +58,23 @@ class ExportConfig(OnCheckpoint):
             raise InputError(
                 f"programs compute attention by plain XLA, not by {self.compute.attention}"
             )
+        if self.format == "onnx":
+            self._check_onnx()
         if not self.platforms:
             raise InputError("--platforms needs at least one name")
         if self.batch != SYMBOLIC and not (isinstance(self.batch, int) and self.batch > 0):
             raise InputError(
                 f"--batch must be {SYMBOLIC} or a number of at least 1, got '{self.batch}'"
             )
+
+    def _check_onnx(self):
+        if self.compute.dtype != "float32":
+            raise InputError(
+                f"--format onnx computes in float32, not in {self.compute.dtype}; a runtime that "
+                "can rounds by itself, such as OpenVINO by its INFERENCE_PRECISION_HINT"
+            )
+        if self.platforms != DEFAULT_PLATFORMS:
+            raise InputError("--platforms is for --format jax; an ONNX file has one program")
 
     @property
     def rows(self) -> int | None:

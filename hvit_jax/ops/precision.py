@@ -35,5 +35,10 @@ def warn_if_slow(dtype: jax.typing.DTypeLike, say: Callable[[str], object]) -> N
 
 
 def smallest_integer(most: int) -> np.dtype:
-    """Name the narrowest signed type up to `most`: comparing and counting bytes is fastest."""
+    """Name the narrowest signed type up to `most`: comparing and counting bytes is fastest.
+
+    Not all runtimes of ONNX can.
+    """
+    if backend() == "onnx":
+        return np.dtype(np.int32)
     return np.min_scalar_type(-most - 1)  # A byte reaches from -128 to 127.

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zlib
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from hvit_jax.config import Compute, Preprocessing
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.picture import ORIENTATION
 from hvit_jax.data.preprocess import normalize, resize_and_crop
-from hvit_jax.exporting import ExportConfig, loader
+from hvit_jax.exporting import ExportConfig, classify, loader
 from hvit_jax.exporting import export as export_model
 from hvit_jax.fields import as_json
 from tests.evaluation_setup import CONFIG, make_checkpoint, make_pictures
@@ -58,7 +59,7 @@ def run_alone(folder, *arguments):
 
 def prepared(paths, resolution):
     about = {"input": {"resolution": resolution, "preprocessing": as_json(Preprocessing())}}
-    return np.stack([loader.prepared(path, about) for path in paths])
+    return np.stack([classify.prepared(path, about) for path in paths])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -67,7 +68,7 @@ def test_one_program_gives_the_models_logits_for_any_batch(tmp_path, small_confi
     reducer = hvit_jax.make_reducer(name(case), **CASES[case].options)
     words = (*reducer.words(), "--platforms", "cpu")
     assert export_to(tmp_path / "out", *words, checkpoint=checkpoint) == 0
-    about, classify = loader.load(tmp_path / "out")
+    about, program = loader.load(tmp_path / "out")
     assert (about["method"], about["batch"]) == (name(case), None)
     assert about["checkpoint_sha256"] == checkpoint_sha256(checkpoint)
     assert about["matmul_precision"] == "highest"
@@ -75,20 +76,20 @@ def test_one_program_gives_the_models_logits_for_any_batch(tmp_path, small_confi
     pixels = random.integers(0, 256, shape, dtype=np.uint8)
     model = hvit_jax.jit_model(hvit_jax.load(checkpoint, reducer))
     expected = np.asarray(model(normalize(pixels)))
-    np.testing.assert_allclose(classify(pixels), expected, rtol=1e-5, atol=2e-5)
-    np.testing.assert_allclose(classify(pixels[:1]), expected[:1], rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(program(pixels), expected, rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(program(pixels[:1]), expected[:1], rtol=1e-5, atol=2e-5)
 
 
 def test_the_demo(tmp_path):
     """What the README exports, on pictures."""
     assert export_to(tmp_path / "out", "--method", "hourglass", "--platforms", "cpu") == 0
-    about, classify = loader.load(tmp_path / "out")
+    about, program = loader.load(tmp_path / "out")
     source = read_folder(demo.images_dir())
     pixels = np.stack([resize_and_crop(source.open(place), (56, 56)) for place in (0, 400, 900)])
     logits = hvit_jax.jit_model(hvit_jax.load(demo.checkpoint_dir(), "hourglass"))(
         normalize(pixels)
     )
-    np.testing.assert_allclose(classify(pixels), logits, rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(program(pixels), logits, rtol=1e-5, atol=2e-5)
     assert about["classes"][0] == "0-t-shirt" and len(about["classes"]) == 10
 
 
@@ -99,8 +100,8 @@ def test_weights_inside_and_beside_in_both_dtypes(tmp_path, tiny, pictures, dtyp
     words = ("--method", "evit", "--dtype", dtype, "--platforms", "cpu", *extra)
     assert export_to(out, *words, checkpoint=tiny) == 0
     assert (out / "weights.npz").exists() == (not extra)
-    about, classify = loader.load(out)
-    found = [logits for _, logits in loader.classify(about, classify, pictures)]
+    about, program = loader.load(out)
+    found = [logits for _, logits in classify.classify(about, program, pictures)]
     model = hvit_jax.load(tiny, "evit", dtype=dtype)
     expected = hvit_jax.jit_model(model)(normalize(prepared(pictures, CONFIG.resolution)))
     tolerance = 1e-5 if dtype == "float32" else 2e-2
@@ -163,7 +164,7 @@ def test_damage_is_found(tmp_path, tiny):
         loader.load(out)
     about = json.loads((out / "export.json").read_text())
     (out / "model.cpu.jaxexport").write_bytes(b"x" * 40)
-    about["files"]["model.cpu.jaxexport"] = {"bytes": 40, "crc32": loader.zlib.crc32(b"x" * 40)}
+    about["files"]["model.cpu.jaxexport"] = {"bytes": 40, "crc32": zlib.crc32(b"x" * 40)}
     (out / "export.json").write_text(json.dumps(about))
     with pytest.raises(InputError, match="jax cannot read the program .made with jax"):
         loader.load(out)
@@ -239,10 +240,10 @@ def test_a_model_without_a_head_gives_features(tmp_path, pictures):
     )
     checkpoint = make_checkpoint(tmp_path / "headless", config)
     assert export_to(tmp_path / "out", "--platforms", "cpu", checkpoint=checkpoint) == 0
-    loader.main(tmp_path / "out", [str(pictures[0])])
-    about, classify = loader.load(tmp_path / "out")
+    classify.main(lambda: loader.load(tmp_path / "out"), [str(pictures[0])])
+    about, program = loader.load(tmp_path / "out")
     assert about["output"] == "features of CLS"
-    assert classify(np.zeros((2, 16, 24, 3), np.uint8)).shape == (2, 16)
+    assert program(np.zeros((2, 16, 24, 3), np.uint8)).shape == (2, 16)
 
 
 @pytest.mark.parametrize(
@@ -251,6 +252,8 @@ def test_a_model_without_a_head_gives_features(tmp_path, pictures):
         (["--platforms", "gpu"], "--platforms must be one of cpu, cuda, rocm, tpu: 'gpu'\n"),
         (["--platforms", "cpu,cudo"], "'cudo', did you mean cuda?"),
         (["--platforms", ","], "--platforms needs at least one name"),
+        (["--format", "onnx", "--dtype", "bfloat16"], "--format onnx computes in float32"),
+        (["--format", "onnx", "--platforms", "cpu"], "--platforms is for --format jax"),
         (["--batch", "0"], "--batch must be symbolic or a number of at least 1, got '0'"),
         (["--batch", "many"], "--batch must be symbolic"),
         (["-r", "57"], "not a multiple of the patch size"),

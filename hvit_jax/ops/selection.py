@@ -35,7 +35,7 @@ def behind_prefix(patches: Int[Array, "B M"], prefix: int) -> Int[Array, "B N"]:
     """
     if prefix == 1:
         return jnp.pad(patches + 1, ((0, 0), (1, 0)))
-    first = jnp.broadcast_to(jnp.arange(prefix, dtype=patches.dtype), (len(patches), prefix))
+    first = jnp.broadcast_to(jnp.arange(prefix, dtype=patches.dtype), (patches.shape[0], prefix))
     return jnp.concatenate([first, patches + prefix], axis=1)
 
 

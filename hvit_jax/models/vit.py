@@ -299,7 +299,7 @@ class ViT(nnx.Module):
         x = x if self.ln_pre is None else self.ln_pre(x)
         return x, self.reducer.init(x, self.config, trace=trace)
 
-    def _prefix(self, batch: int) -> Iterator[Float[Array, "B K C"]]:
+    def _prefix(self, batch) -> Iterator[Float[Array, "B K C"]]:
         """Give the tokens that stand before the patches."""
         for token in (self.class_token, self.distillation_token, self.register_tokens):
             if token is not None:

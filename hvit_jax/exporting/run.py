@@ -37,7 +37,7 @@ from hvit_jax.system.provenance import describe_runtime
 FORMAT_VERSION = 1
 DESCRIPTION, LOADER = "export.json", "run.py"
 MOST_BYTES = 2**31  # of a FlatBuffer, and of a protocol buffer
-_TEMPLATES = {"jax": "loader.py", "onnx": "onnx_loader.py"}
+_TEMPLATES = {"jax": "loader.py", "onnx": "onnx/loader.py"}
 _OWN_IMPORTS = re.compile("(from hvit_jax.*\n)+")
 
 
@@ -90,7 +90,7 @@ def export(
         require_space(config.output, folder, copies * size + 2**20)
         given = (folder, model, weights, description.preprocessing, config)
         if onnx:
-            from hvit_jax.exporting.onnx_file import write_onnx
+            from hvit_jax.exporting.onnx.file import write_onnx
 
             about |= write_onnx(*given, about)
         else:
@@ -110,7 +110,7 @@ def _loader_source(format: str) -> str:
         if function.__module__ == preprocess.__name__ and name != "normalize"
     ]
     parts = [own, _body(picture), *functions, _body(classify)]
-    template = Path(__file__).with_name(_TEMPLATES[format]).read_text(encoding="utf-8")
+    template = (Path(__file__).parent / _TEMPLATES[format]).read_text(encoding="utf-8")
     return _OWN_IMPORTS.sub(lambda _: "\n\n".join(parts), template, 1)
 
 

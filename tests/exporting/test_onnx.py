@@ -12,7 +12,7 @@ import pytest
 import hvit_jax
 from hvit_jax import InputError
 from hvit_jax.commands.export import main
-from hvit_jax.config import Preprocessing
+from hvit_jax.config import Preprocessing, Rope
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.exporting import ExportConfig
 from hvit_jax.exporting import export as export_model
@@ -24,9 +24,10 @@ from tests.reducers.test_contract import CASES, name
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 
-from hvit_jax.exporting import classify, onnx_loader  # noqa: E402
-from hvit_jax.exporting.graph import Graph  # noqa: E402
-from hvit_jax.exporting.operations import translate  # noqa: E402
+from hvit_jax.exporting import classify  # noqa: E402
+from hvit_jax.exporting.onnx import loader  # noqa: E402
+from hvit_jax.exporting.onnx.graph import Graph  # noqa: E402
+from hvit_jax.exporting.onnx.translate import translate  # noqa: E402
 
 # What runs.py may import; it needs no JAX either.
 ALONE = """
@@ -39,6 +40,43 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 # A tracing takes up to three seconds.
 QUICK = ("hourglass-reconstructed", "tome")
 METHODS = [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+
+
+# Prefix tokens, rotary positions that merge, gates; pooling by a query; norms inside.
+SWITCHES = {
+    "rotary": {
+        "registers": 2,
+        "position_embedding": False,
+        "position_prefix": 0,
+        "rope": Rope.dinov3(8),
+        "layer_scale": True,
+        "gated": True,
+        "activation": "silu",
+        "num_classes": 0,
+    },
+    "map": {
+        "class_token": False,
+        "position_prefix": 0,
+        "pool": "map",
+        "activation": "gelu_tanh",
+        "num_classes": 0,
+    },
+    "clip": {
+        "pre_norm": True,
+        "patch_bias": False,
+        "activation": "quick_gelu",
+        "qk_norm": True,
+        "num_classes": 0,
+        "projection": 5,
+    },
+}
+OTHERS = [
+    ("rotary", "tome"),
+    *(
+        pytest.param(*pair, marks=pytest.mark.slow)
+        for pair in (("rotary", "hourglass"), ("map", "tome"), ("map", "ats"), ("clip", "evo"))
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +99,26 @@ def test_one_file_gives_the_models_logits_for_any_batch(tmp_path, small_config, 
     checkpoint = make_checkpoint(tmp_path / "checkpoint", small_config)
     reducer = hvit_jax.make_reducer(name(case), **CASES[case].options)
     assert export_to(tmp_path / "out", *reducer.words(), checkpoint=checkpoint) == 0
-    about, program = onnx_loader.load(tmp_path / "out")
+    about, program = loader.load(tmp_path / "out")
     assert (about["format"], about["method"], about["batch"]) == ("onnx", name(case), None)
     pixels = noise(small_config)
     model = hvit_jax.jit_model(hvit_jax.load(checkpoint, reducer))
     expected = np.asarray(model(normalize(pixels)))
     np.testing.assert_allclose(program(pixels), expected, rtol=1e-5, atol=2e-5)
     np.testing.assert_allclose(program(pixels[:1]), expected[:1], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("kind", "case"), OTHERS)
+def test_other_backbones(tmp_path, kind, case):
+    sizes = {"patch_size": 8, "depth": 4, "width": 16, "heads": 2, "mlp_width": 32}
+    config = hvit_jax.ViTConfig((48, 64), **{**sizes, **SWITCHES[kind]})
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", config)
+    reducer = hvit_jax.make_reducer(case, **CASES[case].options)
+    assert export_to(tmp_path / "out", *reducer.words(), checkpoint=checkpoint) == 0
+    _, program = loader.load(tmp_path / "out")
+    pixels = noise(config)
+    expected = hvit_jax.jit_model(hvit_jax.load(checkpoint, reducer))(normalize(pixels))
+    np.testing.assert_allclose(program(pixels), expected, rtol=1e-5, atol=3e-5)
 
 
 @pytest.mark.slow
@@ -79,7 +130,7 @@ def test_openvino_runs_the_same_file(tmp_path, small_config, case):
     assert export_to(tmp_path / "out", *reducer.words(), checkpoint=checkpoint) == 0
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
     program = openvino.Core().compile_model(tmp_path / "out" / "model.onnx", "CPU", exact)
-    _, expected = onnx_loader.load(tmp_path / "out")
+    _, expected = loader.load(tmp_path / "out")
     for count in (3, 1):
         pixels = noise(small_config, count)
         np.testing.assert_allclose(program(pixels)[0], expected(pixels), rtol=1e-5, atol=2e-5)
@@ -122,7 +173,7 @@ def test_the_loader_runs_where_neither_the_package_nor_jax_is(tmp_path, tiny):
 
     done = run()
     assert done.returncode == 0, done.stderr
-    about, program = onnx_loader.load(out)
+    about, program = loader.load(out)
     pixels = np.stack([classify.prepared(path, about) for path in pictures])
     for path, logits, line in zip(pictures, program(pixels), done.stdout.splitlines(), strict=True):
         assert line.startswith(f"{path}: {'abcdefg'[logits.argmax()]} ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,11 @@ def constant(array: Any, dtype: Any = None) -> Value:
     """Make a constant."""
     array = np.asarray(array, dtype)
     return Value(array.shape, array.dtype, array=array)
+
+
+def axes_of(numbers: Iterable[Any]) -> Value:
+    """Make a constant of ONNX's type for axes and places."""
+    return constant(list(numbers), np.int64)
 
 
 class Graph:
@@ -92,8 +97,7 @@ class Graph:
     ) -> list[Value]:
         """Add a node of several outputs, each given by its shape and type."""
         made = [Value(s, np.dtype(t), self._name(operation)) for s, t in outputs]
-        names = [value.name for value in made]
-        read = [self.read(each) for each in inputs]
+        read, names = ([self.read(each) for each in some] for some in (inputs, made))
         self.nodes.append(helper.make_node(operation, read, names, names[0], **attributes))
         return made
 
@@ -102,7 +106,7 @@ class Graph:
         if value.name is not None:
             return value.name
         array = np.ascontiguousarray(value.numbers).reshape(value.shape)
-        key = (array.dtype, array.shape, hashlib.sha256(array.reshape(-1).view(np.uint8)).digest())
+        key = (array.dtype, array.shape, hashlib.sha256(array.data).digest())
         if key not in self._known:
             self._known[key] = self._name("constant")
             self.constants[self._known[key]] = array

@@ -1,0 +1,1 @@
+"""Models as ONNX files: a traced program is translated, operation by operation."""

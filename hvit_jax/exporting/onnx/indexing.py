@@ -1,0 +1,153 @@
+"""Operations by index: entries taken, written and sorted."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from hvit_jax.errors import InputError
+from hvit_jax.exporting.onnx.equations import Rule, out_kind
+from hvit_jax.exporting.onnx.graph import axes_of, constant
+
+
+def _gather(graph, equation, inputs):
+    """Take entries along one axis, whole along the others, each batch entry its own."""
+    (value, index), params = inputs, equation.params
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    if index.array is not None and len(index.shape) == 1:
+        return _cut(graph, equation, value, numbers.start_index_map, index.array.tolist())
+    batch, index_batch = numbers.operand_batching_dims, numbers.start_indices_batching_dims
+    whole = [
+        axis for axis in range(len(value.shape)) if axis not in (*batch, *numbers.start_index_map)
+    ]
+    known = len(numbers.start_index_map) == 1 == index.shape[-1]
+    if (
+        not known
+        or numbers.collapsed_slice_dims != numbers.start_index_map
+        or any(sizes[axis] != value.shape[axis] for axis in whole)
+    ):
+        raise InputError("the ONNX exporter takes entries along one axis only")
+    (axis,) = numbers.start_index_map
+    index = _in_range(graph, params["mode"], index, value.shape[axis])
+    places = [a for a in range(len(index.shape) - 1) if a not in index_batch]
+    index = graph.transpose(index, (*index_batch, *places, len(index.shape) - 1))
+    value = graph.transpose(value, (*batch, axis, *whole))
+    index = graph.cast(index, np.int64)
+    lead, rest = index.shape[:-1], value.shape[len(batch) + 1 :]
+    kind = {"shape": (*lead, *rest), "dtype": value.dtype}
+    taken = graph.node("GatherND", value, index, batch_dims=len(batch), **kind)
+    # Axes of the index come in their own order, between those that were taken whole.
+    came = iter(np.argsort((*index_batch, *places)))
+    after = iter(range(len(lead), len(lead) + len(rest)))
+    rank = len(lead) + len(rest)
+    order = [int(next(after if axis in numbers.offset_dims else came)) for axis in range(rank)]
+    return graph.transpose(taken, order)
+
+
+def _cut(graph, equation, value, axes, starts):
+    """Take one piece at a known place, as JAX does where the batch is not known."""
+    sizes = equation.params["slice_sizes"]
+    ends = [start + sizes[axis] for axis, start in zip(axes, starts, strict=True)]
+    lengths = [value.shape[axis] for axis in axes]
+    if min(starts) < 0 or any(end > most for end, most in zip(ends, lengths, strict=True)):
+        raise InputError("the ONNX exporter takes pieces inside an array only")
+    kind = {"shape": sizes, "dtype": value.dtype}
+    piece = graph.node("Slice", value, *map(axes_of, (starts, ends, axes)), **kind)
+    return graph.reshape(piece, equation.outvars[0].aval.shape)
+
+
+def _in_range(graph, mode, index, length):
+    """Do as JAX does with indices that are out of range."""
+    name = jax.lax.GatherScatterMode.from_any(mode).name
+    if name == "PROMISE_IN_BOUNDS":
+        return index
+    if name == "CLIP":
+        kind = {"shape": index.shape, "dtype": index.dtype}
+        low, high = (constant(limit, index.dtype) for limit in (0, length - 1))
+        return graph.node("Min", graph.node("Max", index, low, **kind), high, **kind)
+    inside = index.array is not None and 0 <= index.array.min() <= index.array.max() < length
+    if inside:
+        return index
+    raise InputError("the ONNX exporter needs indices that are promised to be in range")
+
+
+def _scatter(graph, equation, inputs):
+    """Write entries along one axis, each place once: no order of writing is asked for."""
+    (value, index, new), params = inputs, equation.params
+    numbers = params["dimension_numbers"]
+    (axis,) = numbers.scatter_dims_to_operand_dims
+    batch, window = numbers.operand_batching_dims, numbers.update_window_dims
+    rank = len(value.shape)
+    simple = (
+        params["unique_indices"]
+        and numbers.inserted_window_dims == (axis,)
+        and batch == numbers.scatter_indices_batching_dims == tuple(range(axis))
+        and window == tuple(range(axis + 1, rank))
+        and new.shape[axis + 1 :] == value.shape[axis + 1 :]
+    )
+    if not simple:
+        raise InputError("the ONNX exporter writes to different places along one axis only")
+    index = graph.cast(graph.reshape(index, index.shape[:-1]), np.int64)
+    count, length = index.shape[axis], value.shape[axis]
+    places = constant(np.arange(count).reshape(*(1,) * axis, count), np.int64)
+    total = length
+    if jax.lax.GatherScatterMode.from_any(params["mode"]).name != "PROMISE_IN_BOUNDS":
+        # What is out of range goes behind the end, to a place of its own, and is cut off.
+        outside = graph.node(
+            "GreaterOrEqual", index, constant(length, np.int64), shape=index.shape, dtype=np.bool_
+        )
+        away = constant(length + places.numbers)
+        index = graph.node("Where", outside, away, index, shape=index.shape, dtype=np.int64)
+        total = length + count
+    lead = value.shape[:axis]
+    # First where each entry comes from: an old one, or a new one behind them.
+    old = graph.expand(constant(np.arange(total).reshape(*(1,) * axis, total)), (*lead, total))
+    fresh = graph.expand(constant(length + places.numbers), index.shape)
+    kind = {"shape": (*lead, total), "dtype": np.int64}
+    source = graph.node("ScatterElements", old, index, fresh, axis=axis, **kind)
+    if total > length:
+        source = graph.node(
+            "Slice",
+            source,
+            *map(axes_of, ([0], [length], [axis])),
+            shape=(*lead, length),
+            dtype=np.int64,
+        )
+    both = (*lead, length + count, *value.shape[axis + 1 :])
+    joined = graph.node("Concat", value, new, axis=axis, shape=both, dtype=value.dtype)
+    source = graph.reshape(source, (*lead, length, 1))
+    return graph.node("GatherND", joined, source, batch_dims=len(batch), **out_kind(equation))
+
+
+def _sort(graph, equation, inputs):
+    """Sort rows by one key; some runtimes change the order of equal ones, against the standard."""
+    params, shape = equation.params, equation.outvars[0].aval.shape
+    if params["num_keys"] != 1 or params["is_stable"]:
+        raise InputError("the ONNX exporter sorts by one key only, and keeps no order of ties")
+    (key, *rows), axis = inputs, params["dimension"]
+    read = (graph.expand(key, shape), constant([shape[axis]], np.int64))
+    outputs = ((shape, key.dtype), (shape, np.int64))
+    ordered, places = graph.several("TopK", read, outputs, axis=axis, largest=0)
+    return [ordered, *(_reordered(graph, row, places, axis) for row in rows)]
+
+
+def _reordered(graph, row, places, axis):
+    count = np.arange(places.shape[axis])
+    if row.array is not None and np.array_equal(row.array.ravel(), count):
+        return graph.cast(places, row.dtype)
+    row = graph.expand(row, places.shape)
+    kind = {"shape": row.shape, "dtype": row.dtype}
+    return graph.node("GatherElements", row, places, axis=axis, **kind)
+
+
+def _top_k(graph, equation, inputs):
+    count = constant([equation.params["k"]], np.int64)
+    values, places = equation.outvars
+    outputs = ((values.aval.shape, values.aval.dtype), (places.aval.shape, np.int64))
+    best, which = graph.several("TopK", (inputs[0], count), outputs, axis=-1)
+    return [best, graph.cast(which, places.aval.dtype)]
+
+
+# Takes axes of length 1 that stand for longer ones; those below do not.
+LAZY_RULES: dict[str, Rule] = {"sort": _sort}
+RULES: dict[str, Rule] = {"gather": _gather, "scatter": _scatter, "top_k": _top_k}

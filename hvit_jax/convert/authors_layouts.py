@@ -265,7 +265,7 @@ OPENCLIP = Layout(
     "OpenCLIP",
     _openclip_table(),
     {"root": ("visual.", "")},
-    anchors=("class_token", "patch_embed/kernel"),
+    anchors=("class_token",),  # conv1.weight is also in every ResNet.
     switches={
         **{"class_token": True, "position_embedding": True, "position_prefix": 1},
         **{"pre_norm": True, "patch_bias": False, "qkv_bias": "all", "gated": False},

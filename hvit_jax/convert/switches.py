@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hvit_jax.architectures import MODELS
+from hvit_jax.architectures import MODELS, covered
 from hvit_jax.config import Rope, ViTConfig, as_pair
 from hvit_jax.convert.authors_layouts import TIMM
 from hvit_jax.convert.keys import PERIODS, Entry, Form
@@ -266,8 +266,8 @@ def _resolution(
     if not switches["position_embedding"]:
         if given is None and "resolution" not in stated.usual:
             assumed["resolution"] = f"{_SIDE} x {_SIDE} pixels"
-        given = as_pair(given or stated.usual.get("resolution", _SIDE))
-        return (given[0] // side * side, given[1] // side * side), 0
+        given = given or stated.usual.get("resolution", _SIDE)
+        return _cut(given, side, stated), 0
     before = switches["class_token"] + switches["distillation_token"]
     if "position_prefix" in switches:
         prefixes = [switches["position_prefix"]]
@@ -277,9 +277,10 @@ def _resolution(
         prefixes = list(dict.fromkeys((0, before + switches["registers"], before)))
     for prefix in prefixes:
         square = math.isqrt(max(sizes["S"] - prefix, 0)) * side
-        rows, columns = (each // side for each in (as_pair(given) if given else (square, square)))
-        if rows * columns == sizes["S"] - prefix and rows:
-            return (rows * side, columns * side), prefix
+        height, width = _cut(square if given is None else given, side, stated)
+        patches = (height // side) * (width // side)
+        if patches == sizes["S"] - prefix and patches:
+            return (height, width), prefix
     rows, columns = (each // side for each in as_pair(given or 0))
     grid = f"{rows} x {columns}" if given else "a square grid of"
     said = f" as {stated.source('resolution')} says" if given else ""
@@ -288,3 +289,10 @@ def _resolution(
         f"{name} has {sizes['S']} positions; expected {words}{grid} patches{said}; another grid is "
         "given in pixels with --resolution HEIGHT,WIDTH (in Python: resolution=)"
     )
+
+
+def _cut(resolution: int | tuple[int, int], side: int, stated: Stated) -> tuple[int, int]:
+    """Cut off what no whole patch covers, as libraries do, but not of what the user gave."""
+    if stated.source("resolution") == "--resolution":
+        return as_pair(resolution)
+    return covered(resolution, side)

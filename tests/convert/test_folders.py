@@ -208,6 +208,7 @@ def test_options_that_do_not_fit_a_bare_file(tmp_path):
             convert_file(tmp_path / "in.safetensors", tmp_path / "out", **options)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript_is_refused_with_advice(tmp_path, capsys):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "ViT-B-32.pt")
     assert main([str(tmp_path / "ViT-B-32.pt"), str(tmp_path / "out")]) == 2

@@ -85,7 +85,8 @@ def detect(read: StateDict, stated: Stated, progress: Progress) -> Found:
 
 
 def _all_of(keys: list[str]) -> str:
-    return f"{os.path.commonprefix(keys)}* ({len(keys)} keys)"
+    start = re.sub(r"[^._]*$", "", os.path.commonprefix(keys))
+    return f"{start}* ({len(keys)} keys)"
 
 
 def _choose_form(read: StateDict, stated: Stated) -> tuple[Form, _Matches]:

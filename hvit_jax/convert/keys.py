@@ -154,7 +154,7 @@ def apart(*keys: str, path: str = "blocks/in_proj", shape: str, **more: Any) -> 
 # Keys that no model of ours needs, whatever the layout: targets of masked training, projections of
 # self-supervised training, counters, and tables that follow from sizes.
 NEVER_NEEDED = (
-    *(r"(.*\.)?mask_token", r"decoder\..*", r"decoder_.*", r"(dino|ibot)_head\..*"),
+    *(r"(.*\.)?mask_token", r"decoder\..*", r"decoder_.*", r"dino_head\..*", r"ibot_head\..*"),
     *(r"head\.mlp\..*", r"head\.last_layer\..*", r"projectors\..*", r"pre_logits\..*"),
     *(r"(.*\.)?num_batches_tracked", r"(.*\.)?position_ids"),
     *(r"(.*\.)?rope\w*\.freqs_\w+", r"(.*\.)?relative_position_index", r"local_cls_norm\..*"),
@@ -184,10 +184,9 @@ class Form:
     chunks: int = 0
 
     @classmethod
-    def usual(cls, layout: Layout, config: ViTConfig | None = None) -> Form:
-        """Give a layout's usual form; with `config`, the one that fits a model."""
-        form = cls(layout, {name: words[0] for name, words in layout.names.items()})
-        return form if config is None else form.fitted(config)
+    def usual(cls, layout: Layout) -> Form:
+        """Give a layout's usual form."""
+        return cls(layout, {name: words[0] for name, words in layout.names.items()})
 
     def key(self, entry: Entry, block: int | str = 0) -> str:
         """Write a row's key, without chunks."""

@@ -159,22 +159,15 @@ def complete(
     assumed: dict[str, str] = {}
     known = {**stated.usual, **switches}
     resolution, prefix = _resolution(read.name, form, known, sizes, stated, assumed)
-    periods = _periods(read, form)
-    heads = _heads(read.name, form, known, sizes, periods, assumed)
+    heads = _heads(read, form, known, sizes, assumed)
     head_dim = sizes["C"] // max(1, heads)  # The configuration refuses 0.
     if sizes.get("D", head_dim) != head_dim:
         raise InputError(
             f"{stated.source('heads')} says heads {heads}, of {head_dim} channels, but the arrays "
             f"of {read.name} have heads of {sizes['D']}"
         )
-    rope = known.get("rope")
-    if "rope" not in known:
-        _refuse_unknown_rope(read.name, known)
-        rope = None if known["position_embedding"] else Rope.dinov3(head_dim)
-    if rope is not None and periods:
-        rope = dataclasses.replace(rope, periods=periods)
     if "activation" not in known:
-        known["activation"] = _activation(known)
+        known["activation"] = _activation(read, known)
         assumed["activation"] = f"activation {known['activation']}"
     layer_eps = 1e-5 if known["pre_norm"] or not known["position_embedding"] else 1e-6
     hidden = sizes.get("N", sizes["M"])
@@ -182,9 +175,9 @@ def complete(
         **{"norm_eps": layer_eps, "pool_mlp_width": 0 if hidden == sizes["M"] else hidden},
         "position_resizing": form.layout.resizing[known["registers"] > 0],
         **known,
-        **{"resolution": resolution, "position_prefix": prefix, "rope": rope, "heads": heads},
+        **{"resolution": resolution, "position_prefix": prefix, "heads": heads},
         **{"patch_size": sizes["p"], "depth": sizes["depth"], "width": sizes["C"]},
-        "mlp_width": sizes["M"],
+        **{"mlp_width": sizes["M"], "rope": _rope(read, form, known, head_dim)},
     }
     try:
         return ViTConfig(**fields), assumed
@@ -192,17 +185,36 @@ def complete(
         raise InputError(f"{read.name}: {error}") from error
 
 
-def _activation(switches: Mapping[str, Any]) -> str:
+def _activation(read: StateDict, switches: Mapping[str, Any]) -> str:
     if switches["gated"]:
         return "silu"
+    if "input_resolution" in read.shapes:  # Only OpenAI's own CLIP has this beside its weights.
+        return "quick_gelu"
     return "gelu_tanh" if switches["pool"] == "map" else "gelu"
 
 
+def _rope(read: StateDict, form: Form, switches: Mapping[str, Any], head_dim: int) -> Rope | None:
+    """Find the rotary positions; the periods of the file, if it has them, come first.
+
+    Raises:
+        InputError: for a model with a table of positions that has rotary ones too, or not: no key
+            tells.
+    """
+    if "rope" in switches:
+        rope = switches["rope"]
+    elif not switches["position_embedding"]:
+        rope = Rope.dinov3(head_dim)
+    else:
+        _refuse_unknown_rope(read.name, switches)
+        rope = None
+    periods = _periods(read, form)
+    return dataclasses.replace(rope, periods=periods) if rope and periods else rope
+
+
 def _refuse_unknown_rope(name: str, switches: Mapping[str, Any]) -> None:
-    """Refuse a model with a table of positions that has rotary ones too, or not: no key tells."""
     eva = switches["mlp_norm"] or switches["qkv_bias"] == "qv"
     perception = switches["pre_norm"] and switches["pool"] == "map"
-    if switches["position_embedding"] and (eva or perception):
+    if eva or perception:
         raise InputError(
             f"{name} is of the family of {'EVA' if eva else 'PE'}, where no key tells whether "
             "there are rotary positions; say which model it is with --architecture NAME, as timm "
@@ -218,17 +230,17 @@ def _periods(read: StateDict, form: Form) -> tuple[float, ...]:
 
 
 def _heads(
-    name: str,
+    read: StateDict,
     form: Form,
     switches: Mapping[str, Any],
     sizes: Mapping[str, int],
-    periods: tuple[float, ...],
     assumed: dict[str, str],
 ) -> int:
     """Find the number of attention heads, which no array has."""
     body = {"depth": sizes["depth"], "width": sizes["C"], "mlp_width": sizes["M"]}
     if "heads" in switches:
         return switches["heads"]
+    periods = _periods(read, form)
     if "D" in sizes or periods:
         return max(1, body["width"] // sizes.get("D", 4 * len(periods)))
     if form.layout.family in ("SWAG", "torchvision") and (heads := published_heads(**body)):
@@ -238,7 +250,7 @@ def _heads(
         heads = body["width"] // _HEAD_DIM
     if heads is None:
         raise InputError(
-            f"{name} has {body['depth']} blocks of width {body['width']} and MLP width "
+            f"{read.name} has {body['depth']} blocks of width {body['width']} and MLP width "
             f"{body['mlp_width']}, which is no published size, and files do not store the number "
             "of attention heads; give it with --heads N (in Python: heads=N)"
         )

@@ -262,6 +262,14 @@ def test_what_no_model_needs_is_passed_over_and_named(read):
     assert set(found.ignored) == {*names, "head.mlp.0.weight"}
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_openais_own_clip_has_the_quick_gelu(read, own):
+    source = as_openclip(timm_state(**CLIP), PROJECTION)
+    more = {"input_resolution": np.ones(()), "context_length": np.ones(())}
+    config = read({**source, **(more if own else {})})[0].config
+    assert config.activation == ("quick_gelu" if own else "gelu")
+
+
 def test_written_in_the_layout_of_another_library(tmp_path):
     state = without_key_bias(timm_state(**ROTARY, gated=True))
     save_file(two_biases(state), tmp_path / "timm.safetensors")

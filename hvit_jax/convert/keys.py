@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from hvit_jax.config import ViTConfig
+from hvit_jax.models.parameters import abstract_parameters, flatten
 
 Shape = tuple[int, ...]
 # Where the periods of rotary positions are noted, which are part of the configuration, no weights.
@@ -228,7 +229,7 @@ class Form:
     def fitted(self, config: ViTConfig) -> Form:
         """Choose the variants that a model of another layout takes in this one."""
         chosen = set()
-        for path in dict.fromkeys(row.path for row in self.layout.entries if row.path != PERIODS):
+        for path in flatten(abstract_parameters(config)):
             ways = [row for row in self.layout.entries if row.path == path]
             fitting = [
                 row.variant

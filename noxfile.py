@@ -41,7 +41,8 @@ def slow(session: nox.Session) -> None:
 def parity(session: nox.Session) -> None:
     """Compare small models of timm, transformers and OpenCLIP with what becomes of them here."""
     session.install("-e", ".[test,parity]")
-    session.run("python", "-m", "pytest", "tests/convert/test_live_libraries.py")
+    files = ("tests/convert/test_live_libraries.py", "tests/profiling/test_timm_vit.py")
+    session.run("python", "-m", "pytest", *files)
 
 
 @nox.session(python="3.11")

@@ -32,8 +32,20 @@ from hvit_jax.profiling.device import (
     time_in_turns,
 )
 from hvit_jax.profiling.results import Measurement
-from hvit_jax.profiling.torch_vit import Rival, fastest_rival, torch_rivals
+from hvit_jax.profiling.timm_vit import check_timm, timm_model
+from hvit_jax.profiling.torch_vit import (
+    Rival,
+    check_torch,
+    fastest_rival,
+    torch_model,
+    torch_rivals,
+)
 
+# By --against: its name in reports, what refuses models that it does not have, what builds one.
+RIVALS = {
+    "torch": ("PyTorch", check_torch, torch_model),
+    "timm": ("timm", check_timm, timm_model),
+}
 # Of images, and of weights where no checkpoint brings them.
 SEED = 0
 
@@ -124,7 +136,7 @@ class Profiler:
         config, sizes, batch, self.problems = self.config, case.config, case.batch, []
         row, dense = case.row(config.compute.dtype), case.reducer.name == "dense"
         program = self._dense(sizes, batch) if dense else self._compile(sizes, case.reducer, batch)
-        rival = self._rival(sizes, batch) if config.against == "torch" else None
+        rival = self._rival(sizes, batch) if config.against else None
         others = {"dense": self._dense(sizes, batch).work} if config.dense and not dense else {}
         others |= {"torch": rival.work} if rival else {}
         times = time_in_turns([program.work, *others.values()], seconds=config.seconds)
@@ -166,7 +178,8 @@ class Profiler:
 
     def _find_rival(self, sizes: ViTConfig, batch: int) -> Rival:
         dense, dtype = self._dense(sizes, batch), self.config.compute.dtype
-        rivals = torch_rivals(sizes, self._weights(sizes), dense.images, dtype)
+        name, _, build = RIVALS[str(self.config.against)]
+        rivals = torch_rivals(build(sizes, self._weights(sizes)), name, dense.images, dtype)
         options = {"seconds": self.config.seconds, "latency": self.config.latency}
         best, self.problems = fastest_rival(rivals, dense(), dtype, **options)
         return best

@@ -52,7 +52,10 @@ class ProfileConfig(Options):
     compute: Compute = nested(Compute, leave=("param_dtype", "remat"), choices=IN_COMMANDS)
     gflops_only: bool = option(False, "print GFLOPs, without running a model")
     against: str | None = option(
-        None, "time PyTorch's dense model in the same run too", choices=("torch",)
+        None,
+        "time PyTorch's dense model on the same weights in the same run too: torch is SWAG's ViT "
+        "of PyTorch's own layers, timm the class of timm",
+        choices=("torch", "timm"),
     )
     dense: bool = option(True, "time the dense model beside the method")
     latency: bool = option(True, "time single pictures")

@@ -99,16 +99,15 @@ class Latest(Generic[Value]):
         return self._last[1]
 
 
-def describe_device(devices: int = 1, *, torch: bool = False) -> dict[str, Any]:
+def describe_device(devices: int = 1, *, beside: Sequence[str] = ()) -> dict[str, Any]:
     """Name what numbers depend on: devices, processors, versions and XLA's flags.
 
     Args:
         devices: how many compute.
-        torch: whether PyTorch's version matters too.
+        beside: packages whose versions matter too.
     """
     runtime = describe_runtime(devices)
-    if torch:
-        runtime["versions"] |= {"torch": importlib.metadata.version("torch")}
+    runtime["versions"] |= {name: importlib.metadata.version(name) for name in beside}
     return {
         **runtime,
         "backend": jax.default_backend(),

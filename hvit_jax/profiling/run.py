@@ -14,11 +14,10 @@ from hvit_jax.checkpoint import (
     describe_checkpoint,
     read_description,
 )
-from hvit_jax.convert.reader import import_torch
 from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.ops.precision import warn_if_slow
-from hvit_jax.profiling.bench import SEED, Profiler
+from hvit_jax.profiling.bench import RIVALS, SEED, Profiler
 from hvit_jax.profiling.cases import Case, make_case, published_cases, with_dense
 from hvit_jax.profiling.config import ProfileConfig
 from hvit_jax.profiling.device import describe_device
@@ -74,8 +73,9 @@ def profile(
     if config.trace is not None:
         refuse_existing(config.trace)
         check_writable(config.trace)
-    if config.against == "torch":
-        import_torch()  # Its lack is found before anything is computed.
+    if config.against is not None:  # What it lacks is found before anything is computed.
+        for sizes in dict.fromkeys(case.config for case in cases):
+            RIVALS[config.against][1](sizes)
     top1 = _accuracies(config, [case.row() for case in cases])
     results = open_results(config)
     if config.gflops_only:
@@ -146,8 +146,9 @@ def _accuracies(config: ProfileConfig, rows: Sequence[Measurement]) -> Accuracie
 
 def open_results(config: ProfileConfig) -> Results[Measurement]:
     """Open the files of --output; see `Results`."""
+    beside = sorted({"torch", config.against}) if config.against else ()
     about = {
-        **describe_device(torch=config.against == "torch"),
+        **describe_device(beside=beside),
         "seed": SEED,
         **describe_checkpoint(config.checkpoint),
     }

@@ -1,7 +1,8 @@
-"""The rival: the same dense model in plain PyTorch, with its fused attention."""
+"""The rival: the same dense model in PyTorch, plain or as timm has it, with fused attention."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from hvit_jax.errors import InputError, first_line
 from hvit_jax.models.parameters import Tree
 from hvit_jax.profiling.device import Work, time_in_turns
 
+_SIZES = ("resolution", "patch_size", "depth", "width", "heads", "mlp_width", "num_classes")
 # Logits of the two may differ by this share of their standard deviation, in the root mean square.
 _TOLERANCES = {"float32": 1e-3, "tf32": 2e-2, "bfloat16": 0.1}
 _MODES = {"eager": None, "compiled": "default", "CUDA graphs": "reduce-overhead"}
@@ -45,23 +47,25 @@ class Rival:
 
 
 def torch_rivals(
-    config: ViTConfig, parameters: Tree, images: Float[Array, "B H W 3"], dtype: str
+    model: Any, name: str, images: Float[Array, "B H W 3"], dtype: str
 ) -> Iterator[Rival]:
-    """Make PyTorch's ways to run the dense model: precisions and, on a GPU, compiled too.
+    """Make the ways to run PyTorch's dense model: precisions and, on a GPU, compiled too.
+
+    Args:
+        model: the module, in float32 on the CPU.
+        name: whose it is, for the report.
+        images: the batch.
+        dtype: what ours computes in.
 
     Raises:
-        InputError: if PyTorch is not installed, or sees no GPU where JAX does.
+        InputError: if PyTorch sees no GPU where JAX does.
     """
     torch, cuda = import_torch(), jax.default_backend() == "gpu"
     if cuda and not torch.cuda.is_available():
         raise InputError("JAX runs on a GPU, but PyTorch sees none; install PyTorch with CUDA")
-
-    def tensor(array: Any) -> Any:
-        return torch.from_numpy(np.array(array, np.float32)).to("cuda" if cuda else "cpu")
-
-    pictures = tensor(images).permute(0, 3, 1, 2).contiguous()
-    arrays = to_state(jax.device_get(parameters), Form.usual(SWAG), config)
-    state = {key: tensor(array) for key, array in arrays}
+    device = "cuda" if cuda else "cpu"
+    pictures = torch.from_numpy(np.array(images, np.float32)).to(device)
+    pictures, model = pictures.permute(0, 3, 1, 2).contiguous(), model.to(device)
     precisions = ("autocast", "bfloat16")
     if dtype == "float32":
         precisions = ("float32", "tf32") if cuda else ("float32",)
@@ -69,11 +73,10 @@ def torch_rivals(
     torch.compiler.reset()
     for mode in _MODES if cuda else ("eager",):
         for precision in precisions:
-            model = build_torch_vit(config, state)
-            model = model.to(torch.bfloat16) if precision == "bfloat16" else model
-            model = torch.compile(model, mode=_MODES[mode]) if _MODES[mode] else model
-            works = (_work(model, precision, pictures[:count]) for count in (len(pictures), 1))
-            yield Rival(f"PyTorch {precision}, {mode}", *works)
+            way = copy.deepcopy(model).to(torch.bfloat16) if precision == "bfloat16" else model
+            way = torch.compile(way, mode=_MODES[mode]) if _MODES[mode] else way
+            works = (_work(way, precision, pictures[:count]) for count in (len(pictures), 1))
+            yield Rival(f"{name} {precision}, {mode}", *works)
 
 
 def _work(model: Any, precision: str, pictures: Any) -> Work:
@@ -136,6 +139,30 @@ def fastest_rival(
     return best, problems
 
 
+def check_torch(config: ViTConfig) -> None:
+    """Find out whether PyTorch is installed, and `build_torch_vit` builds such a model.
+
+    Raises:
+        InputError: if not.
+    """
+    import_torch()
+    sizes = {name: getattr(config, name) for name in (*_SIZES, "position_resizing")}
+    plain, ours = vars(ViTConfig(**sizes)), vars(config)
+    if others := [name for name, value in ours.items() if value != plain[name]]:
+        raise InputError(
+            f"--against torch is SWAG's model, and this one has other {', '.join(others)}; "
+            "--against timm builds it"
+        )
+
+
+def torch_model(config: ViTConfig, parameters: Tree) -> Any:
+    """Build SWAG's vision transformer on given weights; see `build_torch_vit`."""
+    torch = import_torch()
+    arrays = to_state(jax.device_get(parameters), Form.usual(SWAG), config)
+    state = {key: torch.from_numpy(np.array(array, np.float32)) for key, array in arrays}
+    return build_torch_vit(config, state)
+
+
 def build_torch_vit(config: ViTConfig, state: dict[str, Any] | None = None) -> Any:
     """Make SWAG's vision transformer from PyTorch's own layers.
 
@@ -167,7 +194,7 @@ def build_torch_vit(config: ViTConfig, state: dict[str, Any] | None = None) -> A
             super().__init__()
             self.conv_proj = nn.Conv2d(3, width, side, side)
             self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-            self.pos_embedding = nn.Parameter(torch.zeros(config.num_patches + 1, 1, width))
+            self.pos_embedding = nn.Parameter(torch.zeros(config.num_tokens, 1, width))
             self.blocks = nn.Sequential(*[TorchBlock() for _ in range(config.depth)])
             self.ln = nn.LayerNorm(width, 1e-6)
             classes = config.num_classes

@@ -20,7 +20,7 @@ IN_COMMANDS = {"dtype": ("float32", "bfloat16")}
 ATTENTION = ("auto", "hopper", "cudnn", "xla")
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 GELU = ("auto", "exact", "tanh")
-# How tables of learned positions are fitted to another grid; see `hvit_jax.models.positions`.
+# How tables of learned positions are fitted to another grid; see `hvit_jax.ops.resizing`.
 RESIZING = ("swag", "bicubic", "bicubic_antialias", "dinov2", "bilinear", "bilinear_antialias")
 LARGEST = 1 << 20  # Of any size; far above all models, and small enough to reckon with.
 
@@ -85,6 +85,51 @@ def _size(default: Any = dataclasses.MISSING, *, least: int = 1) -> Any:
 
 
 @dataclass(frozen=True)
+class Decoder(Options):
+    """What makes a map of the tokens: segments, or depths.
+
+    Attributes:
+        kind: `linear`: one linear layer; `mask`: Segmenter's mask transformer (Strudel et al. 2021,
+            arXiv 2105.05633); `bn_linear`: DINOv2's linear head, which normalises by its statistics
+            first; `depth_linear`: its depth in bins; `depth_dpt`: DPT's (Ranftl et al. 2021, arXiv
+            2103.13413) depth.
+        outputs: classes, or bins of depth; 1 for `depth_dpt`.
+        taps: the blocks whose tokens are read, counted from 0; none: the final tokens.
+        depth: blocks of `mask`.
+        heads: attention heads of these.
+        norm_eps: added to the variance in the norms of `mask` and `bn_linear`.
+        channels: of the maps that `depth_dpt` fuses.
+        tap_channels: of the maps that it makes of each tap.
+        depth_range: least and largest depth, in metres.
+        restore: where a method's tokens become the full grid again: their `masks` are spread over
+            it, before which the decoder runs on fewer; the `tokens` are; or they are already behind
+            a `block`, as Hourglass's `reconstruct_location` says. None: the first that the method
+            can do.
+    """
+
+    kind: str = option(choices=("linear", "mask", "bn_linear", "depth_linear", "depth_dpt"))
+    outputs: int = _size()
+    taps: tuple[int, ...] = option((), least=0)
+    depth: int = _size(0, least=0)
+    heads: int = _size(1)
+    norm_eps: float = option(1e-5, above=0)
+    channels: int = _size(256)
+    tap_channels: tuple[int, ...] = option((), least=1)
+    depth_range: tuple[float, float] = option((0.001, 10.0), above=0)
+    restore: str | None = option(None, choices=("masks", "tokens", "block"))
+
+    @classmethod
+    def label(cls, name: str) -> str:
+        """Name a field in messages as `model.json` does."""
+        return f"decoder: {name}"
+
+    @property
+    def task(self) -> str:
+        """What the map shows: "segmentation" or "depth"."""
+        return "depth" if self.kind.startswith("depth") else "segmentation"
+
+
+@dataclass(frozen=True)
 class ViTConfig(Options):
     """A plain vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929): sizes and switches.
 
@@ -104,7 +149,7 @@ class ViTConfig(Options):
         registers: register tokens (Darcet et al. 2024), which come last before the patches.
         position_embedding: whether there is a table of learned positions.
         position_prefix: of how many of the tokens before the patches it has entries too: the first.
-        position_resizing: how it is fitted to another grid; see `hvit_jax.models.positions`.
+        position_resizing: how it is fitted to another grid; see `hvit_jax.ops.resizing`.
         rope: rotary positions; None: none.
         pre_norm: whether tokens are normalised before the first block.
         qkv_bias: which of the projections to q, k and v have a bias.
@@ -127,6 +172,7 @@ class ViTConfig(Options):
         pooled_norm: whether the pooled feature is normalised.
         projection: outputs of a projection without bias that stands in place of a head (CLIP); 0:
             none.
+        decoder: what makes a map of the tokens, in place of pooling and head; None: nothing.
 
     Raises:
         InputError: for a value that is not accepted, or values that do not fit each other.
@@ -163,6 +209,7 @@ class ViTConfig(Options):
     pool_before_norm: bool = False
     pooled_norm: bool = False
     projection: int = _size(0, least=0)
+    decoder: Decoder | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "resolution", as_pair(self.resolution))
@@ -180,6 +227,9 @@ class ViTConfig(Options):
                 f"position_prefix is {self.position_prefix}, but only {self.prefix_tokens} tokens "
                 "stand before the patches"
             )
+        taps = () if self.decoder is None else self.decoder.taps
+        if any(tap >= self.depth for tap in taps):
+            raise InputError(f"decoder: taps are blocks from 0 to {self.depth - 1}, got {taps}")
         needed = {"cls": "class_token", "cls+avg": "class_token", "two heads": "distillation_token"}
         token = needed.get(self.pool)
         if token and not getattr(self, token):

@@ -120,7 +120,13 @@ class Block(nnx.Module):
             coordinates: the patches' places, by which queries and keys are turned; None: not yet,
                 or the model has no rotary positions.
         """
-        parts = project_to_thirds(self.in_proj, self.ln_1(as_rows(x)))
+        return self.project_qkv(self.ln_1(as_rows(x)).reshape(x.shape), coordinates)
+
+    def project_qkv(
+        self, x: Float[Array, "B N C"], coordinates: Float[Array, "b P 2"] | None = None
+    ) -> tuple[Float[Array, "B N H D"], Float[Array, "B N H D"], Float[Array, "B N H D"]]:
+        """Project normalised tokens; see `qkv`."""
+        parts = project_to_thirds(self.in_proj, as_rows(x))
         q, k, v = (part.reshape(*x.shape[:2], self.heads, -1) for part in parts)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -193,7 +199,11 @@ class Block(nnx.Module):
 
     def mlp(self, x: Float[Array, "B N C"]) -> Float[Array, "B N C"]:
         """Compute the MLP branch, normalisation included, residual excluded."""
-        hidden = self.linear_1(self.ln_2(as_rows(x)))
+        return self.run_mlp(self.ln_2(as_rows(x)).reshape(x.shape))
+
+    def run_mlp(self, x: Float[Array, "B N C"]) -> Float[Array, "B N C"]:
+        """Compute the MLP of normalised tokens."""
+        hidden = self.linear_1(as_rows(x))
         hidden, up = jnp.split(hidden, 2, axis=-1) if self.gated else (hidden, None)
         hidden = ACTIVATIONS[choose_activation(self.activation, self.gelu, hidden.dtype)](hidden)
         hidden = hidden if up is None else hidden * up

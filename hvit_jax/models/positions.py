@@ -1,89 +1,10 @@
-"""Learned position embeddings for another grid of patches: six rules, each its library's own.
-
-Every rule resizes along one axis after the other, so that each is a pair of matrices:
-
-- `swag`: PyTorch's bicubic interpolation with align_corners=True, as SWAG resizes.
-- `bicubic`: the same kernel between the centres of cells, as transformers resizes.
-- `dinov2`: as `bicubic`, with a scale that is off by 0.1 patches, as DINOv2 resizes.
-- `bilinear`: between the centres of cells with two taps, as timm resizes FlexiViT's.
-- `bicubic_antialias`: the kernel widened where the grid shrinks, as timm and OpenCLIP resize.
-- `bilinear_antialias`: that with a triangle for a kernel, as SigLIP 2 NaFlex resizes.
-"""
+"""Learned position embeddings for another grid of patches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from hvit_jax.errors import unknown
-
-Weights = Callable[[np.ndarray], np.ndarray]
-
-
-def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
-    """Weigh taps as Keys' cubic kernel does; PyTorch's parameter is -0.75, Pillow's -0.5."""
-    x = np.abs(distance)
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = ((x - 5) * x + 8) * x - 4
-    return np.where(x <= 1, near, np.where(x < 2, a * far, 0.0))
-
-
-def _triangle(distance: np.ndarray) -> np.ndarray:
-    return np.maximum(1 - np.abs(distance), 0)
-
-
-def _four_taps(places: np.ndarray, size: int, weights: Weights = _cubic) -> np.ndarray:
-    """Interpolate at places between entries; taps beyond the edge fall on the edge entry."""
-    matrix = np.zeros((len(places), size))
-    for offset in range(-1, 3):
-        taps = np.floor(places).astype(int) + offset
-        np.add.at(matrix, (np.arange(len(places)), taps.clip(0, size - 1)), weights(places - taps))
-    return matrix
-
-
-def _antialiased(size: int, out: int, *, weights: Weights, support: int) -> np.ndarray:
-    """Weigh all entries under a kernel that is as wide as the larger of the two cells."""
-    scale = size / out
-    factor = max(scale, 1.0)
-    matrix = np.zeros((out, size))
-    for place in range(out):
-        centre = scale * (place + 0.5)
-        first = max(int(centre - support * factor + 0.5), 0)
-        taps = np.arange(first, min(int(centre + support * factor + 0.5), size))
-        row = weights((taps - centre + 0.5) / factor)
-        matrix[place, taps] = row / row.sum()
-    return matrix
-
-
-def resizing_matrix(size: int, out: int, rule: str) -> np.ndarray:
-    """Write a rule along one axis as a matrix.
-
-    Args:
-        size: entries before.
-        out: entries after.
-        rule: a name in `hvit_jax.config.RESIZING`.
-
-    Returns:
-        Float64 weights of shape (out, size); rows sum to 1.
-
-    Raises:
-        InputError: for an unknown rule.
-    """
-    steps = np.arange(out)
-    rules: dict[str, Callable[[], np.ndarray]] = {
-        "swag": lambda: _four_taps(steps * ((size - 1) / (out - 1) if out > 1 else 0.0), size),
-        "bicubic": lambda: _four_taps((steps + 0.5) * (size / out) - 0.5, size),
-        "dinov2": lambda: _four_taps((steps + 0.5) * (size / (out + 0.1)) - 0.5, size),
-        "bilinear": lambda: _four_taps((steps + 0.5) * (size / out) - 0.5, size, _triangle),
-        "bicubic_antialias": lambda: _antialiased(
-            size, out, weights=lambda distance: _cubic(distance, -0.5), support=2.0
-        ),
-        "bilinear_antialias": lambda: _antialiased(size, out, weights=_triangle, support=1.0),
-    }
-    if rule not in rules:
-        raise unknown("rule of resizing", rule, rules)
-    return rules[rule]()
+from hvit_jax.ops.resizing import resizing_matrix
 
 
 def resize_positions(
@@ -100,7 +21,7 @@ def resize_positions(
         positions: float32 array (prefix + h * w, C), the grid row-major.
         grid: its rows and columns.
         new_grid: rows and columns wanted.
-        rule: a name in `hvit_jax.config.RESIZING`.
+        rule: a name in `hvit_jax.config.RESIZING`; see `hvit_jax.ops.resizing`.
         prefix: entries before the patches.
 
     Returns:

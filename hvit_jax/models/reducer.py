@@ -132,6 +132,8 @@ class Reducer(InPictures, Options):
     """
 
     name: ClassVar[str] = "dense"
+    # Whether `restore` can spread a decoder's masks, of which it knows no earlier values.
+    restores_masks: ClassVar[bool] = False
 
     @classmethod
     def label(cls, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -16,10 +17,12 @@ from jaxtyping import Array, Float, Num
 from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block, LayerNorm, stack_blocks
+from hvit_jax.models.decoders import Tap, make_decoder
 from hvit_jax.models.pooling import AttentionPool, mean_of_patches
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.ops.platform import compiler_options
 from hvit_jax.ops.precision import accumulator
+from hvit_jax.ops.resizing import resize_map
 
 Output = TypeVar("Output", bound=Callable[..., Any])
 
@@ -37,7 +40,7 @@ class Features:
 
     tokens: tuple[Float[Array, "B _ C"], ...]
     states: tuple[TokenState, ...]
-    output: Float[Array, "B classes"]
+    output: Float[Array, "B ..."]
 
 
 def _empty_if_asked(output: Output) -> Output:
@@ -110,6 +113,24 @@ class ViT(nnx.Module):
             [stack_blocks(count, config, compute=compute, rngs=rngs) for _, count in self.runs()]
         )
         self._make_end(rngs)
+        self._check_restoring()
+
+    def _check_restoring(self) -> None:
+        """Refuse a place for the full grid's return that the method does not have.
+
+        Raises:
+            InputError: if there is none.
+        """
+        decoder, reducer = self.config.decoder, self.reducer
+        where = None if decoder is None else decoder.restore
+        if where == "block" and getattr(reducer, "reconstruct_location", None) is None:
+            raise InputError("restore 'block' needs reconstruct_location, an option of hourglass")
+        if where == "masks" and not reducer.restores_masks:
+            raise InputError(f"{reducer.name} cannot restore 'masks'; use 'tokens'")
+        if where == "masks" and decoder is not None and decoder.taps:
+            raise InputError(
+                f"a decoder of the kind {decoder.kind!r} reads the full grid; restore 'tokens'"
+            )
 
     def _make_tokens(self, rngs: nnx.Rngs) -> None:
         """Create what is added to the patches' projections, and what stands before them."""
@@ -146,6 +167,7 @@ class ViT(nnx.Module):
         self.head = linear(config.num_classes)
         second = config.num_classes if config.pool == "two heads" else 0
         self.distillation_head = linear(second)
+        self.decoder = make_decoder(config, compute=self.compute, rngs=rngs)
 
     def _norm(self, width: int, exists: bool, rngs: nnx.Rngs) -> LayerNorm | None:
         if not exists:
@@ -154,11 +176,12 @@ class ViT(nnx.Module):
 
     def runs(self) -> list[tuple[Layer, int]]:
         """List the segments: a schedule entry and how many blocks in a row share it."""
-        return segments(self.reducer.schedule(self.config), unroll=self.compute.unroll)
+        taps = () if self.config.decoder is None else self.config.decoder.taps
+        return segments(self.reducer.schedule(self.config), unroll=self.compute.unroll, ends=taps)
 
     def __call__(
         self, images: Num[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
-    ) -> Float[Array, "B classes"]:
+    ) -> Float[Array, "B ..."]:
         """Compute what the model says of normalised images.
 
         Args:
@@ -168,7 +191,8 @@ class ViT(nnx.Module):
 
         Returns:
             Logits in float32, or the projected feature; without a head or projection the pooled
-            feature (B, C).
+            feature (B, C). With a decoder a map of the images' size: logits (B, H, W, classes), or
+            depth (B, H, W, 1) in metres.
 
         Raises:
             InputError: if the images have another shape, or are integers.
@@ -178,7 +202,7 @@ class ViT(nnx.Module):
     @_empty_if_asked
     def classify(
         self, images: Num[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
-    ) -> tuple[Float[Array, "B classes"], dict[str, Float[Array, " B"]]]:
+    ) -> tuple[Float[Array, "B ..."], dict[str, Float[Array, " B"]]]:
         """Classify images, and tell what the method has to report of each of them.
 
         Args:
@@ -188,8 +212,26 @@ class ViT(nnx.Module):
         Returns:
             What `model(images)` returns, and `Reducer.report`.
         """
+        if self.config.decoder is not None:
+            masks, state = self._decode(images, draws)
+            return resize_map(masks, self.config.image_shape), self.reducer.report(state)
         x, state, _ = self._encode(images, draws, trace=False)
         return self._finish(x, state), self.reducer.report(state)
+
+    @_empty_if_asked
+    def masks(
+        self, images: Num[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
+    ) -> Float[Array, "B h w n"]:
+        """Compute a decoder's map before it is enlarged to the images' size.
+
+        Args:
+            images: as for calling the model.
+            draws: as for calling the model.
+
+        Raises:
+            InputError: if the model has no decoder.
+        """
+        return self._decode(images, draws)[0]
 
     @_empty_if_asked
     def features(
@@ -203,7 +245,12 @@ class ViT(nnx.Module):
         """
         x, state, steps = self._encode(images, draws, trace=True, collect=True)
         tokens, states = zip(*steps, strict=True)
-        return Features(tokens=tokens, states=states, output=self._finish(x, state))
+        if self.config.decoder is None:
+            output = self._finish(x, state)
+        else:
+            taps = {tap: steps[tap] for tap in self.config.decoder.taps}
+            output = resize_map(self._map(x, state, taps), self.config.image_shape)
+        return Features(tokens=tokens, states=states, output=output)
 
     @_empty_if_asked
     def pooled(
@@ -335,6 +382,51 @@ class ViT(nnx.Module):
             steps += collected
         return x, state, steps
 
+    def _decode(self, images, draws):
+        """Run all blocks and the decoder: its map, and the method's state after the last block."""
+        decoder = self.config.decoder
+        if decoder is None:
+            raise InputError("the model has no decoder; its features are model.dense_features")
+        x, state = self.embed(images, trace=True)
+        taps, index = {}, -1
+        for blocks, layer, drawn in self._segments(draws):
+            (x, state), _ = self._run(x, state, blocks, layer, drawn, collect=False)
+            index += len(drawn)
+            if index in decoder.taps:
+                taps[index] = x, state
+        return self._map(x, state, taps), state
+
+    def _map(self, x, state, taps: dict[int, Any]) -> Float[Array, "B h w n"]:
+        """Make the decoder's map, of the final tokens or of those behind its taps."""
+        decoder, prefix = self.config.decoder, self.config.prefix_tokens
+        assert decoder is not None and self.decoder is not None
+        if decoder.taps:
+            return self.decoder([self._tap(*taps[block]) for block in decoder.taps])
+        if self.reducer.restores_masks and decoder.restore in (None, "masks"):
+            masks = self.decoder(self._normed(x)[:, prefix:])
+            masks = jnp.pad(masks, ((0, 0), (prefix, 0), (0, 0)))
+            masks = self.reducer.restore(masks, state)
+        else:
+            masks = self.decoder(self._restored(x, state, self._normed))
+        return masks.reshape(x.shape[0], *self.config.grid, -1)
+
+    def _tap(self, x, state) -> Tap:
+        """Give a head what it reads of a block; depth is read of what is not normalised."""
+        decoder = self.config.decoder
+        assert decoder is not None
+        norm = self._normed if decoder.task == "segmentation" else self._widened
+        patches = self._restored(x, state, norm).reshape(x.shape[0], *self.config.grid, -1)
+        return Tap(patches, norm(x[:, 0]))
+
+    def _restored(self, x, state, norm) -> Float[Array, "B P C"]:
+        """Normalise tokens, then put them back on the full grid."""
+        if state.dropped is not None:
+            state = dataclasses.replace(state, dropped=norm(state.dropped))
+        return self.reducer.restore(norm(x), state)
+
+    def _widened(self, x: Float[Array, "*rows C"]) -> Float[Array, "*rows C"]:
+        return x.astype(accumulator(self.dtype))
+
     def _segments(self, draws) -> Iterator[tuple[Block, Layer, tuple[Any, ...]]]:
         draws = self.reducer.draws(self.config) if draws is None else draws
         if len(draws) != self.config.depth:
@@ -370,7 +462,7 @@ class ViT(nnx.Module):
 
     def _normed(self, x: Float[Array, "*rows C"]) -> Float[Array, "*rows C"]:
         """Normalise final tokens, in float32, if the model does so before it pools them."""
-        x = x.astype(accumulator(self.dtype))
+        x = self._widened(x)
         return x if self.ln is None else self.ln(x)
 
     def _on_grid(self, x, state) -> Float[Array, "B h w C"]:
@@ -390,7 +482,7 @@ class ViT(nnx.Module):
     def _pool(self, x, state) -> Float[Array, "B C"]:
         """Make one feature of the final tokens, in float32."""
         config, wide = self.config, accumulator(self.dtype)
-        normed = (lambda x: x.astype(wide)) if config.pool_before_norm else self._normed
+        normed = self._widened if config.pool_before_norm else self._normed
         patches, sizes = slice(config.prefix_tokens, None), self.reducer.patch_sizes(x, state)
         if config.pool == "cls":
             feature = normed(x[:, 0])
@@ -411,7 +503,9 @@ class ViT(nnx.Module):
         return feature if self.pooled_ln is None else self.pooled_ln(feature)
 
 
-def segments(layers: tuple[Layer, ...], *, unroll: bool = False) -> list[tuple[Layer, int]]:
+def segments(
+    layers: tuple[Layer, ...], *, unroll: bool = False, ends: tuple[int, ...] = ()
+) -> list[tuple[Layer, int]]:
     """Group consecutive blocks that can share one scanned program.
 
     Blocks share it if their entries are equal and keep the token count.
@@ -419,14 +513,15 @@ def segments(layers: tuple[Layer, ...], *, unroll: bool = False) -> list[tuple[L
     Args:
         layers: the schedule.
         unroll: give every block a segment of its own.
+        ends: blocks that end a segment.
 
     Returns:
         For every segment the entry of its blocks, and how many there are.
     """
     runs: list[tuple[Layer, int]] = []
-    for layer in layers:
+    for index, layer in enumerate(layers):
         same = runs and runs[-1][0] == layer and layer.tokens_in == layer.tokens_out
-        if same and not unroll:
+        if same and not unroll and index - 1 not in ends:
             runs[-1] = (layer, runs[-1][1] + 1)
         else:
             runs.append((layer, 1))
@@ -479,13 +574,13 @@ class CompiledModel:
 
     def __call__(
         self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
-    ) -> Float[Array, "B classes"]:
+    ) -> Float[Array, "B ..."]:
         """Classify images; see `ViT.__call__`."""
         return self.run(self._weights, images, draws, "__call__")
 
     def classify(
         self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
-    ) -> tuple[Float[Array, "B classes"], dict[str, Float[Array, " B"]]]:
+    ) -> tuple[Float[Array, "B ..."], dict[str, Float[Array, " B"]]]:
         """Classify images, with what the method reports; see `ViT.classify`."""
         return self.run(self._weights, images, draws, "classify")
 
@@ -500,6 +595,12 @@ class CompiledModel:
     ) -> Float[Array, "B h w C"]:
         """Compute a feature for every patch; see `ViT.dense_features`."""
         return self.run(self._weights, images, draws, "dense_features")
+
+    def masks(
+        self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
+    ) -> Float[Array, "B h w n"]:
+        """Compute a decoder's map on its own grid; see `ViT.masks`."""
+        return self.run(self._weights, images, draws, "masks")
 
     def pooled(
         self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None

@@ -16,6 +16,7 @@ from hvit_jax.reducers.evo import EvoViT
 from hvit_jax.reducers.hourglass import Hourglass
 from hvit_jax.reducers.smyrf import SMYRF
 from hvit_jax.reducers.tome import ToMe
+from hvit_jax.reducers.tome_dense import ToMeDense
 
 REDUCERS: dict[str, type[Reducer]] = {
     reducer.name: reducer
@@ -27,6 +28,7 @@ REDUCERS: dict[str, type[Reducer]] = {
         ACT,
         ATS,
         ToMe,
+        ToMeDense,
         SMYRF,
     )
 }
@@ -43,6 +45,7 @@ __all__ = [
     "Reducer",
     "SMYRF",
     "ToMe",
+    "ToMeDense",
     "TokenState",
     "as_budgeted",
     "make_reducer",

@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.fields import known, option, steps
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, Reducer, TokenState, initial_state, pool_by_size
 from hvit_jax.ops.arrays import gather
+from hvit_jax.ops.clustering import reconstruct_tokens
 from hvit_jax.ops.selection import (
     best_places,
     descending_order,
@@ -23,6 +24,21 @@ from hvit_jax.ops.selection import (
     keep_best,
     kept_tokens,
 )
+from hvit_jax.ops.sorting import inverse
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Dropping:
+    """One dropping block's choice.
+
+    Attributes:
+        before: the patch tokens that it chose of.
+        order: them by falling score; the first ones stayed.
+    """
+
+    before: Float[Array, "B P C"]
+    order: Int[Array, "B P"]
 
 
 @jax.tree_util.register_dataclass
@@ -32,9 +48,11 @@ class EViTState(TokenState):
 
     Attributes:
         sizes: 1 but for tokens that were fused; None if the method fuses none.
+        droppings: of every dropping block so far, if dropped patches are restored by them.
     """
 
     sizes: Float[Array, "B M"] | None = None
+    droppings: tuple[Dropping, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +86,15 @@ class EViT(Reducer):
     score: str = option(
         "mean", "whose attention counts: all tokens' or CLS's", choices=("mean", "cls")
     )
+    reconstruct_neighbors: int | None = option(
+        None,
+        "restore a dropped patch from so many kept ones that were nearest to it (default: 1 in a "
+        "model with a decoder, as published; else it keeps its last value)",
+        least=1,
+    )
+    reconstruct_temperature: float = option(
+        0.005, "factor on that negative squared distance", above=0
+    )
     pool_by_size: bool = pool_by_size()
 
     @classmethod
@@ -85,7 +112,12 @@ class EViT(Reducer):
         locations = self.drop_locations
         if locations is None:
             locations = tuple(sorted({config.depth * quarter // 4 for quarter in (1, 2, 3)}))
-        resolved = dataclasses.replace(self, drop_locations=locations)
+        neighbors = self.reconstruct_neighbors
+        if neighbors is None and config.decoder is not None:
+            neighbors = 1
+        resolved = dataclasses.replace(
+            self, drop_locations=locations, reconstruct_neighbors=neighbors
+        )
         resolved.check(0 < self.keep_rate <= 1, "keep_rate", "above 0 and at most 1")
         last = config.depth - 1
         inside = all(0 <= location <= last for location in locations)
@@ -139,6 +171,9 @@ class EViT(Reducer):
             coordinates=self._places(state, scores, order, keep),
             sizes=None if state.sizes is None else fuse_dropped(state.sizes, order, keep=keep),
         )
+        if state.source is not None and self.reconstruct_neighbors is not None:
+            dropping = Dropping(x[:, prefix:], order)
+            followed = dataclasses.replace(followed, droppings=(*state.droppings, dropping))
         if state.source is not None:
             followed = followed.moved(x, best_places(order, prefix=prefix, keep=keep, fuse=fuse))
         return keep_best(x, scores, order, prefix=prefix, keep=keep, fuse=fuse), followed
@@ -152,6 +187,29 @@ class EViT(Reducer):
         fused = (weights * ordered[:, keep:]).sum(1, keepdims=True)
         total = jnp.maximum(weights.sum(1, keepdims=True), 1e-12)
         return jnp.concatenate([ordered[:, :keep], fused / total], axis=1)
+
+    def restore(self, tokens: Float[Array, "B N C"], state: EViTState) -> Float[Array, "B P C"]:
+        """Put tokens back, block by block from the last that dropped; see `Reducer.restore`.
+
+        A dropped patch becomes what was made of the kept ones nearest to it, as Liang et al. 2022,
+        arXiv 2210.01035, restore it.
+        """
+        if not state.droppings:
+            return super().restore(tokens, state)
+        patches = tokens[:, state.prefix :]
+        for dropping in reversed(state.droppings):
+            kept = patches[:, : patches.shape[1] - self.fuse_token]
+            ordered = gather(dropping.before, dropping.order)
+            count = kept.shape[1]
+            restored = reconstruct_tokens(
+                ordered[:, count:],
+                ordered[:, :count],
+                kept,
+                k=known(self.reconstruct_neighbors),
+                temperature=self.reconstruct_temperature,
+            )
+            patches = gather(jnp.concatenate([kept, restored], axis=1), inverse(dropping.order))
+        return patches
 
     def patch_sizes(self, x: Float[Array, "B N C"], state: EViTState) -> Float[Array, "B M"] | None:
         """Count the patches of every token; see `Reducer.patch_sizes`."""

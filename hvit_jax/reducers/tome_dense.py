@@ -1,0 +1,123 @@
+"""ToMe for dense prediction: merge tokens around attention and MLP, and put them back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hvit_jax.config import ViTConfig
+from hvit_jax.fields import option, steps
+from hvit_jax.models.block import Block
+from hvit_jax.models.reducer import Layer, Reducer, TokenState
+from hvit_jax.ops import flops
+from hvit_jax.ops.merging import Matching, match_tokens, merge_tokens, unmerge_tokens
+
+
+@dataclass(frozen=True)
+class MergedLayer(Layer):
+    """A block whose attention and MLP run on `merged` tokens less."""
+
+    merged: int = 0
+
+
+@dataclass(frozen=True)
+class ToMeDense(Reducer):
+    """Token merging that every block takes back.
+
+    Bolya et al. 2023, arXiv 2210.09461, as "Expediting Large-Scale Vision Transformer for Dense
+    Prediction" (Liang et al. 2022, arXiv 2210.01035) compares it; Bolya & Hoffman 2023, arXiv
+    2303.17604, do the same in Stable Diffusion.
+
+    Dense prediction needs a value for every patch. So each block merges twice, what attention is
+    computed on and what its MLP is: of the normalised tokens, split in two by turns, the `r` share
+    that are most like one of the other half join it as their plain mean. The result is copied to
+    all that were merged and added to the tokens, of which all stay. Tokens before the patches never
+    merge.
+    """
+
+    name: ClassVar[str] = "tome_dense"
+
+    r: float = option(
+        0.3, "share of the tokens that merge around attention, and again around the MLP", least=0
+    )
+
+    @classmethod
+    def strengths(cls, config: ViTConfig) -> Iterable[ToMeDense]:
+        """Vary the share, up to half of the tokens; see `Reducer.strengths`."""
+        return (cls(r=share / 2) for share in (0, *steps()))
+
+    @classmethod
+    def candidates(cls, config: ViTConfig) -> Iterable[ToMeDense]:
+        """Try three shares; see `Reducer.candidates`."""
+        return (cls(r=share) for share in (0.2, 0.35, 0.5))
+
+    def resolve(self, config: ViTConfig) -> ToMeDense:
+        """Check the share; see `Reducer.resolve`."""
+        self.check(self.r < 1, "r", "a share of the tokens, below 1")
+        return self
+
+    def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
+        """All tokens stay; see `Reducer.schedule`."""
+        tokens = config.num_tokens
+        merged = min(int(self.r * tokens), config.num_patches // 2)
+        mode = "merge" if merged else "dense"
+        return (MergedLayer(tokens, tokens, mode, merged),) * config.depth
+
+    def block(
+        self, block: Block, x: Float[Array, "B N C"], state: TokenState, layer: Layer, draws: Any
+    ) -> tuple[Float[Array, "B N C"], TokenState]:
+        """Run attention and MLP on merged tokens; see `Reducer.block`."""
+        if not isinstance(layer, MergedLayer) or layer.mode == "dense":
+            return block(x, state.coordinates), state
+        merge = _Merge(block.ln_1(x), layer.merged, state.prefix)
+        places = None if state.coordinates is None else merge.places(state.coordinates)
+        attended = block.attend(*block.project_qkv(merge.tokens, places))
+        x = x + merge.undo(block.project(attended))
+        merge = _Merge(block.ln_2(x), layer.merged, state.prefix)
+        return x + merge.undo(block.run_mlp(merge.tokens)), state
+
+    def block_flops(self, config: ViTConfig, layer: Layer) -> int:
+        """Count attention and MLP on what is left, the norms and residuals on all tokens."""
+        assert isinstance(layer, MergedLayer)
+        tokens, width = layer.tokens_in, config.width
+        left = tokens - layer.merged
+        total = flops.block(config, left, left)
+        if layer.merged:
+            odd = tokens // 2
+            similarity = (tokens + (tokens - odd) * odd) * width
+            total += 2 * (similarity + layer.merged * width) + 10 * layer.merged * width
+        return total
+
+
+class _Merge:
+    """One merging of normalised tokens, and how it is taken back."""
+
+    def __init__(self, x: Float[Array, "B N C"], r: int, prefix: int):
+        # An even number of the tokens before the patches is left out; see `ToMe`.
+        self.apart = prefix - prefix % 2
+        self.prefix = prefix
+        self.matching: Matching = match_tokens(
+            x[:, self.apart :], r=r, class_token=bool(prefix % 2)
+        )
+        self.tokens = self._merged(x)
+
+    def _merged(self, x):
+        rest = x[:, self.apart :]
+        merged, _ = merge_tokens(rest, jnp.ones(rest.shape[:2], jnp.float32), self.matching)
+        return jnp.concatenate([x[:, : self.apart], merged], axis=1)
+
+    def places(self, coordinates: Float[Array, "b P 2"]) -> Float[Array, "B M 2"]:
+        """Average the coordinates of patches that merged."""
+        batch = self.tokens.shape[0]
+        coordinates = jnp.broadcast_to(coordinates, (batch, *coordinates.shape[1:]))
+        padded = jnp.pad(coordinates, ((0, 0), (self.prefix, 0), (0, 0)))
+        return self._merged(padded)[:, self.prefix :]
+
+    def undo(self, x: Float[Array, "B M C"]) -> Float[Array, "B N C"]:
+        """Copy results to all tokens that were merged."""
+        rest = unmerge_tokens(x[:, self.apart :], self.matching)
+        return jnp.concatenate([x[:, : self.apart], rest], axis=1)

@@ -48,7 +48,7 @@ def _interpolated(places: np.ndarray, size: int, *, weights: Weights, support: i
     return matrix
 
 
-def _antialiased(size: int, out: int, *, weights: Weights, support: float) -> np.ndarray:
+def _antialiased(size: int, out: int, *, weights: Weights, support: int) -> np.ndarray:
     """Weigh all entries under a kernel that is as wide as the larger of the two cells."""
     scale = size / out
     factor = max(scale, 1.0)

@@ -52,11 +52,14 @@ def load(
         InputError: (a ValueError) for anything wrong with the checkpoint or the options.
     """
     reducer = make_reducer(method, **method_args)
-    config = with_resolution(read_description(checkpoint_dir).config, resolution)
+    description = read_description(checkpoint_dir)
+    config = with_resolution(description.config, resolution)
     # Compute takes types, too, and names them.
     compute = Compute(cast(str, dtype), cast(str, param_dtype), attention, gelu, unroll)
     reducer.resolve(config)
-    return build_model(config, reducer, fitted_parameters(checkpoint_dir, config), compute)
+    model = build_model(config, reducer, fitted_parameters(checkpoint_dir, config), compute)
+    model.preprocessing, model.windows = description.preprocessing, description.windows
+    return model
 
 
 def create(

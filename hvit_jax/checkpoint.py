@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
-from hvit_jax.config import Preprocessing, ViTConfig
+from hvit_jax.config import Preprocessing, ViTConfig, Windows
 from hvit_jax.errors import InputError
 from hvit_jax.fields import from_json
 from hvit_jax.models.parameters import Tree, abstract_parameters, count_parameters, flatten
@@ -49,6 +49,7 @@ class Description:
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
     classes: tuple[str, ...] = ()  # In the head's order; empty if they are not known.
     preprocessing: Preprocessing = Preprocessing()
+    windows: Windows = Windows()  # Of models that make maps.
 
 
 def save_checkpoint(
@@ -153,13 +154,15 @@ def parse_description(content: dict[str, Any]) -> Description:
     """
     sizes, classes = dict(content["config"]), tuple(content["classes"])
     config = from_json(ViTConfig, sizes)
-    if classes and len(set(classes)) != config.num_classes:
-        raise InputError(f"{len(set(classes))} different classes for {config.num_classes} outputs")
+    outputs = config.num_classes if config.decoder is None else config.decoder.outputs
+    if classes and len(set(classes)) != outputs:
+        raise InputError(f"{len(set(classes))} different classes for {outputs} outputs")
     return Description(
         config,
         dict(content["source"]),
         classes,
         from_json(Preprocessing, content.get("preprocessing", {})),
+        from_json(Windows, content.get("windows", {})),
     )
 
 

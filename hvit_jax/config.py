@@ -445,6 +445,67 @@ class Preparing(Options):
         return dataclasses.replace(stored, **given)
 
 
+_WINDOWS = "windows that pictures are cut into"
+
+
+@dataclass(frozen=True)
+class Windows(Options):
+    """How a picture of any size is scaled, and cut into windows of one size, to make a map of it.
+
+    Checkpoints store theirs, and commands may change it. What is None in both is as the texts say.
+
+    Raises:
+        InputError: for a value that is not accepted.
+    """
+
+    short_side: int | None = option(
+        None,
+        "scale pictures so that the short side has so many pixels; 0: not at all (default: the "
+        "checkpoint's, else 0)",
+        metavar="PIXELS",
+        least=0,
+        most=LARGEST,
+        group=_WINDOWS,
+    )
+    long_side: int | None = option(
+        None,
+        "but so that the long side has no more than these (default: the checkpoint's, else any)",
+        metavar="PIXELS",
+        least=1,
+        most=LARGEST,
+        group=_WINDOWS,
+    )
+    window: int | tuple[int, int] | None = option(
+        None,
+        "size of a window, one number or height,width (default: the checkpoint's, else its "
+        "resolution)",
+        least=1,
+        most=LARGEST,
+        group=_WINDOWS,
+    )
+    stride: int | tuple[int, int] | None = option(
+        None,
+        "pixels from one window to the next, at most a window (default: the checkpoint's, else "
+        "windows side by side)",
+        least=1,
+        most=LARGEST,
+        group=_WINDOWS,
+    )
+    small: str | None = option(
+        None,
+        "what becomes of pictures that are smaller than a window (default: the checkpoint's, else "
+        "enlarge)",
+        choices=("enlarge", "pad"),
+        group=_WINDOWS,
+    )
+
+    def over(self, stored: Windows) -> Windows:
+        """Give a checkpoint's windows with what is changed of them."""
+        names = [field.name for field in dataclasses.fields(self)]
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return dataclasses.replace(stored, **given)
+
+
 def crop_share(kept: int, resized: int) -> float:
     """Find the `crop_pct` under which a side of `resized` pixels is cut to `kept`, exactly."""
     share = kept / resized

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from hvit_jax.config import Compute, ViTConfig
+from hvit_jax.config import Compute, Preprocessing, ViTConfig, Windows
 from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block, LayerNorm, stack_blocks
 from hvit_jax.models.decoders import Tap, make_decoder
@@ -72,7 +72,14 @@ class ViT(nnx.Module):
 
     Which one it is, SWAG's, DINOv2's or another, its configuration says. Blocks that run alike are
     stacked and scanned; see `segments`.
+
+    Attributes:
+        preprocessing: how its checkpoint wants pictures to be prepared.
+        windows: how it wants them cut, of models that make maps.
     """
+
+    preprocessing: Preprocessing = Preprocessing()
+    windows: Windows = Windows()
 
     def __init__(
         self,

@@ -12,7 +12,9 @@ def count_flops(config: ViTConfig, reducer: Reducer) -> int:
     """Count a whole model for one image, in the tables' convention.
 
     Args:
-        config: the model's sizes; the tables' 1000-class head is counted whatever its head is.
+        config: the model's sizes; the tables' 1000-class head is counted whatever its head is,
+            unless a projection or a decoder stands in its place. A decoder with taps restores each
+            of them, which is counted as if all stood behind the last block.
         reducer: the method.
 
     Returns:
@@ -21,8 +23,15 @@ def count_flops(config: ViTConfig, reducer: Reducer) -> int:
     reducer = reducer.resolve(config)
     layers = reducer.schedule(config)
     blocks = sum(reducer.block_flops(config, layer) for layer in layers)
-    around = stem_and_head(config, layers[-1].tokens_out) + reducer.encoder_dropout_flops(config)
-    return around + blocks
+    tokens, patches = layers[-1].tokens_out, config.num_patches
+    restoring, decoder = 0, config.decoder
+    if decoder is not None:
+        spreads = reducer.spreads_masks(config)
+        patches = tokens - config.prefix_tokens if spreads else patches
+        channels = decoder.outputs if spreads else config.width
+        restoring = max(1, len(decoder.taps)) * reducer.restore_flops(config, channels)
+    around = stem_and_head(config, tokens, patches) + reducer.encoder_dropout_flops(config)
+    return around + blocks + restoring
 
 
 def at_cost(method: str, config: ViTConfig, share: float) -> Reducer:

@@ -35,9 +35,10 @@ def describe_configuration(config: ViTConfig, reducer: Reducer) -> dict[str, Any
     Returns:
         Method, model, arguments, and the resolution as [height, width].
     """
+    decoder = "" if config.decoder is None else f" + {config.decoder.kind}"
     return {
         "method": reducer.name,
-        "model": model_name(config),
+        "model": model_name(config) + decoder,
         "args": reducer.options(),
         "resolution": list(config.image_shape),
     }

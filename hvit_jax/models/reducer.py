@@ -239,6 +239,13 @@ class Reducer(InPictures, Options):
         """
         return None
 
+    def spreads_masks(self, config: ViTConfig) -> bool:
+        """Tell whether a decoder runs on the tokens that are left, and `restore` gets its masks."""
+        decoder = config.decoder
+        if decoder is None or decoder.taps:
+            return False
+        return self.restores_masks and decoder.restore in (None, "masks")
+
     def report(self, state: TokenState) -> dict[str, Float[Array, " B"]]:
         """Count, for every image, what a user should hear of, such as budgets that overflowed."""
         return {}
@@ -249,6 +256,10 @@ class Reducer(InPictures, Options):
         Attention is counted on the tokens that enter and the MLP on those that leave.
         """
         return flops.block(config, layer.tokens_in, layer.tokens_out)
+
+    def restore_flops(self, config: ViTConfig, channels: int) -> int:
+        """Count `restore` of so many channels a token; where it only gathers, nothing."""
+        return 0
 
     def encoder_dropout_flops(self, config: ViTConfig) -> int:
         """Count the dropout after the position embedding, which the tables include."""

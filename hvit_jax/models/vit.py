@@ -409,7 +409,7 @@ class ViT(nnx.Module):
         assert decoder is not None and self.decoder is not None
         if decoder.taps:
             return self.decoder([self._tap(*taps[block]) for block in decoder.taps])
-        if self.reducer.restores_masks and decoder.restore in (None, "masks"):
+        if self.reducer.spreads_masks(self.config):
             masks = self.decoder(self._normed(x)[:, prefix:])
             masks = jnp.pad(masks, ((0, 0), (prefix, 0), (0, 0)))
             masks = self.reducer.restore(masks, state)

@@ -15,6 +15,9 @@ from hvit_jax.models.reducer import Reducer
 from hvit_jax.profiling.results import Measurement
 from hvit_jax.published import describe_configuration, find_published, published_rows
 from hvit_jax.reducers import REDUCERS, Budgeted, make_reducer
+from hvit_jax.segmenter import row_gflops, segmenter_config, segmenter_method, segmenter_rows
+
+SEGMENTER = "segmenter"
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Case:
     reducer: Reducer  # Resolved for the model.
     batch: int  # Images at once, for the throughput.
     published: dict[str, Any] | None  # Its published results, with the speed-up over dense.
+    table_gflops: float | None = None  # GFLOPs as the Segmenter tables count them.
 
     @property
     def gflops(self) -> float:
@@ -38,6 +42,7 @@ class Case:
             batch=self.batch,
             dtype=dtype,
             gflops=self.gflops,
+            table_gflops=self.table_gflops,
             tokens=[layer.tokens_out for layer in self.reducer.schedule(self.config)],
             published=self.published,
         )
@@ -54,7 +59,9 @@ def make_case(config: ViTConfig, reducer: Reducer, batch: int) -> Case:
 
 
 def published_cases(selection: str, *, batch: int) -> list[Case]:
-    """List the published configurations: all, or those of a method or a model.
+    """List the published configurations: all of classification, or those of a method or a model.
+
+    `segmenter` lists those of segmentation.
 
     ATS and ACT get budgets for as many tokens or clusters as their published GFLOPs imply and 15 %
     more; without budgets they would save nothing.
@@ -62,8 +69,10 @@ def published_cases(selection: str, *, batch: int) -> list[Case]:
     Raises:
         InputError: for an unknown selection.
     """
-    if selection not in ("all", *REDUCERS, *MODELS):
-        raise unknown("choice of rows", selection, ("all", *REDUCERS, *MODELS))
+    if selection not in ("all", SEGMENTER, *REDUCERS, *MODELS):
+        raise unknown("choice of rows", selection, ("all", SEGMENTER, *REDUCERS, *MODELS))
+    if selection == SEGMENTER:
+        return [_segmenter_case(row, batch) for row in segmenter_rows()]
     cases = []
     for row in published_rows():
         if selection in ("all", row["method"], row["model"]):
@@ -74,6 +83,21 @@ def published_cases(selection: str, *, batch: int) -> list[Case]:
                 reducer = reducer.with_budgets(round(1.15 * implied))
             cases.append(Case(config, reducer.resolve(config), batch, _results(row)))
     return cases
+
+
+def _segmenter_case(row: dict[str, Any], batch: int) -> Case:
+    """Make the case of a window of a published Segmenter."""
+    config, reducer = segmenter_config(row["dataset"]), segmenter_method(row)
+    (dense,) = (
+        each["published"]
+        for each in segmenter_rows()
+        if (each["method"], each["dataset"]) == ("dense", row["dataset"])
+    )
+    published = {**row["published"], "data_set": row["dataset"]}
+    published["speedup"] = published["throughput"] / dense["throughput"]
+    if "gflops_note" in row:
+        published["note"] = row["gflops_note"]
+    return Case(config, reducer.resolve(config), batch, published, row_gflops(row))
 
 
 def _results(row: dict[str, Any]) -> dict[str, Any]:

@@ -44,9 +44,9 @@ class ProfileConfig(Options):
     )
     rows: str | None = option(
         None,
-        "the published rows: all, or those of a method or model; ATS and ACT with the budgets that "
-        "their published GFLOPs imply",
-        metavar="all|METHOD|MODEL",
+        "the published rows: all, or those of a method, a model or segmenter; ATS and ACT with the "
+        "budgets that their published GFLOPs imply",
+        metavar="all|METHOD|MODEL|segmenter",
     )
     sweep: str | None = option(None, "measure several batch sizes", metavar="batch=N,N")
     compute: Compute = nested(Compute, leave=("param_dtype", "remat"), choices=IN_COMMANDS)

@@ -59,6 +59,7 @@ class Measurement(Row):
     """A row of `hvit profile`; figures that were not measured are None."""
 
     tokens: list[int]  # That leave each block, CLS included.
+    table_gflops: float | None = None  # GFLOPs of a window as the Segmenter tables count them.
     published: dict[str, Any] | None = None  # The published results of this configuration.
     parameters: int | None = None  # How many numbers the model has.
     # Billions of operations a batch, as the compiler counts them: a loop's body once, a library's
@@ -94,7 +95,9 @@ def _published(name: str) -> Callable[[Measurement], Any]:
 
 _COLUMNS: tuple[tuple[str, Callable[[Measurement], Any], str], ...] = (
     ("GFLOPs", lambda row: row.gflops, "{:.3f}"),
+    ("Segmenter's GFLOPs", lambda row: row.table_gflops, "{:.3f}"),
     ("published", _published("gflops"), "{:.1f}"),
+    ("mIoU published", _published("miou"), "{:.2f}"),
     ("top-1 published", _published("top1"), "{:.1f}"),
     ("images/s", lambda row: row.throughput, "{:.1f}"),
     ("x dense", lambda row: row.speedup_over_dense, "{:.2f}"),

@@ -15,6 +15,7 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.fields import known, option, steps
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, Reducer, TokenState, initial_state, pool_by_size
+from hvit_jax.ops import flops
 from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.clustering import reconstruct_tokens
 from hvit_jax.ops.selection import (
@@ -214,6 +215,18 @@ class EViT(Reducer):
     def patch_sizes(self, x: Float[Array, "B N C"], state: EViTState) -> Float[Array, "B M"] | None:
         """Count the patches of every token; see `Reducer.patch_sizes`."""
         return state.sizes if self.pool_by_size else None
+
+    def restore_flops(self, config: ViTConfig, channels: int) -> int:
+        """Count the reconstruction of dropped patches; see `Reducer.restore_flops`."""
+        if self.reconstruct_neighbors is None:
+            return 0
+        total, outside = 0, config.prefix_tokens + self.fuse_token
+        for layer in self.schedule(config):
+            if layer.mode == "drop":
+                kept = layer.tokens_out - outside
+                dropped = layer.tokens_in - config.prefix_tokens - kept
+                total += flops.nearest_sums(config, dropped, kept, channels)
+        return total
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:
         """Count the block, the head-mean of its scores and the fused token."""

@@ -273,9 +273,16 @@ class Hourglass(Reducer):
             update = pairs * (2 + 5 + width) + clusters * width
             total += 3 * pairs + self.cluster_iters * (distances + update)
         elif layer.mode == "reconstruct":
-            # Temperature, norm, division, weighted sum.
-            total += distances + pairs * (3 + width)
+            total += flops.nearest_sums(config, patches, clusters, width)
         return total
+
+    def restore_flops(self, config: ViTConfig, channels: int) -> int:
+        """Count the reconstruction of the grid; see `Reducer.restore_flops`."""
+        if self.reconstruct_location is not None:
+            return 0
+        return flops.nearest_sums(
+            config, config.num_patches, math.prod(self.cluster_grid), channels
+        )
 
     def encoder_dropout_flops(self, config: ViTConfig) -> int:
         """Count dropout once a block, as the tables do for this method."""

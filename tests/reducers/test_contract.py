@@ -56,6 +56,7 @@ CASES = {
         {"keep_rate": 0.6, "drop_locations": (1, 2)}, neutral={"keep_rate": 1.0}, rounding=0.1
     ),
     "tome": Case({"r": 6}, neutral={"r": 0}, holds="some"),
+    "tome_dense": Case({"r": 0.3}, neutral={"r": 0.0}, rounding=0.1),
     # Near the edge of a bin or cluster, roundings decide too.
     "act": Case({"q_hashes": 8}, neutral={"group_queries": False}, rounding=0.1),
     # ATS has no neutral setting: an image never keeps the patch that scores lowest. Random weights

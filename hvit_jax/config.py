@@ -362,6 +362,7 @@ class Compute(Options):
         return jnp.dtype(self.dtype), jnp.dtype(self.param_dtype or self.dtype)
 
 
+Triple = tuple[float, float, float]  # Of red, green and blue.
 # ImageNet's mean and standard deviation of red, green and blue, on a scale from 0 to 1.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 from PIL import Image
 
-from hvit_jax.config import MEAN, STD, Preprocessing
+from hvit_jax.config import MEAN, STD, Preprocessing, Triple
 from hvit_jax.data.picture import to_rgb
-
-Triple = tuple[float, float, float]
 
 
 def resized_size(
@@ -88,12 +86,12 @@ def resize_and_crop(
 
 
 def normalize(
-    pixels: UInt8[Array | np.ndarray, "*B H W 3"], mean: Triple = MEAN, std: Triple = STD
+    pixels: Num[Array | np.ndarray, "*B H W 3"], mean: Triple = MEAN, std: Triple = STD
 ) -> Float[Array, "*B H W 3"]:
     """Scale bytes to [0, 1], subtract the mean and divide by the deviation.
 
     Args:
-        pixels: prepared pictures, from `resize_and_crop`.
+        pixels: prepared pictures, such as from `resize_and_crop`, from 0 to 255.
         mean: of red, green and blue; default: ImageNet's.
         std: their standard deviations; default: ImageNet's.
 

@@ -50,7 +50,8 @@ def option(
             something else, which the help then names.
         help: one line for `--help`; the default is added to it.
         short: a one-letter flag such as "-l".
-        choices: the only values that are accepted, if limited.
+        choices: the only values that are accepted, if limited; the only words, of an option that
+            takes numbers too.
         least: the smallest number that is accepted, if limited.
         most: the largest one, if limited.
         above: what a number must be larger than, if limited.
@@ -218,13 +219,13 @@ def checked_value(field: dataclasses.Field, hint: Any, value: Any, label: str) -
     if isinstance(value, tuple) and hint == tuple[Path, ...]:
         value = tuple(Path(item) if isinstance(item, str) else item for item in value)
     items = [each for each in (value if isinstance(value, tuple) else (value,)) if each is not None]
-    choices = field.metadata.get("choices")
+    choices, numbers = field.metadata.get("choices"), {int, float} & {*kinds}
     for item in items:
-        if choices and item not in choices:
+        if choices and item not in choices and not (numbers and isinstance(item, int | float)):
             # Closer than gpu is to tpu.
             near = difflib.get_close_matches(str(item), map(str, choices), n=1, cutoff=0.7)
             nearest = f", did you mean {near[0]}?" if near else ""
-            known = ", ".join(map(str, choices))
+            known = ", ".join([*(["a number"] if numbers else []), *map(str, choices)])
             raise InputError(f"{label} must be one of {known}: {item!r}{nearest}")
     if not matches(value, hint):
         raise InputError(f"{label} must be {_describe(hint)}, got {value!r}")
@@ -235,6 +236,8 @@ def checked_value(field: dataclasses.Field, hint: Any, value: Any, label: str) -
     bounds = {name: field.metadata.get(name) for name in _BOUNDS}
     bounds = {name: bound for name, bound in bounds.items() if bound is not None}
     for item in items:
+        if isinstance(item, str):
+            continue
         if not all(_BOUNDS[name][1](item, bound) for name, bound in bounds.items()):
             wanted = (f"{_BOUNDS[name][0]} {_plain(bound)}" for name, bound in bounds.items())
             raise InputError(f"{label} must be {' and '.join(wanted)}, got {_plain(item)}")

@@ -11,6 +11,10 @@ from hvit_jax.errors import InputError
 from hvit_jax.ops.arrays import softmax
 from hvit_jax.ops.precision import accumulator, accurate_einsum
 
+# Of the automatic temperature of clustering: measured on several models, see
+# docs/methods/hourglass.md; half or twice as much serves about as well.
+TIGHTNESS = 8.0
+
 
 def pooling_matrix(size: int, out: int) -> np.ndarray:
     """Adaptive average pooling along one axis as a matrix.
@@ -98,6 +102,25 @@ def closeness(x: Float[Array, "B P C"], centroids: Float[Array, "B K C"]) -> Flo
     return 2 * products(x, centroids) - jnp.square(centroids).sum(-1)[:, None, :]
 
 
+def scale_free_temperature(
+    x: Float[Array, "B P C"], scores: Float[Array, "B P K"]
+) -> Float[Array, "B 1 1"]:
+    """Measure the temperature at which a picture's patches are 1 from their nearest centroids.
+
+    It is 1 / their mean squared distance, so that tokens s times as large get 1 / s^2 of it, and
+    the same weights.
+
+    Args:
+        x: patches.
+        scores: their `closeness` to centroids; -inf for those that they may not join.
+    """
+    norms = jnp.square(x.astype(scores.dtype)).sum(-1)
+    distance = (norms - scores.max(-1)).mean(-1)
+    # Where patches equal their centroids, distances are roundings, which shall not become large.
+    least = 1e-6 * norms.mean(-1) + 1e-30
+    return jax.lax.stop_gradient(1 / jnp.maximum(distance, least))[:, None, None]
+
+
 def cluster_tokens(
     x: Float[Array, "B P C"],
     *,
@@ -105,7 +128,7 @@ def cluster_tokens(
     clusters: tuple[int, int],
     window: int = 5,
     iters: int = 5,
-    temperature: float = 1.0,
+    temperature: float | str = 1.0,
     places: Float[Array, "b P 2"] | None = None,
 ) -> tuple[Float[Array, "B K C"], Float[Array, "B K 2"] | None]:
     """Cluster a grid of patch tokens to a grid of centroids by local soft k-means.
@@ -116,16 +139,22 @@ def cluster_tokens(
         clusters: rows and columns of centroids; K is their product.
         window: a patch may join only centroids within `window // 2` rows and columns of its own.
         iters: k-means iterations.
-        temperature: factor on the negative squared distance in the softmax over centroids.
+        temperature: factor on the negative squared distance in the softmax over centroids. "auto":
+            `TIGHTNESS` times the `scale_free_temperature` of the first centroids.
         places: coordinates of the patches, of which each centroid takes the same mean as of them.
 
     Returns:
         Centroids in float32, row-major over the cluster grid, and their coordinates, or None.
     """
     mask = jnp.asarray(window_mask(grid, clusters, window))[None]
+    first = pool_tokens(x, grid=grid, clusters=clusters)
+    factor = temperature
+    if isinstance(factor, str):
+        within = jnp.where(mask, closeness(x, first), -jnp.inf)
+        factor = TIGHTNESS * scale_free_temperature(x, within)
 
     def affinity(centroids):
-        scores = jnp.where(mask, temperature * closeness(x, centroids), -jnp.inf)
+        scores = jnp.where(mask, factor * closeness(x, centroids), -jnp.inf)
         # The weights are rounded before they are summed, so that they still average exactly.
         return softmax(scores).astype(x.dtype)
 
@@ -137,10 +166,9 @@ def cluster_tokens(
     def update(_, centroids):
         return mean(affinity(centroids), x)
 
-    centroids = pool_tokens(x, grid=grid, clusters=clusters)
     if places is None:
-        return jax.lax.fori_loop(0, iters, update, centroids), None
-    weights = affinity(jax.lax.fori_loop(0, iters - 1, update, centroids))
+        return jax.lax.fori_loop(0, iters, update, first), None
+    weights = affinity(jax.lax.fori_loop(0, iters - 1, update, first))
     places = jnp.broadcast_to(places, (x.shape[0], *places.shape[1:]))
     return mean(weights, x), mean(weights.astype(places.dtype), places)
 
@@ -156,7 +184,7 @@ def reconstruct_tokens(
     tokens: Float[Array, "B K E"],
     *,
     k: int = 3,
-    temperature: float = 0.05,
+    temperature: float | str = 0.05,
     normalize: str = "l2",
 ) -> Float[Array, "B P E"]:
     """Spread processed centroids over the grid of patches.
@@ -169,7 +197,7 @@ def reconstruct_tokens(
         centroids: centroids right after clustering, in the same space as `before`.
         tokens: the centroids after later blocks.
         k: neighbours; ties with the k-th are kept; negative keeps all.
-        temperature: factor on the negative squared distance.
+        temperature: factor on the negative squared distance; "auto": `scale_free_temperature`.
         normalize: "l2" scales a patch's weights to unit L2 norm, as the original does; "sum" makes
             them sum to 1, as the paper writes.
 
@@ -179,7 +207,10 @@ def reconstruct_tokens(
     Differs from the original: weights are taken relative to the nearest centroid's, which the
     normalisation cancels, so that they do not underflow for distant centroids.
     """
-    scores = temperature * closeness(before, centroids)
+    scores = closeness(before, centroids)
+    automatic = isinstance(temperature, str)
+    factor = scale_free_temperature(before, scores) if automatic else temperature
+    scores = factor * scores
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
     if normalize not in ("l2", "sum"):
         raise InputError(f"normalize must be 'l2' or 'sum', got {normalize!r}")

@@ -83,7 +83,14 @@ class Hourglass(Reducer):
     )
     cluster_iters: int = option(5, "iterations of the soft k-means", least=1)
     cluster_window: int = option(5, "side of the window of centroids that a patch may join; odd")
-    cluster_temperature: float = option(1.0, "factor on the negative squared distance", above=0)
+    cluster_temperature: float | str = option(
+        1.0,
+        "factor on the negative squared distance; auto: from the distances in each picture, for "
+        "models of any scale",
+        choices=("auto",),
+        above=0,
+        metavar="X|auto",
+    )
     reconstruct_location: int | None = option(
         None,
         "put all patches back after this block, a later one than cluster_location (default: never)",
@@ -91,8 +98,12 @@ class Hourglass(Reducer):
     reconstruct_neighbors: int = option(
         3, "nearest centroids that a patch is reconstructed from; negative: all"
     )
-    reconstruct_temperature: float = option(
-        0.05, "factor on that negative squared distance", above=0
+    reconstruct_temperature: float | str = option(
+        0.05,
+        "factor on that negative squared distance; auto: as for clustering",
+        choices=("auto",),
+        above=0,
+        metavar="X|auto",
     )
     reconstruct_normalize: str = option(
         "l2",
@@ -272,6 +283,7 @@ class Hourglass(Reducer):
         if isinstance(layer, ClusterLayer):
             update = pairs * (2 + 5 + width) + clusters * width
             total += 3 * pairs + self.cluster_iters * (distances + update)
+            total += distances * (self.cluster_temperature == "auto")
         elif layer.mode == "reconstruct":
             total += flops.nearest_sums(config, patches, clusters, width)
         return total

@@ -51,6 +51,21 @@ CASES = {
         },
         holds="any",
     ),
+    "hourglass-auto": Case(
+        {
+            "cluster_location": 1,
+            "num_clusters": (3, 4),
+            "cluster_temperature": "auto",
+            "reconstruct_temperature": "auto",
+        },
+        neutral={
+            "cluster_location": 1,
+            "num_clusters": (6, 8),
+            "cluster_window": 1,
+            "cluster_temperature": "auto",
+        },
+        holds="any",
+    ),
     # As for ATS below: attention is nearly uniform, so that roundings decide which patches stay.
     "evit": Case(
         {"keep_rate": 0.6, "drop_locations": (1, 2)}, neutral={"keep_rate": 1.0}, rounding=0.1

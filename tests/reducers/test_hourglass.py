@@ -5,7 +5,7 @@ import pytest
 import hvit_jax
 from hvit_jax import InputError
 from hvit_jax.ops import flops
-from hvit_jax.ops.clustering import reconstruct_tokens
+from hvit_jax.ops.clustering import cluster_tokens, pool_tokens, reconstruct_tokens
 from hvit_jax.reducers import Hourglass
 from tests.small_models import compute_features
 
@@ -47,6 +47,46 @@ def test_reconstructs_inside_the_model(small_config, images, options, arguments)
     np.testing.assert_allclose(found.tokens[2][:, 1:], grid, atol=1e-5)
     np.testing.assert_allclose(found.tokens[3], expected, atol=1e-5)
     np.testing.assert_allclose(hvit_jax.jit_model(model)(images), found.output, atol=1e-5)
+
+
+SIZES = {"grid": (6, 8), "clusters": (3, 4)}
+
+
+def distances(x, centroids):
+    return np.square(np.asarray(x)[:, None] - np.asarray(centroids)[None]).sum(-1)
+
+
+def test_automatic_temperatures_are_those_of_each_pictures_distances():
+    """One picture at a time, its distances taken by hand; every window holds all 12 centroids."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 48, 5)), jnp.float32)
+    x = x * jnp.array([1.0, 30.0])[:, None, None]
+    options = {**SIZES, "window": 7}
+    found, _ = cluster_tokens(x, **options, temperature="auto")
+    spread = reconstruct_tokens(x, found, found, temperature="auto")
+    for row in (0, 1):
+        only = x[row : row + 1]
+        first = distances(x[row], pool_tokens(only, **SIZES)[0]).min(1).mean()
+        expected, _ = cluster_tokens(only, **options, temperature=float(8 / first))
+        np.testing.assert_allclose(found[row], expected[0], rtol=1e-4, atol=1e-4)
+        last = distances(x[row], found[row]).min(1).mean()
+        wanted = reconstruct_tokens(
+            only, found[row][None], found[row][None], temperature=float(1 / last)
+        )
+        np.testing.assert_allclose(spread[row], wanted[0], rtol=1e-4, atol=1e-4)
+
+
+def test_automatic_temperatures_do_not_know_a_models_scale():
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(1, 48, 5)), jnp.float32)
+    small, large = (
+        cluster_tokens(scale * x, **SIZES, temperature="auto")[0] / scale for scale in (0.01, 100.0)
+    )
+    np.testing.assert_allclose(small, large, rtol=1e-4, atol=1e-5)
+    level = jnp.ones_like(x).at[:, :, 0].set(1000.0)
+    flat, _ = cluster_tokens(level, **SIZES, temperature="auto")
+    np.testing.assert_allclose(flat, level[:, :12], rtol=1e-5)
+    back = reconstruct_tokens(level, flat, flat, temperature="auto", normalize="sum")
+    np.testing.assert_allclose(back, level, rtol=1e-5)
+    np.testing.assert_array_equal(cluster_tokens(0 * x, **SIZES, temperature="auto")[0], 0)
 
 
 def test_every_patch_is_its_own_token_again(small_config, images):
@@ -98,6 +138,7 @@ def test_blocks_behind_run_on_all_patches(small_config):
         ({"cluster_location": 3, "reconstruct_location": 3}, "no block is left behind"),
         ({"reconstruct_neighbors": 0}, "at least 1, or negative for all"),
         ({"reconstruct_temperature": 0.0}, "above 0"),
+        ({"cluster_temperature": "warm"}, "must be one of a number, auto: 'warm'"),
         ({"reconstruct_normalize": "max"}, "one of l2, sum"),
     ],
 )

@@ -95,11 +95,11 @@ def _choose_form(read: StateDict, stated: Stated) -> tuple[Form, _Matches]:
     forms = [_form(layout, index, read.shapes) for layout in LAYOUTS]
     wanted = _SAME_TABLE.get(stated.layout or "", (stated.layout,))
 
-    def likeness(each: tuple[Form, _Matches]) -> tuple[int, bool, bool]:
+    def likeness(each: tuple[Form, _Matches]) -> tuple[bool, int, bool, bool]:
         layout, root = each[0].layout, each[0].names.get("root", "")
         key, axes = layout.mark or ("", 0)
         marked = len(read.shapes.get(f"{root}{key}", ())) == axes > 0
-        return len(each[1]), layout.name in wanted, marked
+        return _anchored(layout, each[1]), len(each[1]), layout.name in wanted, marked
 
     form, matches = max(forms, key=likeness)
     if not any(entry.stacked for entry, _ in matches.values()):
@@ -115,6 +115,11 @@ def _choose_form(read: StateDict, stated: Stated) -> tuple[Form, _Matches]:
             f"{read.name} are those of {form.layout.name}"
         )
     return dataclasses.replace(form, chunks=read.said.get("chunks", 0)), matches
+
+
+def _anchored(layout: Layout, matches: _Matches) -> bool:
+    """Tell whether a layout knows the start of a model, which a text tower does not have."""
+    return any(row.path in layout.anchors for row, _ in matches.values())
 
 
 def _index(keys: Iterable[str]) -> dict[str, list[tuple[str, int]]]:
@@ -146,7 +151,9 @@ def _form(
         forms = [dataclasses.replace(form, names={**form.names, name: word}) for word in words]
         fitting = [each for each in forms if known(rows, each)]
         if len(fitting) == 1 or (fitting and name != "head"):  # Two heads are layers of one.
-            form = max(fitting, key=lambda each: len(known(rows, each)))
+            matches = [known(rows, each) for each in fitting]
+            best = max(matches, key=lambda each: (_anchored(layout, each), len(each)))
+            form = fitting[matches.index(best)]
     variants: set[str] = set()
     for path in dict.fromkeys(row.path for row in layout.entries):
         ways = {"": 0}

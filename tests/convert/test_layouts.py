@@ -262,6 +262,19 @@ def test_what_no_model_needs_is_passed_over_and_named(read):
     assert set(found.ignored) == {*names, "head.mlp.0.weight"}
 
 
+def test_a_deep_text_tower_is_no_tower_of_pictures(read):
+    source = as_openclip(timm_state(**CLIP), PROJECTION)
+    deep = {
+        key.removeprefix("visual.").replace("resblocks.0.", f"resblocks.{i}."): array
+        for key, array in source.items()
+        for i in range(6)
+        if key.startswith("visual.transformer.resblocks.0.")
+    }
+    assert read({**source, **deep})[0].config.depth == 2
+    tower = {**in_tower(timm_state(classes=0)), **deep, "positional_embedding": np.ones((2, 8))}
+    assert read(tower)[0].form.layout.name == "OpenCLIP timm"
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_openais_own_clip_has_the_quick_gelu(read, own):
     source = as_openclip(timm_state(**CLIP), PROJECTION)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import jax
 from jax.typing import DTypeLike
 
 from hvit_jax.architectures import named_config
 from hvit_jax.checkpoint import fitted_parameters, read_description
 from hvit_jax.config import Compute, ViTConfig
+from hvit_jax.distributed.placement import place
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.models.vit import ViT
@@ -27,6 +31,7 @@ def load(
     attention: str = "auto",
     gelu: str = "auto",
     unroll: bool = False,
+    devices: Sequence[jax.Device] | None = None,
     **method_args: Any,
 ) -> ViT:
     """Load a converted or trained checkpoint under a reduction method.
@@ -43,6 +48,9 @@ def load(
         attention: "auto", "hopper", "cudnn" or "xla"; see `hvit_jax.ops.attention`.
         gelu: "auto", "exact" or "tanh"; auto is tanh on a GPU in 16 bits.
         unroll: compile every block on its own instead of scanning equal ones.
+        devices: for a model that one device is too small for: such as `jax.devices()`, which read a
+            part of the blocks' weights each. They gather a block's when it runs, and all compute
+            the same. None: all weights lie on the default device.
         **method_args: the method's options, such as `num_clusters=256`.
 
     Returns:
@@ -57,7 +65,12 @@ def load(
     # Compute takes types, too, and names them.
     compute = Compute(cast(str, dtype), cast(str, param_dtype), attention, gelu, unroll)
     reducer.resolve(config)
-    model = build_model(config, reducer, fitted_parameters(checkpoint_dir, config), compute)
+    placement = gather = None
+    if devices is not None:
+        placement = place(devices, shard=True)
+        gather = functools.partial(jax.lax.with_sharding_constraint, shardings=placement.replicated)
+    parameters = fitted_parameters(checkpoint_dir, config, placement)
+    model = build_model(config, reducer, parameters, compute, gather_weights=gather)
     model.preprocessing, model.windows = description.preprocessing, description.windows
     return model
 

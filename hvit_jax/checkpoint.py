@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
 from hvit_jax.config import Preprocessing, ViTConfig, Windows
+from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
 from hvit_jax.fields import from_json
 from hvit_jax.models.parameters import Tree, abstract_parameters, count_parameters, flatten
@@ -213,8 +214,16 @@ def choose_method(
     return trained
 
 
-def load_parameters(directory: str | Path, config: ViTConfig) -> Tree:
-    """Read a checkpoint's weights as float32 NumPy arrays.
+def load_parameters(
+    directory: str | Path, config: ViTConfig, placement: Placement | None = None
+) -> Tree:
+    """Read a checkpoint's weights in float32.
+
+    Args:
+        directory: the checkpoint.
+        config: its sizes.
+        placement: devices that each read their own parts of the blocks' weights, and all of the
+            others; no host or device ever has all of them. None: NumPy arrays.
 
     Raises:
         InputError: if the weights are missing, damaged, or are not those of `config`; all missing,
@@ -234,8 +243,7 @@ def load_parameters(directory: str | Path, config: ViTConfig) -> Tree:
             if found is None:
                 raise InputError(f"{directory} is not a checkpoint: {WEIGHTS} holds no Orbax tree")
             _compare(f"checkpoint {directory}", flatten(found.tree), config)
-            numpy = ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.dtype(np.float32))
-            arguments = jax.tree.map(lambda _: numpy, wanted)
+            arguments = _restore_arguments(wanted, placement)
             parameters = checkpointer.restore(weights, item=wanted, restore_args=arguments)
     except InputError:
         raise
@@ -249,12 +257,26 @@ def load_parameters(directory: str | Path, config: ViTConfig) -> Tree:
     return parameters
 
 
-def _broken(array: np.ndarray) -> bool:
+def _restore_arguments(wanted: Tree, placement: Placement | None) -> Tree:
+    """Say for each array what to restore it as."""
+    wide = np.dtype(np.float32)
+    if placement is None:
+        return jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=wide), wanted)
+
+    def restored(path: Any, leaf: jax.ShapeDtypeStruct) -> ocp.ArrayRestoreArgs:
+        block = path[0].key == "blocks"
+        where = placement.sharding(leaf.shape) if block else placement.replicated
+        return ocp.ArrayRestoreArgs(restore_type=jax.Array, dtype=wide, sharding=where)
+
+    return jax.tree_util.tree_map_with_path(restored, wanted)
+
+
+def _broken(array: np.ndarray | jax.Array) -> bool:
     # Unlike `isfinite(array)`, these two need no memory; both are NaN where any number is.
     return not np.isfinite([array.min(), array.max()]).all()
 
 
-def _where(name: str, array: np.ndarray) -> str:
+def _where(name: str, array: np.ndarray | jax.Array) -> str:
     """Name a parameter; of the blocks' stacked ones, the first block that is broken."""
     if not name.startswith("blocks/"):
         return name
@@ -293,14 +315,22 @@ def resize_parameters(parameters: Tree, config: ViTConfig, new: ViTConfig) -> Tr
     return {**parameters, "pos_embedding": positions}
 
 
-def fitted_parameters(directory: str | Path, config: ViTConfig) -> Tree:
+def fitted_parameters(
+    directory: str | Path, config: ViTConfig, placement: Placement | None = None
+) -> Tree:
     """Read a checkpoint's weights for its sizes at the same or another resolution.
+
+    Arguments are as for `load_parameters`.
 
     Raises:
         InputError: as `load_parameters`.
     """
     stored = read_description(directory).config
-    return resize_parameters(load_parameters(directory, stored), stored, config)
+    parameters = load_parameters(directory, stored, placement)
+    resized = resize_parameters(parameters, stored, config)
+    if placement is not None and config.position_embedding:
+        resized["pos_embedding"] = placement.replicate(resized["pos_embedding"])
+    return resized
 
 
 def describe_checkpoint(checkpoint: str | Path | None) -> dict[str, Any]:

@@ -90,3 +90,25 @@ assert sizes[1] < sizes[0] / 6, sizes
 def test_a_shared_state_trains_as_copies_do_and_takes_an_eighth():
     done = run_python(SHARED, **EIGHT)
     assert done.returncode == 0, done.stderr
+
+
+LOADED = """
+import sys, jax, numpy as np
+import hvit_jax
+
+options = dict(drop_locations=(1,), resolution=(24, 32))
+whole = hvit_jax.load(sys.argv[1], "evit", **options)
+shared = hvit_jax.load(sys.argv[1], "evit", **options, devices=jax.devices())
+images = np.random.default_rng(0).normal(size=(2, 24, 32, 3)).astype(np.float32)
+images = jax.numpy.asarray(images)
+expected, found = (hvit_jax.jit_model(model)(images) for model in (whole, shared))
+np.testing.assert_allclose(found, expected, atol=1e-5)
+for blocks in shared.segments:
+    kernel = blocks.linear_1.kernel[...]
+    assert {part.data.size * 8 for part in kernel.addressable_shards} == {kernel.size}
+"""
+
+
+def test_eight_devices_hold_an_eighth_of_the_blocks_each(tmp_path):
+    done = run_python(LOADED, make_checkpoint(tmp_path / "checkpoint"), **EIGHT)
+    assert done.returncode == 0, done.stderr

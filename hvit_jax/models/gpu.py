@@ -20,11 +20,12 @@ _SEPARATE_ROWS = 4096
 
 
 def as_rows(x: Float[Array, "B N C"]) -> Float[Array, "*rows C"]:
-    """Put a batch's tokens in one list, on a GPU.
+    """Put a batch's tokens in one list, on a GPU and in ONNX.
 
-    XLA normalises the rows of a matrix nearly twice as fast as those of a batch of matrices.
+    XLA normalises the rows of a matrix nearly twice as fast as those of a batch of matrices. ONNX
+    Runtime adds a bias inside the product of a matrix only.
     """
-    return x.reshape(-1, x.shape[-1]) if backend() == "gpu" else x
+    return x.reshape(-1, x.shape[-1]) if backend() in ("gpu", "onnx") else x
 
 
 def choose_activation(activation: str, gelu: str, dtype: jax.typing.DTypeLike) -> str:
@@ -47,7 +48,7 @@ def choose_activation(activation: str, gelu: str, dtype: jax.typing.DTypeLike) -
 def project_to_thirds(project: nnx.Linear, x: Float[Array, "*rows C"]) -> list[Array]:
     """Apply a linear layer, and cut its outputs in three.
 
-    On a GPU in three products, except for few rows: cutting the result of one copies it.
+    On a GPU, except for few rows, and in ONNX by three products: cutting what one gives copies it.
 
     Args:
         project: a layer of 3 E outputs.
@@ -57,7 +58,8 @@ def project_to_thirds(project: nnx.Linear, x: Float[Array, "*rows C"]) -> list[A
         Three arrays (*rows, E).
     """
     rows = math.prod(x.shape[:-1])
-    if backend() != "gpu" or (isinstance(rows, int) and rows < _SEPARATE_ROWS):
+    many = not isinstance(rows, int) or rows >= _SEPARATE_ROWS
+    if backend() != "onnx" and not (backend() == "gpu" and many):
         return jnp.split(project(x), 3, axis=-1)
     kernels = jnp.split(project.kernel[...].astype(x.dtype), 3, axis=1)
     # XLA joins products up to 32 MB, unless they seem to have different operands.

@@ -52,7 +52,9 @@ def _batch_size(graph, equation, inputs):
 
 
 def _concatenate(graph, equation, inputs):
-    return graph.node("Concat", *inputs, axis=equation.params["dimension"], **out_kind(equation))
+    axis = equation.params["dimension"]
+    inputs = [each for each in inputs if each.shape[axis] != 0]
+    return graph.node("Concat", *inputs, axis=axis, **out_kind(equation))
 
 
 def _stack(graph, equation, inputs):

@@ -66,6 +66,8 @@ class Graph:
         self.constants: dict[str, np.ndarray] = {}
         self._names: Counter[str] = Counter()
         self._known: dict[Any, str] = {}
+        self._made: dict[Any, list[Value]] = {}
+        self._unshaped: dict[str, Value] = {}
 
     def input(self, name: str, shape: Shape, dtype: Any) -> Value:
         """Declare an input, whose first axis is the batch."""
@@ -95,11 +97,17 @@ class Graph:
         outputs: Sequence[tuple[Shape, Any]],
         **attributes: Any,
     ) -> list[Value]:
-        """Add a node of several outputs, each given by its shape and type."""
-        made = [Value(s, np.dtype(t), self._name(operation)) for s, t in outputs]
-        read, names = ([self.read(each) for each in some] for some in (inputs, made))
-        self.nodes.append(helper.make_node(operation, read, names, names[0], **attributes))
-        return made
+        """Add a node of several outputs, each given by its shape and type, or find its like."""
+        read = [self.read(each) for each in inputs]
+        same = (operation, *read, str(attributes))
+        if same not in self._made:
+            names = [self._name(operation) for _ in outputs]
+            self.nodes.append(helper.make_node(operation, read, names, names[0], **attributes))
+            self._made[same] = [
+                Value(shape, np.dtype(dtype), name)
+                for (shape, dtype), name in zip(outputs, names, strict=True)
+            ]
+        return self._made[same]
 
     def read(self, value: Value) -> str:
         """Name a value; a constant is stored when it is first read."""
@@ -125,6 +133,7 @@ class Graph:
 
     def reshape(self, value: Value, shape: Shape) -> Value:
         """Give a value another shape of as many entries."""
+        value = self._unshaped.get(value.name or "", value)
         if value.shape == shape:
             return value
         if value.array is not None and is_known(shape):
@@ -132,9 +141,10 @@ class Graph:
         sizes = [each if isinstance(each, int) else -1 for each in shape]
         if sizes.count(-1) > 1:
             raise InputError(f"ONNX cannot reshape to {shape}; give --batch N")
-        return self.node(
-            "Reshape", value, constant(sizes, np.int64), shape=shape, dtype=value.dtype
-        )
+        kind = {"shape": shape, "dtype": value.dtype}
+        shaped = self.node("Reshape", value, constant(sizes, np.int64), **kind)
+        self._unshaped[self.read(shaped)] = value
+        return shaped
 
     def transpose(self, value: Value, order: Sequence[int]) -> Value:
         """Change the order of axes."""
@@ -160,12 +170,8 @@ class Graph:
         """Make a vector of sizes, some of which are known when the graph runs."""
         if is_known(shape):
             return constant(shape, np.int64)
-        key = ("sizes", *map(str, shape))
-        if key not in self._known:
-            parts = [self.size(each) for each in shape]
-            kind = {"shape": (len(shape),), "dtype": np.int64}
-            self._known[key] = self.read(self.node("Concat", *parts, axis=0, **kind))
-        return Value((len(shape),), np.dtype(np.int64), self._known[key])
+        parts = [self.size(each) for each in shape]
+        return self.node("Concat", *parts, axis=0, shape=(len(shape),), dtype=np.int64)
 
     def size(self, size: Any) -> Value:
         """Make a vector of one size, which may be known only when the graph runs."""

@@ -29,6 +29,8 @@ def _gather(graph, equation, inputs):
         raise InputError("the ONNX exporter takes entries along one axis only")
     (axis,) = numbers.start_index_map
     index = _in_range(graph, params["mode"], index, value.shape[axis])
+    if not batch and numbers.offset_dims[:axis] == tuple(range(axis)) and len(index.shape) == 2:
+        return _take(graph, equation, value, index, axis)
     places = [a for a in range(len(index.shape) - 1) if a not in index_batch]
     index = graph.transpose(index, (*index_batch, *places, len(index.shape) - 1))
     value = graph.transpose(value, (*batch, axis, *whole))
@@ -42,6 +44,18 @@ def _gather(graph, equation, inputs):
     rank = len(lead) + len(rest)
     order = [int(next(after if axis in numbers.offset_dims else came)) for axis in range(rank)]
     return graph.transpose(taken, order)
+
+
+def _take(graph, equation, value, index, axis):
+    """Take the same entries of all rows; evenly spaced ones are a slice."""
+    if index.array is not None:
+        numbers = index.array.ravel()
+        steps = np.unique(np.diff(numbers))
+        if len(steps) == 1 and steps[0] > 0:
+            bounds = ([numbers[0]], [numbers[-1] + 1], [axis], steps)
+            return graph.node("Slice", value, *map(axes_of, bounds), **out_kind(equation))
+    index = graph.reshape(index, index.shape[:-1])
+    return graph.node("Gather", value, index, axis=axis, **out_kind(equation))
 
 
 def _cut(graph, equation, value, axes, starts):

@@ -25,7 +25,7 @@ def attend_and_score(
 ) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B Nk"]]:
     """Attend, and average the weights; see `hvit_jax.ops.attention.attend_and_score`."""
     weights = softmax(scores(q, k))
-    return _weigh(weights, v), weights.mean((1, 2))
+    return _weigh(weights, v), weights.mean(2).mean(1)
 
 
 def attend_in_clusters(
@@ -41,4 +41,5 @@ def attend_in_clusters(
 
 
 def _weigh(weights, v):
-    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+    # By `einsum` the weights would be turned, which are many more than the values.
+    return jnp.matmul(weights, v.swapaxes(1, 2)).swapaxes(1, 2)

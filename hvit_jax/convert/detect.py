@@ -73,7 +73,7 @@ def detect(read: StateDict, stated: Stated, progress: Progress) -> Found:
     sizes = {**_vote(read.shapes, matches), "depth": depth}
     check_sizes(read.name, sizes, stated)
     switches = found_switches(form, {entry for entry, _ in matches.values()}, sizes, stated)
-    rows = form.rows(_paths(switches), switches["qkv_bias"])
+    rows = form.rows(_paths(read.name, switches), switches["qkv_bias"])
     sizes["H"] = sizes.get("M", 0) * (1 + switches["gated"])
     sizes["F"] = sizes.get("C", 0) * (1 + (switches["pool"] == "cls+avg"))
     expected = {key: entry for key, entry, _ in form.expected(rows, depth)}
@@ -195,13 +195,17 @@ def _size(word: str, sizes: Mapping[str, int]) -> int | None:
     return None if size is None else int(times or 1) * size ** len(letters)
 
 
-def _paths(switches: Mapping[str, Any]) -> set[str]:
+def _paths(name: str, switches: Mapping[str, Any]) -> set[str]:
     """Name the parameters of a model with these switches, whatever its sizes."""
     counts = ("num_classes", "registers", "projection")
-    small = {name: min(1, switches[name]) for name in counts}
+    small = {each: min(1, switches[each]) for each in counts}
     ones = dict.fromkeys(("resolution", "patch_size", "depth", "width", "heads", "mlp_width"), 1)
     rest = {"position_prefix": 0, "rope": None, "pool_heads": 0, "pool_mlp_width": 0}
-    return set(flatten(abstract_parameters(ViTConfig(**{**switches, **small, **ones, **rest}))))
+    try:
+        config = ViTConfig(**{**switches, **small, **ones, **rest})
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    return set(flatten(abstract_parameters(config)))
 
 
 def _ignored(form: Form, surplus: list[str]) -> dict[str, list[str]]:
@@ -268,9 +272,14 @@ def _misshapen(
         right = [_size(word, sizes) for word in entry.shape.split()]
         if key not in shapes or list(shapes[key]) == right:
             continue
-        blocks = shapes[key][-1] / sizes["C"] if entry.path == "head/kernel" else 0
-        note = "; patches must be square" * (
-            entry.path == "patch_embed/kernel" and len(set(shapes[key][2:])) == 2
-        )
-        note += f"; it reads {blocks:g} features, while 1 or 2 are read here" * (blocks > 2)
-        yield f"{key} is {shapes[key]}, not ({', '.join(map(str, right))}){note}"
+        why = _why(entry, shapes[key], sizes)
+        yield f"{key} is {shapes[key]}, not ({', '.join(map(str, right))}){why}"
+
+
+def _why(entry: Entry, shape: Shape, sizes: Mapping[str, int]) -> str:
+    """Say what a wrong shape means, where that is known."""
+    if entry.path == "patch_embed/kernel" and len(shape) == 4 and shape[2] != shape[3]:
+        return "; patches must be square"
+    if entry.path == "head/kernel" and len(shape) == 2 and shape[1] > 2 * sizes.get("C", shape[1]):
+        return f"; it reads {shape[1] / sizes['C']:g} features, while 1 or 2 are read here"
+    return ""

@@ -80,6 +80,8 @@ class StateDict:
         """Say what is wrong with an entry or its numbers; "": nothing."""
         if key in self.flaws:
             return self.flaws[key]
+        if 0 in self.shapes[key]:
+            return "holds no numbers"
         if np.isfinite(self.read(key)).all():
             return ""
         large = self.numbers[key]().dtype == np.float64

@@ -6,6 +6,7 @@ counts.
 
 import collections
 import copy
+import functools
 import io
 import json
 import os
@@ -31,6 +32,7 @@ from hvit_jax.commands.main import COMMANDS, records
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.picture import MAX_PIXELS, PictureError, open_picture
 from hvit_jax.data.preprocess import resize_and_crop
+from tests.backbone_states import as_dinov2, as_dinov3, as_transformers_dinov3, timm_state
 from tests.evaluation_setup import make_checkpoint
 from tests.torch_files import swag_state
 
@@ -196,11 +198,27 @@ def test_checkpoints(tmp_path, chance):
     counts.check(refused=20)
 
 
+def tensors(change, **options):
+    """A state dict of another layout."""
+    state = change(timm_state(scaled=True, **options)).items()
+    return {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in state}
+
+
+ROTARY = {"registers": 4, "table": None, "classes": 0}
+STATES = [
+    *[swag_state] * 3,
+    functools.partial(tensors, dict),
+    functools.partial(tensors, as_dinov2, head_width=2),
+    functools.partial(tensors, as_dinov3, **ROTARY),
+    functools.partial(tensors, as_transformers_dinov3, **ROTARY),
+]
+
+
 def test_state_dicts(tmp_path, chance, capsys):
     """Keys and tensors that are not what they should be; the file itself is whole."""
     counts, path = Counts("state dicts"), tmp_path / "in.torch"
     for index in range(60 * TIMES):
-        state = swag_state()
+        state = chance.choice(STATES)()
         for _ in range(chance.choice([1, 1, 3])):
             key = chance.choice(list(state))
             value = state.pop(key)

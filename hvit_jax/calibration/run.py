@@ -127,7 +127,7 @@ def calibrate(
 def _check(reducer: Budgeted, sizes: ViTConfig) -> None:
     """Find mistakes before the work starts."""
     # Any budgets will do to see whether the other options leave room for them.
-    reducer.with_budgets(2).resolve(sizes)
+    reducer.with_budgets(max(2, sizes.prefix_tokens + 1)).resolve(sizes)
     if getattr(reducer, reducer.budget_option) is not None:
         name = flag(reducer.budget_option)
         raise InputError(f"{name} is what this command measures; leave it out")

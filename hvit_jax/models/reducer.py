@@ -110,12 +110,19 @@ class InPictures:
         return after.source
 
     def attended_source(
-        self, before: TokenState, after: TokenState, layer: Layer
+        self,
+        block: Block,
+        x: Float[Array, "B N C"],
+        before: TokenState,
+        after: TokenState,
+        layer: Layer,
     ) -> Int[Array, "B P"] | None:
         """Tell for every patch which token holds it when a block attends, -1 if none does.
 
         Args:
-            before: the traced state before the block.
+            block: as for `block`.
+            x: tokens before the block.
+            before: the traced state before it.
             after: the one after it.
             layer: the block's entry in the schedule.
         """

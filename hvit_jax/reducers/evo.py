@@ -177,7 +177,12 @@ class EvoViT(Reducer):
         return jnp.where(source < after.prefix + layer.processed, source, -1)
 
     def attended_source(
-        self, before: TokenState, after: TokenState, layer: Layer
+        self,
+        block: Block,
+        x: Float[Array, "B N C"],
+        before: TokenState,
+        after: TokenState,
+        layer: Layer,
     ) -> Int[Array, "B P"] | None:
         """See `InPictures.attended_source`; tokens are sorted before a block attends."""
         return after.source

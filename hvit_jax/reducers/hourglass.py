@@ -228,7 +228,12 @@ class Hourglass(Reducer):
         )
 
     def attended_source(
-        self, before: TokenState, after: TokenState, layer: Layer
+        self,
+        block: Block,
+        x: Float[Array, "B N C"],
+        before: TokenState,
+        after: TokenState,
+        layer: Layer,
     ) -> Int[Array, "B P"] | None:
         """See `InPictures.attended_source`; a block that clusters attends to its centroids."""
         return after.source if isinstance(layer, ClusterLayer) else before.source

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.fields import option, steps
@@ -79,6 +79,27 @@ class ToMeDense(Reducer):
         x = x + merge.undo(block.project(attended))
         merge = _Merge(block.ln_2(x), layer.merged, state.prefix)
         return x + merge.undo(block.run_mlp(merge.tokens)), state
+
+    def groups(
+        self, block: Block, x: Float[Array, "B N C"], after: TokenState, layer: Layer, draws: Any
+    ) -> Int[Array, "B P"]:
+        """Group patches as they merge for attention; see `InPictures.groups`."""
+        return self.attended_source(block, x, after, after, layer)
+
+    def attended_source(
+        self,
+        block: Block,
+        x: Float[Array, "B N C"],
+        before: TokenState,
+        after: TokenState,
+        layer: Layer,
+    ) -> Int[Array, "B P"]:
+        """See `InPictures.attended_source`; a block attends to merged tokens."""
+        assert isinstance(layer, MergedLayer)
+        merge = _Merge(block.ln_1(x), layer.merged, before.prefix)
+        batch, tokens, _ = merge.tokens.shape
+        places = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.float32), (batch, tokens))
+        return merge.undo(places[..., None])[:, before.prefix :, 0].astype(jnp.int32)
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:
         """Count attention and MLP on what is left, the norms and residuals on all tokens."""

@@ -92,7 +92,7 @@ def _view(model: ViT, index: int, x, before, after) -> BlockView:
     groups = model.reducer.groups(block, x, after, layer, draws)
     seen = _watch(block)
     model.reducer.block(block, x, before, layer, draws)
-    source = model.reducer.attended_source(before, after, layer)
+    source = model.reducer.attended_source(block, x, before, after, layer)
     assert source is not None, "both states are traced"
     attention = _attention(source, model.config.class_token, **seen)
     return BlockView(groups, attention, _tokens(model.reducer, after, layer, len(x)))
@@ -107,11 +107,11 @@ def _tokens(reducer: Reducer, after: TokenState, layer: Layer, batch: int) -> In
 def _watch(block: Block) -> dict[str, Any]:
     """Let a block note what it compares, as `_attention` takes it."""
     seen: dict[str, Any] = {}
-    qkv, rotate, average = block.qkv, block.rotate, block.average_groups
+    project, rotate, average = block.project_qkv, block.rotate, block.average_groups
     attend, in_clusters = block.attend, block.attend_in_clusters
 
     def noting_qkv(x: Float[Array, "B N C"], coordinates: Float[Array, "b P 2"] | None = None):
-        q, k, v = qkv(x, coordinates)
+        q, k, v = project(x, coordinates)
         seen.update(q=q, k=k)
         return q, k, v
 
@@ -139,7 +139,8 @@ def _watch(block: Block) -> dict[str, Any]:
         seen.update(zip(("q_clusters", "k_clusters"), arrays[3:], strict=True))
         return in_clusters(*arrays, clusters=clusters)
 
-    block.qkv, block.rotate, block.average_groups = noting_qkv, noting_rotate, noting_average
+    block.project_qkv, block.rotate = noting_qkv, noting_rotate
+    block.average_groups = noting_average
     block.attend, block.attend_in_clusters = noting_attend, noting_in_clusters
     return seen
 

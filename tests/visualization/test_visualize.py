@@ -66,7 +66,7 @@ def test_attention_is_the_row_of_cls(small_config, pixels):
     [
         *[("tome", True, {"r": 6}), ("act", True, {"q_hashes": 8, "group_keys": True})],
         *[("smyrf", True, {"rounds": 4, "q_cluster_size": 10, "k_cluster_size": 10})],
-        *[("evo", False, {"prune_location": 1})],
+        *[("evo", False, {"prune_location": 1}), ("tome_dense", True, {})],
     ],
 )
 def test_attention_is_what_the_block_computes_with(
@@ -81,11 +81,11 @@ def test_attention_is_what_the_block_computes_with(
     def run(images):
         features = model.features(images)
         block, layer, draws = model.block_at(1)
-        values, attended, qkv, project = [], [], block.qkv, block.project
-        block.qkv = lambda *inputs: values.append(qkv(*inputs)) or values[-1]
+        values, attended, qkv, project = [], [], block.project_qkv, block.project
+        source = model.reducer.attended_source(block, features.tokens[0], *features.states, layer)
+        block.project_qkv = lambda *inputs: values.append(qkv(*inputs)) or values[-1]
         block.project = lambda out: attended.append(out) or project(out)
         model.reducer.block(block, features.tokens[0], features.states[0], layer, draws)
-        source = model.reducer.attended_source(*features.states, layer)
         return values[0][2][:, :, 0], attended[0][:, :, 0], source
 
     (view,), _ = compile_views(model, [1])(pixels)

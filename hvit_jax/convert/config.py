@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvit_jax.config import ViTConfig
+from hvit_jax.architectures import ACTIVATIONS
 from hvit_jax.convert.families import PREPROCESSING
 from hvit_jax.convert.layouts import WRITTEN
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, option
 
 READING = ("architecture", "heads", "resolution", "activation", "entry", "preprocessing")
-ACTIVATIONS = ViTConfig.__dataclass_fields__["activation"].metadata["choices"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class ConvertConfig(Options):
     activation: str | None = option(
         None,
         "of the MLPs (default: as config.json says, or as usual for the layout)",
-        choices=ACTIVATIONS,
+        choices=tuple(ACTIVATIONS),
     )
     entry: str | None = option(
         None,

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from hvit_jax.architectures import architecture_config
+from hvit_jax.architectures import ACTIVATIONS, architecture_config
 from hvit_jax.checkpoint import (
     Description,
     load_parameters,
@@ -73,7 +73,8 @@ def convert_file(
         heads: attention heads; None: as the folder's files or `export_file` wrote, or else those
             that are usual for the width.
         resolution: height and width in pixels; None: as written there, or a square.
-        activation: of the MLPs, as `ViTConfig` names it; None: as written there, or the usual one.
+        activation: of the MLPs, as timm or transformers names it; None: as written there, or the
+            usual one.
         architecture: timm's name of the model, which tells what a bare file does not.
         entry: which model, of a file that holds several, such as "model"; None: averaged weights
             (such as "model_ema") before others.
@@ -93,6 +94,10 @@ def convert_file(
     facts = read_facts(source) if source.is_dir() else None
     read = read_state_dict(source, progress, entry)
     own = _own_description(read)
+    if activation is not None:
+        if activation not in ACTIVATIONS:
+            raise unknown("activation", activation, ACTIVATIONS)
+        activation = ACTIVATIONS[activation]
     options = {"heads": heads, "resolution": resolution, "activation": activation}
     found = detect(read, _stated(facts, own, architecture, options), progress)
     description = _describe(read, source.name, found, facts, own, preprocessing)

@@ -142,7 +142,7 @@ def test_folder_without_config_leaves_open_what_an_option_settles(tmp_path, fold
 
 def test_options_win_over_a_config(tmp_path, folder):
     source = folder("vit-timm")
-    options = {"heads": 6, "activation": "quick_gelu", "preprocessing": "clip"}
+    options = {"heads": 6, "activation": "quickgelu", "preprocessing": "clip"}
     description = convert_file(source, tmp_path / "out", **options)
     assert (description.config.heads, description.config.activation) == (6, "quick_gelu")
     assert description.preprocessing.mean[0] == 0.48145466
@@ -202,6 +202,7 @@ def test_options_that_do_not_fit_a_bare_file(tmp_path):
             {"heads": 2, "preprocessing": "clop"},
             "unknown preprocessing 'clop', did you mean 'clip'",
         ),
+        ({"activation": "gelu_tan"}, "unknown activation 'gelu_tan', did you mean 'gelu_tanh'"),
         ({"architecture": "vit_base_patch61"}, "unknown model 'vit_base_patch61', did you mean"),
     ):
         with pytest.raises(InputError, match=message):

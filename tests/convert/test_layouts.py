@@ -8,13 +8,14 @@ import pytest
 from rich.progress import Progress
 from safetensors.numpy import load_file, save_file
 
-from hvit_jax import InputError
+from hvit_jax import MODELS, InputError
+from hvit_jax.checkpoint import Description
 from hvit_jax.convert import convert_file, export_file
 from hvit_jax.convert.detect import detect
 from hvit_jax.convert.keys import Form
 from hvit_jax.convert.reader import read_state_dict
 from hvit_jax.convert.switches import Stated
-from hvit_jax.convert.tasks import fill_parameters, to_state
+from hvit_jax.convert.tasks import fill_parameters, form_of, to_state
 from hvit_jax.models.parameters import flatten
 from tests.backbone_states import (
     as_dinov2,
@@ -297,3 +298,19 @@ def test_written_in_the_layout_of_another_library(tmp_path):
     for name, reason in (("swag", "blocks/ls_1"), ("openclip", "register_tokens")):
         with pytest.raises(InputError, match=f"has no place for: .*{reason}"):
             export_file(tmp_path / "timm", tmp_path / "no.safetensors", layout=name)
+
+
+def test_a_tuned_model_goes_back_to_the_layout_that_it_began_from():
+    begun = {"format": "DINOv2", "form": {"names": {"root": "backbone."}, "chunks": 2}}
+    tuned = {"format": "hvit train", "method": "tome", "begun": begun}
+    config = MODELS["vit_b16"]
+    for source, expected in (
+        (begun, "DINOv2"),
+        (tuned, "DINOv2"),
+        ({**tuned, "begun": tuned}, "DINOv2"),
+        ({}, "SWAG"),
+        ({"format": "hvit train"}, "SWAG"),
+    ):
+        assert form_of(Description(config, source), None).layout.name == expected
+    assert form_of(Description(config, tuned), None).as_json() == begun["form"]
+    assert form_of(Description(config, tuned), "timm").layout.name == "timm"

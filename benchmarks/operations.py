@@ -37,7 +37,7 @@ Operation = tuple[str, str, Callable[..., Any], tuple[Any, ...]]
 
 def operations(config: ViTConfig, batch: int, dtype: str) -> Iterator[Operation]:
     """List a group, a name, a function and its arguments for everything that is timed."""
-    tokens, heads, size = config.num_patches + 1, config.heads, config.head_dim
+    tokens, heads, size = config.num_tokens, config.heads, config.head_dim
     block = Block(config, compute=Compute(dtype), rngs=nnx.Rngs(0))
     keys = iter(jax.random.split(jax.random.key(0), 9))
     x = jax.random.normal(next(keys), (batch, tokens, config.width), dtype)

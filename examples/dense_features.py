@@ -26,7 +26,7 @@ dense = hvit_jax.load(demo.checkpoint_dir(), resolution=RESOLUTION)
 reduced = hvit_jax.load(demo.checkpoint_dir(), "tome", r=100, resolution=RESOLUTION)
 maps = [likeness(model) for model in (dense, reduced)]
 tokens = reduced.reducer.schedule(reduced.config)[-1].tokens_out
-print(f"tokens after the last block: {dense.config.num_patches + 1} dense, {tokens} tome")
+print(f"tokens after the last block: {dense.config.num_tokens} dense, {tokens} tome")
 print(f"correlation of the two maps: {np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1]:.2f}")
 for row in maps[1][::2]:
     print("".join(" .:-=+*#%@"[int(np.clip(9 * value, 0, 9))] for value in row))

@@ -26,6 +26,7 @@ from hvit_jax.data.source import Source, take_evenly
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.reducers import Budgeted
 from tests.evaluation_setup import make_checkpoint
+from tests.small_models import with_registers
 
 CONFIG = hvit_jax.ViTConfig(
     (40, 48), patch_size=8, depth=3, width=16, heads=2, mlp_width=32, num_classes=2
@@ -60,6 +61,14 @@ def pictures(tmp_path_factory):
 def run(capsys, *arguments):
     status = main([*map(str, arguments), "-j", "0"])
     return status, *capsys.readouterr()
+
+
+def test_registers_have_room(tmp_path, capsys, pictures):
+    """The least budget of ATS is one more than the tokens before the patches."""
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", with_registers(CONFIG))
+    words = (pictures, "--checkpoint", checkpoint, "--method", "ats", *OPTIONS["ats"])
+    status, out, error = run(capsys, *words, "-b", "8", "--batches", "1")
+    assert status == 0 and "--max-tokens" in out, error
 
 
 def counts_of(*columns):

@@ -60,8 +60,8 @@ def load(
         InputError: (a ValueError) for anything wrong with the checkpoint or the options.
     """
     reducer = make_reducer(method, **method_args)
-    description = read_description(checkpoint_dir)
-    config = with_resolution(description.config, resolution)
+    description = read_description(checkpoint_dir).at(resolution)
+    config = description.config
     # Compute takes types, too, and names them.
     compute = Compute(cast(str, dtype), cast(str, param_dtype), attention, gelu, unroll)
     reducer.resolve(config)

@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
-from hvit_jax.config import Preprocessing, ViTConfig, Windows
+from hvit_jax.config import Preprocessing, ViTConfig, Windows, as_pair
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
 from hvit_jax.fields import from_json
@@ -51,6 +51,21 @@ class Description:
     classes: tuple[str, ...] = ()  # In the head's order; empty if they are not known.
     preprocessing: Preprocessing = Preprocessing()
     windows: Windows = Windows()  # Of models that make maps.
+
+    def at(self, resolution: int | tuple[int, int] | None) -> Description:
+        """Describe the model at another resolution, or as it is where that is None.
+
+        Raises:
+            InputError: if whole patches do not cover it.
+        """
+        if resolution is None or as_pair(resolution) == self.config.image_shape:
+            return self
+        return dataclasses.replace(
+            self,
+            config=dataclasses.replace(self.config, resolution=resolution),
+            # What no patch covers belongs to the size that the model was trained at.
+            preprocessing=dataclasses.replace(self.preprocessing, uncovered=(0, 0)),
+        )
 
 
 def save_checkpoint(

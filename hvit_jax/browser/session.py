@@ -13,9 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import fitted_parameters, read_description, trained_with
-from hvit_jax.config import ViTConfig
 from hvit_jax.costs import at_cost, cost_share
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.models.parameters import build_model
@@ -46,8 +44,8 @@ class Session:
     def __init__(self, checkpoint: str | Path, resolution: int | tuple[int, int] | None = None):
         """Read what the checkpoint says of itself; see `hvit_jax.load`."""
         self.checkpoint = checkpoint
-        self.description = read_description(checkpoint)
-        self.config: ViTConfig = with_resolution(self.description.config, resolution)
+        self.description = read_description(checkpoint).at(resolution)
+        self.config = self.description.config
         self._parameters = fitted_parameters(checkpoint, self.config)
         self._model = functools.lru_cache(KEPT_MODELS)(self._make)
         how = self.description.preprocessing

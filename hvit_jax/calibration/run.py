@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from hvit_jax.api import with_resolution
 from hvit_jax.calibration.budgets import BlockCounts, measure, propose
 from hvit_jax.calibration.config import OTHERWISE, CalibrateConfig
 from hvit_jax.checkpoint import (
@@ -71,8 +70,8 @@ def calibrate(
         check_writable(config.output)
     use_compilation_cache(config.cache)
     data, checkpoint = config.inputs
-    description = read_description(checkpoint)
-    sizes = with_resolution(description.config, config.resolution)
+    description = read_description(checkpoint).at(config.resolution)
+    sizes = description.config
     preprocessing = config.preparing.changed(description.preprocessing)
     messages = messages or plain_console(stderr=True)
     free = as_budgeted(choose_method(config.reducer, description, messages.print, OTHERWISE))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import (
     Description,
     choose_method,
@@ -144,8 +143,8 @@ def open_inputs(
     Raises:
         InputError: if anything cannot be opened or does not fit.
     """
-    description = read_description(checkpoint)
-    sizes = with_resolution(description.config, resolution)
+    description = read_description(checkpoint).at(resolution)
+    sizes = description.config
     if classifying.probe is not None:
         sizes = dataclasses.replace(sizes, num_classes=0, projection=0)
     reducer = choose_method(reducer, description, say)

@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.console import Console
 
-from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import (
     Description,
     choose_method,
@@ -64,8 +63,8 @@ def export(
     if onnx:
         import_optional("onnx", "--format onnx needs onnx: pip install 'hvit-jax[onnx]'")
     checkpoint = config.folder
-    description = read_description(checkpoint)
-    sizes = with_resolution(description.config, config.resolution)
+    description = read_description(checkpoint).at(config.resolution)
+    sizes = description.config
     messages = messages or plain_console(stderr=True)
     reducer = choose_method(config.reducer, description, messages.print)
     reducer.resolve(sizes)  # Finds mistakes before the weights are read.

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax
 
-from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import (
     Description,
     load_parameters,
@@ -48,14 +47,14 @@ def begin(config: TrainConfig, classes: Sequence[str]) -> tuple[Description, Tre
         begun = Description(sizes, classes=names, preprocessing=how)
         return begun, init_parameters(sizes, config.seed), None
     description = read_description(config.checkpoint)
-    stored, how = description.config, config.preparing.changed(description.preprocessing)
+    stored, begun = description.config, description.at(config.resolution)
+    how = config.preparing.changed(begun.preprocessing)
     if config.order and stored.num_classes != len(names):
         raise InputError(
             f"--order: the data has {len(names)} classes, the checkpoint's head has "
             f"{stored.num_classes}"
         )
-    sizes = with_resolution(stored, config.resolution)
-    sizes = dataclasses.replace(sizes, num_classes=len(names), projection=0)
+    sizes = dataclasses.replace(begun.config, num_classes=len(names), projection=0)
     parameters = load_parameters(config.checkpoint, stored)
     heads = {name: parameters.pop(name) for name in HEADS if name in parameters}
     heads, note = _heads(config, description, names, heads)

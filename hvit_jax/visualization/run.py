@@ -12,7 +12,6 @@ from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import track
 
-from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import choose_method, fitted_parameters, read_description
 from hvit_jax.costs import at_cost, cost_share
 from hvit_jax.data.picture import open_picture
@@ -62,8 +61,8 @@ def visualize(config: VisualizeConfig, console: Console | None = None) -> list[l
     check_plot(config.output, "--output")
     use_compilation_cache(config.cache)
     console = console or plain_console(stderr=True)
-    description = read_description(config.folder)
-    sizes, how = with_resolution(description.config, config.resolution), description.preprocessing
+    description = read_description(config.folder).at(config.resolution)
+    sizes, how = description.config, description.preprocessing
     blocks = _blocks(sizes.depth, config.after, last_only=config.compare)
     if config.compare:
         share = config.share or SHARE

@@ -291,3 +291,15 @@ def test_resizing_changes_positions_alone():
         atol=1e-6,
     )
     assert all(resized[name] is parameters[name] for name in parameters if name != "pos_embedding")
+
+
+def test_what_no_patch_covers_belongs_to_one_resolution():
+    """SigLIP SO400M reads 378 of 384 pixels; at 392 its patches cover all."""
+    config = ViTConfig(378, patch_size=14, depth=1, width=8, heads=1, mlp_width=8)
+    description = Description(config, preprocessing=Preprocessing(uncovered=(6, 6)))
+    assert description.at(None) == description.at(378) == description
+    other = description.at((392, 378))
+    assert other.config.image_shape == (392, 378) and other.preprocessing.uncovered == (0, 0)
+    message = "resolution 384 is not a multiple of the patch size 14; the nearest that is: 378"
+    with pytest.raises(InputError, match=message):
+        description.at(384)

@@ -129,7 +129,8 @@ class ATS(Budgeted):
         budgets, total = self.budgets(config), config.num_tokens
         wanted = f"keeps all {total} rows, whatever max_tokens; use 'none' or 'batch' for budgets"
         self.check(self.padding != "all" or min(budgets) == total, "padding", wanted)
-        residual = "normalized" if config.position_resizing == "swag" else "input"
+        swag = config.position_embedding and config.position_resizing == "swag"
+        residual = "normalized" if swag else "input"
         return dataclasses.replace(
             self, blocks=blocks, max_tokens=budgets, residual=self.residual or residual
         )

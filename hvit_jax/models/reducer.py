@@ -285,19 +285,24 @@ def pool_by_size() -> Any:
     )
 
 
-def initial_state(x: Float[Array, "B N C"], config: ViTConfig, *, trace: bool) -> dict[str, Any]:
+def initial_state(
+    x: Float[Array, "B N C"], config: ViTConfig, *, trace: bool, by_image: bool = False
+) -> dict[str, Any]:
     """Make `TokenState`'s fields before the first block: patch `i` is token `K + i`.
 
     Args:
         x: the tokens that enter the first block.
         config: the model's sizes.
         trace: whether to trace; without it `source` and `dropped` are None.
+        by_image: whether each image has coordinates of its own from the start, for methods by which
+            they come to differ in blocks that keep the token count.
     """
     prefix, batch = config.prefix_tokens, x.shape[0]
     places = jnp.arange(prefix, x.shape[1], dtype=jnp.int32)
     coordinates = None
     if config.rope is not None:
         coordinates = jnp.asarray(grid_coordinates(config.rope, config.grid))[None]
+        coordinates = jnp.repeat(coordinates, batch if by_image else 1, axis=0)
     return {
         "source": jnp.broadcast_to(places, (batch, places.size)) if trace else None,
         "dropped": jnp.zeros_like(x[:, prefix:]) if trace else None,

@@ -159,11 +159,8 @@ class ATS(Budgeted):
     def init(self, x: Float[Array, "B N C"], config: ViTConfig, *, trace: bool) -> ATSState:
         """Make the state before the first block; see `Reducer.init`."""
         batch, tokens, _ = x.shape
-        state = initial_state(x, config, trace=trace)
-        if (places := state["coordinates"]) is not None:  # They will differ by image.
-            state["coordinates"] = jnp.broadcast_to(places, (batch, *places.shape[1:]))
         return ATSState(
-            **state,
+            **initial_state(x, config, trace=trace, by_image=True),
             lengths=jnp.full(batch, tokens, jnp.int32),
             rows=jnp.full(batch, tokens, jnp.int32),
             over_budget=jnp.zeros(batch),

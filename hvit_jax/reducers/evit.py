@@ -145,7 +145,9 @@ class EViT(Reducer):
     def init(self, x: Float[Array, "B N C"], config: ViTConfig, *, trace: bool) -> EViTState:
         """Make the state before the first block; see `Reducer.init`."""
         sizes = jnp.ones((x.shape[0], config.num_patches)) if self.fuse_token else None
-        return EViTState(**initial_state(x, config, trace=trace), sizes=sizes)
+        # A block that fuses one token keeps their number.
+        state = initial_state(x, config, trace=trace, by_image=self.fuse_token)
+        return EViTState(**state, sizes=sizes)
 
     def block(
         self, block: Block, x: Float[Array, "B N C"], state: EViTState, layer: Layer, draws: Any

@@ -143,10 +143,9 @@ class EvoViT(Reducer):
         """Make the state before the first block; see `Reducer.init`."""
         scores = jnp.zeros((x.shape[0], config.num_patches), accumulator(x.dtype))
         order = None if trace else _places(scores)
-        state = EvoState(**initial_state(x, config, trace=trace), scores=scores, order=order)
-        if trace:  # They will be sorted, each image's by itself.
-            state = dataclasses.replace(state, coordinates=state.coordinates_of(_places(scores)))
-        return state
+        # Traced tokens will be sorted, each image's by itself.
+        state = initial_state(x, config, trace=trace, by_image=trace)
+        return EvoState(**state, scores=scores, order=order)
 
     def block(
         self, block: Block, x: Float[Array, "B N C"], state: EvoState, layer: EvoLayer, draws: Any

@@ -46,7 +46,7 @@ def rotate(
     prefix = x.shape[1] - coordinates.shape[1]
     wide = accumulator(x.dtype)
     axes = coordinates if rope.first_axis == "y" else coordinates[..., ::-1]
-    periods = jnp.asarray(np.asarray(rope.periods), wide)
+    periods = jnp.asarray(np.asarray(rope.periods), wide).reshape(1, 1, 1, -1)
     angles = (axes.astype(wide)[..., None] / periods).reshape(*coordinates.shape[:2], 1, -1)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     patches = x[:, prefix:].astype(wide)

@@ -255,7 +255,7 @@ class Hourglass(Reducer):
         if traced and labels is not None:
             changed["source"] = labels + state.prefix
         if layer.counts and labels is not None:
-            numbers = jnp.arange(centroids.shape[1])
+            numbers = jnp.arange(centroids.shape[1]).reshape(1, 1, -1)
             changed["sizes"] = (labels[..., None] == numbers).sum(1, dtype=centroids.dtype)
         if traced or self.reconstruct_location is not None:
             changed.update(before=patches, centroids=centroids)

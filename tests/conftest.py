@@ -27,11 +27,11 @@ import jax
 import pytest
 from hypothesis import HealthCheck, settings
 
-import hvit_jax
 from hvit_jax.fields import Options
 from hvit_jax.ops.attention import cudnn
 from hvit_jax.system.programs import use_compilation_cache
 from tests.golden import Goldens
+from tests.small_models import SMALL
 
 # A shell starts background commands with Ctrl-C ignored, and so their children.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -88,10 +88,7 @@ def golden_checkpoint(goldens, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_config():
-    """A model small enough to compile in a second, on a grid that is not square."""
-    return hvit_jax.ViTConfig(
-        (48, 64), patch_size=8, depth=4, width=32, heads=2, mlp_width=64, num_classes=5
-    )
+    return SMALL
 
 
 @pytest.fixture

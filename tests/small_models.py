@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from hvit_jax.config import Compute, Rope
-from hvit_jax.models.parameters import build_model, init_parameters
+from hvit_jax.config import Compute, Rope, ViTConfig
+from hvit_jax.models.parameters import abstract_parameters, build_model, flatten, init_parameters
 from hvit_jax.models.vit import jit_model
 from hvit_jax.reducers import make_reducer
 
@@ -29,6 +29,68 @@ def without_class_token(config, **switches):
         **{"position_resizing": "bicubic", **switches},
     }
     return dataclasses.replace(config, **given)
+
+
+def _kind(**switches):
+    return dataclasses.replace(SMALL, **switches)
+
+
+# Compiled in a second, on a grid that is not square.
+SMALL = ViTConfig((48, 64), patch_size=8, depth=4, width=32, heads=2, mlp_width=64, num_classes=5)
+# Backbones that differ in what a method may trip over; 0 to 5 tokens stand before the patches.
+KINDS = {
+    "swag": SMALL,
+    "distilled": _kind(distillation_token=True, position_prefix=2, pool="two heads"),
+    "dinov2": _kind(registers=4, layer_scale=True, pool="cls+avg", position_resizing="dinov2"),
+    "dinov3": with_registers(SMALL, gated=True, activation="silu", pool="avg"),
+    "siglip": without_class_token(SMALL, activation="gelu_tanh"),
+    "gap": _kind(
+        **{"class_token": False, "registers": 3, "position_prefix": 0, "layer_scale": True},
+        **{"qkv_bias": "none", "final_norm": False, "pool": "avg", "pooled_norm": True},
+        position_resizing="bicubic_antialias",
+    ),
+    "clip": _kind(
+        **{"patch_bias": False, "pre_norm": True, "activation": "quick_gelu", "norm_eps": 1e-5},
+        **{"num_classes": 0, "projection": 6, "position_resizing": "bicubic"},
+    ),
+    "perception": _kind(
+        rope=Rope((1.0, 2.5, 6.0, 15.0), "grid", (5, 7), 1.0, "x", True),
+        **{"patch_bias": False, "pre_norm": True, "qk_norm": True, "mlp_norm": True},
+        **{"pool": "map", "pool_heads": 4, "pool_mlp_width": 40, "pool_prefix": True},
+        position_resizing="bicubic_antialias",
+    ),
+}
+
+
+def loud_parameters(config, seed=0):
+    """Random weights without a 0 or 1 that would hide an error: norms, LayerScale, all biases."""
+    rng, drawn = np.random.default_rng(seed), {}
+    for path, leaf in flatten(abstract_parameters(config)).items():
+        numbers = rng.normal(size=leaf.shape)
+        if path.endswith("kernel"):
+            # Tokens differ in what they look at.
+            numbers *= (2 if "in_proj" in path else 1) / leaf.shape[-2] ** 0.5
+        elif path.endswith("scale"):
+            numbers = 1 + 0.3 * numbers
+        elif path.endswith("bias"):
+            numbers *= 0.3
+        elif path.startswith("blocks/ls_"):
+            numbers = 0.6 + 0.3 * numbers
+        if path == "blocks/in_proj/bias" and config.qkv_bias == "qv":
+            numbers[:, config.width : 2 * config.width] = 0
+        drawn[path] = np.float32(numbers)
+    return _nested(drawn)
+
+
+def _nested(leaves):
+    tree = {}
+    for path, leaf in leaves.items():
+        *folders, name = path.split("/")
+        place = tree
+        for each in folders:
+            place = place.setdefault(each, {})
+        place[name] = leaf
+    return tree
 
 
 def noise(config):

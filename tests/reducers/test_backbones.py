@@ -1,0 +1,327 @@
+"""Every method on every kind of backbone; one compiled program a pair shows as much as it can.
+
+The whole contract on all pairs is in test_contract.py, and slow.
+"""
+
+import dataclasses
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from hvit_jax.models.vit import jit_model
+from hvit_jax.reducers.tome import PROPORTIONAL
+from tests.small_models import KINDS, build, frozen, loud_parameters, noise
+from tests.vit_reference import Reference, grid_places
+
+# Of the first of three blocks, no option reduces anything.
+OPTIONS = {
+    "dense": {},
+    "hourglass": {"cluster_location": 1, "num_clusters": (3, 4)},
+    "hourglass-reconstructed": {
+        **{"cluster_location": 1, "num_clusters": (3, 4), "reconstruct_location": 2}
+    },
+    "evit": {"keep_rate": 0.6, "drop_locations": (1,)},
+    "evit-fused": {"keep_rate": 0.6, "drop_locations": (1,), "fuse_token": True},
+    "tome": {"r": (0, 6)},
+    "act": {"first_block": 1, "q_hashes": 8},
+    "ats": {"blocks": (1,)},
+    "evo": {"prune_location": 1, "prune_ratio": 0.5},
+    "smyrf": {"first_block": 1, "rounds": 2, "q_cluster_size": 10, "k_cluster_size": 10},
+}
+# Rotary positions, no CLS, registers alone: what methods treat differently. Of the other pairs
+# blocks, embedding and pooling differ, which a dense model shows; as pairs they are slow tests.
+TELLING = {
+    "dinov3": tuple(OPTIONS),
+    "siglip": ("hourglass", "evit-fused", "tome", "ats", "evo"),
+    "gap": ("hourglass", "evit", "tome", "ats", "evo"),
+    "perception": ("hourglass", "tome", "ats"),
+    "distilled": ("tome",),
+    "dinov2": ("tome",),
+}
+PAIRS = [
+    pytest.param(method, kind, marks=() if method in TELLING.get(kind, ()) else pytest.mark.slow)
+    for kind in KINDS
+    for method in OPTIONS
+]
+# Of these every token is computed, at its place.
+PLAIN = ("dense", "padded", PROPORTIONAL)
+CLASSIFYING = dataclasses.replace(
+    KINDS["clip"], projection=0, num_classes=5, pool="avg", pool_before_norm=True
+)
+
+
+def short(kind):
+    return dataclasses.replace(KINDS[kind], depth=3)
+
+
+def slack(expected, tolerance=1e-4):
+    return {"atol": tolerance * max(1, np.abs(expected).max()), "rtol": 0}
+
+
+class Seen(NamedTuple):
+    """What a program makes of pictures: without and with a trace, after every block, restored."""
+
+    output: np.ndarray
+    traced: np.ndarray
+    tokens: list[np.ndarray]
+    states: list[SimpleNamespace]
+    restored: np.ndarray
+
+
+def _on_host(value):
+    return np.asarray(value) if isinstance(value, jax.Array) else value
+
+
+class Pair:
+    """A method on a kind of backbone: what it makes of three pictures, and of silent blocks."""
+
+    def __init__(self, method, kind):
+        self.method, self.config = method, short(kind)
+        self.prefix = self.config.prefix_tokens
+        parameters, self.images = loud_parameters(self.config), noise(self.config)
+        self.reference = Reference(self.config, parameters)
+        model, silent = (
+            build(self.config, parameters, method=method.split("-")[0], **OPTIONS[method])
+            for _ in range(2)
+        )
+        self.layers = model.reducer.schedule(self.config)
+        graph, self.weights = nnx.split(model)
+
+        @jax.jit
+        def run(weights, images):
+            model = nnx.merge(graph, weights)
+            features = model.features(images)
+            restored = model.reducer.restore(features.tokens[-1], features.states[-1])
+            return model(images), features, restored
+
+        self._run = run
+        self.seen = self.run(self.weights, self.images)
+        self.silent = self.run(nnx.split(frozen(silent))[1], self.images)
+
+    def run(self, weights, images):
+        output, features, restored = self._run(weights, images)
+        states = [
+            SimpleNamespace(**{name: _on_host(value) for name, value in vars(state).items()})
+            for state in features.states
+        ]
+        tokens = list(map(np.asarray, features.tokens))
+        return Seen(
+            np.asarray(output), np.asarray(features.output), tokens, states, np.asarray(restored)
+        )
+
+    def block(self, index, tokens, state, image):
+        """Run one block of the reference on an image's tokens; `state` is None for block 0."""
+        rope, bias = self.config.rope, 0
+        places = grid_places(rope, self.config.grid) if rope is not None else None
+        if state is not None:
+            tokens = tokens[: state.lengths[image]] if self.method == "ats" else tokens
+            if places is not None:
+                places = state.coordinates[image if len(state.coordinates) > 1 else 0]
+                places = places[: len(tokens) - self.prefix]
+            if self.layers[index].mode == PROPORTIONAL:
+                bias = np.log(np.maximum(held(state, tokens[None])[image], 1))
+        return self.reference.block(index, tokens, places, bias)
+
+
+def held(state, tokens):
+    """How many patches each token holds: (B, N)."""
+    return (state.source[..., None] == np.arange(tokens.shape[1])).sum(1)
+
+
+@pytest.fixture(scope="class")
+def pair(method, kind):
+    return Pair(method, kind)
+
+
+@pytest.mark.parametrize(("method", "kind"), PAIRS, scope="class")
+class TestPairs:
+    def test_shapes_are_those_of_the_schedule(self, pair):
+        entering, (images, *_) = pair.config.num_tokens, pair.images.shape
+        for layer, tokens, state in zip(
+            pair.layers, pair.seen.tokens, pair.seen.states, strict=True
+        ):
+            assert layer.tokens_in == entering
+            entering = layer.tokens_out
+            assert tokens.shape == (images, entering, pair.config.width)
+            assert np.isfinite(tokens).all()
+            if pair.config.rope is not None:
+                assert state.coordinates.shape[1:] == (entering - pair.prefix, 2)
+        assert entering < pair.config.num_tokens or not pair.method.startswith(("evit", "tome"))
+        assert pair.seen.restored.shape == (images, pair.config.num_patches, pair.config.width)
+        assert np.isfinite(pair.seen.restored).all()
+
+    def test_a_trace_changes_nothing(self, pair):
+        np.testing.assert_allclose(pair.seen.output, pair.seen.traced, **slack(pair.seen.output))
+
+    def test_an_image_does_not_see_its_batch(self, pair):
+        """Its neighbours are others, in another order; the program is the same."""
+        others = jnp.concatenate([pair.images[2:], 2 * pair.images[:1], pair.images[:1]])
+        found, expected = pair.run(pair.weights, others).output, pair.seen.output
+        np.testing.assert_allclose(found[[2, 0]], expected[[0, 2]], **slack(expected, 2e-5))
+
+    def test_the_output_weighs_tokens_by_the_patches_that_they_hold(self, pair):
+        tokens, state = pair.seen.tokens[-1], pair.seen.states[-1]
+        sizes = held(state, tokens)[:, pair.prefix :]
+        expected = [pair.reference.output(*each) for each in zip(tokens, sizes, strict=True)]
+        np.testing.assert_allclose(pair.seen.output, expected, **slack(pair.seen.output))
+
+    def test_blocks_behind_a_reduction_know_where_their_tokens_are(self, pair):
+        """Those that reduce nothing are the reference's, at the places that the states tell."""
+        before = np.stack([pair.reference.embed(image) for image in pair.images])
+        state = None
+        for index, layer in enumerate(pair.layers):
+            tokens = pair.seen.tokens[index]
+            if layer.mode in PLAIN and layer.tokens_in == layer.tokens_out:
+                for image, got in enumerate(tokens):
+                    expected = pair.block(index, before[image], state, image)
+                    np.testing.assert_allclose(got[: len(expected)], expected, **slack(expected))
+            before, state = tokens, pair.seen.states[index]
+
+    def test_prefix_tokens_stay_in_front(self, pair):
+        first = pair.silent.tokens[0][:, : pair.prefix]
+        for tokens, state in zip(pair.silent.tokens, pair.silent.states, strict=True):
+            np.testing.assert_array_equal(tokens[:, : pair.prefix], first)
+            assert ((state.source >= pair.prefix) | (state.source == -1)).all()
+
+    def test_tokens_and_places_are_the_means_of_what_they_hold(self, pair):
+        """Silent blocks show it: a patch that is alone in its token is the patch itself."""
+        if pair.method.startswith("hourglass"):
+            pytest.skip("its centroids are soft means; see test_hourglass.py")
+        patches, rope = pair.silent.tokens[0][:, pair.prefix :], pair.config.rope
+        for tokens, state in zip(pair.silent.tokens, pair.silent.states, strict=True):
+            counts = held(state, tokens)
+            # What EViT fuses is a sum by score.
+            clear = counts == 1 if pair.method == "evit-fused" else counts >= 1
+            shares = (state.source[:, None] == np.arange(tokens.shape[1])[:, None]).astype(float)
+            shares /= np.maximum(counts, 1)[..., None]
+            np.testing.assert_allclose(tokens[clear], (shares @ patches)[clear], atol=1e-5)
+            if rope is not None and len(state.coordinates) > 1:
+                means = (shares @ grid_places(rope, pair.config.grid))[:, pair.prefix :]
+                clear = clear[:, pair.prefix :]
+                np.testing.assert_allclose(state.coordinates[clear], means[clear], atol=1e-5)
+        alone = np.take_along_axis(counts, np.maximum(state.source, 0), axis=1) == 1
+        alone |= state.source < 0
+        assert alone.any()
+        np.testing.assert_array_equal(pair.silent.restored[alone], patches[alone])
+
+
+@pytest.mark.parametrize("config", [*map(short, KINDS), CLASSIFYING], ids=[*KINDS, "classifying"])
+def test_all_outputs_of_a_dense_model(config):
+    """Final tokens by name, the pooled feature and the embedding, against the reference."""
+    parameters, images = loud_parameters(config), noise(config)
+    model, reference = build(config, parameters, method="dense"), Reference(config, parameters)
+    graph, weights = nnx.split(model)
+
+    @jax.jit
+    def run(weights, images):
+        model = nnx.merge(graph, weights)
+        return model.tokens(images), model.pooled(images), model.image_embedding(images)
+
+    tokens, pooled, embedding = run(weights, images)
+    exists = {
+        **{"cls": config.class_token, "distillation": config.distillation_token},
+        **{"registers": config.registers > 0, "patches": True},
+    }
+    names = [name for name, there in exists.items() if there]
+    assert tokens.keys() == set(names)
+    for image, picture in enumerate(images):
+        last = reference.run(picture)[-1]
+        final, output = reference.final(last), reference.output(last)
+        flat = [
+            np.asarray(each[image]).reshape(-1, config.width) for each in map(tokens.get, names)
+        ]
+        np.testing.assert_allclose(np.concatenate(flat), final, **slack(final))
+        np.testing.assert_allclose(pooled[image], reference.pooled(last), **slack(pooled))
+        np.testing.assert_allclose(embedding[image], output / np.linalg.norm(output), atol=1e-4)
+
+
+NEUTRAL = {
+    "evit": {"keep_rate": 1.0, "fuse_token": True},
+    "evo": {"prune_location": 1, "prune_ratio": 1.0},
+    "hourglass": {"cluster_location": 1, "num_clusters": (6, 8), "cluster_window": 1},
+    "tome": {"r": 0},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "methods"),
+    [("dinov3", ["evit", "evo", "hourglass", "tome"]), ("siglip", ["evo", "tome"])],
+)
+def test_neutral_options_equal_dense(kind, methods):
+    config, parameters = short(kind), loud_parameters(short(kind))
+    dense = jit_model(build(config, parameters, method="dense"))(noise(config))
+    for method in methods:
+        model = build(config, parameters, method=method, **NEUTRAL[method])
+        output = jit_model(model)(noise(config))
+        np.testing.assert_allclose(output, dense, **slack(dense, 1e-5), err_msg=method)
+
+
+# Those whose places and sizes follow from differentiable numbers, or from what may be 0.
+@pytest.mark.parametrize("method", ["hourglass", "evit-fused", "tome"])
+def test_gradients_are_finite(method):
+    config = short("perception")
+    model = build(config, loud_parameters(config), method=method.split("-")[0], **OPTIONS[method])
+    graph, weights = nnx.split(model)
+
+    def loss(weights, images):
+        return jnp.square(nnx.merge(graph, weights)(images)).mean()
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(weights, noise(config))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
+
+
+@pytest.mark.parametrize("method", OPTIONS)
+def test_strict_modes_of_jax_in_bfloat16(method):
+    config = short("perception")
+    model = build(
+        **{"config": config, "parameters": loud_parameters(config), "dtype": "bfloat16"},
+        **{"method": method.split("-")[0], **OPTIONS[method]},
+    )
+    graph, weights = nnx.split(model)
+
+    def parts(weights, images):
+        features = nnx.merge(graph, weights).features(images)
+        return features.tokens, features.output, features.states[-1].coordinates
+
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        tokens, *others = jax.eval_shape(parts, weights, noise(config))
+    assert {each.dtype.name for each in tokens} == {"bfloat16"}
+    assert {each.dtype.name for each in others} == {"float32"}
+
+
+# Of the others roundings decide which tokens stay or attend.
+@pytest.mark.parametrize("method", ["dense", "tome"])
+def test_bfloat16_is_close_to_float32(method):
+    config = short("dinov3")
+    exact, rough = (
+        np.asarray(
+            jit_model(
+                build(
+                    **{"config": config, "parameters": loud_parameters(config), "dtype": dtype},
+                    **{"method": method.split("-")[0], **OPTIONS[method]},
+                )
+            )(noise(config))
+        )
+        for dtype in ("float32", "bfloat16")
+    )
+    print(method, np.abs(exact - rough).mean() / exact.std())
+    assert np.abs(exact - rough).mean() < 0.02 * exact.std()
+
+
+def test_one_token_fused_in_one_block_after_the_other():
+    """Then their number stays, and both blocks share a program."""
+    config = short("dinov3")
+    options = {"keep_rate": 0.97, "drop_locations": (1, 2), "fuse_token": True}
+    model = build(config, loud_parameters(config), method="evit", **options)
+    assert [count for _, count in model.runs()] == [1, 2]
+    states = jit_model(model).features(noise(config)).states
+    # The worst token is scaled by its score, stays where it is, and comes last.
+    for before, after in zip(states, states[1:], strict=False):
+        places = np.sort(np.asarray(before.coordinates) * np.ones((3, 1, 1)), axis=1)
+        np.testing.assert_allclose(np.sort(after.coordinates, axis=1), places, atol=1e-5)

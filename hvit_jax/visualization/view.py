@@ -83,7 +83,7 @@ def compile_views(
 
 def whose_attention(config: ViTConfig) -> str:
     """Name what `BlockView.attention` shows of a model."""
-    return "attention of CLS" if config.class_token else "mean attention of the patches"
+    return "attention of CLS" if config.class_token else "attention of the patches"
 
 
 def _view(model: ViT, index: int, x, before, after) -> BlockView:

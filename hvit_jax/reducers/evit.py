@@ -28,6 +28,16 @@ from hvit_jax.ops.selection import (
 from hvit_jax.ops.sorting import inverse
 
 
+@dataclass(frozen=True)
+class DropLayer(Layer):
+    """A block that drops tokens, by its number: no two share a program.
+
+    What they carry differs even where both fuse one token and so keep their number.
+    """
+
+    number: int = 0
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Dropping:
@@ -136,7 +146,8 @@ class EViT(Reducer):
         for index in range(config.depth):
             keep = kept_tokens(self.keep_rate, tokens - prefix)
             if index in locations and keep < tokens - prefix:
-                layers.append(Layer(tokens, prefix + keep + self.fuse_token, "drop"))
+                left = prefix + keep + self.fuse_token
+                layers.append(DropLayer(tokens, left, "drop", index))
             else:
                 layers.append(Layer(tokens, tokens))
             tokens = layers[-1].tokens_out
@@ -145,9 +156,7 @@ class EViT(Reducer):
     def init(self, x: Float[Array, "B N C"], config: ViTConfig, *, trace: bool) -> EViTState:
         """Make the state before the first block; see `Reducer.init`."""
         sizes = jnp.ones((x.shape[0], config.num_patches)) if self.fuse_token else None
-        # A block that fuses one token keeps their number.
-        state = initial_state(x, config, trace=trace, by_image=self.fuse_token)
-        return EViTState(**state, sizes=sizes)
+        return EViTState(**initial_state(x, config, trace=trace), sizes=sizes)
 
     def block(
         self, block: Block, x: Float[Array, "B N C"], state: EViTState, layer: Layer, draws: Any

@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 from hvit_jax.models.vit import jit_model
+from hvit_jax.reducers import REDUCERS
 from hvit_jax.reducers.tome import PROPORTIONAL
 from tests.small_models import KINDS, build, frozen, loud_parameters, noise
 from tests.vit_reference import Reference, grid_places
@@ -28,6 +29,7 @@ OPTIONS = {
     "evit": {"keep_rate": 0.6, "drop_locations": (1,)},
     "evit-fused": {"keep_rate": 0.6, "drop_locations": (1,), "fuse_token": True},
     "tome": {"r": (0, 6)},
+    "tome_dense": {"r": 0.3},
     "act": {"first_block": 1, "q_hashes": 8},
     "ats": {"blocks": (1,)},
     "evo": {"prune_location": 1, "prune_ratio": 0.5},
@@ -53,6 +55,10 @@ PLAIN = ("dense", "padded", PROPORTIONAL)
 CLASSIFYING = dataclasses.replace(
     KINDS["clip"], projection=0, num_classes=5, pool="avg", pool_before_norm=True
 )
+
+
+def test_every_method_has_options():
+    assert {method.split("-")[0] for method in OPTIONS} == set(REDUCERS)
 
 
 def short(kind):
@@ -151,7 +157,11 @@ class TestPairs:
             assert np.isfinite(tokens).all()
             if pair.config.rope is not None:
                 assert state.coordinates.shape[1:] == (entering - pair.prefix, 2)
-        assert entering < pair.config.num_tokens or not pair.method.startswith(("evit", "tome"))
+        assert entering < pair.config.num_tokens or pair.method not in (
+            "evit",
+            "evit-fused",
+            "tome",
+        )
         assert pair.seen.restored.shape == (images, pair.config.num_patches, pair.config.width)
         assert np.isfinite(pair.seen.restored).all()
 
@@ -315,13 +325,14 @@ def test_bfloat16_is_close_to_float32(method):
 
 
 def test_one_token_fused_in_one_block_after_the_other():
-    """Then their number stays, and both blocks share a program."""
+    """Then their number stays, but what they carry grows."""
     config = short("dinov3")
     options = {"keep_rate": 0.97, "drop_locations": (1, 2), "fuse_token": True}
+    options["reconstruct_neighbors"] = 1
     model = build(config, loud_parameters(config), method="evit", **options)
-    assert [count for _, count in model.runs()] == [1, 2]
+    assert {layer.tokens_out for layer, _ in model.runs()} == {config.num_tokens}
     states = jit_model(model).features(noise(config)).states
-    # The worst token is scaled by its score, stays where it is, and comes last.
+    # The worst token is scaled by its score, and stays where it is.
     for before, after in zip(states, states[1:], strict=False):
         places = np.sort(np.asarray(before.coordinates) * np.ones((3, 1, 1)), axis=1)
         np.testing.assert_allclose(np.sort(after.coordinates, axis=1), places, atol=1e-5)

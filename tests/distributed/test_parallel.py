@@ -60,8 +60,10 @@ from hvit_jax.models.parameters import init_parameters
 from hvit_jax.distributed.placement import place
 from hvit_jax.reducers import make_reducer
 from hvit_jax.training.trainer import Trainer, make_optimizer
+from tests.small_models import with_registers
 
-config = ViTConfig(16, patch_size=8, depth=3, width=64, heads=2, mlp_width=256, num_classes=7)
+config = ViTConfig(16, patch_size=8, depth=3, width=64, heads=2, mlp_width=256)
+config = with_registers(config, num_classes=7)
 reducer = make_reducer("evit", drop_locations=(1,)).resolve(config)
 optimizer = make_optimizer(1e-3, steps=9, warmup=1, weight_decay=0.1, layer_decay=0.9)
 random = np.random.default_rng(0)

@@ -74,7 +74,8 @@ def compare(reduced: ViT, dense: ViT):
     @jax.jit
     def cosines(states, pixels):
         models = map(nnx.merge, graphs, states)
-        pairs = zip(*(restored(model, normalize(pixels)) for model in models), strict=True)
+        images = normalize(pixels, dense.preprocessing.mean, dense.preprocessing.std)
+        pairs = zip(*(restored(model, images) for model in models), strict=True)
         return jnp.stack([_cosine(*pair) for pair in pairs])
 
     return lambda pixels: cosines(states, pixels)
@@ -157,8 +158,8 @@ def _main() -> None:
     check_plot(picture, "--output")
     dense = hvit_jax.load(options.checkpoint)
     source = take_evenly(open_source(options.data), options.pictures)
-    shape = dense.config.image_shape
-    with load_batches(source, shape, batch_size=BATCH, workers=0) as batches:
+    loading = {"batch_size": BATCH, "workers": 0, "preprocessing": dense.preprocessing}
+    with load_batches(source, dense.config.image_shape, **loading) as batches:
         pixels = [batch.pixels[batch.valid] for batch in batches]
     about = {
         "device": jax.devices()[0].device_kind,

@@ -13,13 +13,14 @@ checkpoint = demo.checkpoint_dir()  # or a folder written by `python -m convert`
 dense = hvit_jax.load(checkpoint)
 reduced = hvit_jax.load(checkpoint, "hourglass", num_clusters=36)
 
-# Every tenth of the bundled pictures, prepared as torchvision does it.
+# Every tenth of the bundled pictures, prepared as the checkpoint says.
+how = dense.preprocessing
 folder = read_folder(demo.images_dir())
 pixels = [
-    resize_and_crop(folder.open(index), dense.config.image_shape)
+    resize_and_crop(folder.open(index), dense.config.image_shape, how)
     for index in range(0, len(folder), 10)
 ]
-images = normalize(np.stack(pixels))
+images = normalize(np.stack(pixels), how.mean, how.std)
 
 # Compiled once for this batch shape; later calls are fast.
 expected = hvit_jax.jit_model(dense)(images).argmax(-1)

@@ -11,7 +11,11 @@ from hvit_jax.data.preprocess import normalize, resize_and_crop
 RESOLUTION, CUP = 128, (6, 12)  # a 32 x 32 grid; row and column of a patch on the cup's rim
 
 picture = open_picture(demo.pictures_dir() / "coffee.jpg", "coffee.jpg", exif=True)
-images = normalize(resize_and_crop(picture, (RESOLUTION, RESOLUTION))[None])
+dense = hvit_jax.load(demo.checkpoint_dir(), resolution=RESOLUTION)
+reduced = hvit_jax.load(demo.checkpoint_dir(), "tome", r=100, resolution=RESOLUTION)
+how = dense.preprocessing  # as the checkpoint says
+pixels = resize_and_crop(picture, dense.config.image_shape, how)
+images = normalize(pixels[None], how.mean, how.std)
 
 
 def likeness(model: hvit_jax.ViT) -> np.ndarray:
@@ -22,8 +26,6 @@ def likeness(model: hvit_jax.ViT) -> np.ndarray:
     return np.asarray(features @ features[CUP])
 
 
-dense = hvit_jax.load(demo.checkpoint_dir(), resolution=RESOLUTION)
-reduced = hvit_jax.load(demo.checkpoint_dir(), "tome", r=100, resolution=RESOLUTION)
 maps = [likeness(model) for model in (dense, reduced)]
 tokens = reduced.reducer.schedule(reduced.config)[-1].tokens_out
 print(f"tokens after the last block: {dense.config.num_tokens} dense, {tokens} tome")

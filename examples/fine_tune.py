@@ -19,8 +19,10 @@ optimizer = nnx.Optimizer(model, optax.adamw(2e-4), wrt=nnx.Param)
 
 folder = read_folder(demo.images_dir())
 chosen = np.random.default_rng(0).permutation(len(folder))[:256]
-pixels = [resize_and_crop(folder.open(index), model.config.image_shape) for index in chosen]
-images, labels = normalize(np.stack(pixels)), np.array(folder.labels)[chosen]
+how = model.preprocessing  # as the checkpoint says
+pixels = [resize_and_crop(folder.open(index), model.config.image_shape, how) for index in chosen]
+images = normalize(np.stack(pixels), how.mean, how.std)
+labels = np.array(folder.labels)[chosen]
 
 
 @nnx.jit

@@ -342,7 +342,7 @@ class ViT(nnx.Module):
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise InputError(
                 f"the model takes normalised images, got {images.dtype}; make them of pixels from "
-                "0 to 255 by hvit_jax.normalize(pixels)"
+                "0 to 255 by hvit_jax.normalize(pixels, mean, std), of model.preprocessing"
             )
         patches = self.patch_embed(patchify(images.astype(self.dtype), self.config.patch_size))
         patches = patches.astype(accumulator(self.dtype))

@@ -47,14 +47,14 @@ class BlockView:
 
 
 def compile_views(
-    model: ViT, blocks: Sequence[int], preprocessing: Preprocessing = Preprocessing()
+    model: ViT, blocks: Sequence[int], preprocessing: Preprocessing | None = None
 ) -> Callable[[UInt8[np.ndarray, "B H W 3"]], tuple[list[BlockView], Float[Array, "B classes"]]]:
     """Compile the views of some blocks.
 
     Args:
         model: a model under any method.
         blocks: which blocks, counted from 0.
-        preprocessing: the checkpoint's, whose mean and deviation normalise the pictures.
+        preprocessing: whose mean and deviation normalise the pictures; None: the model's.
 
     Returns:
         A function of uint8 pictures: a view for each of `blocks`, and the model's output.
@@ -67,11 +67,12 @@ def compile_views(
         if not 0 <= block <= last:
             raise InputError(f"block {block}: the model's blocks are 0 to {last}")
     with_weights, weights = part_weights(model)
+    how = model.preprocessing if preprocessing is None else preprocessing
 
     @functools.partial(jax.jit, compiler_options=compiler_options())
     def views(weights, pixels):
         model = with_weights(weights)
-        images = normalize(pixels, preprocessing.mean, preprocessing.std)
+        images = normalize(pixels, how.mean, how.std)
         features = model.features(images)
         after = zip(features.tokens, features.states, strict=True)
         steps = [model.embed(images, trace=True), *after]

@@ -1,4 +1,8 @@
-"""What every method promises, checked on all of them; a new method adds one entry to CASES."""
+"""What every method promises, checked on all of them; a new method adds one entry to CASES.
+
+SWAG's backbone is checked here in every run, the other kinds in the slow one; what is left of them
+for every run is in test_backbones.py.
+"""
 
 import re
 from dataclasses import dataclass, field
@@ -13,7 +17,7 @@ from flax import nnx
 import hvit_jax
 from hvit_jax.models.reducer import TokenState
 from hvit_jax.reducers import Budgeted, warn_without_budgets
-from tests.small_models import classify, compute_dense_features, compute_features
+from tests.small_models import KINDS, classify, compute_dense_features, compute_features
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,15 @@ CASES = {
 METHODS = sorted(CASES)
 
 
+def on_every_kind(methods):
+    """Pairs of a method and a kind of backbone."""
+    return [
+        pytest.param(method, kind, marks=() if kind == "swag" else pytest.mark.slow)
+        for kind in KINDS
+        for method in methods
+    ]
+
+
 def make(config, method, **options):
     options = {**CASES[method].options, **options}
     return hvit_jax.create(config, name(method), seed=1, **options)
@@ -97,6 +110,10 @@ def make(config, method, **options):
 
 def name(case):
     return case.split("-")[0]
+
+
+def outputs(config):
+    return config.num_classes or config.projection or config.feature_width
 
 
 BUDGETED = [case for case in METHODS if issubclass(hvit_jax.REDUCERS[name(case)], Budgeted)]
@@ -107,8 +124,13 @@ def test_every_method_has_a_case():
 
 
 @pytest.fixture(scope="class")
-def model(method, small_config):
-    return make(small_config, method)
+def config(kind):
+    return KINDS[kind]
+
+
+@pytest.fixture(scope="class")
+def model(method, config):
+    return make(config, method)
 
 
 @pytest.fixture(scope="class")
@@ -127,38 +149,37 @@ def features(model, images):
 
 
 # By class: a method's tests share its model, and what it makes of the images.
-@pytest.mark.parametrize("method", METHODS, scope="class")
+@pytest.mark.parametrize(("method", "kind"), on_every_kind(METHODS), scope="class")
 class TestContract:
-    def test_shapes_are_those_of_the_schedule(self, model, features, small_config, images):
-        layers = model.reducer.schedule(small_config)
-        assert len(layers) == len(features.tokens) == len(features.states) == small_config.depth
-        entering = small_config.num_patches + 1
+    def test_shapes_are_those_of_the_schedule(self, model, features, config, images):
+        layers = model.reducer.schedule(config)
+        assert len(layers) == len(features.tokens) == len(features.states) == config.depth
+        entering = config.num_tokens
         for layer, tokens in zip(layers, features.tokens, strict=True):
             assert layer.tokens_in == entering
-            assert tokens.shape == (len(images), layer.tokens_out, small_config.width)
+            assert tokens.shape == (len(images), layer.tokens_out, config.width)
             entering = layer.tokens_out
-        assert features.output.shape == (len(images), small_config.num_classes)
+        assert features.output.shape == (len(images), outputs(config))
 
-    def test_second_batch_does_not_recompile(self, model, images):
-        forward = hvit_jax.jit_model(model)
-        first, second = forward(images), forward(images[::-1])
-        assert forward.run._cache_size() == 1
-        assert not np.array_equal(first, second)
+    def test_second_batch_does_not_recompile(self, forward, logits, images):
+        compiled = forward.run._cache_size()
+        second = forward(images[::-1])
+        assert forward.run._cache_size() == compiled
+        assert not np.array_equal(logits, second)
+        np.testing.assert_array_equal(logits, forward(images))
 
-    def test_no_images_give_no_results(self, model, forward, small_config):
-        none = jnp.zeros((0, *small_config.image_shape, 3))
-        for each in (model, forward):
-            assert each(none).shape == (0, small_config.num_classes)
-            assert each.dense_features(none).shape == (0, *small_config.grid, small_config.width)
-            features = each.features(none)
-            tokens = [layer.tokens_out for layer in model.reducer.schedule(small_config)]
-            assert {len(leaf) for leaf in jax.tree.leaves(features)} == {0}
-            assert [x.shape[1] for x in features.tokens] == tokens
+    def test_no_images_give_no_results(self, model, forward, config):
+        none = jnp.zeros((0, *config.image_shape, 3))
+        assert forward(none).shape == (0, outputs(config))
+        assert forward.dense_features(none).shape == (0, *config.grid, config.width)
+        features = model.features(none)
+        tokens = [layer.tokens_out for layer in model.reducer.schedule(config)]
+        assert {len(leaf) for leaf in jax.tree.leaves(features)} == {0}
+        assert [x.shape[1] for x in features.tokens] == tokens
 
-    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-    def test_strict_modes_of_jax(self, method, dtype, small_config, images):
+    def test_strict_modes_of_jax(self, method, config, images):
         """Nothing relies on implicit promotion of ranks or types; shapes are enough to see it."""
-        graph, state = nnx.split(make(small_config, method, dtype=dtype))
+        graph, state = nnx.split(make(config, method, dtype="bfloat16"))
 
         def loss(state, images):
             model = nnx.merge(graph, state)
@@ -167,11 +188,11 @@ class TestContract:
         with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
             jax.eval_shape(jax.grad(loss, argnums=(0, 1), has_aux=True), state, images)
 
-    def test_numbers_do_not_depend_on_whether_jax_has_64_bits(self, method, small_config, model):
+    def test_numbers_do_not_depend_on_whether_jax_has_64_bits(self, method, config, model):
         with jax.enable_x64(True):
-            wide = make(small_config, method)
-            drawn = wide.reducer.draws(small_config)
-        expected = nnx.to_pure_dict(nnx.state(model)), model.reducer.draws(small_config)
+            wide = make(config, method)
+            drawn = wide.reducer.draws(config)
+        expected = nnx.to_pure_dict(nnx.state(model)), model.reducer.draws(config)
         jax.tree.map(
             np.testing.assert_array_equal, (nnx.to_pure_dict(nnx.state(wide)), drawn), expected
         )
@@ -182,26 +203,21 @@ class TestContract:
         alone = np.concatenate([forward(image[None]) for image in images])
         np.testing.assert_allclose(logits, alone, atol=2e-5)
 
-    def test_deterministic(self, method, small_config, forward, logits, images):
-        again = hvit_jax.jit_model(make(small_config, method))
-        np.testing.assert_array_equal(logits, forward(images))
-        np.testing.assert_array_equal(logits, again(images))
-
     def test_the_forward_pass_scatters_nothing_but_permutations(self, model, images):
         program = str(jax.make_jaxpr(hvit_jax.jit_model(model))(images))
         assert "scatter-" not in program
         once = re.findall(r"scatter\[[^]]*?unique_indices=(\w+)", program)
         assert len(once) == program.count("scatter[") and set(once) <= {"True"}
 
-    def test_scan_equals_unrolled(self, method, small_config, logits, images):
-        unrolled = hvit_jax.jit_model(make(small_config, method, unroll=True))(images)
+    def test_scan_equals_unrolled(self, method, config, logits, images):
+        unrolled = hvit_jax.jit_model(make(config, method, unroll=True))(images)
         np.testing.assert_allclose(logits, unrolled, atol=2e-5)
 
     def test_features_end_in_the_logits(self, features, logits):
         np.testing.assert_allclose(features.output, logits, atol=2e-5)
 
-    def test_bfloat16_is_close_to_float32(self, method, small_config, logits, images):
-        model = make(small_config, method, dtype="bfloat16")
+    def test_bfloat16_is_close_to_float32(self, method, config, logits, images):
+        model = make(config, method, dtype="bfloat16")
         graph, state = nnx.split(model)
         tokens = jax.eval_shape(lambda s, x: nnx.merge(graph, s).features(x).tokens, state, images)
         assert tokens[-1].dtype == jnp.bfloat16
@@ -218,90 +234,98 @@ class TestContract:
         by_weights, by_images = jax.jit(jax.grad(loss, argnums=(0, 1)))(state, images)
         leaves = jax.tree.leaves((by_weights, by_images))
         assert all(np.isfinite(leaf).all() for leaf in leaves)
-        assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(by_weights["head"]))
+        last = [by_weights[name] for name in ("head", "projection", "ln") if name in by_weights]
+        assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(last[0]))
         assert np.abs(by_images).max() > 0
 
-    def test_trace_accounts_for_every_patch(self, features, small_config, images):
+    def test_trace_accounts_for_every_patch(self, features, config, images):
         for tokens, state in zip(features.tokens, features.states, strict=True):
             assert isinstance(state, TokenState)
             source = np.asarray(state.source)
-            assert source.shape == (len(images), small_config.num_patches)
+            assert source.shape == (len(images), config.num_patches)
             assert source.min() >= -1 and source.max() < tokens.shape[1]
-            assert not (source == 0).any(), "a patch is held by CLS"
+            held_before = (source >= 0) & (source < config.prefix_tokens)
+            assert not held_before.any(), "a patch is held by a token before the patches"
 
-    def test_tokens_hold_the_patches_that_are_left(self, method, features, small_config, images):
-        """Row 0 is CLS and holds none; no patch is lost but those that were dropped for good."""
-        gone = np.zeros((len(images), small_config.num_patches), bool)
+    def test_tokens_hold_the_patches_that_are_left(self, method, features, config, images):
+        """Prefix tokens hold none; no patch is lost but those that were dropped for good."""
+        prefix = config.prefix_tokens
+        gone = np.zeros((len(images), config.num_patches), bool)
         for tokens, state in zip(features.tokens, features.states, strict=True):
             rows = np.arange(tokens.shape[1])
             held = (np.asarray(state.source)[..., None] == rows).sum(1)
             lengths = getattr(state, "lengths", np.full(len(images), len(rows)))
-            exists = rows[1:] < lengths[:, None]
-            assert (held[:, 1:][~exists] == 0).all()
+            exists = rows[prefix:] < lengths[:, None]
+            assert (held[:, prefix:][~exists] == 0).all()
             if CASES[method].holds != "any":
-                assert (held[:, 1:][exists] >= 1).all(), "a token holds no patch"
+                assert (held[:, prefix:][exists] >= 1).all(), "a token holds no patch"
             if CASES[method].holds == "one":
                 assert held.max() == 1, "a patch was kept twice, or two tokens merged"
             if getattr(state, "sizes", None) is not None:
-                np.testing.assert_array_equal(state.sizes[:, 1:], held[:, 1:])
-                np.testing.assert_array_equal(state.sizes.sum(1), small_config.num_patches + 1)
-            assert (held.sum(1) + (state.source < 0).sum(1) == small_config.num_patches).all()
+                sizes = np.asarray(state.sizes)[:, -exists.shape[1] :]
+                np.testing.assert_array_equal(sizes, held[:, prefix:])
+            assert (held.sum(1) + (state.source < 0).sum(1) == config.num_patches).all()
             assert not (gone & np.asarray(state.source >= 0)).any(), "a dropped patch came back"
             gone = np.asarray(state.source < 0)
             assert (np.abs(state.dropped).max(-1) > 0).tolist() == gone.tolist()
 
-    def test_restore_fills_the_grid(self, model, features, small_config, images):
+    def test_restore_fills_the_grid(self, model, features, config, images):
         for tokens, state in zip(features.tokens, features.states, strict=True):
             restored = np.asarray(model.reducer.restore(tokens, state))
-            assert restored.shape == (len(images), small_config.num_patches, small_config.width)
+            assert restored.shape == (len(images), config.num_patches, config.width)
             assert np.isfinite(restored).all()
             assert (np.abs(restored).max(-1) > 0).all(), "a patch was left empty"
 
-    def test_dense_features_are_the_restored_tokens(self, model, features, small_config, images):
+    def test_dense_features_are_the_restored_tokens(self, model, features, config, images):
         grid = compute_dense_features(model, images)
-        assert grid.shape == (len(images), *small_config.grid, small_config.width)
-        restored = model.ln(model.reducer.restore(features.tokens[-1], features.states[-1]))
+        assert grid.shape == (len(images), *config.grid, config.width)
+        restored = model.reducer.restore(features.tokens[-1], features.states[-1])
+        restored = restored if model.ln is None else model.ln(restored)
         np.testing.assert_allclose(grid, restored.reshape(grid.shape), atol=2e-5)
 
 
-@pytest.mark.parametrize("method", [case for case in METHODS if CASES[case].neutral is not None])
-def test_neutral_options_equal_dense(method, small_config, images):
-    dense = hvit_jax.jit_model(make(small_config, "dense"))(images)
-    neutral = hvit_jax.create(small_config, name(method), seed=1, **CASES[method].neutral)
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    on_every_kind([case for case in METHODS if CASES[case].neutral is not None]),
+    scope="class",
+)
+def test_neutral_options_equal_dense(method, config, images):
+    dense = hvit_jax.jit_model(make(config, "dense"))(images)
+    neutral = hvit_jax.create(config, name(method), seed=1, **CASES[method].neutral)
     np.testing.assert_allclose(hvit_jax.jit_model(neutral)(images), dense, atol=2e-5)
 
 
-@pytest.mark.parametrize("method", BUDGETED, scope="class")
+@pytest.mark.parametrize(("method", "kind"), on_every_kind(BUDGETED), scope="class")
 class TestBudgets:
-    def test_without_any_a_line_says_that_nothing_is_saved(self, model, small_config):
-        free, total = model.reducer, small_config.num_patches + 1
-        blocks, said = len(free.budget_blocks(small_config)), []
+    def test_without_any_a_line_says_that_nothing_is_saved(self, model, config):
+        free, total = model.reducer, config.num_tokens
+        blocks, said = len(free.budget_blocks(config)), []
         for budgets in (None, total, 2, (total,) * (blocks - 1) + (total - 1,)):
-            warn_without_budgets(free.with_budgets(budgets), small_config, said.append)
+            warn_without_budgets(free.with_budgets(budgets), config, said.append)
         flag = "--" + free.budget_option.replace("_", "-")
         expected = (
             f"{free.name} saves nothing without {flag}: every block has room for all {total} "
             f"tokens; `hvit calibrate --method {free.name}` measures what it needs"
         )
         assert said == [expected, expected]
-        warn_without_budgets(hvit_jax.make_reducer("evit"), small_config, said.append)
+        warn_without_budgets(hvit_jax.make_reducer("evit"), config, said.append)
         assert len(said) == 2
 
-    def test_as_many_as_tokens_change_nothing(self, method, small_config, model, logits, images):
-        total = small_config.num_patches + 1
-        whole = make(small_config, method, **{model.reducer.budget_option: total})
+    def test_as_many_as_tokens_change_nothing(self, method, config, model, logits, images):
+        total = config.num_tokens
+        whole = make(config, method, **{model.reducer.budget_option: total})
         np.testing.assert_array_equal(hvit_jax.jit_model(whole)(images), logits)
 
-    def test_what_was_counted_is_just_enough(self, method, small_config, model, features, images):
+    def test_what_was_counted_is_just_enough(self, method, config, model, features, images):
         """Each block's largest count changes nothing; one less is reported where it was used."""
         reducer = model.reducer
-        blocks = reducer.budget_blocks(small_config)
+        blocks = reducer.budget_blocks(config)
         needed = [reducer.counts(features.states[block]) for block in blocks]
         needed = [max(int(count.max()) for count in counts.values()) for counts in needed]
-        assert all(2 < count < small_config.num_patches + 1 for count in needed)
+        assert all(2 < count < config.num_tokens for count in needed)
 
         def classify_within(*budgets):
-            model = make(small_config, method, **{reducer.budget_option: budgets})
+            model = make(config, method, **{reducer.budget_option: budgets})
             return classify(model, images)
 
         logits, report = classify_within(*needed)

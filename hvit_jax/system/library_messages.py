@@ -68,7 +68,10 @@ def ignore_warnings_of_pillow() -> None:
 @contextlib.contextmanager
 def without_messages_of_orbax() -> Iterator[None]:
     """Drop what Orbax logs: errors that it raises as well, and what it does not do on purpose."""
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    import absl.logging  # Makes its logger, which says where a message comes from only then.
+
+    loggers = [absl.logging.get_absl_logger(), logging.getLogger("asyncio")]
+    loggers = [logger for logger in loggers if _wanted not in logger.filters]
     for logger in loggers:
         logger.addFilter(_wanted)
     try:

@@ -61,16 +61,19 @@ def test_an_event_loop_is_closed():
 
 FULL_DISK = """
 import contextlib, resource, sys
-import jax.numpy as jnp, orbax.checkpoint
 from hvit_jax.system import library_messages as messages
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 quiet = messages.without_messages_of_orbax if QUIET else contextlib.nullcontext
-with quiet(), orbax.checkpoint.StandardCheckpointer() as checkpointer:
-    try:
-        checkpointer.save(sys.argv[1], {"x": jnp.arange(100000.0)})
-        checkpointer.wait_until_finished()
-    except Exception as error:
-        print(messages.why_failed(error))
+with quiet():  # As in commands: before absl is imported, and around what does it again.
+    import jax.numpy as jnp, orbax.checkpoint
+    with quiet():
+        pass
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        try:
+            checkpointer.save(sys.argv[1], {"x": jnp.arange(100000.0)})
+            checkpointer.wait_until_finished()
+        except Exception as error:
+            print(messages.why_failed(error))
 """
 
 

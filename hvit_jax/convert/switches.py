@@ -15,12 +15,12 @@ from hvit_jax.convert.keys import PERIODS, Entry, Form
 from hvit_jax.convert.reader import StateDict
 from hvit_jax.errors import InputError
 
-# Heads that are usual for a width, where nothing tells, and where a family differs.
+# Heads that are usual for a width, where nothing tells.
 _HEADS = {
     **{192: 3, 256: 4, 320: 5, 384: 6, 512: 8, 640: 10, 768: 12, 896: 14, 1024: 16, 1152: 16},
     **{1280: 16, 1408: 16, 1536: 16, 1664: 16, 4096: 32},
 }
-_HEADS_OF = {("DINOv3", 1280): 20, ("DINOv2", 1536): 24}
+_GATED_HEADS = {1280: 20, 1536: 24}  # Of DINOv3's H+ and DINOv2's giant.
 _SCALE = "blocks/ls_1"
 _HEAD_DIM = 64  # Of CLIP's models of other widths.
 _SIDE = 224  # Pixels, where nothing tells.
@@ -245,7 +245,8 @@ def _heads(
         return max(1, body["width"] // sizes.get("D", 4 * len(periods)))
     if form.layout.family in ("SWAG", "torchvision") and (heads := published_heads(**body)):
         return heads
-    heads = _HEADS_OF.get((form.layout.family, body["width"])) or _HEADS.get(body["width"])
+    usual = {**_HEADS, **(_GATED_HEADS if switches["gated"] else {})}
+    heads = usual.get(body["width"])
     if heads is None and form.layout.family == "CLIP" and body["width"] % _HEAD_DIM == 0:
         heads = body["width"] // _HEAD_DIM
     if heads is None:

@@ -195,6 +195,13 @@ def test_norms_of_queries_and_keys_tell_the_heads(read):
         read(timm_state(qk_norm=4), heads=4)
 
 
+@pytest.mark.parametrize("width, gated, heads", [(1280, False, 16), (1280, True, 20)])
+def test_heads_that_are_usual_for_a_width(read, width, gated, heads):
+    """DINOv3's H+ has another number than other models of its width, whoever wrote the file."""
+    found, _, _ = read(timm_state(width=width, depth=1, gated=gated), heads=None)
+    assert (found.config.heads, found.assumed["heads"]) == (heads, f"{heads} heads")
+
+
 def test_patches_of_siglip_as_a_linear_layer(read):
     source = as_transformers_clip(timm_state(**SIGLIP))
     _, expected, _ = read(source)

@@ -10,6 +10,7 @@ from hvit_jax.config import Compute
 from hvit_jax.models.block import Block, LayerNorm
 from hvit_jax.ops.activations import gelu, tanh_gelu
 from hvit_jax.ops.platform import compiled_for
+from tests.small_models import KINDS
 
 
 def test_gelu_equals_that_of_jax():
@@ -41,6 +42,20 @@ def test_a_gpus_program_computes_the_same(batch, dtype, small_config, plain_cudn
     np.testing.assert_allclose(*(np.asarray(y, np.float64) for y in (ours, block(x))), **slack)
     for got, expected in zip(parts, block.qkv(x), strict=True):
         np.testing.assert_allclose(*(np.asarray(y, np.float64) for y in (got, expected)), **slack)
+
+
+@pytest.mark.parametrize("kind", ["dinov3", "perception"])
+def test_a_gpus_program_turns_the_same_tokens(kind, plain_cudnn):
+    """Tokens that fill up the rows stand behind the patches, and so do their places."""
+    config = KINDS[kind]
+    block = Block(config, compute=Compute(gelu="exact"), rngs=nnx.Rngs(0))
+    keys = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(keys[0], (3, config.prefix_tokens + 6, config.width))
+    places = jax.random.normal(keys[1], (1, 6, 2))
+    with compiled_for("gpu"):
+        ours = block(x, places)
+    assert plain_cudnn == ["cudnn"]
+    np.testing.assert_allclose(ours, block(x, places), atol=3e-6)
 
 
 def test_gelu_by_tanh_is_close():

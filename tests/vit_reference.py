@@ -106,6 +106,12 @@ class Reference:
                     each[first:, head] = rotate(each[first:, head], places, config.rope)
         return q.reshape(len(x), -1), k.reshape(len(x), -1), parts[2]
 
+    def attention(self, index, x, places=None):
+        """The attention weights of one block: (heads, N, N)."""
+        heads = (len(x), self.config.heads, -1)
+        q, k, _ = (each.reshape(heads).swapaxes(0, 1) for each in self.qkv(index, x, places))
+        return softmax(q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]))
+
     def block_weights(self, index):
         return jax.tree.map(lambda leaf: leaf[index], self.weights["blocks"])
 

@@ -14,8 +14,10 @@ import pytest
 from flax import nnx
 
 from hvit_jax.models.vit import jit_model
-from hvit_jax.reducers import REDUCERS
+from hvit_jax.reducers import ATS, REDUCERS
 from hvit_jax.reducers.tome import PROPORTIONAL
+from tests.ats_reference import sample
+from tests.reducers.test_places import matched
 from tests.small_models import KINDS, build, frozen, loud_parameters, noise
 from tests.vit_reference import Reference, grid_places
 
@@ -31,7 +33,7 @@ OPTIONS = {
     "tome": {"r": (0, 6)},
     "tome_dense": {"r": 0.3},
     "act": {"first_block": 1, "q_hashes": 8},
-    "ats": {"blocks": (1,)},
+    "ats": {"blocks": (1,), "residual": "input"},
     "evo": {"prune_location": 1, "prune_ratio": 0.5},
     "smyrf": {"first_block": 1, "rounds": 2, "q_cluster_size": 10, "k_cluster_size": 10},
 }
@@ -61,6 +63,11 @@ def test_every_method_has_options():
     assert {method.split("-")[0] for method in OPTIONS} == set(REDUCERS)
 
 
+def test_ats_takes_the_original_residual_with_swags_positions_alone():
+    found = {kind for kind in KINDS if ATS().resolve(KINDS[kind]).residual == "normalized"}
+    assert found == {"swag", "distilled"}
+
+
 def short(kind):
     return dataclasses.replace(KINDS[kind], depth=3)
 
@@ -88,7 +95,8 @@ class Pair:
 
     def __init__(self, method, kind):
         self.method, self.config = method, short(kind)
-        self.prefix = self.config.prefix_tokens
+        self.prefix, rope = self.config.prefix_tokens, self.config.rope
+        self.places = None if rope is None else grid_places(rope, self.config.grid)
         parameters, self.images = loud_parameters(self.config), noise(self.config)
         self.reference = Reference(self.config, parameters)
         model, silent = (
@@ -122,8 +130,7 @@ class Pair:
 
     def block(self, index, tokens, state, image):
         """Run one block of the reference on an image's tokens; `state` is None for block 0."""
-        rope, bias = self.config.rope, 0
-        places = grid_places(rope, self.config.grid) if rope is not None else None
+        places, bias = self.places, 0
         if state is not None:
             tokens = tokens[: state.lengths[image]] if self.method == "ats" else tokens
             if places is not None:
@@ -132,6 +139,56 @@ class Pair:
             if self.layers[index].mode == PROPORTIONAL:
                 bias = np.log(np.maximum(held(state, tokens[None])[image], 1))
         return self.reference.block(index, tokens, places, bias)
+
+
+def _ranked(scores, count, first):
+    """New places of patches, of which those of the highest scores stay, in falling order."""
+    order = np.argsort(-scores, kind="stable")
+    places = np.full(len(scores), -1)
+    places[order[:count]] = first + np.arange(count)
+    return places
+
+
+def _scores(pair, index, x):
+    """What CLS pays to the patches, or without it all patches on average: (heads, P)."""
+    weights = pair.reference.attention(index, x, pair.places)
+    rows = weights[:, :1] if pair.config.class_token else weights[:, pair.prefix :]
+    return rows.mean(1)[:, pair.prefix :]
+
+
+def _choose_by_evit(pair, image):
+    weights = pair.reference.attention(1, pair.seen.tokens[0][image], pair.places)
+    return _ranked(weights.mean((0, 1))[pair.prefix :], 29, pair.prefix)
+
+
+def _choose_by_evo(pair, image):
+    scores = _scores(pair, 0, pair.reference.embed(pair.images[image])).mean(0)
+    return _ranked(scores, len(scores), pair.prefix)
+
+
+def _choose_by_ats(pair, image):
+    x = pair.seen.tokens[0][image]
+    norms = np.linalg.norm(pair.reference.qkv(1, x, pair.places)[2], axis=1)
+    scores = _scores(pair, 1, x).sum(0) * norms[pair.prefix :]
+    chosen = sample(scores / scores.sum(), len(scores), len(scores) + 1)
+    places = np.full(len(scores), -1)
+    places[chosen] = pair.prefix + np.arange(len(chosen))
+    return places
+
+
+def _choose_by_tome(pair, image):
+    """Pairs are found by keys that are not turned."""
+    keys = pair.reference.qkv(1, pair.seen.tokens[0][image])[1]
+    keys = keys.reshape(len(keys), pair.config.heads, -1).mean(1)
+    pairs, stay, second = matched(keys, pair.prefix, 6)
+    rows = [*range(pair.prefix), *(sorted(stay) if pair.prefix % 2 else stay), *second]
+    return np.array([rows.index(pairs.get(i, i)) for i in range(pair.prefix, len(keys))])
+
+
+CHOICES = {
+    **{"evit": _choose_by_evit, "evo": _choose_by_evo},
+    **{"ats": _choose_by_ats, "tome": _choose_by_tome},
+}
 
 
 def held(state, tokens):
@@ -192,6 +249,15 @@ class TestPairs:
                     np.testing.assert_allclose(got[: len(expected)], expected, **slack(expected))
             before, state = tokens, pair.seen.states[index]
 
+    def test_who_stays(self, pair):
+        """Places after the second block, the first that reduces, from the tokens before it."""
+        if pair.method not in CHOICES:
+            pytest.skip("what it chooses is tested with its operations")
+        for image, source in enumerate(pair.seen.states[1].source):
+            expected = CHOICES[pair.method](pair, image)
+            np.testing.assert_array_equal(source[expected >= 0], expected[expected >= 0])
+            assert ((source < 0) == (expected < 0)).all()
+
     def test_prefix_tokens_stay_in_front(self, pair):
         first = pair.silent.tokens[0][:, : pair.prefix]
         for tokens, state in zip(pair.silent.tokens, pair.silent.states, strict=True):
@@ -202,7 +268,7 @@ class TestPairs:
         """Silent blocks show it: a patch that is alone in its token is the patch itself."""
         if pair.method.startswith("hourglass"):
             pytest.skip("its centroids are soft means; see test_hourglass.py")
-        patches, rope = pair.silent.tokens[0][:, pair.prefix :], pair.config.rope
+        patches = pair.silent.tokens[0][:, pair.prefix :]
         for tokens, state in zip(pair.silent.tokens, pair.silent.states, strict=True):
             counts = held(state, tokens)
             # What EViT fuses is a sum by score.
@@ -210,8 +276,8 @@ class TestPairs:
             shares = (state.source[:, None] == np.arange(tokens.shape[1])[:, None]).astype(float)
             shares /= np.maximum(counts, 1)[..., None]
             np.testing.assert_allclose(tokens[clear], (shares @ patches)[clear], atol=1e-5)
-            if rope is not None and len(state.coordinates) > 1:
-                means = (shares @ grid_places(rope, pair.config.grid))[:, pair.prefix :]
+            if pair.places is not None and len(state.coordinates) > 1:
+                means = (shares @ pair.places)[:, pair.prefix :]
                 clear = clear[:, pair.prefix :]
                 np.testing.assert_allclose(state.coordinates[clear], means[clear], atol=1e-5)
         alone = np.take_along_axis(counts, np.maximum(state.source, 0), axis=1) == 1

@@ -217,8 +217,10 @@ def reconstruct_tokens(
     if k == 0:
         raise InputError("k must be at least 1, or negative to keep all centroids; got 0")
     if 0 < k < weights.shape[-1]:
-        kth = jax.lax.top_k(weights, k)[0][..., -1:]
-        weights = jnp.where(weights >= kth, weights, 0)
+        # Otherwise XLA sorts whole rows on a CPU, and computes every weight again to compare it.
+        weights = jax.lax.optimization_barrier(weights)
+        largest = jax.lax.optimization_barrier(jax.lax.top_k(weights, k)[0])
+        weights = jnp.where(weights >= largest[..., -1:], weights, 0)
     norm = jnp.linalg.norm(weights, axis=-1) if normalize == "l2" else weights.sum(-1)
     weights = (weights / norm[..., None]).astype(tokens.dtype)
     return accurate_einsum("bpk,bke->bpe", weights, tokens).astype(tokens.dtype)

@@ -161,24 +161,11 @@ def test_no_patch_is_ever_lost(small_config, images):
     assert not np.array_equal(features.states[-1].source, features.states[0].source)
 
 
-def test_image_alone_and_unrolled(small_config, images):
-    batch = hvit_jax.jit_model(make(small_config, prune_location=1))(images)
-    alone = hvit_jax.jit_model(make(small_config, prune_location=1, unroll=True))
-    np.testing.assert_allclose(alone(images[1:2]), batch[1:2], atol=2e-5)
+def test_scores_stay_in_float32(small_config, images):
+    graph, weights = nnx.split(make(small_config, dtype="bfloat16"))
 
+    def scores(weights, images):
+        return [state.scores for state in nnx.merge(graph, weights).features(images).states]
 
-def test_bfloat16(small_config, images):
-    exact = np.asarray(hvit_jax.jit_model(make(small_config))(images))
-    model = make(small_config, dtype="bfloat16")
-    rough = hvit_jax.jit_model(model)(images)
-    assert np.abs(rough - exact).mean() < 0.05 * exact.std()
-    states = compute_features(model, images).states
-    assert all(state.scores.dtype == jnp.float32 for state in states)
-
-
-def test_gradients_are_finite(small_config, images):
-    graph, state = nnx.split(make(small_config, prune_location=1, prune_ratio=0.1))
-    loss = lambda state, x: jnp.square(nnx.merge(graph, state)(x)).mean()  # noqa: E731
-    by_weights, by_images = jax.jit(jax.grad(loss, argnums=(0, 1)))(state, images)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((by_weights, by_images)))
-    assert (np.abs(by_images).max((1, 2, 3)) > 0).all()
+    types = {each.dtype.name for each in jax.eval_shape(scores, weights, images)}
+    assert types == {"float32"}

@@ -3,10 +3,8 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 import hvit_jax
 from hvit_jax.architectures import named_config
@@ -83,37 +81,6 @@ class TestModel:
             for rounds in (1, 48)
         ]
         assert errors[1] < errors[0] / 2
-
-    def test_an_image_alone_equals_itself_in_a_batch(self, small_config, parameters, images):
-        forward = hvit_jax.jit_model(make(small_config, parameters, **OPTIONS))
-        alone = np.concatenate([forward(image[None]) for image in images])
-        np.testing.assert_allclose(forward(images), alone, atol=2e-5)
-
-    def test_scan_equals_unrolled(self, small_config, parameters, images):
-        scanned = make(small_config, parameters, **OPTIONS)
-        unrolled = make(small_config, parameters, unroll=True, **OPTIONS)
-        assert len(scanned.segments) == 2 and len(unrolled.segments) == 4
-        pair = [hvit_jax.jit_model(model)(images) for model in (scanned, unrolled)]
-        np.testing.assert_allclose(*pair, atol=2e-5)
-
-    def test_bfloat16_stays_close(self, small_config, parameters, images):
-        """Rounding moves a query to a neighbouring cluster in some rounds of many."""
-        options = {**OPTIONS, "rounds": 32}
-        exact, rough = (
-            hvit_jax.jit_model(make(small_config, parameters, dtype=dtype, **options))(images)
-            for dtype in ("float32", "bfloat16")
-        )
-        assert np.abs(exact - rough).mean() < 0.1 * np.asarray(exact).std()
-
-    def test_gradients_are_finite(self, small_config, parameters, images):
-        graph, state = nnx.split(make(small_config, parameters, **OPTIONS))
-
-        @jax.jit
-        def slopes(state, images):
-            return jax.grad(lambda s: jnp.square(nnx.merge(graph, s)(images)).sum())(state)
-
-        for leaf in jax.tree.leaves(slopes(state, images)):
-            assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0
 
 
 class TestStraddling:

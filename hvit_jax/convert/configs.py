@@ -221,11 +221,13 @@ def _transformers(config: dict[str, Any], folder: Path) -> Facts:
         "position_resizing": "bicubic",
         **_KINDS[kind](about),
     }
-    switches |= _pool(kind, (config.get("architectures") or ["Model"])[0], about)
+    saved = (config.get("architectures") or ["Model"])[0]
+    switches |= _pool(kind, saved, about)
     pictures = transformers_preprocessing(folder, processor, switches.get("resolution"))
-    labels = config.get("id2label") or {}
-    names = [labels[key] for key in sorted(labels, key=int)]
-    if all(re.fullmatch(r"LABEL_\d+", str(name)) for name in names):
+    names = _labels(config)
+    if names and saved.endswith(_HEADS):
+        switches["num_classes"] = len(names)
+    if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
         names = []
     notes = {"activation": switches["activation"]}
     if kind == "siglip2":
@@ -234,6 +236,11 @@ def _transformers(config: dict[str, Any], folder: Path) -> Facts:
     return Facts(
         f"transformers {kind}", switches, preprocessing, size, _distinct(names), None, notes
     )
+
+
+def _labels(config: dict[str, Any]) -> list[str]:
+    labels = config.get("id2label") or {}
+    return [str(labels[key]) for key in sorted(labels, key=int)]
 
 
 def _stated_sizes(about: dict[str, Any]) -> dict[str, Any]:

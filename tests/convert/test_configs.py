@@ -161,8 +161,12 @@ def test_transformers_periods(tmp_path):
 def test_transformers_classes(tmp_path):
     config = {"model_type": "vit", "id2label": {"10": "owl", "2": "crane", "1": "hen"}}
     assert facts(tmp_path, config).classes == ("hen", "crane", "owl")
+    assert "num_classes" not in facts(tmp_path, config).switches  # It may have no head.
+    config["architectures"] = ["ViTForImageClassification"]
+    assert facts(tmp_path, config).switches["num_classes"] == 3
     config["id2label"] = {"0": "LABEL_0", "1": "LABEL_1"}
-    assert facts(tmp_path, config).classes == ()
+    found = facts(tmp_path, config)
+    assert found.classes == () and found.switches["num_classes"] == 2
 
 
 @pytest.mark.parametrize(

@@ -293,7 +293,7 @@ def _broken(array: np.ndarray | jax.Array) -> bool:
 
 def _where(name: str, array: np.ndarray | jax.Array) -> str:
     """Name a parameter; of the blocks' stacked ones, the first block that is broken."""
-    if not name.startswith("blocks/"):
+    if not name.startswith(("blocks/", "decoder/blocks/")):
         return name
     return f"{name} of block {next(index for index, each in enumerate(array) if _broken(each))}"
 

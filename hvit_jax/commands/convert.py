@@ -19,6 +19,7 @@ from hvit_jax.convert.licences import licence_line
 from hvit_jax.convert.switches import published_heads
 from hvit_jax.convert.tasks import form_of
 from hvit_jax.distributed.processes import refuse_several
+from hvit_jax.fields import show
 from hvit_jax.models.parameters import abstract_parameters, count_parameters
 from hvit_jax.system.run import one_line
 
@@ -30,15 +31,20 @@ examples:
   hvit convert dinov2-small dinov2-small.jax
   hvit convert dinov2_vits14_pretrain.pth dinov2.jax
   hvit convert vit_b16_in1k.torch vit_b16.jax
+  hvit convert seg_large_mask_640 seg.jax
+  hvit convert dinov2_vits14_pretrain.pth nyu.jax \
+      --head dinov2_vits14_nyu_dpt_head.pth
   hvit convert --to-torch tuned.jax tuned.safetensors
 
 It reads folders from the Hugging Face hub (config.json beside weights) and
 bare files of torch.save or .safetensors (which need no PyTorch), in the
 layouts of timm, transformers (ViT, DeiT, MAE, DINOv2, DINOv3, CLIP, SigLIP),
 DINOv2, DINOv3, OpenAI's CLIP, OpenCLIP, SWAG and torchvision, told apart by
-their keys. What a bare file does not say is assumed, and said. All numbers
-become float32. Nothing inside a file is run. Nothing is written before every
-key has been used once and converting back has given the same numbers.
+their keys; for segments and depth also Segmenter's folders (variant.yml beside
+checkpoint.pth), its files for mmseg, and DINOv2's heads beside a backbone.
+What a bare file does not say is assumed, and said. All numbers become float32.
+Nothing inside a file is run. Nothing is written before every key has been used
+once and converting back has given the same numbers.
 
 hf download fetches a folder; hvit models lists where models are found.
 SWAG's files: https://dl.fbaipublicfiles.com/SWAG/NAME.torch, where NAME is
@@ -53,7 +59,11 @@ def _convert(config: ConvertConfig) -> None:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         if config.to_torch:
             description = export_file(
-                config.source, config.destination, layout=config.layout, progress=progress
+                config.source,
+                config.destination,
+                layout=config.layout,
+                head=config.head,
+                progress=progress,
             )
             form = form_of(description, config.layout)
             facts = {"source": str(config.source), "format": form.layout.name}
@@ -62,6 +72,7 @@ def _convert(config: ConvertConfig) -> None:
                 config.source,
                 config.destination,
                 **{name: getattr(config, name) for name in READING},
+                head=config.head,
                 progress=progress,
             )
             facts = {**_origin(description, config.source), **_heads_note(description.config)}
@@ -76,6 +87,8 @@ def _origin(description: Description, source: Path) -> dict[str, str]:
     if others := about.pop("other_entries", None):
         taken = about.get("entry", ".")
         about["entry"] = f"{taken} (also there: {', '.join(others)}; --entry NAME takes another)"
+    if head := about.get("head"):
+        about["head"] = head["file"]
     if ignored := about.get("ignored"):
         about["ignored"] = ", ".join(ignored)
     if assumed := about.get("assumed"):
@@ -92,6 +105,8 @@ def _settled_by(assumed: str) -> str:
         "pixels": "--resolution",
         "activation": "--activation",
         "preprocessing": "--preprocessing",
+        "taps": "--taps",
+        "depth range": "--depth-range",
     }
     named = [option for word, option in options.items() if word in assumed]
     return f"{', '.join(named)} say{'s' * (len(named) == 1)} otherwise"
@@ -106,6 +121,24 @@ def _pictures(description: Description) -> str:
     if size := description.source.get("input_size"):
         text += f" (its own library cuts to {size[0]} x {size[1]}: --resolution of other commands)"
     return text
+
+
+def _outputs(description: Description) -> dict[str, str]:
+    """Say what comes out of a model."""
+    sizes, decoder, windows = description.config, description.config.decoder, description.windows
+    if decoder is None:
+        return {"classes": f"{sizes.num_classes}" if sizes.num_classes else "none, no head"}
+    blocks = ", ".join(map(str, decoder.taps))
+    rows = {"decoder": decoder.kind + (f", which reads blocks {blocks}" if blocks else "")}
+    if decoder.task == "depth":
+        least, most = decoder.depth_range
+        return {**rows, "depth": f"{least:g} to {most:g} m"}
+    if windows.window:
+        rows["windows"] = (
+            f"of {show(windows.window)} pixels, every {show(windows.stride)}, of pictures whose "
+            f"short side is {windows.short_side}"
+        )
+    return {**rows, "classes": f"{decoder.outputs}"}
 
 
 def _heads_note(sizes: ViTConfig) -> dict[str, str]:
@@ -126,7 +159,7 @@ def _summary(description: Description, destination: Path, facts: dict[str, str])
         f"activation {sizes.activation}",
         "resolution": "{} x {} pixels, ".format(*sizes.image_shape)
         + "{} x {} patches".format(*sizes.grid),
-        "classes": f"{sizes.num_classes}" if sizes.num_classes else "none, no head",
+        **_outputs(description),
         "parameters": f"{count_parameters(abstract_parameters(sizes)):,}",
         **facts,
         "checked": "every key used once, nothing missing; converting back gives the same numbers",

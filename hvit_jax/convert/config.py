@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvit_jax.architectures import ACTIVATIONS
+from hvit_jax.config import RESIZING
 from hvit_jax.convert.families import PREPROCESSING
 from hvit_jax.convert.layouts import WRITTEN
 from hvit_jax.errors import InputError
-from hvit_jax.fields import Options, option
+from hvit_jax.fields import Options, flag, option
 
-READING = ("architecture", "heads", "resolution", "activation", "entry", "preprocessing")
+READING = (
+    *("architecture", "heads", "resolution", "activation", "entry", "preprocessing"),
+    *("norm_eps", "position_resizing", "taps", "depth_range"),
+)
 
 
 @dataclass(frozen=True)
@@ -19,8 +23,8 @@ class ConvertConfig(Options):
     """What to convert, and where to."""
 
     source: Path = option(
-        help="the folder from the Hugging Face hub, or the .safetensors, .pth, .pt or .bin file "
-        "(with --to-torch: the checkpoint)",
+        help="the folder from the Hugging Face hub or of Segmenter, or the .safetensors, .pth, "
+        ".pt or .bin file (with --to-torch: the checkpoint)",
         metavar="SRC",
         positional=True,
     )
@@ -60,6 +64,36 @@ class ConvertConfig(Options):
         "the folder says, or by layout, resolution and file name)",
         choices=tuple(PREPROCESSING),
     )
+    norm_eps: float | None = option(
+        None,
+        "what norms of the backbone add to variances (default: as the folder says, or as usual for "
+        "the layout)",
+        above=0,
+    )
+    position_resizing: str | None = option(
+        None,
+        "the rule by which positions are fitted to other grids (default: the layout's)",
+        choices=RESIZING,
+    )
+    head: Path | None = option(
+        None,
+        "a file with a head of DINOv2's for segments or depth, beside the backbone SRC (with "
+        "--to-torch: the file to write it to, which otherwise stands in DST)",
+        metavar="FILE",
+    )
+    taps: tuple[int, ...] | None = option(
+        None,
+        "the blocks that this head reads, from 0, such as 8,9,10,11 (default: as published for the "
+        "depth)",
+        least=0,
+    )
+    depth_range: tuple[float, float] | None = option(
+        None,
+        "least and largest depth in metres of a head that estimates it (default: as published, by "
+        "the file's name)",
+        metavar="LEAST,MOST",
+        above=0,
+    )
     to_torch: bool = option(
         False, "the other way: write the checkpoint SRC as a state dict for PyTorch"
     )
@@ -76,5 +110,5 @@ class ConvertConfig(Options):
         for name in READING:
             if self.to_torch and getattr(self, name) is not None:
                 raise InputError(
-                    f"--{name} is for reading PyTorch files; with --to-torch it has no meaning"
+                    f"{flag(name)} is for reading PyTorch files; with --to-torch it has no meaning"
                 )

@@ -1,4 +1,4 @@
-"""What a folder of timm, transformers or OpenCLIP says of the model in it, beside its weights."""
+"""What a folder of timm, transformers, OpenCLIP or Segmenter says of the model in it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from hvit_jax.architectures import ACTIVATIONS, architecture_config, architectures
-from hvit_jax.config import Preprocessing, Rope, as_pair
+from hvit_jax.config import Preprocessing, Rope, Windows, as_pair
 from hvit_jax.convert.licences import card_licence
 from hvit_jax.convert.pictures import (
+    FAMILIES,
     open_clip_preprocessing,
     timm_preprocessing,
     transformers_preprocessing,
+)
+from hvit_jax.convert.variant import (
+    VARIANT,
+    data_set_of,
+    read_yaml,
+    variant_switches,
+    variant_windows,
 )
 from hvit_jax.errors import InputError
 from hvit_jax.system.files import read_json
@@ -28,14 +36,17 @@ class Facts:
     """What the files beside the weights say.
 
     Attributes:
-        layout: whose keys the weights have: "timm", "OpenCLIP", or "transformers" and its
-            model type, such as "transformers dinov2".
-        switches: fields of `ViTConfig` that are stated. What shapes tell is there only where it is
-            written down, to be compared; `resolution` may leave a rest that no whole patch covers.
+        layout: whose keys the weights have: "timm", "OpenCLIP", "Segmenter", or "transformers"
+            and its model type, such as "transformers dinov2".
+        switches: fields of `ViTConfig` that are stated, those of its decoder in a dict. What shapes
+            tell is there only where it is written down, to be compared; `resolution` may leave a
+            rest that no whole patch covers.
         preprocessing: how pictures are prepared; None: not said.
         input_size: height and width that this ends in, where they are not the model's own.
         classes: names of the head's outputs, in order; empty: not said.
         licence: of the weights; None: not said.
+        windows: how pictures are cut for models that make maps; None: not said.
+        file: the name of the file that says so.
         notes: what to tell the user, by a word for each.
     """
 
@@ -45,6 +56,8 @@ class Facts:
     input_size: tuple[int, int] | None = None
     classes: tuple[str, ...] = ()
     licence: str | None = None
+    windows: Windows | None = None
+    file: str = "config.json"
     notes: dict[str, str] = field(default_factory=dict)
 
 
@@ -52,10 +65,11 @@ def read_facts(folder: Path) -> Facts | None:
     """Read what a folder says of its model.
 
     Args:
-        folder: with `config.json` of timm or transformers, or `open_clip_config.json`.
+        folder: with `config.json` of timm or transformers, `open_clip_config.json`, or Segmenter's
+            `variant.yml`.
 
     Returns:
-        The facts; None if it has neither file.
+        The facts; None if it has none of these files.
 
     Raises:
         InputError: for a model that is not a plain vision transformer, or a file that is damaged.
@@ -65,6 +79,8 @@ def read_facts(folder: Path) -> Facts | None:
         read = _timm if "architecture" in config else _transformers
     elif (file := folder / "open_clip_config.json").is_file():
         config, read = read_json(file), _open_clip
+    elif (file := folder / VARIANT).is_file():
+        config, read = read_yaml(file), _segmenter
     elif (folder / "adapter_config.json").is_file():
         raise InputError(
             f"{folder} holds an adapter such as LoRA, not a model; merge it into its model first"
@@ -77,8 +93,9 @@ def read_facts(folder: Path) -> Facts | None:
         raise InputError(f"{file}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{file} is damaged: {type(error).__name__}: {error}") from error
-    if facts.licence is None:
-        facts = dataclasses.replace(facts, licence=card_licence(folder))
+    facts = dataclasses.replace(
+        facts, licence=facts.licence or card_licence(folder), file=file.name
+    )
     if facts.input_size == facts.switches.get("resolution"):
         facts = dataclasses.replace(facts, input_size=None)
     return facts
@@ -234,7 +251,7 @@ def _transformers(config: dict[str, Any], folder: Path) -> Facts:
         notes["pictures"] = "of any shape are resized to a square, not to as many patches"
     preprocessing, size = pictures or (None, None)
     return Facts(
-        f"transformers {kind}", switches, preprocessing, size, _distinct(names), None, notes
+        f"transformers {kind}", switches, preprocessing, size, _distinct(names), notes=notes
     )
 
 
@@ -407,3 +424,19 @@ def _tower(model: dict[str, Any], vision: dict[str, Any]) -> Facts:
     if kind == "linear":
         facts.switches["projection"] = outputs
     return facts
+
+
+# Segmenter
+
+
+def _segmenter(config: dict[str, Any], folder: Path) -> Facts:
+    net = config["net_kwargs"]
+    kind = net.get("normalization")
+    said = {"data_set": data_set_of(config), "normalization": kind}
+    return Facts(
+        "Segmenter",
+        variant_switches(net),
+        FAMILIES.get(f"Segmenter {kind}"),
+        windows=variant_windows(config),
+        notes={name: str(value) for name, value in said.items() if value is not None},
+    )

@@ -14,13 +14,16 @@ from typing import Any
 from rich.progress import Progress
 
 from hvit_jax.config import ViTConfig
-from hvit_jax.convert.keys import Entry, Form, Layout, Shape
+from hvit_jax.convert.dense_layouts import HEAD
+from hvit_jax.convert.heads import found_decoder
+from hvit_jax.convert.keys import STACKS, Entry, Form, Layout, Shape
 from hvit_jax.convert.layouts import LAYOUTS, NOT_READ
 from hvit_jax.convert.reader import StateDict
 from hvit_jax.convert.switches import Stated, check_sizes, complete, found_switches
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import abstract_parameters, flatten
 
+_OUTPUTS = ("head/", "distillation_head/", "projection/")
 _NAMED = 24  # keys of one kind that a message names
 # What a folder's files call layouts that are of one table.
 _SAME_TABLE = {
@@ -69,19 +72,32 @@ def detect(read: StateDict, stated: Stated, progress: Progress) -> Found:
     """
     form, matches = _choose_form(read, stated)
     _refuse_known(form.layout, read)
-    depth = 1 + max(number for entry, number in matches.values() if entry.stacked)
-    sizes = {**_vote(read.shapes, matches), "depth": depth}
+    depths = {name: _depth(name, matches) for name in STACKS}
+    sizes = {**_vote(read.shapes, matches), **depths, "depth": depths["blocks"]}
     check_sizes(read.name, sizes, stated)
-    switches = found_switches(form, {entry for entry, _ in matches.values()}, sizes, stated)
+    known = {entry for entry, _ in matches.values()}
+    decoder, guessed = found_decoder(read, form, known, sizes, stated)
+    if decoder is not None:  # It stands in the place of the backbone's own head.
+        sizes = {letter: size for letter, size in sizes.items() if letter not in "KVF"}
+    switches = {**found_switches(form, known, sizes, stated), "decoder": decoder}
+    if decoder is not None:
+        switches |= {"num_classes": 0, "projection": 0}
     rows = form.rows(_paths(read.name, switches), switches["qkv_bias"])
+    sizes["h"] = sizes.get("U", 0) // 2
     sizes["H"] = sizes.get("M", 0) * (1 + switches["gated"])
     sizes["F"] = sizes.get("C", 0) * (1 + (switches["pool"] == "cls+avg"))
-    expected = {key: entry for key, entry, _ in form.expected(rows, depth)}
-    ignored = _ignored(form, [key for key in read.shapes if key not in expected])
+    expected = {key: entry for key, entry, _ in form.expected(rows, depths)}
+    surplus = [key for key in read.shapes if key not in expected]
+    ignored = _ignored(form, surplus, of_head=decoder is not None)
     _refuse_problems(read, form, expected, sizes, set().union(*ignored.values()), progress)
     config, assumed = complete(read, form, switches, sizes, stated)
     passed = tuple(keys[0] if len(keys) == 1 else _all_of(keys) for keys in ignored.values())
-    return Found(form, config, tuple(rows), passed, assumed)
+    return Found(form, config, tuple(rows), passed, guessed | assumed)
+
+
+def _depth(stack: str, matches: _Matches) -> int:
+    """Count the blocks of a stack; those of none, too, are looked for."""
+    return 1 + max((number for row, number in matches.values() if row.stack == stack), default=0)
 
 
 def _all_of(keys: list[str]) -> str:
@@ -102,8 +118,13 @@ def _choose_form(read: StateDict, stated: Stated) -> tuple[Form, _Matches]:
         return _anchored(layout, each[1]), len(each[1]), layout.name in wanted, marked
 
     form, matches = max(forms, key=likeness)
-    if not any(entry.stacked for entry, _ in matches.values()):
+    if not any(entry.stack == "blocks" for entry, _ in matches.values()):
         _refuse_known(None, read)
+        if any(key.startswith(HEAD) for key in read.shapes):
+            raise InputError(
+                f"{read.name} holds a head without its backbone; convert the backbone, and give "
+                "this file with --head (in Python: head=)"
+            )
         few = ", ".join(list(read.shapes)[:5]) + (", ..." if len(read.shapes) > 5 else "")
         known = ", ".join(layout.name for layout in LAYOUTS)
         raise InputError(
@@ -199,8 +220,13 @@ def _paths(name: str, switches: Mapping[str, Any]) -> set[str]:
     """Name the parameters of a model with these switches, whatever its sizes."""
     counts = ("num_classes", "registers", "projection")
     small = {each: min(1, switches[each]) for each in counts}
+    decoder = switches["decoder"]
+    if decoder is not None:
+        taps = (0,) * len(decoder.taps)
+        decoder = dataclasses.replace(decoder, taps=taps, depth=min(1, decoder.depth), heads=1)
     ones = dict.fromkeys(("resolution", "patch_size", "depth", "width", "heads", "mlp_width"), 1)
     rest = {"position_prefix": 0, "rope": None, "pool_heads": 0, "pool_mlp_width": 0}
+    rest["decoder"] = decoder
     try:
         config = ViTConfig(**{**switches, **small, **ones, **rest})
     except InputError as error:
@@ -208,14 +234,15 @@ def _paths(name: str, switches: Mapping[str, Any]) -> set[str]:
     return set(flatten(abstract_parameters(config)))
 
 
-def _ignored(form: Form, surplus: list[str]) -> dict[str, list[str]]:
-    """Find the keys that are passed over on purpose, by pattern."""
+def _ignored(form: Form, surplus: list[str], *, of_head: bool) -> dict[str, list[str]]:
+    """Find the keys that are passed over on purpose, by pattern; with those of a head if asked."""
     root = form.names.get("root", "")
+    heads = [row for row in form.layout.entries if of_head and row.path.startswith(_OUTPUTS)]
     ignored: dict[str, list[str]] = {}
     for key in surplus:
         beside = form.layout.beside if root and not key.startswith(root) else ()
         inside = key.removeprefix(root)
-        for pattern in (*form.layout.ignored, *beside):
+        for pattern in (*form.layout.ignored, *beside, *map(re.escape, map(form.key, heads))):
             if re.fullmatch(pattern, key, re.DOTALL) or re.fullmatch(pattern, inside, re.DOTALL):
                 ignored.setdefault(pattern, []).append(key)
                 break

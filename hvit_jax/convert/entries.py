@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hvit_jax.convert.dense_layouts import SEGMENTER
 from hvit_jax.convert.layouts import LAYOUTS
 from hvit_jax.errors import InputError, unknown
 
@@ -28,6 +29,8 @@ _ANCHORS = {
     if entry.path in layout.anchors
 }
 _ANCHOR = re.compile(rf"((?:.*?\.)??)(?:{'|'.join(sorted(_ANCHORS))})", re.DOTALL)
+# A decoder's keys; an encoder beside it is a part of the same model.
+_DECODERS = [row.key for row in SEGMENTER.entries if row.path in SEGMENTER.anchors]
 # Blocks in groups: the first number is the group's, the second one counts through all of them.
 _CHUNK = re.compile(r"\bblocks\.(\d+)\.(\d+)\.(?=(norm1|attn|ls1|norm2|mlp|ls2)\.)")
 _DEPTH = 3  # Dicts within dicts that are looked into.
@@ -94,7 +97,12 @@ def _dicts(value: Any, name: str = "", depth: int = _DEPTH) -> Iterator[tuple[st
 
 def _prefixes(values: Mapping) -> dict[str, None]:
     """Find what stands before the keys of each model in a dict, in the dict's order."""
-    return dict.fromkeys(match[1] for key in values if (match := _ANCHOR.fullmatch(_plain(key))))
+    keys = dict.fromkeys(map(_plain, values))
+    found = dict.fromkeys(match[1] for key in keys if (match := _ANCHOR.fullmatch(key)))
+    for prefix in list(found):
+        if any(f"{prefix}{key}" in keys for key in _DECODERS):
+            found.pop(f"{prefix}encoder.", None)
+    return found
 
 
 def _plain(key: Any) -> str:

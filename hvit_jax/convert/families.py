@@ -29,6 +29,8 @@ def family_of(layout: Layout, config: ViTConfig, file: str) -> str:
     name = file.lower()
     if config.rope is not None and config.rope.coordinates == "centred":
         return "DINOv3 sat493m" if "sat493m" in name else "DINOv3"
+    if layout.family == "Segmenter":
+        return "Segmenter deit" if config.distillation_token else "Segmenter vit"
     if layout.family:
         return layout.family
     if config.pre_norm:

@@ -18,6 +18,13 @@ from hvit_jax.models.parameters import abstract_parameters, flatten
 Shape = tuple[int, ...]
 # Where the periods of rotary positions are noted, which are part of the configuration, no weights.
 PERIODS = "rope/periods"
+STACKS = ("blocks", "decoder/blocks")
+
+
+def depths_of(config: ViTConfig) -> dict[str, int]:
+    """Count the blocks of each of `STACKS`."""
+    own = 0 if config.decoder is None else config.decoder.depth
+    return {"blocks": config.depth, "decoder/blocks": own}
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,14 @@ TOKEN = Transform(lambda array: array[0, 0], lambda array: array[None, None])
 SEQUENCE_FIRST = Transform(lambda array: array[:, 0], lambda array: array[:, None])
 BATCH_FIRST = Transform(lambda array: array[0], lambda array: array[None])
 PATCHES = Transform(_patch_kernel, _patch_convolution)
+# Convolutions: of single places, of squares, and those that enlarge each place to a square.
+OF_PLACES = Transform(lambda array: array[:, :, 0, 0].T, lambda array: array.T[:, :, None, None])
+OF_SQUARES = Transform(
+    lambda array: array.transpose(2, 3, 1, 0), lambda array: array.transpose(3, 2, 0, 1)
+)
+TO_SQUARES = Transform(
+    lambda array: array.transpose(0, 2, 3, 1), lambda array: array.transpose(0, 3, 1, 2)
+)
 
 
 @dataclass(frozen=True)
@@ -51,17 +66,21 @@ class Entry:
 
     Attributes:
         key: in the state dict; `{i}` is the number of the block, other names are the layout's.
-        path: in our tree; those of all blocks are stacked below `blocks/`.
+        path: in our tree; those of all blocks are stacked below `blocks/`, and a decoder's below
+            `decoder/blocks/`.
         shape: of PyTorch's array. Letters: C width, S positions, R registers, p patch side, M MLP
             width, H what the MLP's first layer gives (2M where it holds gates too), D head size,
             F the pooled feature's width, K classes, V outputs of the projection, N hidden channels
-            of the pooling's MLP, T periods; 3C is three times C.
+            of the pooling's MLP, T periods; 3C is three times C. Of decoders: O outputs, J channels
+            of all taps, W of each, U of the maps that are fused, h half of these, and a, b, c, d of
+            the maps that are made of each tap.
         transform: how the two differ.
         part: where the array is a part of ours: from where to where along the last axis, and of how
             many equal parts.
         variant: rows of one path that do not stand beside each other in a file differ in this; ""
             is the usual.
-        when: a switch of the model and its value, if only such models have the row.
+        when: a switch of the model, or of its decoder as in `decoder.kind`, and its value, if only
+            such models have the row.
         mask: whether these are zeros and ones that the array of the row before is multiplied with.
     """
 
@@ -75,9 +94,9 @@ class Entry:
     mask: bool = False
 
     @property
-    def stacked(self) -> bool:
-        """Whether every block has one of these."""
-        return self.path.startswith("blocks/")
+    def stack(self) -> str:
+        """Name the blocks of which each has one of these, "blocks" or "decoder/blocks"; or ""."""
+        return next((each for each in STACKS if self.path.startswith(f"{each}/")), "")
 
     def place(self, array: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*part"]:
         """Give the view of one of our arrays that this row fills."""
@@ -103,6 +122,7 @@ class Layout:
         names: what may stand for each name in keys; first the usual.
         anchors: paths whose keys tell where in a file a model of this kind is.
         switches: fields of `ViTConfig` that all these models share.
+        usual: others, where nothing is stated.
         classifying: others that those share that have a head.
         resizing: the rule for their positions, without and with registers.
         mark: a key and its number of axes that decide between two layouts of the same keys.
@@ -117,6 +137,7 @@ class Layout:
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     anchors: tuple[str, ...] = ("class_token", "patch_embed/kernel", "pos_embedding")
     switches: dict[str, Any] = field(default_factory=dict)
+    usual: dict[str, Any] = field(default_factory=dict)
     classifying: dict[str, Any] = field(default_factory=dict)
     resizing: tuple[str, str] = ("bicubic_antialias", "bicubic_antialias")
     mark: tuple[str, int] | None = None
@@ -159,6 +180,7 @@ NEVER_NEEDED = (
     *(r"head\.mlp\..*", r"head\.last_layer\..*", r"projectors\..*", r"pre_logits\..*"),
     *(r"(.*\.)?num_batches_tracked", r"(.*\.)?position_ids"),
     *(r"(.*\.)?rope\w*\.freqs_\w+", r"(.*\.)?relative_position_index", r"local_cls_norm\..*"),
+    r"auxiliary_head\..*",
 )
 # A text tower and what stands between it and the tower of pictures.
 TEXT_TOWER = (
@@ -166,6 +188,14 @@ TEXT_TOWER = (
     *(r"ln_final\..*", "logit_scale", "logit_bias"),
     *("input_resolution", "context_length", "vocab_size"),
 )
+
+
+def _switch(config: ViTConfig, name: str) -> Any:
+    """Look up a switch, or one of a decoder; None where there is none."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value
 
 
 @dataclass(frozen=True)
@@ -216,14 +246,22 @@ class Form:
         size = -(-depth // self.chunks)
         return re.sub(r"\bblocks\.(\d+)\.", lambda at: f"blocks.{int(at[1]) // size}.{at[1]}.", key)
 
-    def expected(self, rows: Sequence[Entry], depth: int) -> Iterator[tuple[str, Entry, int]]:
-        """List every key with its row and block, in the order of PyTorch's own state dicts."""
-        blocks = [row for row in rows if row.stacked]
+    def expected(
+        self, rows: Sequence[Entry], depths: Mapping[str, int]
+    ) -> Iterator[tuple[str, Entry, int]]:
+        """List every key with its row and block, in the order of PyTorch's own state dicts.
+
+        Args:
+            rows: the model's.
+            depths: how many blocks each stack has, as `depths_of` counts them.
+        """
+        stacks = {name: [row for row in rows if row.stack == name] for name in STACKS}
         for row in rows:
-            if not row.stacked:
+            if not row.stack:
                 yield self.key(row), row, 0
-            elif row is blocks[0]:
-                for number in range(depth):
+            elif row is stacks[row.stack][0]:
+                blocks = stacks[row.stack]
+                for number in range(depths[row.stack]):
                     yield from ((self.key(each, number), each, number) for each in blocks)
 
     def fitted(self, config: ViTConfig) -> Form:
@@ -234,7 +272,7 @@ class Form:
             fitting = [
                 row.variant
                 for row in ways
-                if row.when is None or getattr(config, row.when[0]) == row.when[1]
+                if row.when is None or _switch(config, row.when[0]) == row.when[1]
             ]
             chosen |= set(fitting[:1])
         return dataclasses.replace(self, variants=frozenset(chosen - {""}))

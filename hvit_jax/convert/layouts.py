@@ -12,6 +12,7 @@ from hvit_jax.convert.authors_layouts import (
     TORCHVISION,
     TORCHVISION_OLD,
 )
+from hvit_jax.convert.dense_layouts import SEGMENTER, SEGMENTER_MMSEG, with_heads
 from hvit_jax.convert.transformers_layouts import (
     TRANSFORMERS_CLIP,
     TRANSFORMERS_DINOV2,
@@ -20,15 +21,18 @@ from hvit_jax.convert.transformers_layouts import (
     TRANSFORMERS_VIT,
 )
 
-# Of layouts that know equally many keys of a file, the first one is taken.
-LAYOUTS = (
+_BACKBONES = (
     *(SWAG, TORCHVISION, TORCHVISION_OLD, TIMM, DINOV2, DINOV3, OPENCLIP, OPENCLIP_TIMM),
     *(TRANSFORMERS_VIT, TRANSFORMERS_DINOV2, TRANSFORMERS_DINOV3, TRANSFORMERS_CLIP),
     TRANSFORMERS_SIGLIP,
 )
+# Of layouts that know equally many keys of a file, the first one is taken.
+LAYOUTS = (*map(with_heads, _BACKBONES), SEGMENTER, SEGMENTER_MMSEG)
 # Those that are written, by the names of `--layout`.
 WRITTEN = {
-    layout.name.lower().replace(" ", "-"): layout for layout in LAYOUTS if layout != TORCHVISION_OLD
+    layout.name.lower().replace(" ", "-"): layout
+    for layout in LAYOUTS
+    if layout.name != TORCHVISION_OLD.name
 }
 
 # Models that are no plain vision transformers, and files that hold no whole model, by their keys.

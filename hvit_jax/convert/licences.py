@@ -23,6 +23,8 @@ _USUAL = {
     "transformers clip": "MIT for OpenAI's, CC-BY-NC 4.0 for MetaCLIP's",
     "transformers siglip": "Apache-2.0",
     "transformers siglip2": "Apache-2.0",
+    "Segmenter": "MIT",
+    "Segmenter mmseg": "MIT",
     "timm": "named on their model cards",
 }
 

@@ -29,6 +29,8 @@ FAMILIES = {
     "DINOv3 sat493m": Preprocessing(crop_mode="squash", **SATELLITE),
     "ImageNet": Preprocessing(crop_pct=0.875),
     "PE": Preprocessing(crop_mode="squash", **HALF),
+    "Segmenter deit": Preprocessing(interpolation="bilinear", **IMAGENET),
+    "Segmenter vit": Preprocessing(interpolation="bilinear", **HALF),
     "SigLIP": Preprocessing(crop_mode="squash", **HALF),
 }
 

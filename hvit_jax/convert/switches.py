@@ -22,7 +22,7 @@ _HEADS = {
 }
 _GATED_HEADS = {1280: 20, 1536: 24}  # Of DINOv3's H+ and DINOv2's giant.
 _SCALE = "blocks/ls_1"
-_HEAD_DIM = 64  # Of CLIP's models of other widths.
+_HEAD_DIM = 64  # Of CLIP's and Segmenter's models of other widths.
 _SIDE = 224  # Pixels, where nothing tells.
 # Sizes that shapes tell, by the letters of `Entry`.
 _LETTERS = {
@@ -119,8 +119,10 @@ def found_switches(
     else:
         found["pool"] = "avg" if has("pooled_ln") or not found["class_token"] else "cls"
     more = form.layout.classifying if found["num_classes"] else {}
-    switches = {**found, **form.layout.switches, **more, **stated.switches}
-    if form.layout == TIMM and not switches["position_embedding"] and "pool" not in stated.switches:
+    layout = form.layout
+    switches = {**found, **layout.usual, **layout.switches, **more, **stated.switches}
+    rotary = layout.name == TIMM.name and not switches["position_embedding"]
+    if rotary and "pool" not in stated.switches:
         switches["pool"] = "avg"  # As timm's DINOv3 gives.
     return switches
 
@@ -247,7 +249,8 @@ def _heads(
         return heads
     usual = {**_HEADS, **(_GATED_HEADS if switches["gated"] else {})}
     heads = usual.get(body["width"])
-    if heads is None and form.layout.family == "CLIP" and body["width"] % _HEAD_DIM == 0:
+    by_width = form.layout.family in ("CLIP", "Segmenter") and body["width"] % _HEAD_DIM == 0
+    if heads is None and by_width:
         heads = body["width"] // _HEAD_DIM
     if heads is None:
         raise InputError(

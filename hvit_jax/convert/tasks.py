@@ -9,10 +9,11 @@ import dataclasses
 import functools
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float32
 from rich.progress import Progress
@@ -29,16 +30,18 @@ from hvit_jax.checkpoint import (
     save_checkpoint,
 )
 from hvit_jax.config import ViTConfig
-from hvit_jax.convert.authors_layouts import SWAG
 from hvit_jax.convert.configs import Facts, read_facts
+from hvit_jax.convert.dense_layouts import HEAD
 from hvit_jax.convert.detect import Found, detect
 from hvit_jax.convert.families import family_of, preprocessing_of
-from hvit_jax.convert.keys import PERIODS, Entry, Form
+from hvit_jax.convert.heads import join_head, windows_of
+from hvit_jax.convert.keys import PERIODS, Entry, Form, depths_of
 from hvit_jax.convert.layouts import LAYOUTS, WRITTEN
 from hvit_jax.convert.pictures import without_rest
 from hvit_jax.convert.reader import OWN, StateDict, import_torch, read_state_dict
 from hvit_jax.convert.switches import Stated
 from hvit_jax.errors import InputError, first_line, unknown
+from hvit_jax.fields import flag
 from hvit_jax.models.parameters import Tree, abstract_parameters, flatten
 from hvit_jax.system.files import new_file, refuse_existing, require_space
 
@@ -52,6 +55,10 @@ _OF_ARCHITECTURE = (
 )
 
 
+# What our own files say of a decoder that its arrays do not.
+_OF_DECODER = ("taps", "heads", "norm_eps", "depth_range", "restore")
+
+
 def convert_file(
     source: str | Path,
     destination: str | Path,
@@ -62,6 +69,11 @@ def convert_file(
     architecture: str | None = None,
     entry: str | None = None,
     preprocessing: str | None = None,
+    norm_eps: float | None = None,
+    position_resizing: str | None = None,
+    head: str | Path | None = None,
+    taps: tuple[int, ...] | None = None,
+    depth_range: tuple[float, float] | None = None,
     progress: Progress = _SILENT,
 ) -> Description:
     """Convert weights of a plain vision transformer to a checkpoint that `hvit_jax.load` reads.
@@ -80,6 +92,14 @@ def convert_file(
             (such as "model_ema") before others.
         preprocessing: a name in `hvit_jax.convert.families.PREPROCESSING`; None: as written there,
             or as the family, the resolution and the file's name tell.
+        norm_eps: added to variances by the norms of the backbone; None: as written there, or as
+            usual for the layout.
+        position_resizing: the rule by which positions are fitted to other grids, as `ViTConfig`
+            names it; None: the layout's.
+        head: a file with a head of DINOv2's that makes maps, beside the backbone in `source`.
+        taps: the blocks that it reads, from 0; None: as usual for the depth.
+        depth_range: least and largest depth in metres, of heads that estimate it; None: as
+            published, by the file's name.
         progress: shows how far it is.
 
     Returns:
@@ -94,12 +114,16 @@ def convert_file(
     facts = read_facts(source) if source.is_dir() else None
     read = read_state_dict(source, progress, entry)
     own = _own_description(read)
+    if head is not None:
+        read = join_head(read, read_state_dict(Path(head), progress))
     if activation is not None:
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
         activation = ACTIVATIONS[activation]
     options = {"heads": heads, "resolution": resolution, "activation": activation}
-    found = detect(read, _stated(facts, own, architecture, options), progress)
+    options |= {"norm_eps": norm_eps, "position_resizing": position_resizing}
+    of_head = {"taps": taps, "depth_range": depth_range}
+    found = detect(read, _stated(facts, own, architecture, options, of_head), progress)
     description = _describe(read, source.name, found, facts, own, preprocessing)
     progress.add_task("writing", total=None)
     save_checkpoint(destination, functools.partial(fill_parameters, read, found), description)
@@ -107,17 +131,22 @@ def convert_file(
 
 
 def _stated(
-    facts: Facts | None, own: Description | None, architecture: str | None, options: dict[str, Any]
+    facts: Facts | None,
+    own: Description | None,
+    architecture: str | None,
+    options: dict[str, Any],
+    of_head: dict[str, Any],
 ) -> Stated:
     """Gather what is known of a model beside its weights; what comes later wins."""
     switches, where, usual = {}, {}, {}
     if facts is not None:
         switches |= facts.switches
-        file = "open_clip_config.json" if facts.layout == "OpenCLIP" else "config.json"
-        where |= dict.fromkeys([*switches, "layout"], file)
+        where |= dict.fromkeys([*switches, "layout"], facts.file)
     if own is not None:
         switches |= vars(own.config)
         del switches["num_classes"]  # A head may have been replaced in PyTorch.
+        decoder = vars(own.config.decoder) if own.config.decoder else {}
+        switches["decoder"] = {name: decoder[name] for name in _OF_DECODER if decoder.get(name)}
         where |= dict.fromkeys(switches, "what hvit_jax wrote beside the weights")
     if architecture is not None:
         named = vars(architecture_config(architecture))
@@ -126,7 +155,10 @@ def _stated(
         usual["resolution"] = named["resolution"]
     for name, value in options.items():
         if value is not None:
-            switches[name], where[name] = value, f"--{name}"
+            switches[name], where[name] = value, flag(name)
+    given = {name: value for name, value in of_head.items() if value is not None}
+    switches["decoder"] = {**(switches.get("decoder") or {}), **given}
+    where |= {name: flag(name) for name in given}
     return Stated(switches, where, facts.layout if facts else None, usual)
 
 
@@ -149,14 +181,29 @@ def _describe(
         if facts is not None and facts.input_size is None:  # Pictures of the model's own size.
             stated = facts.switches.get("resolution", config.image_shape)
             prepared = without_rest(prepared, stated, config)
+    elif preprocessing is None and facts is not None and "normalization" in facts.notes:
+        raise InputError(
+            f"{facts.file} says normalization {facts.notes['normalization']}, which is not vit or "
+            "deit; say whose mean and deviation the model takes with --preprocessing segmenter-vit "
+            "or segmenter-deit (in Python: preprocessing=)"
+        )
     elif preprocessing is None and family != "SWAG":
         assumed.append(f"preprocessing of {name}")
-    classes = known.classes if known is not None else ()
+    classes, outputs = known.classes if known is not None else (), config.num_classes
+    data_set, windows = windows_of(config)
+    if config.decoder is not None:
+        prepared = dataclasses.replace(prepared, crop_pct=1.0)  # Maps are of whole pictures.
+        classes, outputs = own.classes if own else (), config.decoder.outputs
+    if own is not None and own.config.decoder is not None:
+        windows = own.windows
+    elif facts is not None and facts.windows is not None:
+        windows = facts.windows
     said = {name: each for name, each in read.said.items() if name not in ("chunks", "ignored")}
     more = {
         "ignored": passed,
         "form": form.as_json(),
         "assumed": ", ".join(assumed),
+        "data_set": data_set,
         **(_said_beside(facts) if facts else {}),
         **(own.source if own else {}),
     }
@@ -166,14 +213,17 @@ def _describe(
             **{"file": file, "sha256": read.sha256, "format": form.layout.name, **said},
             **{key: value for key, value in more.items() if value},
         },
-        classes if len(classes) == config.num_classes else (),
+        classes if len(classes) == outputs else (),
         prepared,
+        windows,
     )
 
 
 def _said_beside(facts: Facts) -> dict[str, Any]:
     """Note what a folder's files say that is no part of the model."""
     notes = {"architecture": facts.notes.get("architecture"), "note": facts.notes.get("pictures")}
+    if facts.windows is not None:  # Else the number of classes may tell.
+        notes["data_set"] = facts.notes.get("data_set")
     return {**notes, "input_size": facts.input_size, "licence": facts.licence}
 
 
@@ -200,18 +250,15 @@ def fill_parameters(read: StateDict, found: Found, folder: Path) -> Tree:
     Returns:
         The arrays, in float32; each has been proven to give the file's back.
     """
-    tree: Tree = {}
-    for path, leaf in flatten(abstract_parameters(found.config)).items():
+    abstract = abstract_parameters(found.config)
+    arrays = []
+    for path, leaf in flatten(abstract).items():
         file = folder / f"{path.replace('/', '.')}.npy"
         array = np.lib.format.open_memmap(file, "w+", np.float32, leaf.shape)
         rows = [row for row in found.rows if row.path == path]
         _fill_leaf(read, found, rows, array)
-        *folders, name = path.split("/")
-        place = tree
-        for each in folders:
-            place = place.setdefault(each, {})
-        place[name] = array
-    return tree
+        arrays.append(array)
+    return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
 
 
 def _fill_leaf(
@@ -219,7 +266,7 @@ def _fill_leaf(
 ) -> None:
     """Fill one of our arrays, and prove that the rows' own come back from it bit for bit."""
     form, masked = found.form, any(row.mask for row in rows)
-    blocks = leaf if rows[0].stacked else leaf[None]
+    blocks = leaf if rows[0].stack else leaf[None]
     for number, block in enumerate(blocks):
         for row in rows:
             value = read.read(form.key(row, number))
@@ -258,6 +305,7 @@ def export_file(
     destination: str | Path,
     *,
     layout: str | None = None,
+    head: str | Path | None = None,
     progress: Progress = _SILENT,
 ) -> Description:
     """Write a checkpoint, converted or fine-tuned, as a state dict for PyTorch.
@@ -272,6 +320,8 @@ def export_file(
             PyTorch.
         layout: whose keys to use, a name in `hvit_jax.convert.layouts.WRITTEN`; None: those of the
             file that the checkpoint, or the one it was trained from, was converted from.
+        head: a second file, for the head of a model that makes maps; None: it stands beside the
+            backbone.
         progress: shows how far it is.
 
     Returns:
@@ -282,13 +332,14 @@ def export_file(
             layout has no place for something in it, or the destination exists, has another ending
             or cannot be written.
     """
-    refuse_existing(destination)
-    if (ending := Path(destination).suffix.lower()) not in ENDINGS:
-        endings = ", ".join(ENDINGS)
-        raise InputError(f"a PyTorch file takes a name that ends in {endings}, got {destination}")
+    files = [Path(destination)] if head is None else [Path(destination), Path(head)]
+    for file in files:
+        refuse_existing(file)
+        if file.suffix.lower() not in ENDINGS:
+            endings = ", ".join(ENDINGS)
+            raise InputError(f"a PyTorch file takes a name that ends in {endings}, got {file}")
     description = read_description(checkpoint)
     form = form_of(description, layout)
-    torch = None if ending == ".safetensors" else import_torch()
     source = {name: each for name, each in origin_of(description).items() if name == "licence"}
     about = json.dumps({**dataclasses.asdict(description), "source": source})
     parameters = load_parameters(checkpoint, description.config)
@@ -297,16 +348,35 @@ def export_file(
         key: np.ascontiguousarray(each)
         for key, each in to_state(parameters, form, description.config)
     }
+    own = {key: state.pop(key) for key in [*state] if head is not None and key.startswith(HEAD)}
+    if head is not None and not own:
+        raise InputError(
+            f"{checkpoint} has no head that stands beside its backbone in the layout of "
+            f"{form.layout.name}; leave out --head"
+        )
+    in_file = functools.partial(form.in_file, depth=description.config.depth)
+    for file, part in zip(files, (state, own), strict=False):
+        _write(file, part, in_file, about, progress)
+    return description
+
+
+def _write(
+    destination: Path,
+    state: dict[str, Float32[np.ndarray, "*shape"]],
+    in_file: Callable[[str], str],
+    about: str,
+    progress: Progress,
+) -> None:
+    """Write one file, its keys as `in_file` has them, and prove that it holds all."""
+    torch = None if destination.suffix.lower() == ".safetensors" else import_torch()
     with new_file(destination) as temporary:
         require_space(destination, temporary.parent, sum(array.nbytes for array in state.values()))
         progress.add_task("writing", total=None)
         try:
-            named = {form.in_file(key, description.config.depth): state[key] for key in state}
-            _save(temporary, named, about, torch)
+            _save(temporary, {in_file(key): state[key] for key in state}, about, torch)
         except (RuntimeError, SafetensorError) as error:  # torch's writer reports a full disk so.
             raise InputError(f"cannot write {destination}: {first_line(error)}") from error
         _read_back(temporary, state, progress)
-    return description
 
 
 def form_of(description: Description, layout: str | None) -> Form:
@@ -323,7 +393,7 @@ def form_of(description: Description, layout: str | None) -> Form:
         raise unknown("layout", layout, WRITTEN)
     source = origin_of(description)
     origin = {each.name: each for each in LAYOUTS}.get(source.get("format", ""))
-    wanted = WRITTEN[layout] if layout else origin or SWAG
+    wanted = WRITTEN[layout] if layout else origin or WRITTEN["swag"]
     if wanted == origin:
         return Form.from_json(wanted, source.get("form", {}))
     return Form.usual(wanted).fitted(description.config)
@@ -378,11 +448,11 @@ def to_state(
     """Arrange our tree as a state dict, array by array, in the order of PyTorch's own."""
     leaves = flatten(parameters)
     rows = form.rows(leaves, config.qkv_bias)
-    for key, row, number in form.expected(rows, config.depth):
+    for key, row, number in form.expected(rows, depths_of(config)):
         if row.path == PERIODS:
             array = np.array(config.rope.periods if config.rope else (), np.float32)
         else:
-            leaf = leaves[row.path][number] if row.stacked else leaves[row.path]
+            leaf = leaves[row.path][number] if row.stack else leaves[row.path]
             array = row.transform.to_torch(row.place(leaf))
             if row.mask:  # As in published files, where all biases are 0.
                 array = _mask(array.size) if array.any() else np.zeros_like(array)

@@ -32,6 +32,7 @@ def load(
     gelu: str = "auto",
     unroll: bool = False,
     devices: Sequence[jax.Device] | None = None,
+    restore: str | None = None,
     **method_args: Any,
 ) -> ViT:
     """Load a converted or trained checkpoint under a reduction method.
@@ -51,6 +52,9 @@ def load(
         devices: for a model that one device is too small for: such as `jax.devices()`, which read a
             part of the blocks' weights each. They gather a block's when it runs, and all compute
             the same. None: all weights lie on the default device.
+        restore: where a method's tokens become the full grid again, for models that make maps:
+            "masks", "tokens" or "block"; see `hvit_jax.config.Decoder`. Default: the checkpoint's
+            own, or the first that the method can do.
         **method_args: the method's options, such as `num_clusters=256`.
 
     Returns:
@@ -62,6 +66,11 @@ def load(
     reducer = make_reducer(method, **method_args)
     description = read_description(checkpoint_dir).at(resolution)
     config = description.config
+    if restore is not None:
+        if config.decoder is None:
+            raise InputError(f"restore={restore!r} is for models with a decoder")
+        decoder = dataclasses.replace(config.decoder, restore=restore)
+        config = dataclasses.replace(config, decoder=decoder)
     # Compute takes types, too, and names them.
     compute = Compute(cast(str, dtype), cast(str, param_dtype), attention, gelu, unroll)
     reducer.resolve(config)

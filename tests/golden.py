@@ -47,14 +47,18 @@ class Goldens:
 
     def draws(self, config, like):
         """Shape the recorded draws of a configuration like those that the method would make."""
-        names = sorted(key for key in self.models.files if key.startswith(f"{config}/draw_"))
-        recorded = iter([self.models[name] for name in names])
-        shaped = tuple(
-            jax.tree.map(lambda leaf: np.reshape(next(recorded), leaf.shape), entry)
-            for entry in like
-        )
-        assert next(recorded, None) is None, "the original drew more numbers than the method does"
-        return shaped
+        return recorded_draws(self.models, config, like)
+
+
+def recorded_draws(arrays, config, like):
+    """Shape the draws of a configuration in an archive like those that the method would make."""
+    names = sorted(key for key in arrays.files if key.startswith(f"{config}/draw_"))
+    recorded = iter([arrays[name] for name in names])
+    shaped = tuple(
+        jax.tree.map(lambda leaf: np.reshape(next(recorded), leaf.shape), entry) for entry in like
+    )
+    assert next(recorded, None) is None, "the original drew more numbers than the method does"
+    return shaped
 
 
 def method_args(args):

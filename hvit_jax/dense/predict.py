@@ -144,9 +144,14 @@ def window_maps(
 ) -> Float[Array, "B rows columns n"]:
     """Normalise windows, pad them evenly to whole patches, and make their maps."""
     images = normalize(pixels, preprocessing.mean, preprocessing.std)
-    missing = [side - own for side, own in zip(model.config.image_shape, window, strict=True)]
+    return model.masks(pad_evenly(images, model.config.image_shape))
+
+
+def pad_evenly(images: Float[Array, "B h w C"], size: tuple[int, int]) -> Float[Array, "B H W C"]:
+    """Pad images with zeros on all sides; of an odd number the last side gets one more."""
+    missing = [side - own for side, own in zip(size, images.shape[1:3], strict=True)]
     around = [(each // 2, each - each // 2) for each in missing]
-    return model.masks(jnp.pad(images, ((0, 0), *around, (0, 0))))
+    return jnp.pad(images, ((0, 0), *around, (0, 0)))
 
 
 # A model's structure is hashable: JAX itself knows for which ones it has compiled.

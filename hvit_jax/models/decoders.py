@@ -119,7 +119,7 @@ def _row(values: Float[Array, " C"]) -> Float[Array, "1 1 1 C"]:
     return values.reshape(1, 1, 1, -1)
 
 
-def _with_cls(tap: Tap) -> Float[Array, "B h w 2C"]:
+def _with_cls(tap: Tap) -> Float[Array, "B h w D"]:
     """Put the block's CLS beside every patch."""
     cls = jnp.broadcast_to(tap.cls[:, None, None], tap.patches.shape)
     return jnp.concatenate([tap.patches, cls], axis=-1)
@@ -196,7 +196,7 @@ class Fusion(nnx.Module):
 
     def __call__(
         self, x: Float[Array, "B h w C"], tap: Float[Array, "B H W C"] | None
-    ) -> Float[Array, "B H W C"]:
+    ) -> Float[Array, "B rows columns C"]:
         """Fuse what came before with the map of a tap; None: there is none to add."""
         if self.of_tap is not None and tap is not None:
             rows, columns = x.shape[1:3]

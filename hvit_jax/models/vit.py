@@ -36,11 +36,13 @@ class Features:
         tokens: the tokens after every block, each (B, N_i, C), the prefix first.
         states: the method's state after every block, with its trace of the patches.
         output: what `model(images)` returns.
+        masks: a decoder's map before it is enlarged; None without one.
     """
 
     tokens: tuple[Float[Array, "B _ C"], ...]
     states: tuple[TokenState, ...]
     output: Float[Array, "B ..."]
+    masks: Float[Array, "B h w n"] | None = None
 
 
 def _empty_if_asked(output: Output) -> Output:
@@ -253,11 +255,9 @@ class ViT(nnx.Module):
         x, state, steps = self._encode(images, draws, trace=True, collect=True)
         tokens, states = zip(*steps, strict=True)
         if self.config.decoder is None:
-            output = self._finish(x, state)
-        else:
-            taps = {tap: steps[tap] for tap in self.config.decoder.taps}
-            output = resize_map(self._map(x, state, taps), self.config.image_shape)
-        return Features(tokens=tokens, states=states, output=output)
+            return Features(tokens, states, self._finish(x, state))
+        masks = self._map(x, state, {tap: steps[tap] for tap in self.config.decoder.taps})
+        return Features(tokens, states, resize_map(masks, self.config.image_shape), masks)
 
     @_empty_if_asked
     def pooled(

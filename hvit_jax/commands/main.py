@@ -17,6 +17,8 @@ COMMANDS = {
     "models": ("list the models that can be made by name", "catalogue.ModelsConfig"),
     "convert": ("port a PyTorch checkpoint, or write one back", "convert.config.ConvertConfig"),
     "eval": ("measure accuracy and speed on labelled pictures", "evaluation.config.EvalConfig"),
+    "segment": ("segment pictures; measure mIoU and speed", "dense.config.SegmentConfig"),
+    "depth": ("estimate depth; measure errors and speed", "dense.config.DepthConfig"),
     "profile": (
         "measure GFLOPs, speed and memory; reproduce the published tables",
         "profiling.config.ProfileConfig",

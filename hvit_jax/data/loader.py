@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import grain
 import numpy as np
@@ -30,6 +30,7 @@ from hvit_jax.system.library_messages import ignore_warnings_of_pillow, is_dead_
 Item = TypeVar("Item")
 _THREADS = 4
 _BATCHES_AHEAD = 2
+_ROWS_AHEAD = 2  # Of every worker.
 _SHARED_MEMORY = "/dev/shm"
 
 
@@ -73,12 +74,36 @@ class _Decode:
         return {"index": index, "pixels": pixels, "problem": problem}
 
 
-class _Batches(Iterator[Batch]):
-    """Grain's pictures in batches.
+class _Stateless(Iterator[Item]):
+    """What Grain prefetches, without a state to save.
 
-    Grain's own batches would be asked for a state to save, and in answering start one worker after
-    the other. Counting the pictures spares the wait for every worker to say that it has no more.
+    Its own iterators, asked for theirs, would start one worker after the other.
     """
+
+    def get_state(self) -> dict[str, Any]:
+        """Give an empty state; who continues loads the pictures that are left instead."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Refuse; see `get_state`."""
+        raise NotImplementedError("these batches have no state")
+
+
+class _Rows(_Stateless[dict[str, Any]]):
+    """Grain's rows; counting them spares the wait for every worker to say that it has no more."""
+
+    def __init__(self, rows: Iterator[dict[str, Any]], count: int):
+        self.rows, self.left = rows, count
+
+    def __next__(self) -> dict[str, Any]:
+        if not self.left:
+            raise StopIteration
+        self.left -= 1
+        return next(self.rows)
+
+
+class _Batches(_Stateless[Batch]):
+    """Grain's pictures in batches; counted as `_Rows` does."""
 
     def __init__(
         self, pictures: Iterator[dict[str, Any]], count: int, shape: tuple[int, ...], batches: int
@@ -101,14 +126,6 @@ class _Batches(Iterator[Batch]):
         for row in rows:
             row.clear()  # Grain may keep the rows alive, and with them their shared memory.
         return Batch(pixels, indices, problems)
-
-    def get_state(self) -> dict[str, Any]:
-        """Give an empty state; who continues loads the pictures that are left instead."""
-        return {}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Refuse; see `get_state`."""
-        raise NotImplementedError("these batches have no state")
 
 
 def fits_shared_memory(pictures: int, resolution: tuple[int, int]) -> bool:
@@ -152,13 +169,54 @@ def load_batches(
         raise InputError(
             f"batch size must be at least 1 and workers at least 0, got {batch_size} and {workers}"
         )
-    parse_flags()
-    decode = _Decode(source, resolution, preprocessing)
-    pictures = iter(_pictures(decode, batch_size, workers, shared_memory))
-    count = -(-len(source) // batch_size) if batches is None else batches
+    decode, pictures = _Decode(source, resolution, preprocessing), len(source)
+    workers = min(workers, pictures)
+    ahead = max(2, -(-batch_size // max(1, workers)))
+    pipes = workers > 0 and not shared_memory(workers * (ahead + 2), resolution)
+    count = -(-pictures // batch_size) if batches is None else batches
+    rows = _decoded(decode, pictures, workers, ahead, through_pipes=pipes)
+    made = _Batches(rows, pictures, (batch_size, *resolution, 3), count)
+    with _beside(made, rows, workers) as prefetched:
+        yield prefetched
+
+
+@contextlib.contextmanager
+def load_rows(
+    decode: Callable[[int], dict[str, Any]],
+    count: int,
+    *,
+    workers: int,
+    size: tuple[int, int],
+    shared_memory: Callable[[int, tuple[int, int]], bool] = fits_shared_memory,
+) -> Iterator[Iterator[dict[str, Any]]]:
+    """Start to read a number of pictures ahead of their use, each as it is.
+
+    Args:
+        decode: makes a row of arrays of a picture's place; workers get a copy of it.
+        count: how many pictures there are.
+        workers: as for `load_batches`.
+        size: height and width that pictures have about.
+        shared_memory: as for `load_batches`.
+
+    Yields:
+        The rows in order. Leaving the context stops the workers. Clear a row once it is used:
+        Grain may keep it alive, and with it its shared memory.
+
+    Raises:
+        InputError: if a worker dies.
+    """
+    workers = min(workers, count)
+    pipes = workers > 0 and not shared_memory(workers * (_ROWS_AHEAD + 2), size)
+    rows = _decoded(decode, count, workers, _ROWS_AHEAD, through_pipes=pipes)
+    with _beside(_Rows(rows, count), rows, workers) as prefetched:
+        yield prefetched
+
+
+@contextlib.contextmanager
+def _beside(made: _Stateless[Item], rows: Any, workers: int) -> Iterator[Iterator[Item]]:
+    """Make items in a thread beside the program, of Grain's rows, which end with the context."""
     prefetched = grain.experimental.ThreadPrefetchDatasetIterator(
-        _Batches(pictures, len(source), (batch_size, *resolution, 3), count),
-        prefetch_buffer_size=_BATCHES_AHEAD,
+        cast(Any, made), prefetch_buffer_size=_BATCHES_AHEAD
     )
     try:
         # Ctrl-C reaches every process of a terminal. Threads and processes inherit the mask, so
@@ -174,7 +232,7 @@ def load_batches(
         yield explain_lost_worker(prefetched)
     finally:
         prefetched.close()
-        pictures.close()
+        rows.close()
 
 
 def parse_flags() -> None:
@@ -183,24 +241,20 @@ def parse_flags() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-def _pictures(decode, batch_size, workers, shared_memory):
-    source, resolution = decode.source, decode.resolution
-    pictures = grain.MapDataset.range(len(source)).map(decode)
-    if not workers or not len(source):
+def _decoded(decode, count, workers, ahead, *, through_pipes):
+    parse_flags()
+    rows = grain.MapDataset.range(count).map(decode)
+    if not workers:
         threads = min(_THREADS, os.cpu_count() or 1)
         reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        return pictures.to_iter_dataset(reading)
-    workers = min(workers, len(source))
-    ahead = max(2, -(-batch_size // workers))
+        return iter(rows.to_iter_dataset(reading))
     reading = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    dataset = pictures.to_iter_dataset(reading)
-    if not shared_memory(workers * (ahead + 2), resolution):
-        through_pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-        dataset = grain.experimental.WithOptionsIterDataset(dataset, through_pipes)
-    return dataset.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead),
-        worker_init_fn=start_worker,
-    )
+    dataset = rows.to_iter_dataset(reading)
+    if through_pipes:
+        pipes = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        dataset = grain.experimental.WithOptionsIterDataset(dataset, pipes)
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead)
+    return iter(dataset.mp_prefetch(options, worker_init_fn=start_worker))
 
 
 class WorkerLost(InputError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int, Integer, Num
 
 IGNORED = 255  # The label of pixels that do not count.
 
@@ -27,7 +27,7 @@ class Segmentation:
     classes: tuple[str, ...]
 
     def measure(
-        self, prediction: Int[np.ndarray, "H W"], truth: Int[np.ndarray, "H W"]
+        self, prediction: Integer[np.ndarray, "H W"], truth: Integer[np.ndarray, "H W"]
     ) -> Int[np.ndarray, "3 n"]:
         """Count a picture's pixels: agreeing, predicted, true, for every class."""
         known = truth != IGNORED
@@ -35,7 +35,7 @@ class Segmentation:
         agree = prediction[prediction == truth]
         return np.stack([self._count(labels) for labels in (agree, prediction, truth)])
 
-    def _count(self, labels: Int[np.ndarray, " pixels"]) -> Int[np.ndarray, " n"]:
+    def _count(self, labels: Integer[np.ndarray, " pixels"]) -> Int[np.ndarray, " n"]:
         outputs = len(self.classes)
         return np.bincount(labels[(labels >= 0) & (labels < outputs)], minlength=outputs)
 
@@ -117,11 +117,11 @@ class Depth:
         """Make scores of the sum over pictures; None if no pixel counted.
 
         Returns:
-            `rmse` in metres, `abs_rel`, and `delta1`: the share of pixels that are wrong by less
-            than a quarter.
+            `rmse` in metres, `abs_rel`, and `delta1`, the share of pixels that are wrong by less
+            than a quarter; None for what is no number.
         """
         *sums, measured = np.asarray(total, float)
-        values = [each / measured if measured else None for each in sums]
+        values = [each / measured if measured and np.isfinite(each) else None for each in sums]
         return dict(zip(("rmse", "abs_rel", "delta1"), values, strict=True))
 
     def running(self, total: Float[np.ndarray, " 4"], pictures: int) -> str:

@@ -14,21 +14,19 @@ the results are written.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.results import read_results, write_predictions
-from hvit_jax.evaluation.tally import Rows, Tally, Totals, join_rows
+from hvit_jax.evaluation.results import read_results
 from hvit_jax.system.files import (
     check_destination,
     read_json,
@@ -49,8 +47,34 @@ _SAME += ("data_sha256", "checkpoint_sha256", "labels_sha256")
 _SAME += ("train_data_sha256", "text_embeddings_sha256")
 _SAME_OPTIONS = ("resolution", "data", "checkpoint", "compute", "predictions", "preparing")
 _SAME_OPTIONS += ("classifying",)
+_SAME_OPTIONS += ("truth", "windows", "scales", "flip", "restore", "compare_dense")  # Of maps.
 # What reading a file of pictures raises that is not whole.
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile)
+
+
+@runtime_checkable
+class Kept(Protocol):
+    """What is kept of pictures that are done, such as `evaluation.tally.Tally`.
+
+    Attributes:
+        rows: results of neighbouring pictures; each has `totals`, with the number of `pictures` up
+            to its last one.
+    """
+
+    rows: list[Any]
+
+    @property
+    def totals(self) -> Any:
+        """The last row's."""
+        ...
+
+    def pack(self, rows: Sequence[Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Join rows, and write them as arrays and what JSON can hold."""
+        ...
+
+    def unpack(self, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) -> Any:
+        """Read the row that `pack` wrote."""
+        ...
 
 
 class ProgressFolder:
@@ -69,6 +93,7 @@ class ProgressFolder:
         resume: bool = False,
         overwrite: bool = False,
         interval: float = INTERVAL,
+        read: Callable[[Path], dict[str, Any]] = read_results,
     ):
         """Name the folder; nothing is read or written yet.
 
@@ -79,13 +104,14 @@ class ProgressFolder:
             resume: continue with what the folder holds.
             overwrite: replace files, and begin anew without `resume`.
             interval: seconds between two savings.
+            read: reads whole results.
         """
         self.keep = True
         # The results come last: they are the sign that all is done.
         self._output, self._files = output, [path for path in (predictions, output) if path]
         self._folder = None if output is None else output.parent / f"{output.name}.progress"
         self._say, self._resume, self._overwrite = say, resume, overwrite
-        self._interval, self._saved_at = interval, time.monotonic()
+        self._interval, self._saved_at, self._read_results = interval, time.monotonic(), read
         self._batches, self._lock, self._finished = {SCORED: 0, TRAINING: 0}, None, None
 
     def __enter__(self) -> ProgressFolder:
@@ -116,7 +142,7 @@ class ProgressFolder:
         """Tell whether all files are there, and read the results, which are written last."""
         if self._output is not None and all(path.is_file() for path in self._files):
             with contextlib.suppress(InputError):
-                self._finished = read_results(self._output)
+                self._finished = self._read_results(self._output)
         return self._finished is not None
 
     def __exit__(self, *_: object) -> None:
@@ -129,7 +155,7 @@ class ProgressFolder:
                 os.close(self._lock)
 
     def begin(
-        self, about: dict[str, Any], tally: Tally, count: int, training: Tally | None = None
+        self, about: dict[str, Any], tally: Kept, count: int, training: Kept | None = None
     ) -> dict[str, Any] | None:
         """Put into tallies what an earlier run has done, if that is wanted, or begin anew.
 
@@ -152,9 +178,9 @@ class ProgressFolder:
         elif folder is not None:
             if self._resume and (self._saved() or (folder / _SETTINGS).exists()):
                 self._check(folder, settings)
-                tally.rows = self._read(folder, SCORED, logits=tally.keep_logits)
+                tally.rows = self._read(folder, SCORED, tally)
                 if training is not None:
-                    training.rows = self._read(folder, TRAINING, logits=True)
+                    training.rows = self._read(folder, TRAINING, training)
             else:
                 for path in reversed(self._saved()):  # So that a kill leaves the first ones.
                     path.unlink()
@@ -180,26 +206,26 @@ class ProgressFolder:
             raise _damaged(folder, error) from error
         _refuse_others(folder, before, settings)
 
-    def _read(self, folder: Path, kind: str, *, logits: bool) -> list[Rows]:
+    def _read(self, folder: Path, kind: str, kept: Kept) -> list[Any]:
         """Read all files of a kind, in order."""
         rows, first = [], 0
         try:
             for path in self._saved(kind):
                 if path.name != _name(kind, first):
                     raise ValueError(f"{_name(kind, first)} is missing")
-                rows.append(_read_rows(path, logits))
+                rows.append(_read_rows(path, kept))
                 first = rows[-1].totals.pictures
         except _DAMAGE as error:
             raise _damaged(folder, error) from error
         return rows
 
-    def save_if_due(self, tally: Tally, kind: str = SCORED) -> None:
+    def save_if_due(self, tally: Kept, kind: str = SCORED) -> None:
         """Save what was done since the last time, now and then."""
         if time.monotonic() - self._saved_at >= self._interval:
             self._saved_at = time.monotonic()
             self.save(tally, kind)
 
-    def save(self, tally: Tally, kind: str = SCORED) -> None:
+    def save(self, tally: Kept, kind: str = SCORED) -> None:
         """Save what was done since the last time; a full disk does not stop the evaluation."""
         before = self._batches[kind]
         new = tally.rows[before:]
@@ -208,30 +234,28 @@ class ProgressFolder:
         first = tally.rows[before - 1].totals.pictures if before else 0
         try:
             path = self._folder / _name(kind, first)
-            write_atomically(path, lambda file: _write_rows(file, join_rows(new)))
+            write_atomically(path, lambda file: _write_rows(file, *tally.pack(new)))
         except InputError as error:
             self._say(f"{error}; if this run is killed, more has to be scored again")
         else:
             self._batches[kind] += len(new)
 
     def write(
-        self, results: dict[str, Any], tally: Tally, paths: Sequence[str], classes: Sequence[str]
+        self, results: dict[str, Any], write_predictions: Callable[[Path], object] | None = None
     ) -> tuple[list[Path], list[str]]:
         """Write what is asked for: the files that were written, and what is wrong with others.
 
         Args:
             results: what `output` gets.
-            tally: what `predictions` gets.
-            paths: names of all pictures.
-            classes: names of the outputs.
+            write_predictions: writes `predictions`.
         """
         written, problems = [], []
         for path in self._files:
             try:
-                if path == self._output:
+                if path == self._output or write_predictions is None:
                     write_json(path, results)
                 else:
-                    write_predictions(path, tally, paths, classes)
+                    write_predictions(path)
                 written.append(path)
             except InputError as error:
                 problems.append(str(error))
@@ -274,20 +298,15 @@ def _name(kind: str, first: int) -> str:
     return f"{kind}{first:09d}.npz"
 
 
-def _write_rows(file: Any, rows: Rows) -> None:
-    arrays = {name: value for name, value in vars(rows).items() if isinstance(value, np.ndarray)}
-    about = {"totals": dataclasses.asdict(rows.totals), "problems": rows.problems}
+def _write_rows(file: Any, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
     np.savez(file, allow_pickle=False, about=np.array(json.dumps(about)), **arrays)
 
 
-def _read_rows(path: Path, logits: bool) -> Rows:
+def _read_rows(path: Path, kept: Kept) -> Any:
     with np.load(path) as file:
         if damaged := file.zip.testzip():  # Not all that NumPy reads is checked.
             raise ValueError(f"{path.name} has another {damaged} than was written")
-        about = json.loads(str(file["about"]))
-        indices, labels, top1 = (file[name] for name in ("indices", "labels", "top1"))
-        found = file["logits"] if logits else None
-    return Rows(indices, labels, top1, found, tuple(about["problems"]), Totals(**about["totals"]))
+        return kept.unpack(file, json.loads(str(file["about"])))
 
 
 def _lock(folder: Path) -> int:

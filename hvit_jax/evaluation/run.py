@@ -31,6 +31,7 @@ from hvit_jax.evaluation.results import (
     print_results,
     running_scores,
     scores,
+    write_predictions,
 )
 from hvit_jax.evaluation.resume import INTERVAL, TRAINING, ProgressFolder
 from hvit_jax.evaluation.step import Scoring, Step, compile_step
@@ -311,7 +312,10 @@ def _write(
     """
     count = len(labelled.source)
     with uninterrupted():  # A signal that comes now finds all written and printed.
-        written, problems = progress.write(results, tally, labelled.source.paths, labelled.names)
+        paths, names = labelled.source.paths, labelled.names
+        written, problems = progress.write(
+            results, lambda path: write_predictions(path, tally, paths, names)
+        )
         on_stage("written")
         if results["partial"] or problems:
             progress.save(tally)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -144,6 +146,20 @@ class Tally:
         )
         self._finished = now
         self.rows.append(rows)  # An interrupt finds either all of the batch or nothing of it.
+
+    def pack(self, rows: Sequence[Rows]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Join rows, and write them as arrays and what JSON can hold."""
+        joined = join_rows(rows)
+        values = vars(joined).items()
+        arrays = {name: value for name, value in values if isinstance(value, np.ndarray)}
+        return arrays, {"totals": dataclasses.asdict(joined.totals), "problems": joined.problems}
+
+    def unpack(self, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) -> Rows:
+        """Read what `pack` wrote."""
+        indices, labels, top1 = (arrays[name] for name in ("indices", "labels", "top1"))
+        logits = arrays["logits"] if self.keep_logits else None
+        totals = Totals(**about["totals"])
+        return Rows(indices, labels, top1, logits, tuple(about["problems"]), totals)
 
 
 def _sum(values: Float[Anywhere, " B"], valid: Bool[np.ndarray, " B"]) -> float:

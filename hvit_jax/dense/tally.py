@@ -1,0 +1,121 @@
+"""Adding up what pictures came to, consistent whenever a run is interrupted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Num
+
+from hvit_jax.dense.stream import Job
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the pictures mapped so far."""
+
+    images: int = 0
+    unreadable: int = 0  # Pictures that could not be read, which no other count includes.
+    windows: int = 0
+    not_finite: int = 0  # Pictures of which the model's numbers are not all finite.
+    seconds: float = 0.0  # From the first picture in hand to the last one done, of all runs.
+    waited: float = 0.0  # The part of them in which the program waited for pictures.
+
+    @property
+    def pictures(self) -> int:
+        """Pictures done, whether they could be read or not."""
+        return self.images + self.unreadable
+
+    def per_second(self, count: int) -> float | None:
+        """Divide by the time, which does not include compiling and the start of workers."""
+        return count / self.seconds if self.seconds else None
+
+    @property
+    def input_wait(self) -> float | None:
+        """Share of the time that went into waiting for pictures."""
+        return min(1.0, self.waited / self.seconds) if self.seconds else None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What neighbouring pictures came to, without those that could not be read."""
+
+    indices: Int[np.ndarray, " m"]  # Places among the pictures.
+    measured: Num[np.ndarray, " m *shape"]  # What the metric measured of each.
+    problems: tuple[str, ...]  # Which pictures could not be read, and why.
+    totals: Totals  # Of these pictures and all before them.
+
+
+@dataclass
+class MapTally:
+    """What has been measured so far.
+
+    Attributes:
+        nothing: what the metric measures of no picture.
+        rows: single results; what an earlier run has measured comes first.
+    """
+
+    nothing: Num[np.ndarray, " *shape"]
+    rows: list[Rows] = field(default_factory=list)
+    _finished: float | None = None
+
+    @property
+    def totals(self) -> Totals:
+        """The sums."""
+        return self.rows[-1].totals if self.rows else Totals()
+
+    @property
+    def measured(self) -> Num[np.ndarray, " *shape"]:
+        """The sum of what was measured."""
+        return sum((row.measured.sum(0) for row in self.rows), self.nothing)
+
+    @property
+    def skipped(self) -> list[str]:
+        """Say which pictures could not be read, and why."""
+        return [problem for rows in self.rows for problem in rows.problems]
+
+    def add(
+        self,
+        measured: Num[np.ndarray, " *shape"] | None,
+        job: Job,
+        started: float,
+    ) -> None:
+        """Add the next picture.
+
+        Args:
+            measured: what the metric measured of it; None if it could not be read.
+            job: the picture.
+            started: the time when the first picture was in hand.
+        """
+        old, now = self.totals, time.perf_counter()
+        read = measured is not None
+        totals = Totals(
+            images=old.images + read,
+            unreadable=old.unreadable + (not read),
+            windows=old.windows + job.windows,
+            not_finite=old.not_finite + (not job.finite),
+            seconds=old.seconds + now - (started if self._finished is None else self._finished),
+            waited=old.waited + job.waited,
+        )
+        values = self.nothing[None] if measured is None else measured[None]
+        indices = np.array([old.pictures])
+        problems = () if read else (job.problem,)
+        self._finished = now
+        self.rows.append(Rows(indices[: int(read)], values[: int(read)], problems, totals))
+
+    def pack(self, rows: Sequence[Rows]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Join rows, and write them as arrays and what JSON can hold."""
+        arrays = {
+            name: np.concatenate([getattr(row, name) for row in rows])
+            for name in ("indices", "measured")
+        }
+        problems = [problem for row in rows for problem in row.problems]
+        return arrays, {"totals": vars(rows[-1].totals), "problems": problems}
+
+    def unpack(self, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) -> Rows:
+        """Read what `pack` wrote."""
+        totals = Totals(**about["totals"])
+        return Rows(arrays["indices"], arrays["measured"], tuple(about["problems"]), totals)

@@ -1,0 +1,43 @@
+"""What heads read of the blocks: taps, normalised for segments only, on the full grid."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hvit_jax
+from hvit_jax.config import Decoder
+from hvit_jax.models.decoders import Tap
+from hvit_jax.ops.resizing import resize_map
+
+REDUCED = {"cluster_location": 1, "num_clusters": 4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "normed", "method", "options"),
+    [
+        ("bn_linear", True, "dense", {}),
+        ("depth_linear", False, "hourglass", REDUCED),
+    ],
+)
+def test_taps_are_read_behind_their_blocks(kind, normed, method, options):
+    decoder = Decoder(kind, 5, taps=(0, 2))
+    config = hvit_jax.ViTConfig(
+        (56, 42), 14, 3, 16, 2, 32, num_classes=0, registers=2, decoder=decoder
+    )
+    model = hvit_jax.create(config, method, **options)
+    images = jax.random.normal(jax.random.key(0), (2, 56, 42, 3))
+    seen = hvit_jax.jit_model(model).features(images)
+    taps = []
+    for tap in decoder.taps:
+        tokens = model.ln(seen.tokens[tap]) if normed else seen.tokens[tap]
+        patches = model.reducer.restore(tokens, seen.states[tap])
+        taps.append(Tap(patches.reshape(2, 4, 3, 16), tokens[:, 0]))
+    expected = resize_map(model.decoder(taps), (56, 42))
+    np.testing.assert_allclose(seen.output, expected, atol=2e-5)
+    assert jnp.ptp(seen.output) > 1e-3
+
+
+def test_restore_is_for_maps(tmp_path, golden_checkpoint):
+    with pytest.raises(hvit_jax.InputError, match="restore='tokens' is for models with a decoder"):
+        hvit_jax.load(golden_checkpoint, restore="tokens")

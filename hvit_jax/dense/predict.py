@@ -123,8 +123,16 @@ def map_views(
     batch_size: int = 2,
     scores: bool = False,
 ) -> np.ndarray:
-    """Map a picture from its views; see `predict`, and `Finishing` for what is returned."""
+    """Map a picture from its views; see `predict`, and `finish` for what is returned."""
     pieces = [piece for view in views for piece in layout.cut(view)]
+    maps = run_windows(model, layout, pieces, batch_size)
+    return finish(model, layout, views, maps, size, scores=scores)
+
+
+def run_windows(
+    model: ViT, layout: Layout, pieces: Sequence[Num[np.ndarray, "h w 3"]], batch_size: int
+) -> Float[np.ndarray, "windows rows columns n"]:
+    """Make the maps of windows, in batches that are filled up."""
     graph, state = nnx.split(model)
     maps = []
     for start in range(0, len(pieces), batch_size):
@@ -133,7 +141,7 @@ def map_views(
         filled[: len(batch)] = batch
         found = _run(graph, layout.window, model.preprocessing, state, filled)
         maps.append(np.asarray(found)[: len(batch)])
-    return finish(model, layout, views, np.concatenate(maps), size, scores=scores)
+    return np.concatenate(maps)
 
 
 def window_maps(

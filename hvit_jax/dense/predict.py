@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from hvit_jax.ops.precision import accurate_einsum
 Picture = UInt8[np.ndarray, "H W 3"] | Image.Image | str | Path
 _STRIP = 64  # Rows of a picture whose scores are in memory at once.
 _SIDES = 128  # Sides of pictures are rounded up to multiples: fewer sizes to compile.
+_COMPILED: set[Any] = set()  # Sizes that pictures were finished in.
 
 
 def predict(
@@ -204,8 +207,12 @@ def start_finishing(
     size: tuple[int, int],
     *,
     scores: bool = False,
+    compiling: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> Callable[[], np.ndarray]:
-    """Begin what `finish` does; what is returned waits for the device, and gives the result."""
+    """Begin what `finish` does; what is returned waits for the device, and gives the result.
+
+    The first picture of a size is compiled for, in a context that `compiling` makes.
+    """
     parts, place = [], 0
     for view in views:
         count = layout.count(view)
@@ -216,7 +223,11 @@ def start_finishing(
         place += count
     decoder = model.config.decoder
     assert decoder is not None
-    found = _finish(tuple(parts), decoder.task, scores)
+    sizes = tuple(tuple(each.shape for each in part) for part in parts)
+    seen = (sizes, decoder.task, scores)
+    with contextlib.nullcontext() if seen in _COMPILED else compiling():
+        found = _finish(tuple(parts), decoder.task, scores)
+    _COMPILED.add(seen)
     return lambda: np.asarray(found)[: size[0], : size[1]]
 
 

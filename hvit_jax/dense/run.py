@@ -379,13 +379,13 @@ def _measured(
         if found is None:
             if opened.config.on_error != "skip":
                 raise PictureError(f"{job.problem}; --on-error skip leaves such pictures out")
-            tally.add(None, job, started[0])
+            tally.add(None, job, started[0], stream.take_seconds())
         else:
             if save is not None:
                 _save(opened, save, job, found)
             nothing, metric = opened.nothing(), opened.metric
             measured = nothing if job.truth is None else metric.measure(found, job.truth)
-            tally.add(measured, job, started[0])
+            tally.add(measured, job, started[0], stream.take_seconds())
         yield
 
 

@@ -7,6 +7,8 @@ own, and the last batch is filled up with empty ones.
 from __future__ import annotations
 
 import collections
+import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,7 +79,7 @@ class WindowStream:
         self._jobs: collections.deque[Job] = collections.deque()
         self._finishing: collections.deque[tuple[int, Job, Callable[[], np.ndarray]]]
         self._finishing = collections.deque()
-        self._batches = 0
+        self._batches, self._types, self._compiling = 0, {np.dtype(np.uint8)}, 0.0
 
     def compile(self) -> None:
         """Compile for windows in bytes, and run once."""
@@ -109,12 +111,28 @@ class WindowStream:
             self._collect()
         yield from self._done(self._batches)
 
+    def take_seconds(self) -> float:
+        """Give the seconds that went into compiling for new sizes, since the last call."""
+        seconds, self._compiling = self._compiling, 0.0
+        return seconds
+
+    @contextlib.contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """Take the time of compiling, which no device uses for work that counts."""
+        jax.block_until_ready([maps for _, maps in self._flight])
+        started = time.perf_counter()
+        yield
+        self._compiling += time.perf_counter() - started
+
     def _dispatch(self) -> None:
         """Hand a batch to the devices; then read the result of the one before the last."""
         rows = np.stack(self._pieces)  # In float32 where one of them is.
         batch = np.zeros((self._batch_size, *rows.shape[1:]), rows.dtype)
         batch[: len(rows)] = rows
-        self._flight.append((self._owners, self._step(self._weights, self._put(batch))))
+        with contextlib.nullcontext() if rows.dtype in self._types else self._uncounted():
+            maps = self._step(self._weights, self._put(batch))
+        self._types.add(rows.dtype)
+        self._flight.append((self._owners, maps))
         self._pieces, self._owners, self._batches = [], [], self._batches + 1
         if len(self._flight) > _IN_FLIGHT:
             self._collect()
@@ -135,7 +153,9 @@ class WindowStream:
         wait = nothing
         if job.views:
             maps = np.stack(job.maps)
-            wait = start_finishing(self._model, self._layout, job.views, maps, job.size)
+            wait = start_finishing(
+                self._model, self._layout, job.views, maps, job.size, compiling=self._uncounted
+            )
         job.maps, job.views = [], []
         self._finishing.append((self._batches, job, wait))
 

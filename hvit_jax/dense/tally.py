@@ -82,6 +82,7 @@ class MapTally:
         measured: Num[np.ndarray, " *shape"] | None,
         job: Job,
         started: float,
+        compiling: float = 0.0,
     ) -> None:
         """Add the next picture.
 
@@ -89,15 +90,16 @@ class MapTally:
             measured: what the metric measured of it; None if it could not be read.
             job: the picture.
             started: the time when the first picture was in hand.
+            compiling: seconds that do not count.
         """
         old, now = self.totals, time.perf_counter()
-        read = measured is not None
+        read, begun = measured is not None, started if self._finished is None else self._finished
         totals = Totals(
             images=old.images + read,
             unreadable=old.unreadable + (not read),
             windows=old.windows + job.windows,
             not_finite=old.not_finite + (not job.finite),
-            seconds=old.seconds + now - (started if self._finished is None else self._finished),
+            seconds=old.seconds + max(0.0, now - begun - compiling),
             waited=old.waited + job.waited,
         )
         values = self.nothing[None] if measured is None else measured[None]

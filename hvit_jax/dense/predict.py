@@ -22,10 +22,11 @@ from hvit_jax.data.preprocess import normalize
 from hvit_jax.dense.windows import Layout, View
 from hvit_jax.errors import InputError
 from hvit_jax.models.vit import ViT
+from hvit_jax.ops.arrays import pad_end
+from hvit_jax.ops.platform import backend, compiler_options
 from hvit_jax.ops.precision import accurate_einsum
 
 Picture = UInt8[np.ndarray, "H W 3"] | Image.Image | str | Path
-_STRIP = 64  # Rows of a picture whose scores are in memory at once.
 _SIDES = 128  # Sides of pictures are rounded up to multiples: fewer sizes to compile.
 _COMPILED: set[Any] = set()  # Sizes that pictures were finished in.
 
@@ -142,7 +143,7 @@ def run_windows(
         batch = np.stack(pieces[start : start + batch_size])
         filled = np.zeros((batch_size, *batch.shape[1:]), batch.dtype)
         filled[: len(batch)] = batch
-        found = _run(graph, layout.window, model.preprocessing, state, filled)
+        found = _program()(graph, layout.window, model.preprocessing, state, filled)
         maps.append(np.asarray(found)[: len(batch)])
     return np.concatenate(maps)
 
@@ -165,10 +166,17 @@ def pad_evenly(images: Float[Array, "B h w C"], size: tuple[int, int]) -> Float[
     return jnp.pad(images, ((0, 0), *around, (0, 0)))
 
 
-# A model's structure is hashable: JAX itself knows for which ones it has compiled.
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _run(graph, window, preprocessing, state, pixels):
-    return window_maps(nnx.merge(graph, state), pixels, window, preprocessing)
+@functools.cache
+def _program() -> Callable[..., Array]:
+    """Compile `window_maps` as a function of a model's structure, of numbers, and of its weights.
+
+    A structure is hashable: JAX itself knows for which ones it has compiled.
+    """
+
+    def run(graph, window, preprocessing, state, pixels):
+        return window_maps(nnx.merge(graph, state), pixels, window, preprocessing)
+
+    return jax.jit(run, static_argnums=(0, 1, 2), compiler_options=compiler_options())
 
 
 def finish(
@@ -217,9 +225,8 @@ def start_finishing(
     for view in views:
         count = layout.count(view)
         rows, columns = layout.matrices(view, maps.shape[1:3], size)
-        rows = _rounded_up(rows).reshape(-1, _STRIP, rows.shape[1])
         laid = layout.assemble(view, maps[place : place + count])
-        parts.append((rows, laid, _rounded_up(columns)))
+        parts.append((_rounded_up(rows), laid, _rounded_up(columns)))
         place += count
     decoder = model.config.decoder
     assert decoder is not None
@@ -237,19 +244,70 @@ def _rounded_up(matrix: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _finish(parts: Sequence[Any], task: str, scores: bool) -> Array:
-    segments, shares = task == "segmentation", scores or len(parts) > 1
+    """Finish a map some classes at a time: those of a large picture would take gigabytes."""
+    classes = parts[0][1].shape[-1]
+    # A CPU's caches hold one class; a GPU needs several to be busy.
+    together = 1 if backend() == "cpu" else min(classes, 16)
+    laid = [_in_groups(jnp.moveaxis(of_view, -1, 0), together) for _, of_view, _ in parts]
+    known = _in_groups(jnp.ones(classes, bool), together)
+    shape = (parts[0][0].shape[0], parts[0][2].shape[0])
 
-    def strip(rows: tuple[Array, ...]) -> Array:
-        maps = []
-        for of_view, (_, laid, columns) in zip(rows, parts, strict=True):
-            found = accurate_einsum("yi,ijn->yjn", of_view, laid)
-            found = accurate_einsum("xj,yjn->yxn", columns, found)
-            maps.append(jax.nn.softmax(found) if segments and shares else found)
-        total = sum(maps[1:], maps[0])
-        if segments and not scores:
-            return jnp.argmax(total, axis=-1).astype(jnp.int32)
-        mean = total / len(parts)
-        return mean if scores else mean[..., 0]
+    def maps(group: tuple[Any, ...]) -> list[Array]:
+        found = []
+        for (rows, _, columns), of_view in zip(parts, group[:-1], strict=True):
+            half = accurate_einsum("yi,cij->cyj", rows, of_view)
+            each = accurate_einsum("cyj,xj->cyx", half, columns)
+            found.append(jnp.where(group[-1][:, None, None], each, -jnp.inf))
+        return found
 
-    found = jax.lax.map(strip, tuple(rows for rows, _, _ in parts))
-    return found.reshape(-1, *found.shape[2:])
+    groups = (*laid, known)
+    if task == "segmentation" and (scores or len(parts) > 1):
+        norms = _log_sums(maps, groups, len(parts), shape)
+
+        def values(group: tuple[Any, ...]) -> Array:
+            shares = [jnp.exp(each - norm) for each, norm in zip(maps(group), norms, strict=True)]
+            return sum(shares[1:], shares[0]) / len(shares)
+    else:
+
+        def values(group: tuple[Any, ...]) -> Array:
+            each = maps(group)
+            return sum(each[1:], each[0]) / len(each)
+
+    if task == "segmentation" and not scores:
+        return _largest(values, groups, together, shape)
+    found = jax.lax.map(values, groups).reshape(-1, *shape)[:classes]
+    return jnp.moveaxis(found, 0, -1) if scores else found[0]
+
+
+def _in_groups(x: Array, size: int) -> Array:
+    """Divide the first axis into groups of a size; what is missing in the last is 0."""
+    return pad_end(x, -len(x) % size, axis=0).reshape(-1, size, *x.shape[1:])
+
+
+def _log_sums(
+    maps: Callable[[Any], list[Array]], groups: Any, views: int, shape: tuple[int, int]
+) -> list[Array]:
+    """Give the logarithm of the sum of the exponentials of all classes, for every view."""
+
+    def add(sums: list[Array], group: Any) -> tuple[list[Array], None]:
+        found = [jax.nn.logsumexp(each, axis=0) for each in maps(group)]
+        return [jnp.logaddexp(one, other) for one, other in zip(sums, found, strict=True)], None
+
+    nothing = [jnp.full(shape, -jnp.inf) for _ in range(views)]
+    return jax.lax.scan(add, nothing, groups)[0]
+
+
+def _largest(
+    values: Callable[[Any], Array], groups: Any, together: int, shape: tuple[int, int]
+) -> Array:
+    """Find the class of the largest value; the first of several."""
+
+    def compare(best: Any, group: Any) -> tuple[Any, None]:
+        most, label, first = best
+        for place, each in enumerate(values(group)):
+            label = jnp.where(each > most, first + place, label)
+            most = jnp.maximum(most, each)
+        return (most, label, first + together), None
+
+    start = (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32), jnp.int32(0))
+    return jax.lax.scan(compare, start, groups)[0][1]

@@ -47,6 +47,7 @@ class Rows:
     measured: Num[np.ndarray, " m *shape"]  # What the metric measured of each.
     problems: tuple[str, ...]  # Which pictures could not be read, and why.
     totals: Totals  # Of these pictures and all before them.
+    sum: Num[np.ndarray, " *shape"]  # Of what was measured of them.
 
 
 @dataclass
@@ -70,7 +71,7 @@ class MapTally:
     @property
     def measured(self) -> Num[np.ndarray, " *shape"]:
         """The sum of what was measured."""
-        return sum((row.measured.sum(0) for row in self.rows), self.nothing)
+        return self.rows[-1].sum if self.rows else self.nothing
 
     @property
     def skipped(self) -> list[str]:
@@ -102,11 +103,12 @@ class MapTally:
             seconds=old.seconds + max(0.0, now - begun - compiling),
             waited=old.waited + job.waited,
         )
-        values = self.nothing[None] if measured is None else measured[None]
+        values = (self.nothing if measured is None else measured)[None]
         indices = np.array([old.pictures])
         problems = () if read else (job.problem,)
         self._finished = now
-        self.rows.append(Rows(indices[: int(read)], values[: int(read)], problems, totals))
+        of_all = self.measured + values[0]
+        self.rows.append(Rows(indices[: int(read)], values[: int(read)], problems, totals, of_all))
 
     def pack(self, rows: Sequence[Rows]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Join rows, and write them as arrays and what JSON can hold."""
@@ -114,10 +116,12 @@ class MapTally:
             name: np.concatenate([getattr(row, name) for row in rows])
             for name in ("indices", "measured")
         }
+        arrays["sum"] = rows[-1].sum
         problems = [problem for row in rows for problem in row.problems]
         return arrays, {"totals": vars(rows[-1].totals), "problems": problems}
 
     def unpack(self, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) -> Rows:
         """Read what `pack` wrote."""
         totals = Totals(**about["totals"])
-        return Rows(arrays["indices"], arrays["measured"], tuple(about["problems"]), totals)
+        indices, measured, of_all = (arrays[name] for name in ("indices", "measured", "sum"))
+        return Rows(indices, measured, tuple(about["problems"]), totals, of_all)

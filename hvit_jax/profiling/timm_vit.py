@@ -69,7 +69,7 @@ def timm_model(config: ViTConfig, parameters: Tree) -> Any:
     """
     torch = import_torch()
     config, parameters = _as_timm(config, jax.device_get(parameters))
-    form = Form.usual(TIMM, config)
+    form = Form.usual(TIMM).fitted(config)
     if _is_eva(config):
         model = _timm("models.eva").Eva(**_common(config), **_of_eva(config))
         more = {"gamma_1"} | ({"fc1_g"} if config.mlp_norm and config.gated else set())

@@ -70,7 +70,8 @@ def mean_rows(
     def of_head(head):
         q, k = (each[:, :, None] for each in head)
         weights = masked_weights(q, k, valid, rows)[:, 0]
-        shares = queries.astype(weights.dtype) / queries.sum(1, keepdims=True)
+        shares = queries.astype(weights.dtype)
+        shares /= shares.sum(1, keepdims=True)
         return accurate_einsum("bq,bqn->bn", shares, weights)
 
     heads = jax.lax.map(of_head, (jnp.moveaxis(q, 2, 0), jnp.moveaxis(k, 2, 0)))

@@ -352,9 +352,12 @@ def test_gradients_are_finite(method):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
 
 
-@pytest.mark.parametrize("method", OPTIONS)
-def test_strict_modes_of_jax_in_bfloat16(method):
-    config = short("perception")
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [*(("perception", method) for method in OPTIONS), ("siglip", "ats"), ("siglip", "evo")],
+)
+def test_strict_modes_of_jax_in_bfloat16(kind, method):
+    config = short(kind)
     model = build(
         **{"config": config, "parameters": loud_parameters(config), "dtype": "bfloat16"},
         **{"method": method.split("-")[0], **OPTIONS[method]},
@@ -368,7 +371,7 @@ def test_strict_modes_of_jax_in_bfloat16(method):
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         tokens, *others = jax.eval_shape(parts, weights, noise(config))
     assert {each.dtype.name for each in tokens} == {"bfloat16"}
-    assert {each.dtype.name for each in others} == {"float32"}
+    assert {each.dtype.name for each in jax.tree.leaves(others)} == {"float32"}
 
 
 # Of the others roundings decide which tokens stay or attend.

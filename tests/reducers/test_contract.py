@@ -216,14 +216,16 @@ class TestContract:
     def test_features_end_in_the_logits(self, features, logits):
         np.testing.assert_allclose(features.output, logits, atol=2e-5)
 
-    def test_bfloat16_is_close_to_float32(self, method, config, logits, images):
+    def test_bfloat16_is_close_to_float32(self, method, kind, config, logits, images):
         model = make(config, method, dtype="bfloat16")
         graph, state = nnx.split(model)
         tokens = jax.eval_shape(lambda s, x: nnx.merge(graph, s).features(x).tokens, state, images)
         assert tokens[-1].dtype == jnp.bfloat16
         rough = np.asarray(hvit_jax.jit_model(model)(images))
         assert rough.dtype == np.float32
-        assert np.abs(rough - logits).mean() < CASES[method].rounding * logits.std()
+        # Features vary less between pictures than logits, and more in what tokens stay.
+        rounding = CASES[method].rounding * (1 if kind == "swag" else 4)
+        assert np.abs(rough - logits).mean() < rounding * logits.std()
 
     def test_gradients_are_finite(self, model, images):
         graph, state = nnx.split(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -91,7 +92,7 @@ def read_facts(folder: Path) -> Facts | None:
         facts = read(config, folder)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise InputError(f"{file} is damaged: {type(error).__name__}: {error}") from error
     facts = dataclasses.replace(
         facts, licence=facts.licence or card_licence(folder), file=file.name
@@ -232,7 +233,7 @@ def _transformers(config: dict[str, Any], folder: Path) -> Facts:
         raise InputError(f"its pictures have {about['num_channels']} channels, not 3")
     switches = {
         **_stated_sizes(about),
-        "heads": about["num_attention_heads"],
+        "heads": operator.index(about["num_attention_heads"]),
         "norm_eps": about["layer_norm_eps"],
         "activation": _activation(about["hidden_act"]),
         "position_resizing": "bicubic",

@@ -184,6 +184,8 @@ def test_transformers_classes(tmp_path):
         ({"model_type": "vit", "architectures": ["ViTForDepth"]}, "class ViTForDepth is not read"),
         ({"model_type": "dinov3_vit", "key_bias": 1, "query_bias": 0}, "q and v must both"),
         ({"model_type": "clip", "vision_config": 3}, "is damaged: AttributeError"),
+        ({"model_type": "vit", "num_attention_heads": "12"}, "is damaged: TypeError"),
+        ({"model_type": "dinov3_vit", "num_attention_heads": 0}, "is damaged: ZeroDivisionError"),
         ({"architecture": "vit_tiny_patch16_224", "model_args": [1]}, "is damaged: TypeError"),
     ],
 )

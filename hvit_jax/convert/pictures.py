@@ -43,8 +43,14 @@ def without_rest(prepared: Preprocessing, stated: Size, config: ViTConfig) -> Pr
     return dataclasses.replace(prepared, uncovered=rest)
 
 
-def timm_preprocessing(about: dict[str, Any]) -> Preprocessing:
-    """Read what timm's `pretrained_cfg` says; what is absent is as timm takes it."""
+def timm_preprocessing(about: dict[str, Any]) -> Preprocessing | None:
+    """Read what timm's `pretrained_cfg` says; what is absent is as timm takes it.
+
+    Returns:
+        The preprocessing; None if nothing of it is there.
+    """
+    if not {"mean", "std", "crop_pct", "crop_mode", "interpolation", "input_size"} & about.keys():
+        return None
     return Preprocessing(
         crop_pct=about.get("crop_pct") or 0.875,
         crop_mode=about.get("crop_mode") or "center",

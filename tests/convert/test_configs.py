@@ -71,6 +71,8 @@ def test_timm_model_args_and_classes(tmp_path):
     assert not {"final_norm", "pooled_norm"} & read.switches.keys()  # Keys tell.
     assert read.input_size == (35, 70)  # Pictures come in another size than the model's own.
     assert read.classes == ("crane (0)", "owl", "crane (2)")
+    del config["pretrained_cfg"]
+    assert facts(tmp_path, config).preprocessing is None  # It is assumed then, which is said.
 
 
 def test_timm_without_any_norm_after_the_blocks(tmp_path):

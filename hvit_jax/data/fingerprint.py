@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from hvit_jax.data.folder import ImageFolder
@@ -20,9 +21,9 @@ def data_sha256(source: Source) -> str:
     return digest.hexdigest()
 
 
-def names_crc32(source: Source) -> int:
+def names_crc32(paths: Sequence[str]) -> int:
     """Name which pictures there are and in which order, whatever is in them."""
-    return zlib.crc32("\n".join(source.paths).encode("utf-8", "surrogateescape"))
+    return zlib.crc32("\n".join(paths).encode("utf-8", "surrogateescape"))
 
 
 def _size(path: Path) -> int | str:

@@ -10,10 +10,11 @@ from typing import Any
 
 from hvit_jax.api import with_resolution
 from hvit_jax.architectures import named_config
-from hvit_jax.config import IN_COMMANDS, Compute, Preparing, ViTConfig
+from hvit_jax.config import IN_COMMANDS, Compute, Preparing, ViTConfig, Windows
+from hvit_jax.dense.config import LabelTruth
 from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
-from hvit_jax.fields import Options, flag, nested, option
+from hvit_jax.fields import Options, flag, given, nested, option, show
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.system.programs import CACHE_HELP
 from hvit_jax.training.augment import STRENGTHS
@@ -21,8 +22,19 @@ from hvit_jax.training.augment import STRENGTHS
 SIZES = ("patch_size", "depth", "width", "heads", "mlp_width")
 _start = functools.partial(option, group="model: from a checkpoint, a name, or sizes")
 _size = functools.partial(_start, None, "for a model of your own")
+_map = functools.partial(option, group="with --task segmentation")
 _recipe = functools.partial(option, group="recipe")
 _running = functools.partial(option, group="running")
+# What has an effect for one task alone.
+_OF_TASK = {
+    "classification": {
+        *("crop_scale", "rand_augment", "mixup", "cutmix", "crop_pct", "interpolation", "exif"),
+    },
+    "segmentation": {
+        *("decoder", "scale_range"),
+        *(field.name for kind in (LabelTruth, Windows) for field in dataclasses.fields(kind)),
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -34,11 +46,17 @@ class TrainConfig(Options):
     """
 
     data: str = option(
-        help="class folders, a folder whose train/ holds them, or tfds:NAME[:SPLIT]",
+        help="class folders, a folder whose train/ holds them, or tfds:NAME[:SPLIT]; for "
+        "segmentation ADE20K, Cityscapes, Pascal Context, or a folder of images/ and labels/",
         positional=True,
     )
     output: Path = option(help="folder for state, metrics and result", short="-o", metavar="DIR")
     resume: bool = option(False, "continue from the newest state in OUTPUT")
+    task: str = option(
+        "classification",
+        "what is learned: the class of each picture, or of each pixel",
+        choices=tuple(_OF_TASK),
+    )
     reducer: Reducer = Reducer()
     preparing: Preparing = nested(Preparing)
     compute: Compute = nested(
@@ -71,9 +89,24 @@ class TrainConfig(Options):
         short="-r",
     )
 
+    decoder: str = _map(
+        "linear",
+        "what makes the map: one linear layer, or Segmenter's mask transformer of two blocks",
+        choices=("linear", "mask"),
+    )
+    scale_range: tuple[float, float] = _map(
+        (0.5, 2.0),
+        "least and largest scale of pictures, drawn at random, before a window of the model's "
+        "resolution is cut out",
+        above=0,
+        metavar="LEAST,MOST",
+    )
+    labelled: LabelTruth = nested(LabelTruth, leave=("split",))
+    windows: Windows = nested(Windows, leave=("window",))
+
     train: str = _recipe(
         "whole",
-        "what is trained: the whole model, or the classification head alone, which is cheap",
+        "what is trained: the whole model, or the head or decoder alone, which is cheap",
         choices=("whole", "head"),
     )
     batch_size: int = _recipe(
@@ -152,6 +185,7 @@ class TrainConfig(Options):
     def __post_init__(self):
         super().__post_init__()
         self._check_start()
+        self._check_task()
         if self.warmup > self.epochs:
             raise InputError(
                 f"--warmup-epochs {self.warmup:g} must be at most --epochs {self.epochs:g}"
@@ -183,6 +217,15 @@ class TrainConfig(Options):
             missing = [flag(name) for name, value in needed.items() if not value]
             if missing:
                 raise InputError(f"a model of your own also needs {', '.join(missing)}")
+
+    def _check_task(self) -> None:
+        inner = (self, self.windows, self.preparing, self.labelled)
+        changed = {name for record in inner for name in given(record)}
+        for task, names in _OF_TASK.items():
+            for name in sorted(names & changed if task != self.task else ()):
+                raise InputError(f"{flag(name)} has no effect with --task {self.task}")
+        if self.scale_range[0] > self.scale_range[1]:
+            raise InputError(f"--scale-range takes the least first, got {show(self.scale_range)}")
 
     @property
     def sizes(self) -> dict[str, Any]:

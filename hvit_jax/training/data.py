@@ -12,10 +12,16 @@ import jax
 import numpy as np
 from PIL import Image, ImageOps
 
+from hvit_jax.checkpoint import Description
+from hvit_jax.config import Triple
 from hvit_jax.data.loader import explain_lost_worker, parse_flags, start_worker
 from hvit_jax.data.picture import PictureError
 from hvit_jax.data.source import Source
+from hvit_jax.dense.folders import Scenes
+from hvit_jax.dense.metrics import IGNORED
+from hvit_jax.dense.windows import Layout
 from hvit_jax.training.augment import rand_augment
+from hvit_jax.training.config import TrainConfig
 
 # In effect without end; Grain's own "infinite" overflows with batches of one picture.
 _EPOCHS = 2**31
@@ -46,7 +52,7 @@ class Augmented:
     def __call__(self, index: int, random: np.random.Generator) -> dict[str, Any]:
         """Open a picture; crop, resize, mirror and change it."""
         height, width = self.resolution
-        place, image = self._open(index)
+        place, image = first_readable(self, index)
         box = self._crop(image.width, image.height, random)
         how = Image.Resampling[self.interpolation.upper()]
         image = image.resize((width, height), how, box=box)
@@ -60,15 +66,9 @@ class Augmented:
             "skipped": np.int32(index if place != index else -1),
         }
 
-    def _open(self, index: int) -> tuple[int, Image.Image]:
-        """Open a picture, or the first one after it that can be read; give its place too."""
-        last = len(self.source) - 1 if self.skip_unreadable else 0
-        for more in range(last):
-            place = (index + more) % len(self.source)
-            with contextlib.suppress(PictureError):
-                return place, self.source.open(place)
-        place = (index + last) % len(self.source)
-        return place, self.source.open(place)
+    def read(self, place: int) -> Image.Image:
+        """Decode a picture."""
+        return self.source.open(place)
 
     def _crop(self, width, height, random):
         """Choose a box of random area, and of an aspect between 3:4 and 4:3 if there is room."""
@@ -81,8 +81,109 @@ class Augmented:
         return left, top, left + w, top + h
 
 
+@dataclass(frozen=True)
+class AugmentedMaps:
+    """Pictures whose pixels are labelled: windows cut out of them at random, at random scales.
+
+    Attributes:
+        source: the pictures, and their truth.
+        classes: how many there are.
+        layout: how pictures become windows when the model is used.
+        mean: red, green and blue, from 0 to 1, of what is beyond a picture.
+        scales: least and largest size, against the one that the layout gives a picture.
+        flip: whether half of the windows are mirrored.
+        skip_unreadable: take the next picture instead of one that cannot be read.
+    """
+
+    source: Scenes
+    classes: int
+    layout: Layout
+    mean: Triple
+    scales: tuple[float, float] = (1.0, 1.0)
+    flip: bool = False
+    skip_unreadable: bool = False
+
+    def __call__(self, index: int, random: np.random.Generator) -> dict[str, Any]:
+        """Open a picture and its truth; scale, cut and mirror both alike."""
+        place, (image, truth) = first_readable(self, index)
+        box, (height, width) = self._choose((image.height, image.width), random)
+        shown = image.resize((width, height), Image.Resampling.BILINEAR, box)
+        true = Image.fromarray(truth).resize((width, height), Image.Resampling.NEAREST, box)
+        pixels = np.full((*self.layout.window, 3), np.rint(255 * np.array(self.mean)), np.uint8)
+        labels = np.full(self.layout.window, IGNORED, np.int32)
+        pixels[:height, :width] = np.asarray(shown)
+        labels[:height, :width] = np.asarray(true)
+        if self.flip and random.random() < 0.5:
+            pixels, labels = pixels[:, ::-1], labels[:, ::-1]
+        return {
+            "pixels": np.ascontiguousarray(pixels),
+            "label": np.ascontiguousarray(labels),
+            "skipped": np.int32(index if place != index else -1),
+        }
+
+    def read(self, place: int) -> tuple[Image.Image, np.ndarray]:
+        """Decode a picture, and its labels."""
+        image = self.source.open(place)
+        labels = self.source.truth(place, (image.height, image.width), self.classes)
+        assert labels is not None, "only pictures with truth are opened for training"
+        return image, labels
+
+    def _choose(self, size: tuple[int, int], random: np.random.Generator):
+        """Choose what of a picture is shown, as Pillow's box; and in how many rows and columns."""
+        scaled = self.layout.scaled_size(size, random.uniform(*self.scales))
+        shown = tuple(map(min, scaled, self.layout.window))
+        starts = [random.integers(0, all - own + 1) for all, own in zip(scaled, shown, strict=True)]
+        (top, bottom), (left, right) = (
+            (own * start / all, own * (start + part) / all)
+            for own, all, start, part in zip(size, scaled, starts, shown, strict=True)
+        )
+        return (left, top, right, bottom), shown
+
+
+def first_readable(pictures: Augmented | AugmentedMaps, index: int) -> tuple[int, Any]:
+    """Read a picture or, if those that cannot be read are skipped, the first after it that can be.
+
+    Returns:
+        Its place, and what was read.
+    """
+    count = len(pictures.source)
+    last = count - 1 if pictures.skip_unreadable else 0
+    for more in range(last):
+        place = (index + more) % count
+        with contextlib.suppress(PictureError):
+            return place, pictures.read(place)
+    place = (index + last) % count
+    return place, pictures.read(place)
+
+
+def augment(
+    config: TrainConfig, begun: Description, pictures: Source | Scenes
+) -> Augmented | AugmentedMaps:
+    """Make what makes a run's training pictures.
+
+    Args:
+        config: the run's options.
+        begun: describes the model.
+        pictures: whose classes the model learns; scenes: those of their pixels.
+    """
+    skip = config.on_error == "skip"
+    if isinstance(pictures, Scenes):
+        layout, classes = Layout.of(begun.config, begun.windows), len(begun.classes)
+        mean = begun.preprocessing.mean
+        return AugmentedMaps(pictures, classes, layout, mean, config.scale_range, config.flip, skip)
+    return Augmented(
+        pictures,
+        begun.config.image_shape,
+        config.crop_scale,
+        config.flip,
+        config.rand_augment,
+        begun.preprocessing.interpolation,
+        skip_unreadable=skip,
+    )
+
+
 def training_batches(
-    pictures: Augmented,
+    pictures: Augmented | AugmentedMaps,
     *,
     batch_size: int,
     seed: int,
@@ -104,7 +205,8 @@ def training_batches(
         note: is told of each picture that is skipped, once.
 
     Yields:
-        `pixels`, uint8 (batch, height, width, 3), and `label`, int32 (batch,).
+        `pixels`, uint8 (batch, height, width, 3), and `label`, int32 (batch,); for maps (batch,
+        height, width).
 
     Raises:
         PictureError: for a picture that cannot be read.
@@ -127,13 +229,13 @@ def training_batches(
     for batch in explain_lost_worker(iter(rest)):
         for index in set(batch.pop("skipped").tolist()) - {-1} - told:
             told.add(index)
-            note(_why_skipped(pictures.source, index))
+            note(_why_skipped(pictures, index))
         yield batch
 
 
-def _why_skipped(source: Source, index: int) -> str:
+def _why_skipped(pictures: Augmented | AugmentedMaps, index: int) -> str:
     try:
-        source.open(index)
+        pictures.read(index)
     except PictureError as error:
         return f"skipped: {error}"
-    return f"skipped: picture {source.paths[index]}"
+    return f"skipped: picture {pictures.source.paths[index]}"

@@ -25,7 +25,7 @@ from hvit_jax.system.library_messages import is_out_of_memory
 from hvit_jax.system.progress import Show, show_progress
 from hvit_jax.system.signals import Stopped, handling
 from hvit_jax.training.config import TrainConfig
-from hvit_jax.training.records import MetricsRow, Records, ValidationRow
+from hvit_jax.training.records import VALIDATION, MetricsRow, Records
 from hvit_jax.training.states import StateFolder
 from hvit_jax.training.trainer import Trainer, TrainState, no_sums
 from hvit_jax.training.validation import Validate
@@ -123,7 +123,7 @@ class Loop:
 
     def _validate_if_due(self, state: TrainState, step: int, stop: _Stop, show: Show) -> None:
         """Validate, but not once a stop is asked for: the resumed run does it."""
-        last = self.records.last[ValidationRow]
+        last = self.records.last[VALIDATION]
         ends = ends_epoch(step, self.config.batch_size, self.pictures, self.config.val_every)
         due = (ends or step == self.steps) and not (last and last.step == step)
         if self.validate is None or not due or stop.is_set():
@@ -137,15 +137,12 @@ class Loop:
 
         started = time.perf_counter()
         with contextlib.suppress(KeyboardInterrupt), self._saved_at_least(state, by_all=True):
-            totals = self.validate(self.trainer.result(state), on_batch)
-            if not totals.images:
-                raise PictureError("no validation picture can be read")
-            top1, loss = 100.0 * totals.correct / totals.images, totals.loss / totals.images
-            _check_finite(loss)
-            row = ValidationRow(step, self._epoch(step), top1, loss)
+            found = self.validate(self.trainer.result(state), on_batch)
+            _check_finite(sum(found.scores.values()))
+            row = found.kind(step, self._epoch(step), **found.scores)
             self.records.write(row)
-            skipped = f", without {totals.unreadable} unreadable" if totals.unreadable else ""
-            self.console.print(f"epoch {row.epoch}: top-1 {top1:.2f} %, loss {loss:.4f}{skipped}")
+            skipped = f", without {found.unreadable} unreadable" if found.unreadable else ""
+            self.console.print(f"epoch {row.epoch}: {row}{skipped}")
         logged, since = self._logged
         self._logged = logged, since + time.perf_counter() - started
 

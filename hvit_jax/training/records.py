@@ -37,10 +37,28 @@ class ValidationRow:
     top1: float
     loss: float
 
+    def __str__(self) -> str:
+        return f"top-1 {self.top1:.2f} %, loss {self.loss:.4f}"
 
-Row = MetricsRow | ValidationRow
+
+@dataclass(frozen=True)
+class MapRow:
+    """The same for maps: mean IoU, and the shares of right pixels, in per cent."""
+
+    step: int
+    epoch: float
+    miou: float
+    macc: float
+    aacc: float
+
+    def __str__(self) -> str:
+        return f"mIoU {self.miou:.2f} %, mAcc {self.macc:.2f} %, aAcc {self.aacc:.2f} %"
+
+
+Row = MetricsRow | ValidationRow | MapRow
 # Name of the file, and what TensorBoard files its columns under.
-_NAMES = {MetricsRow: ("metrics", "train"), ValidationRow: ("validation", "val")}
+METRICS, VALIDATION = "metrics", "validation"
+_TAGS = {METRICS: "train", VALIDATION: "val"}
 
 
 def open_table(path: Path, kind: type[Row], first_step: int) -> Row | None:
@@ -85,30 +103,40 @@ def _remaining(
 class Records:
     """The files that a run's rows go to; process 0 writes them, the others know its last rows."""
 
-    def __init__(self, output: Path, first_step: int, *, tensorboard: bool):
-        """Open the files in OUTPUT, to continue behind `first_step`."""
-        self._paths, self._events, last = {}, None, []
+    def __init__(
+        self, output: Path, first_step: int, validation: type[Row], *, tensorboard: bool = False
+    ):
+        """Open the files in OUTPUT, to continue behind `first_step`.
+
+        Args:
+            output: the run's folder.
+            first_step: the last one that may have rows.
+            validation: what the rows of validation.csv are.
+            tensorboard: whether TensorBoard's files are written too.
+        """
+        self._folder, self._events, last = None, None, []
+        kinds = {METRICS: MetricsRow, VALIDATION: validation}
         if jax.process_index() == 0:
-            self._paths = {kind: output / f"{name}.csv" for kind, (name, _) in _NAMES.items()}
-            last = [open_table(path, kind, first_step) for kind, path in self._paths.items()]
+            self._folder = output
+            last = [open_table(output / f"{name}.csv", kinds[name], first_step) for name in kinds]
             if tensorboard:
                 folder = str(output / "tensorboard")
                 # TensorBoard drops what a killed run wrote behind the step it resumes from.
                 self._events = import_tensorboard().SummaryWriter(folder, purge_step=first_step + 1)
         found = gather([row and dataclasses.asdict(row) for row in last])[0]
-        rows = zip(_NAMES, found, strict=True)
-        self.last: dict[type[Row], Any] = {kind: row and kind(**row) for kind, row in rows}
+        rows = zip(kinds, found, strict=True)
+        self.last: dict[str, Any] = {name: row and kinds[name](**row) for name, row in rows}
 
     def write(self, row: Row) -> None:
         """Write a row."""
-        self.last[type(row)] = row
-        if self._paths:
-            append_row(self._paths[type(row)], dataclasses.astuple(row))
+        name = METRICS if isinstance(row, MetricsRow) else VALIDATION
+        self.last[name] = row
+        if self._folder:
+            append_row(self._folder / f"{name}.csv", dataclasses.astuple(row))
         if self._events:
             values = dataclasses.asdict(row)
             for column in values.keys() - {"step", "epoch"}:
-                tag = f"{_NAMES[type(row)][1]}/{column}"
-                self._events.add_scalar(tag, values[column], row.step)
+                self._events.add_scalar(f"{_TAGS[name]}/{column}", values[column], row.step)
             self._events.flush()
 
     def close(self) -> None:

@@ -12,8 +12,6 @@ import jax
 from rich.console import Console
 
 from hvit_jax.checkpoint import TRAINED, Description, save_checkpoint
-from hvit_jax.data.folder import TRAIN
-from hvit_jax.data.source import open_source
 from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.errors import InputError
 from hvit_jax.fields import as_json
@@ -24,11 +22,19 @@ from hvit_jax.system.memory import explain_out_of_memory
 from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import plain_console
 from hvit_jax.training.config import TrainConfig
-from hvit_jax.training.data import Augmented, training_batches
+from hvit_jax.training.data import augment, training_batches
 from hvit_jax.training.loop import Batches, Loop
-from hvit_jax.training.records import MetricsRow, Records, ValidationRow, import_tensorboard
+from hvit_jax.training.records import (
+    METRICS,
+    VALIDATION,
+    MapRow,
+    MetricsRow,
+    Records,
+    ValidationRow,
+    import_tensorboard,
+)
 from hvit_jax.training.settings import RESULT, describe_run, open_output
-from hvit_jax.training.start import begin, find_validation, name_method_before
+from hvit_jax.training.start import begin, name_method_before, open_data
 from hvit_jax.training.states import StateFolder
 from hvit_jax.training.trainer import Trainer, make_optimizer
 from hvit_jax.training.validation import Validate, make_validate
@@ -48,7 +54,7 @@ class TrainResult:
     checkpoint: Path
     steps: int
     metrics: MetricsRow
-    validation: ValidationRow | None
+    validation: ValidationRow | MapRow | None
 
 
 def train(
@@ -81,30 +87,26 @@ def train(
     console = console or plain_console(quiet=jax.process_index() > 0)
     output, placement = config.output, place(shard=config.shard_parameters)
     config.check_devices(placement.devices)
-    pictures = open_source(config.data, TRAIN, exif=config.preparing.exif)
-    if len(pictures.classes) == 1:
-        raise InputError(
-            f"{config.data} has one class, {pictures.classes[0]}; training needs at least two "
-            "(class folders lie right below DATA, or below its train/)"
-        )
-    held_out, notes = find_validation(config, pictures.classes)
-    begun, parameters, note = begin(config, pictures.classes)
+    data = open_data(config)
+    pictures, held_out = data.pictures, data.held_out
+    begun, parameters, note = begin(config, data.classes)
     trainer = _trainer(config, begun, len(pictures), placement)
     settings = describe_run(as_json(config), config.checkpoint, trainer, pictures, held_out)
     settings = open_output(output, settings, resume=config.resume)
     checkpoint, steps = output / RESULT, config.steps(len(pictures))
+    row = MapRow if config.task == "segmentation" else ValidationRow
     if checkpoint.exists():
         console.print(f"{output} is finished: {checkpoint} is its result")
-        last = Records(output, steps, tensorboard=False).last
-        return TrainResult(checkpoint, steps, last[MetricsRow], last[ValidationRow])
-    notes = [*pictures.notes, *notes, *([note] if note else []), *name_method_before(config)]
+        last = Records(output, steps, row).last
+        return TrainResult(checkpoint, steps, last[METRICS], last[VALIDATION])
+    notes = [*data.notes, *([note] if note else []), *name_method_before(config)]
     for each in notes:
         console.print(each)
     warn_if_slow(config.compute.dtype, console.print)
     warn_without_budgets(trainer.reducer, begun.config, console.print)
     validate = None
     if held_out is not None:
-        validate = make_validate(trainer, held_out, pictures.classes, config)
+        validate = make_validate(trainer, held_out, data.classes, config)
     states, advice = StateFolder(output / "state"), config.less_memory(placement.devices)
     with explain_out_of_memory(config.batch_size, advice), _ended(states, output, placement):
         state = placement.shard_state(trainer.init(parameters))
@@ -112,25 +114,17 @@ def train(
         if config.resume:
             state = states.newest(state, note=console.print) or state
         first = int(state.step)
-        records = Records(output, first, tensorboard=config.tensorboard)
+        records = Records(output, first, row, tensorboard=config.tensorboard)
         loop = Loop(trainer, states, records, console, validate, config, len(pictures))
         console.print(
             f"{method_name(trainer.reducer.name, trainer.reducer.options())}; "
-            f"{len(pictures)} pictures, {len(pictures.classes)} classes; "
+            f"{len(pictures)} pictures, {len(data.classes)} classes; "
             f"{f'validated on {len(held_out)}; ' if held_out else ''}"
             f"{config.epochs:g} epochs of {len(pictures) / config.batch_size:.4g} steps: {steps} "
             f"steps of {config.batch_size} from step {first} on "
             f"{placement.devices} x {jax.local_devices()[0].device_kind}"
         )
-        augmented = Augmented(
-            pictures,
-            begun.config.image_shape,
-            config.crop_scale,
-            config.flip,
-            config.rand_augment,
-            begun.preprocessing.interpolation,
-            skip_unreadable=config.on_error == "skip",
-        )
+        augmented = augment(config, begun, pictures)
         options = dict(batch_size=config.batch_size, seed=config.seed, workers=config.workers)
         state = loop.run(state, batches(augmented, **options, first_step=first, note=console.print))
     trained = placement.gather(trainer.result(state))
@@ -141,7 +135,7 @@ def train(
         del source["model"]  # The description has the sizes.
         save_checkpoint(checkpoint, trained, dataclasses.replace(begun, source=source))
         console.print(f"written: {checkpoint}")
-    return TrainResult(checkpoint, steps, records.last[MetricsRow], records.last[ValidationRow])
+    return TrainResult(checkpoint, steps, records.last[METRICS], records.last[VALIDATION])
 
 
 def _trainer(
@@ -161,6 +155,7 @@ def _trainer(
         placement,
         dataclasses.replace(config.compute, param_dtype="float32"),
         begun.preprocessing,
+        begun.windows,
         head_only=config.train == "head",
         label_smoothing=config.label_smoothing,
         ema=config.ema,

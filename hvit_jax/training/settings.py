@@ -13,6 +13,7 @@ import jax
 from hvit_jax.checkpoint import describe_checkpoint
 from hvit_jax.data.fingerprint import data_sha256, names_crc32
 from hvit_jax.data.source import Source
+from hvit_jax.dense.folders import Scenes
 from hvit_jax.distributed.gathering import check_same, gather
 from hvit_jax.errors import InputError
 from hvit_jax.fields import as_json
@@ -34,8 +35,8 @@ def describe_run(
     options: dict[str, Any],
     checkpoint: Path | None,
     trainer: Trainer,
-    pictures: Source,
-    validation: Source | None,
+    pictures: Source | Scenes,
+    validation: Source | Scenes | None,
 ) -> dict[str, Any]:
     """Describe a run: what its processes, and resumed ones, must share, and what runs it.
 
@@ -48,14 +49,18 @@ def describe_run(
         "model": dataclasses.asdict(trainer.sizes),
         "config": {name: value for name, value in options.items() if name not in _FREE},
         # Steps, order and labels follow from these; what is in the files may be repaired.
-        "pictures": f"{len(pictures)} with names of CRC {names_crc32(pictures):08x}",
-        "data_sha256": data_sha256(pictures),
-        "validation_sha256": None if validation is None else data_sha256(validation),
+        "pictures": f"{len(pictures)} with names of CRC {names_crc32(pictures.paths):08x}",
+        "data_sha256": _sha256(pictures),
+        "validation_sha256": None if validation is None else _sha256(validation),
         **describe_checkpoint(checkpoint),
         **describe_runtime(trainer.placement.devices),
         "processes": trainer.placement.processes,
     }
     return json.loads(json.dumps(settings))
+
+
+def _sha256(pictures: Source | Scenes) -> str:
+    return pictures.sha256() if isinstance(pictures, Scenes) else data_sha256(pictures)
 
 
 def open_output(output: Path, settings: dict[str, Any], *, resume: bool) -> dict[str, Any]:

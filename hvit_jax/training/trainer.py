@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Num, UInt8
 
-from hvit_jax.config import Compute, Preprocessing, ViTConfig
+from hvit_jax.config import Compute, Preprocessing, ViTConfig, Windows
 from hvit_jax.data.preprocess import normalize
+from hvit_jax.dense.metrics import IGNORED
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.models.parameters import Tree, abstract_parameters, build_model
 from hvit_jax.models.vit import ViT
@@ -50,6 +51,7 @@ class Trainer:
     placement: Placement
     compute: Compute = Compute()
     preprocessing: Preprocessing = Preprocessing()
+    windows: Windows = Windows()  # That pictures are validated by, of models that make maps.
     head_only: bool = False  # Train the classification head, or both of a distilled model, alone.
     label_smoothing: float = 0.0
     ema: float = 0.0  # Decay of the moving average that becomes the result; 0 for none.
@@ -91,23 +93,39 @@ class Trainer:
         return normalize(pixels, self.preprocessing.mean, self.preprocessing.std)
 
     def _loss(
-        self, parameters: Tree, pixels: UInt8[Array, "B H W 3"], targets: Float[Array, "B classes"]
+        self, parameters: Tree, pixels: UInt8[Array, "B H W 3"], targets: Num[Array, "B ..."]
     ) -> tuple[Float[Array, ""], Metrics]:
         """Compute the cross entropy of a batch; then the same and the accuracy by name."""
         logits = self._model_of_shards(parameters)(self.normalize(pixels))
+        if self.sizes.decoder is not None:
+            return map_loss(logits, targets, self.label_smoothing)
         loss = optax.softmax_cross_entropy(logits, targets).mean()
         right = logits.argmax(-1) == targets.argmax(-1)
         return loss, {"loss": loss, "accuracy": right.mean()}
 
-    def step(
-        self, state: TrainState, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, " B"]
-    ) -> TrainState:
-        """Take one step; to be compiled with the state donated."""
+    def _targets(
+        self, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, "B ..."], step: Int[Array, ""]
+    ) -> tuple[UInt8[Array, "B H W 3"], Num[Array, "B ..."]]:
+        """Give what the model shall say of pictures: shares of classes; of maps, the labels."""
+        if self.sizes.decoder is not None:
+            return pixels, labels
         classes = jax.nn.one_hot(labels, self.sizes.num_classes)
         targets = optax.smooth_labels(classes, self.label_smoothing)
         # Before devices share the batch, so that their number does not matter.
-        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
-        pixels, targets = mix(pixels, targets, key, mixup=self.mixup, cutmix=self.cutmix)
+        key = jax.random.fold_in(jax.random.key(self.seed), step)
+        return mix(pixels, targets, key, mixup=self.mixup, cutmix=self.cutmix)
+
+    def step(
+        self, state: TrainState, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, "B ..."]
+    ) -> TrainState:
+        """Take one step; to be compiled with the state donated.
+
+        Args:
+            state: before the step.
+            pixels: the pictures.
+            labels: the class of each, or of each of its pixels: (B, H, W).
+        """
+        pixels, targets = self._targets(pixels, labels, state.step)
         trained, frozen = self._split(state.parameters)
         gradients = on_all_devices(self.gradients, self.placement, trained, frozen)
         grads, metrics = gradients(trained, frozen, pixels, targets)
@@ -123,7 +141,7 @@ class Trainer:
         trained: Tree,
         frozen: Tree,
         pixels: UInt8[Array, "B H W 3"],
-        targets: Float[Array, "B classes"],
+        targets: Num[Array, "B ..."],
     ) -> tuple[Tree, Metrics]:
         """Compute a batch's metrics, and the gradient of what is trained: none runs below it."""
 
@@ -154,9 +172,31 @@ class Trainer:
 
     def _split(self, parameters: Tree) -> tuple[Tree, Tree]:
         """Separate what is trained from what is not."""
-        names = HEADS if self.head_only else tuple(parameters)
+        names = (*HEADS, "decoder") if self.head_only else tuple(parameters)
         trained = {name: parameters[name] for name in parameters if name in names}
         return trained, {name: parameters[name] for name in parameters if name not in names}
+
+
+def map_loss(
+    logits: Float[Array, "B H W n"], labels: Int[Array, "B H W"], smoothing: float = 0.0
+) -> tuple[Float[Array, ""], Metrics]:
+    """Compute the cross entropy of maps; then the same and the share of right pixels by name.
+
+    Each picture counts alike, however many of its pixels are labelled: so the mean over a batch is
+    that over its parts.
+
+    Args:
+        logits: of every pixel.
+        labels: its class; 255 for pixels that do not count.
+        smoothing: share of the target that is spread over all classes.
+    """
+    known = (labels >= 0) & (labels < logits.shape[-1]) & (labels != IGNORED)
+    share = known / jnp.maximum(known.sum((1, 2), keepdims=True), 1)
+    logs = jax.nn.log_softmax(logits)
+    own = jnp.take_along_axis(logs, jnp.where(known, labels, 0)[..., None], axis=-1)[..., 0]
+    loss = -(share * ((1 - smoothing) * own + smoothing * logs.mean(-1))).sum((1, 2)).mean()
+    right = (share * (logits.argmax(-1) == labels)).sum((1, 2)).mean()
+    return loss, {"loss": loss, "accuracy": right}
 
 
 def _interleave(batch: Array, parts: int) -> Array:

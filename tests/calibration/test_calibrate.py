@@ -221,7 +221,7 @@ def test_a_checkpoint_trained_with_a_method(capsys, pictures, tmp_path):
     status, _, errors = run(
         capsys, pictures, "--checkpoint", checkpoint, "--output", output, "--percentile", 100
     )
-    assert status == 0 and "trained with ats blocks=1 max_tokens=5, which is used" in errors
+    assert status == 0 and "trained with ats blocks=1 max_tokens=5 residual=normalized" in errors
     written = json.loads(output.read_text())
     (row,) = written["measured"]["blocks"]
     assert written["args"]["blocks"] == [1] and row["max"] > 5

@@ -89,8 +89,9 @@ def _origin(description: Description, source: Path) -> dict[str, str]:
         about["entry"] = f"{taken} (also there: {', '.join(others)}; --entry NAME takes another)"
     if head := about.get("head"):
         about["head"] = head["file"]
-    if ignored := about.get("ignored"):
-        about["ignored"] = ", ".join(ignored)
+    for name in ("ignored", "beside"):
+        if passed := about.get(name):
+            about[name] = ", ".join(passed)
     if assumed := about.get("assumed"):
         about["assumed"] = f"{assumed}; {_settled_by(assumed)}"
     return about | {"pictures": _pictures(description)}

@@ -102,14 +102,13 @@ def _dinov2_dpt() -> tuple[Entry, ...]:
 
 
 # Paths of which every head has one: its keys tell where in a file a head is.
-_OF_HEADS = ("decoder/class_tokens", "decoder/linear/kernel", "decoder/head_0/kernel")
+OF_HEADS = ("decoder/class_tokens", "decoder/linear/kernel", "decoder/head_0/kernel")
 HEADS = (*_segmenter_decoder(HEAD), *_dinov2_linear(), *_dinov2_dpt())
 
 
 def with_heads(layout: Layout) -> Layout:
     """Let a backbone's layout have the rows of heads beside it."""
-    anchors = (*layout.anchors, *_OF_HEADS)
-    return dataclasses.replace(layout, entries=(*layout.entries, *HEADS), anchors=anchors)
+    return dataclasses.replace(layout, entries=(*layout.entries, *HEADS))
 
 
 _SWITCHES = {
@@ -125,7 +124,7 @@ SEGMENTER = Layout(
         *_segmenter_decoder("decoder."),
     ),
     {"root": ("encoder.",)},
-    anchors=_OF_HEADS,
+    anchors=OF_HEADS,
     switches=_SWITCHES,
     usual={"norm_eps": 1e-5},
     resizing=("bilinear", "bilinear"),

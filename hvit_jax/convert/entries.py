@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hvit_jax.convert.dense_layouts import SEGMENTER
+from hvit_jax.convert.dense_layouts import HEADS, OF_HEADS, SEGMENTER
 from hvit_jax.convert.layouts import LAYOUTS
 from hvit_jax.errors import InputError, unknown
 
@@ -27,7 +27,7 @@ _ANCHORS = {
     for entry in layout.entries
     for root in layout.names.get("root", ("",))
     if entry.path in layout.anchors
-}
+} | {re.escape(entry.key) for entry in HEADS if entry.path in OF_HEADS}
 _ANCHOR = re.compile(rf"((?:.*?\.)??)(?:{'|'.join(sorted(_ANCHORS))})", re.DOTALL)
 # A decoder's keys; an encoder beside it is a part of the same model.
 _DECODERS = [row.key for row in SEGMENTER.entries if row.path in SEGMENTER.anchors]
@@ -50,8 +50,9 @@ def choose_model(
     Returns:
         Its values by key, without prefix and wrappers; the dict that holds them; and what there is
         to say about it: "entry", the names of the dicts around it and the prefix of its keys;
-        "other_entries", the file's other models; "ignored", keys beside it that are no weights;
-        "chunks", groups that its blocks are in, whose numbers are left out of the keys.
+        "other_entries", the file's other models; "beside", what else the file holds, such as the
+        state of an optimiser; "ignored", keys in its dict that are no weights; "chunks", groups
+        that its blocks are in, whose numbers are left out of the keys.
 
     Raises:
         InputError: if it holds no dict, nothing under that entry, or a key twice.
@@ -80,6 +81,9 @@ def choose_model(
     others = [name for name in models if name != chosen]
     said = {"entry": "" if chosen == "." else chosen, "other_entries": others, "ignored": ignored}
     said["chunks"] = chunks
+    if models[chosen][0] is not top:
+        parts = {name.partition(".")[0] for name in models}
+        said["beside"] = [_plain(key) for key in top if str(key) not in parts]
     return taken, models[chosen][0], {name: each for name, each in said.items() if each}
 
 

@@ -48,6 +48,7 @@ def test_dense_parity_folders_come_back_bit_for_bit(net, tmp_path):
     windows = description.windows
     assert (windows.window, windows.stride) == (about["window"], about["stride"])
     assert "assumed" not in description.source
+    assert "optimizer" in description.source["beside"]
 
     export_file(tmp_path / "jax", tmp_path / "back.pth")
     before, after = arrays(FOLDER / net / "checkpoint.pth"), arrays(tmp_path / "back.pth")

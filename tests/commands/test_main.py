@@ -95,7 +95,7 @@ completed hvit eval --keep-r
 completed hvit visualize --method to
 """
     done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["eval", "beside inside", "--keep-rate", "tome"]
+    assert done.stdout.splitlines() == ["eval", "beside inside", "--keep-rate", "tome tome_dense"]
 
 
 def test_completion_for_another_shell(capsys):

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hvit_jax.dense.predict import start_finishing, window_maps
+from hvit_jax.dense.picture import start_finishing, window_maps
 from hvit_jax.dense.windows import Layout, View
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.models.vit import ViT, part_weights

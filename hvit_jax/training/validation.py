@@ -14,7 +14,7 @@ from hvit_jax.data.picture import PictureError
 from hvit_jax.data.source import Source
 from hvit_jax.dense.folders import Scenes
 from hvit_jax.dense.metrics import Segmentation
-from hvit_jax.dense.predict import finish, window_maps
+from hvit_jax.dense.picture import finish, window_maps
 from hvit_jax.dense.windows import Layout
 from hvit_jax.distributed.gathering import gather
 from hvit_jax.distributed.placement import place

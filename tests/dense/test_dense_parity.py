@@ -11,7 +11,7 @@ from flax import nnx
 import hvit_jax
 from hvit_jax.checkpoint import Description, save_checkpoint
 from hvit_jax.convert import convert_file, export_file
-from hvit_jax.dense.predict import pad_evenly
+from hvit_jax.dense.picture import pad_evenly
 from hvit_jax.models.decoders import Tap
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.ops.resizing import resize_map

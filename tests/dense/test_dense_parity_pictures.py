@@ -8,7 +8,7 @@ import pytest
 import hvit_jax
 from hvit_jax.config import Windows
 from hvit_jax.dense import predict
-from hvit_jax.dense.predict import layout_of, map_views, run_windows
+from hvit_jax.dense.picture import layout_of, map_views, run_windows
 from tests.dense_golden import DenseGoldens
 from tests.golden import method_args
 

@@ -61,6 +61,31 @@ def segmenter_method(row: dict[str, Any]) -> Reducer:
     return reducer
 
 
+def find_segmenter_row(config: ViTConfig, reducer: Reducer, dataset: str) -> dict[str, Any] | None:
+    """Find the published row of a model and method on a data set; None if there is none.
+
+    Args:
+        config: the model's sizes.
+        reducer: the method; every option counts, as in `hvit_jax.published.find_published`.
+        dataset: the data set.
+    """
+
+    def shape(config: ViTConfig) -> tuple[Any, ...]:
+        decoder = config.decoder
+        assert decoder is not None
+        sizes = (config.image_shape, config.patch_size, config.depth, config.width)
+        return *sizes, decoder.kind, decoder.outputs, decoder.depth
+
+    if dataset not in _DATA_SETS or shape(config) != shape(segmenter_config(dataset)):
+        return None
+    options = reducer.resolve(config).options()
+    for row in segmenter_rows():
+        if (row["dataset"], row["method"]) == (dataset, reducer.name):
+            if segmenter_method(row).resolve(config).options() == options:
+                return row
+    return None
+
+
 def row_gflops(row: dict[str, Any]) -> float:
     """Count a published row's GFLOPs, with what its printed figure leaves out."""
     config, reducer = segmenter_config(row["dataset"]), segmenter_method(row)

@@ -38,6 +38,7 @@ _SPEED = (
     ("images_per_second", "images/s", "{:.2f}"),
     ("windows_per_second", "windows/s", "{:.2f}"),
     ("input_wait", "waiting for pictures", "{:.1%}"),
+    ("gflops", "GFLOPs of a window", "{:.3f}"),
 )
 _SHOWN = 10  # Unreadable pictures.
 _CLASSES_SHOWN = 60
@@ -94,15 +95,18 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def print_results(console: Console, results: dict[str, Any]) -> None:
     """Print the final tables: scores and speed, the dense model's beside them, and classes."""
-    dense = results.get("dense")
-    head = ["", "partial" if results["partial"] else "measured", *(["dense"] if dense else [])]
-    rows = []
+    columns = {"partial" if results["partial"] else "measured": results}
+    if results.get("dense"):
+        columns["dense"] = results["dense"]
+    if results.get("published"):
+        columns["published"] = {"miou": results["published"]["published"]["miou"]}
     shown = [(name, _NAMES[name], form) for name, form, *_ in LIMITS[results["task"]]]
-    for name, label, form in (*shown, *_SPEED):
-        cells = [_show(each.get(name), form) for each in (results, *([dense] if dense else []))]
-        rows.append([label, *cells])
+    rows = [
+        [label, *(_show(each.get(name), form) for each in columns.values())]
+        for name, label, form in (*shown, *_SPEED)
+    ]
     console.print(describe(results), soft_wrap=True)
-    print_table(console, head, rows)
+    print_table(console, ["", *columns], rows)
     _print_classes(console, results.get("classes", []))
     skipped = results["skipped"]
     if skipped:

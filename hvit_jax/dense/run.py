@@ -21,6 +21,7 @@ from hvit_jax.checkpoint import (
     read_description,
 )
 from hvit_jax.config import Triple, ViTConfig
+from hvit_jax.costs import count_flops
 from hvit_jax.data.loader import load_rows
 from hvit_jax.data.picture import PictureError
 from hvit_jax.dense.config import DepthConfig, MapConfig, SegmentConfig
@@ -41,6 +42,7 @@ from hvit_jax.models.vit import ViT
 from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.published import describe_configuration
 from hvit_jax.reducers import Reducer, warn_without_budgets
+from hvit_jax.segmenter import find_segmenter_row
 from hvit_jax.system.files import writing
 from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
 from hvit_jax.system.programs import use_compilation_cache
@@ -106,6 +108,8 @@ class _Opened:
             "task": decoder.task,
             **describe_configuration(self.sizes, self.reducer.resolve(self.sizes)),
             "dtype": self.config.compute.dtype,
+            "gflops": count_flops(self.sizes, self.reducer) / 1e9,
+            "published": find_segmenter_row(self.sizes, self.reducer, self.scenes.dataset),
             "decoder": decoder.kind,
             "cut": dataclasses.asdict(self.layout),
             **describe_runtime(self.placement.devices),
@@ -177,9 +181,10 @@ def map_pictures(
         stop = _map(opened, tally, messages, reached, save=config.save_maps)
         results = {**about, "partial": stop is not None, **scores(tally, opened.metric)}
         if config.compare_dense and stop is None:
-            dense = MapTally(opened.nothing())
-            stop = _map(opened.dense(), dense, messages, reached, save=None)
-            results["dense"] = scores(dense, opened.metric) if stop is None else None
+            beside, dense = opened.dense(), MapTally(opened.nothing())
+            stop = _map(beside, dense, messages, reached, save=None)
+            gflops = {"gflops": count_flops(beside.sizes, beside.reducer) / 1e9}
+            results["dense"] = gflops | scores(dense, opened.metric) if stop is None else None
             results["partial"] = stop is not None
         # An error before the first picture leaves nothing to write.
         if results["images"] or not isinstance(stop, InputError):

@@ -11,6 +11,12 @@ import hvit_jax
 from hvit_jax.config import Decoder, Windows
 from hvit_jax.dense import predict, predict_scores
 from hvit_jax.dense.metrics import Depth, Segmentation
+from hvit_jax.segmenter import (
+    find_segmenter_row,
+    segmenter_config,
+    segmenter_method,
+    segmenter_rows,
+)
 from tests.map_setup import (
     SIZES,
     make_checkpoint,
@@ -88,6 +94,7 @@ def test_several_views_and_a_method(checkpoint, folder, tmp_path):
     truths = [truth_of(size, seed, (0, 1, 2, 3, 4, 255)) for seed, size in enumerate(SIZES)]
     scores, _ = by_hand(checkpoint, SIZES, truths, scales=(0.5, 1.0), flip=True)
     assert_scores(results["dense"], scores)
+    assert results["gflops"] < results["dense"]["gflops"] and results["published"] is None
     assert results["method"] == "hourglass" and results["args"]["num_clusters"] == 4
     assert results["miou"] != results["dense"]["miou"]
     assert results["dense"]["window_count"] == results["window_count"]
@@ -304,3 +311,11 @@ def test_depth(tmp_path, form):
         assert results[name] == pytest.approx(scores[name], rel=1e-5)
     saved = np.asarray(Image.open(tmp_path / "maps" / "images" / "1.png"))
     np.testing.assert_allclose(saved / 256, found, atol=1 / 256)
+
+
+def test_published_rows_are_found():
+    for row in segmenter_rows():
+        config, reducer = segmenter_config(row["dataset"]), segmenter_method(row)
+        found = find_segmenter_row(config, reducer, row["dataset"])
+        assert found is not None and found["published"] == row["published"]
+        assert find_segmenter_row(config, reducer, "folders") is None

@@ -146,7 +146,7 @@ def open_inputs(
     description = read_description(checkpoint).at(resolution)
     sizes = description.config
     if classifying.probe is not None:
-        sizes = dataclasses.replace(sizes, num_classes=0, projection=0)
+        sizes = dataclasses.replace(sizes, num_classes=0, projection=0, decoder=None)
     reducer = choose_method(reducer, description, say)
     reducer.resolve(sizes)  # Found wrong before thousands of pictures are listed.
     source = open_source(
@@ -180,6 +180,9 @@ def _classes(
     if texts is not None:
         what = texts.path.name
         return Classes(len(texts.classes), texts.classes, owner=what, holder=what)
+    if (decoder := description.config.decoder) is not None:
+        command = "segment" if decoder.task == "segmentation" else "depth"
+        raise InputError(f"the checkpoint makes maps; score them with hvit {command}")
     if not description.config.num_classes:
         raise InputError(_NO_HEAD)
     return Classes(description.config.num_classes, description.classes)
@@ -196,6 +199,10 @@ def _open_training(classifying: Classifying, preparing: Preparing) -> Source:
 
 
 def _open_texts(path: Path, sizes: ViTConfig) -> TextEmbeddings:
+    if sizes.decoder is not None:
+        raise InputError(
+            "--text-embeddings needs embeddings of pictures; the checkpoint makes maps"
+        )
     texts = read_text_embeddings(path)
     outputs = sizes.num_classes or sizes.projection or sizes.feature_width
     if texts.embeddings.shape[1] != outputs:

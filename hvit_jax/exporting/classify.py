@@ -47,7 +47,16 @@ def prepared(path, about):
 
 
 def describe(logits, classes):
-    """Name the classes of largest probability; a model without a head gives features."""
+    """Name the classes of largest probability, or of most pixels of a map.
+
+    A model without a head gives features, one of depth a map of metres.
+    """
+    if logits.ndim == 3 and not classes:
+        return f"{logits.min():.4g} to {logits.max():.4g} m"
+    if logits.ndim == 3:
+        pixels = np.bincount(logits.argmax(-1).reshape(-1), minlength=len(classes))
+        most = [i for i in np.argsort(-pixels)[:SHOWN] if pixels[i]]
+        return ", ".join(f"{classes[i]} {100 * pixels[i] / pixels.sum():.1f} %" for i in most)
     if not classes:
         return " ".join(f"{value:.4g}" for value in logits[:SHOWN]) + " ..."
     shares = np.exp(logits - logits.max())

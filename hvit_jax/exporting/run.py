@@ -121,7 +121,11 @@ def _body(module: ModuleType) -> str:
 
 
 def _describe(model: ViT, description: Description, config: ExportConfig) -> dict[str, Any]:
-    names = description.classes or map(str, range(model.config.num_classes))
+    decoder = model.config.decoder
+    count = model.config.num_classes
+    if decoder is not None:
+        count = decoder.outputs if decoder.task == "segmentation" else 0
+    names = description.classes or map(str, range(count))
     return {
         "format": config.format,
         "format_version": FORMAT_VERSION,
@@ -147,6 +151,9 @@ def _describe(model: ViT, description: Description, config: ExportConfig) -> dic
 
 def _output(model: ViT) -> str:
     config = model.config
+    if config.decoder is not None:
+        of = "depth in metres" if config.decoder.task == "depth" else "logits"
+        return f"{of} of every pixel"
     if config.num_classes:
         return "logits"
     if config.projection:

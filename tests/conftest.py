@@ -1,3 +1,4 @@
+import functools
 import getpass
 import os
 import shutil
@@ -84,6 +85,18 @@ def golden_checkpoint(goldens, tmp_path_factory):
     directory = tmp_path_factory.mktemp("golden") / "checkpoint"
     convert_file(goldens.folder / "checkpoint.torch", directory, heads=goldens.size["num_heads"])
     return directory
+
+
+@pytest.fixture(scope="session")
+def converted_backbone(tmp_path_factory):
+    """Convert a golden checkpoint of another library, once: the folder, and its description."""
+
+    @functools.cache
+    def convert(backbone):
+        folder = tmp_path_factory.mktemp(backbone.folder.name) / "checkpoint"
+        return folder, backbone.convert(folder)
+
+    return convert
 
 
 @pytest.fixture(scope="session")

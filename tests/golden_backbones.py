@@ -39,16 +39,19 @@ class Backbone:
         """The batch of a resolution, (B, H, W, 3)."""
         return jnp.asarray(self.expected[f"{place}/inputs"].transpose(0, 2, 3, 1))
 
-    def convert(self, destination):
-        """Convert the folder, or its file where it has no config.json, as the command would."""
+    @property
+    def source(self):
+        """What is converted: the folder, or its file where it has no config.json."""
         files = self.about["files"]
         bare = not any(file.endswith("config.json") for file in files)
-        source = self.folder / files[0] if bare else self.folder
-        words = [str(source), str(destination), *self.about["options"]]
+        return self.folder / files[0] if bare else self.folder
+
+    def convert(self, destination):
+        """Convert it as the command would, and describe what became of it."""
+        words = [str(self.source), str(destination), *self.about["options"]]
         config = parse(ConvertConfig, words, "hvit convert")
-        return convert_file(
-            source, destination, **{name: getattr(config, name) for name in READING}
-        )
+        options = {name: getattr(config, name) for name in READING}
+        return convert_file(self.source, destination, **options)
 
 
 BACKBONES = [Backbone(path.parent) for path in sorted(ROOT.glob("*/expected.npz"))]

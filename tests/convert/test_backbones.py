@@ -3,8 +3,6 @@
 That models compute what those libraries do is tested in tests/models.
 """
 
-import json
-import os
 from pathlib import Path
 
 import jax
@@ -16,9 +14,8 @@ from hvit_jax.checkpoint import load_parameters
 from hvit_jax.convert import convert_file, export_file
 from hvit_jax.convert.reader import read_state_dict
 from hvit_jax.convert.tasks import form_of, to_state
+from tests.golden_backbones import BACKBONES, Backbone
 
-GOLDENS = Path(os.environ.get("HVIT_BACKBONE_GOLDENS", Path(__file__).parents[1] / "backbones"))
-FOLDERS = sorted(path.parent for path in GOLDENS.glob("*/about.json"))
 # Keys of the goldens that no model needs.
 IGNORED = ("mask_token", "text_model.", "text_projection.", "logit_")
 RULES = {
@@ -29,23 +26,14 @@ RULES = {
 }
 
 
-def source_of(folder, about):
-    """What is converted: the folder, or its file where it has no config.json."""
-    bare = not (folder / "config.json").is_file()
-    return folder / about["files"][0] if bare else folder
-
-
 def arrays(path):
     read = read_state_dict(path, Progress(disable=True))
     return {key: read.read(key) for key in read.shapes if key not in read.flaws}
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_parity_golden_checkpoint_comes_back_bit_for_bit(folder, tmp_path):
-    about = json.loads((folder / "about.json").read_text())
-    options = dict(zip(about["options"][::2], about["options"][1::2], strict=True))
-    heads = int(options.get("--heads", 0)) or None
-    description = convert_file(source_of(folder, about), tmp_path / "jax", heads=heads)
+@pytest.mark.parametrize("backbone", BACKBONES, ids=lambda backbone: backbone.folder.name)
+def test_parity_golden_checkpoint_comes_back_bit_for_bit(backbone, converted_backbone):
+    about, (folder, description) = backbone.about, converted_backbone(backbone)
     config = description.config
     assert (config.heads, config.prefix_tokens, config.patch_size) == (
         about["num_heads"],
@@ -56,15 +44,12 @@ def test_parity_golden_checkpoint_comes_back_bit_for_bit(folder, tmp_path):
         assert list(config.image_shape) == about["native"]
     if config.position_embedding:
         rule = [rule for words, rule in RULES.items() if about["resize"].startswith(words)]
-        assert [config.position_resizing] == rule or "register" in folder.name
-    assert (
-        "assumed" not in description.source
-        or heads
-        or "preprocessing" in str(description.source["assumed"])
-    )
+        assert [config.position_resizing] == rule or config.registers
+    assumed = description.source.get("assumed", "")
+    assert not assumed or about["options"] or "preprocessing" in assumed
 
-    parameters = load_parameters(tmp_path / "jax", config)
-    before = arrays(source_of(folder, about))
+    parameters = load_parameters(folder, config)
+    before = arrays(backbone.source)
     after = dict(to_state(parameters, form_of(description, None), config))
     passed = {key for key in before if any(word in key for word in IGNORED)}
     assert before.keys() - passed == after.keys()
@@ -75,9 +60,8 @@ def test_parity_golden_checkpoint_comes_back_bit_for_bit(folder, tmp_path):
 @pytest.mark.parametrize("name", ["dinov2-original", "dinov3_vit-transformers"])
 def test_written_file_tells_everything(name, tmp_path):
     """The way to PyTorch and back, through files, without options."""
-    folder = Path(__file__).parents[1] / "backbones" / name
-    about = json.loads((folder / "about.json").read_text())
-    first = convert_file(source_of(folder, about), tmp_path / "jax", heads=3)
+    backbone = Backbone(Path(__file__).parents[1] / "backbones" / name)
+    first = backbone.convert(tmp_path / "jax")
     export_file(tmp_path / "jax", tmp_path / "back.safetensors")
     again = convert_file(tmp_path / "back.safetensors", tmp_path / "again")
     assert (again.config, again.preprocessing) == (first.config, first.preprocessing)

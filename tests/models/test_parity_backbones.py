@@ -16,25 +16,11 @@ REDUCED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """Convert a golden folder, once."""
-    converted = {}
-
-    def convert(backbone):
-        if backbone.folder not in converted:
-            converted[backbone.folder] = tmp_path_factory.mktemp("backbone") / "checkpoint"
-            backbone.convert(converted[backbone.folder])
-        return converted[backbone.folder]
-
-    return convert
-
-
-def load(checkpoint, backbone, place, *method, **options):
+def load(converted_backbone, backbone, place, *method, **options):
     known = place == "native" and backbone.about.get("native_known", True)
     shape = backbone.images(place).shape[1:3]
     where = {} if known else {"resolution": shape}
-    model = hvit_jax.load(checkpoint(backbone), *method, **where, **options)
+    model = hvit_jax.load(converted_backbone(backbone)[0], *method, **where, **options)
     assert model.config.image_shape == shape
     return model
 
@@ -47,9 +33,9 @@ def assert_close(found, expected, tolerance):
 @pytest.mark.parametrize(
     ("backbone", "place"), PLACES, ids=[f"{each.folder.name}-{place}" for each, place in PLACES]
 )
-def test_parity_backbones(backbone, place, checkpoint):
+def test_parity_backbones(backbone, place, converted_backbone):
     """Outputs within 5e-5 and all final tokens within 1e-4, by name."""
-    model = load(checkpoint, backbone, place)
+    model = load(converted_backbone, backbone, place)
     graph, state = nnx.split(model)
 
     @jax.jit
@@ -76,9 +62,9 @@ def test_parity_backbones(backbone, place, checkpoint):
     REDUCED,
     ids=[f"{backbone.folder.name}-{method}" for backbone, method, _ in REDUCED],
 )
-def test_parity_of_merging_equal_tokens(backbone, method, options, checkpoint):
+def test_parity_of_merging_equal_tokens(backbone, method, options, converted_backbone):
     """Pictures of two kinds of patches without positions: tokens of a kind are equal."""
-    model = load(checkpoint, backbone, "native", method, **options)
+    model = load(converted_backbone, backbone, "native", method, **options)
     output = hvit_jax.jit_model(model)(backbone.images("native"))
     assert model.reducer.schedule(model.config)[-1].tokens_out < model.config.num_tokens
     assert_close(output, backbone.expected["native/output"], 5e-5)

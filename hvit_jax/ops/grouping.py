@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from hvit_jax.ops.arrays import gather, pad_end
 from hvit_jax.ops.hashing import HashDraws, hash_bins, pack_bins
+from hvit_jax.ops.platform import backend
 from hvit_jax.ops.precision import accurate_einsum
 from hvit_jax.ops.sorting import order_and_ranks
 
@@ -77,6 +78,9 @@ def group_tokens(
 
 def _starts(slots: Int[Array, "B H N"], max_groups: int) -> Int[Array, "B H K"]:
     """Find where each group's run starts."""
+    if backend() == "onnx":  # There, what is out of range cannot be dropped.
+        names = jnp.arange(max_groups).reshape(1, 1, -1, 1)
+        return (slots[:, :, None] < names).sum(-1, dtype=jnp.int32)
     size, places = slots.shape[-1], jnp.arange(slots.shape[-1], dtype=jnp.int32)
     first = jnp.diff(slots, axis=-1, prepend=-1) > 0
     # Beyond the groups, and each its own: there is nothing to write.

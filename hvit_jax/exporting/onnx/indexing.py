@@ -11,39 +11,39 @@ from hvit_jax.exporting.onnx.graph import axes_of, constant
 
 
 def _gather(graph, equation, inputs):
-    """Take entries along one axis, whole along the others, each batch entry its own."""
+    """Take entries along one axis, and all others whole."""
     (value, index), params = inputs, equation.params
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     if index.array is not None and len(index.shape) == 1:
         return _cut(graph, equation, value, numbers.start_index_map, index.array.tolist())
-    batch, index_batch = numbers.operand_batching_dims, numbers.start_indices_batching_dims
-    whole = [
-        axis for axis in range(len(value.shape)) if axis not in (*batch, *numbers.start_index_map)
-    ]
-    known = len(numbers.start_index_map) == 1 == index.shape[-1]
+    batch, taken = numbers.operand_batching_dims, numbers.start_index_map
+    whole = [axis for axis in range(len(value.shape)) if axis not in (*batch, *taken)]
     if (
-        not known
-        or numbers.collapsed_slice_dims != numbers.start_index_map
+        len(taken) != 1
+        or numbers.collapsed_slice_dims != taken
         or any(sizes[axis] != value.shape[axis] for axis in whole)
     ):
         raise InputError("the ONNX exporter takes entries along one axis only")
-    (axis,) = numbers.start_index_map
+    (axis,) = taken
     index = _in_range(graph, params["mode"], index, value.shape[axis])
     if not batch and numbers.offset_dims[:axis] == tuple(range(axis)) and len(index.shape) == 2:
         return _take(graph, equation, value, index, axis)
-    places = [a for a in range(len(index.shape) - 1) if a not in index_batch]
-    index = graph.transpose(index, (*index_batch, *places, len(index.shape) - 1))
     value = graph.transpose(value, (*batch, axis, *whole))
-    index = graph.cast(index, np.int64)
+    return _take_each(graph, numbers, value, index)
+
+
+def _take_each(graph, numbers, value, index):
+    """Take each batch entry's own entries: batch axes come first, then the one to take along."""
+    batch, last = numbers.start_indices_batching_dims, len(index.shape) - 1
+    places = [axis for axis in range(last) if axis not in batch]
+    index = graph.cast(graph.transpose(index, (*batch, *places, last)), np.int64)
     lead, rest = index.shape[:-1], value.shape[len(batch) + 1 :]
     kind = {"shape": (*lead, *rest), "dtype": value.dtype}
-    taken = graph.node("GatherND", value, index, batch_dims=len(batch), **kind)
+    found = graph.node("GatherND", value, index, batch_dims=len(batch), **kind)
     # Axes of the index come in their own order, between those that were taken whole.
-    came = iter(np.argsort((*index_batch, *places)))
-    after = iter(range(len(lead), len(lead) + len(rest)))
-    rank = len(lead) + len(rest)
-    order = [int(next(after if axis in numbers.offset_dims else came)) for axis in range(rank)]
-    return graph.transpose(taken, order)
+    came, after = iter(np.argsort((*batch, *places))), iter(range(last, last + len(rest)))
+    inside = [axis in numbers.offset_dims for axis in range(last + len(rest))]
+    return graph.transpose(found, [int(next(after if each else came)) for each in inside])
 
 
 def _take(graph, equation, value, index, axis):
@@ -86,47 +86,30 @@ def _in_range(graph, mode, index, length):
 
 
 def _scatter(graph, equation, inputs):
-    """Write entries along one axis, each place once: no order of writing is asked for."""
+    """Write entries along one axis, each place once: no order of writing is asked for.
+
+    First where each entry comes from, an old one or a new one behind them; then all are taken.
+    """
     (value, index, new), params = inputs, equation.params
     numbers = params["dimension_numbers"]
-    (axis,) = numbers.scatter_dims_to_operand_dims
-    batch, window = numbers.operand_batching_dims, numbers.update_window_dims
-    rank = len(value.shape)
-    simple = (
+    (axis,), window = numbers.scatter_dims_to_operand_dims, numbers.update_window_dims
+    batch = numbers.operand_batching_dims
+    if not (
         params["unique_indices"]
+        and jax.lax.GatherScatterMode.from_any(params["mode"]).name == "PROMISE_IN_BOUNDS"
         and numbers.inserted_window_dims == (axis,)
         and batch == numbers.scatter_indices_batching_dims == tuple(range(axis))
-        and window == tuple(range(axis + 1, rank))
+        and window == tuple(range(axis + 1, len(value.shape)))
         and new.shape[axis + 1 :] == value.shape[axis + 1 :]
-    )
-    if not simple:
+    ):
         raise InputError("the ONNX exporter writes to different places along one axis only")
     index = graph.cast(graph.reshape(index, index.shape[:-1]), np.int64)
-    count, length = index.shape[axis], value.shape[axis]
-    places = constant(np.arange(count).reshape(*(1,) * axis, count), np.int64)
-    total = length
-    if jax.lax.GatherScatterMode.from_any(params["mode"]).name != "PROMISE_IN_BOUNDS":
-        # What is out of range goes behind the end, to a place of its own, and is cut off.
-        outside = graph.node(
-            "GreaterOrEqual", index, constant(length, np.int64), shape=index.shape, dtype=np.bool_
-        )
-        away = constant(length + places.numbers)
-        index = graph.node("Where", outside, away, index, shape=index.shape, dtype=np.int64)
-        total = length + count
-    lead = value.shape[:axis]
-    # First where each entry comes from: an old one, or a new one behind them.
-    old = graph.expand(constant(np.arange(total).reshape(*(1,) * axis, total)), (*lead, total))
-    fresh = graph.expand(constant(length + places.numbers), index.shape)
-    kind = {"shape": (*lead, total), "dtype": np.int64}
+    count, length, lead = index.shape[axis], value.shape[axis], value.shape[:axis]
+    places = np.arange(length + count).reshape(*(1,) * axis, -1)
+    old = graph.expand(constant(places[..., :length]), (*lead, length))
+    fresh = graph.expand(constant(places[..., length:]), index.shape)
+    kind = {"shape": old.shape, "dtype": np.int64}
     source = graph.node("ScatterElements", old, index, fresh, axis=axis, **kind)
-    if total > length:
-        source = graph.node(
-            "Slice",
-            source,
-            *map(axes_of, ([0], [length], [axis])),
-            shape=(*lead, length),
-            dtype=np.int64,
-        )
     both = (*lead, length + count, *value.shape[axis + 1 :])
     joined = graph.node("Concat", value, new, axis=axis, shape=both, dtype=value.dtype)
     source = graph.reshape(source, (*lead, length, 1))

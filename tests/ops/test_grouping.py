@@ -12,6 +12,7 @@ from hvit_jax.ops import grouping
 from hvit_jax.ops.attention import attend
 from hvit_jax.ops.grouping import copy_to_members
 from hvit_jax.ops.hashing import HashDraws, draw_hashes, hash_bins
+from hvit_jax.ops.platform import compiled_for
 from tests.golden import Goldens
 from tests.ops.test_hashing import identity_hash, packed_numbers
 
@@ -63,6 +64,17 @@ class TestGroups:
         np.testing.assert_array_equal(groups.counts[0, 0], [3, 2, 2])
         assert int(groups.distinct[0, 0]) == 7
         np.testing.assert_allclose(group_means(x, groups)[0, :, 0, 0], [1, 3.5, 5.5], rtol=1e-6)
+
+    def test_onnx_files_group_alike(self):
+        """There hashes come in other words, and runs are found otherwise."""
+        x = 9 * jax.random.normal(jax.random.key(0), (2, 40, 3, 8))
+        draws = draw_hashes(jax.random.key(1), 8, 5)
+        for budget in (40, 6):
+            expected = group_tokens(x, draws, max_groups=budget)
+            with compiled_for("onnx"):
+                found = grouping.group_tokens(x, draws, max_groups=budget)
+            for each in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+                np.testing.assert_array_equal(*each)
 
     @settings(max_examples=50, deadline=None)
     @given(st.data(), st.sampled_from([(1, 1, 2), (7, 2, 3), (12, 3, 15)]))

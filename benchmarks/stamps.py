@@ -321,7 +321,7 @@ def _main() -> None:
         "--epochs", type=float, nargs=2, default=(14.0, 0.5), metavar="N", help="of both stages"
     )
     parser.add_argument(
-        "--scenes", type=int, default=100, metavar="N", help="to test on, of either kind"
+        "--scenes", type=int, default=40, metavar="N", help="to test on, of either kind"
     )
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="FILE.json")
     parser.add_argument("--figure", type=Path, default=FIGURE, metavar="FILE.png")

@@ -135,10 +135,11 @@ def begin(config: TrainConfig, classes: Sequence[str]) -> tuple[Description, Tre
         )
     sizes = dataclasses.replace(begun.config, num_classes=len(names), projection=0, decoder=None)
     parameters = load_parameters(config.checkpoint, stored)
+    if parameters.pop("decoder", None) is not None:  # Its classes are those of pixels.
+        description = dataclasses.replace(description, classes=())
     heads = {name: parameters.pop(name) for name in HEADS if name in parameters}
     heads, note = _heads(config, description, names, heads)
     parameters |= heads
-    parameters.pop("decoder", None)
     if parameters.pop("projection", None) is not None:
         note = f"{note}; its projection to {stored.projection} channels is left out"
     begun = Description(sizes, description.source, names, how)

@@ -93,6 +93,12 @@ def test_it_learns_resumes_and_is_used(data, tmp_path, capsys):
     _, kept, note = begin(parse(TrainConfig, again, "x"), ("ground", "square"))
     assert note is None
     jax.tree.map(np.testing.assert_array_equal, kept, parameters(output))
+    classes = ("ground", "square")
+    words = [str(data), "-o", "x", "--checkpoint", str(output / "checkpoint"), "-r", "32"]
+    whole, head, note = begin(parse(TrainConfig, words, "x"), classes)
+    assert whole.config.decoder is None and whole.config.num_classes == 2
+    assert "decoder" not in head and head["head"]["kernel"].shape == (16, 2)
+    assert note == "a new head for 2 classes; the checkpoint has none"
     for names, options, words in (
         (("ground", "house"), [], "the data's class names are not the checkpoint's"),
         (("a", "b", "c"), ["--order"], "the checkpoint has no linear decoder of 3 classes"),

@@ -16,6 +16,7 @@ from multiprocessing import resource_tracker
 from typing import Any, TypeVar, cast
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 from jaxtyping import UInt8
@@ -90,7 +91,10 @@ class _Stateless(Iterator[Item]):
 
 
 class _Rows(_Stateless[dict[str, Any]]):
-    """Grain's rows; counting them spares the wait for every worker to say that it has no more."""
+    """Copies of Grain's rows, which lie in its shared memory.
+
+    Counting them spares the wait for every worker to say that it has no more.
+    """
 
     def __init__(self, rows: Iterator[dict[str, Any]], count: int):
         self.rows, self.left = rows, count
@@ -99,7 +103,10 @@ class _Rows(_Stateless[dict[str, Any]]):
         if not self.left:
             raise StopIteration
         self.left -= 1
-        return next(self.rows)
+        row = next(self.rows)
+        copy = jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, row)
+        row.clear()
+        return copy
 
 
 class _Batches(_Stateless[Batch]):
@@ -199,8 +206,7 @@ def load_rows(
         shared_memory: as for `load_batches`.
 
     Yields:
-        The rows in order. Leaving the context stops the workers. Clear a row once it is used:
-        Grain may keep it alive, and with it its shared memory.
+        The rows in order. Leaving the context stops the workers.
 
     Raises:
         InputError: if a worker dies.

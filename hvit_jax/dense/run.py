@@ -289,7 +289,7 @@ class _Read:
 
 def _job(row: dict[str, Any], waited: float) -> Job:
     if row["problem"]:
-        return Job(int(row["index"]), (0, 0), problem=row["problem"], waited=waited)
+        return Job(row["index"], (0, 0), problem=row["problem"], waited=waited)
     views = [
         View(pixels, (int(shown[0]), int(shown[1])), bool(mirrored))
         for pixels, shown, mirrored in zip(
@@ -298,9 +298,7 @@ def _job(row: dict[str, Any], waited: float) -> Job:
     ]
     height, width = map(int, row["size"])
     truth, picture = row.get("truth"), row.get("picture")
-    job = Job(int(row["index"]), (height, width), views, truth, picture, waited=waited)
-    row.clear()  # See `load_rows`.
-    return job
+    return Job(row["index"], (height, width), views, truth, picture, waited=waited)
 
 
 def _map(

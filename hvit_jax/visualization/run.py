@@ -15,19 +15,20 @@ from rich.progress import track
 from hvit_jax.checkpoint import choose_method, fitted_parameters, read_description
 from hvit_jax.costs import at_cost, cost_share
 from hvit_jax.data.picture import open_picture
-from hvit_jax.data.preprocess import resize_and_crop
+from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError
 from hvit_jax.fields import show
 from hvit_jax.models.parameters import build_model
 from hvit_jax.models.reducer import Reducer
-from hvit_jax.models.vit import ViT
+from hvit_jax.models.vit import ViT, jit_model
 from hvit_jax.reducers import REDUCERS, method_name, warn_without_budgets
 from hvit_jax.system.figures import check_plot, pyplot, save_figure
 from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import plain_console
 from hvit_jax.visualization.config import OTHERWISE, SHARE, VisualizeConfig
 from hvit_jax.visualization.draw import draw_groups, enlarged, heat_map, lay_over
+from hvit_jax.visualization.maps import draw_maps
 from hvit_jax.visualization.view import BlockView, compile_views, whose_attention
 
 INCHES, TITLE_INCHES, LINE_INCHES = 2.4, 0.6, 0.18
@@ -51,7 +52,8 @@ def visualize(config: VisualizeConfig, console: Console | None = None) -> list[l
             one that saves nothing; default: stderr.
 
     Returns:
-        The figure's rows, one for each picture: the picture itself, then its views.
+        The figure's rows, one for each picture: the picture itself, then its views; of a model that
+        makes maps also those of dense and of the method, and where they differ.
 
     Raises:
         InputError: if a picture or the checkpoint cannot be read, the model has no such block, the
@@ -84,8 +86,14 @@ def visualize(config: VisualizeConfig, console: Console | None = None) -> list[l
     for reducer in track(reducers, "methods", console=console, disable=hidden):
         model = build_model(sizes, reducer, parameters)
         compiled = compile_views(model, blocks, how)
-        views = [jax.device_get(compiled(picture[None])[0]) for picture in seen]
-        columns += _columns(model, blocks, shown, views, compare=config.compare)
+        found = [jax.device_get(compiled(picture[None])) for picture in seen]
+        columns += _columns(model, blocks, shown, [views for views, _ in found], config.compare)
+        if sizes.decoder is not None and not config.compare:
+            dense = jit_model(build_model(sizes, Reducer(), parameters))
+            images = [normalize(picture[None], how.mean, how.std) for picture in seen]
+            maps = [np.asarray(dense(each))[0] for each in images]
+            drawn = draw_maps(shown, maps, [output[0] for _, output in found], reducer.name)
+            columns += [[Panel(title, each) for each in column] for title, column in drawn]
     rows = [list(row) for row in zip(*columns, strict=True)]
     _draw_figure(rows, config.output, f"{title}, {sizes.grid[0]} x {sizes.grid[1]} patches")
     return rows
@@ -107,7 +115,6 @@ def _columns(
     blocks: Sequence[int],
     shown: Sequence[Picture],
     views: Sequence[list[BlockView]],
-    *,
     compare: bool,
 ) -> Iterator[list[Panel]]:
     """Draw a method's columns: a panel for every picture, shown larger than the model sees it."""

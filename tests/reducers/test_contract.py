@@ -293,7 +293,10 @@ class TestContract:
 )
 def test_neutral_options_equal_dense(method, config, images):
     dense = hvit_jax.jit_model(make(config, "dense"))(images)
-    neutral = hvit_jax.create(config, name(method), seed=1, **CASES[method].neutral)
+    options = CASES[method].neutral
+    # One cluster of all tokens, however many a kind of backbone has.
+    whole = {each: config.num_tokens for each in options if each.endswith("cluster_size")}
+    neutral = hvit_jax.create(config, name(method), seed=1, **{**options, **whole})
     np.testing.assert_allclose(hvit_jax.jit_model(neutral)(images), dense, atol=2e-5)
 
 

@@ -81,7 +81,9 @@ def make_page(session: Session) -> Any:
                 has_head = session.config.num_classes > 0
                 reduced = gr.Label(label="prediction under the method", visible=has_head)
                 dense = gr.Label(label="prediction of the dense model", visible=has_head)
-                answers = [*pictures, reduced, dense, gr.Markdown(label="setting and speed")]
+                makes_maps = session.config.decoder is not None
+                maps = gr.Gallery(label="maps", visible=makes_maps, columns=3, interactive=False)
+                answers = [*pictures, reduced, dense, maps, gr.Markdown(label="setting and speed")]
         button.click(_answer_with(session), questions, answers, api_name="answer")
     return page
 
@@ -103,7 +105,7 @@ def _answer_with(session: Session) -> Callable[..., tuple[Any, ...]]:
     """Make what the button does; what is wrong stands in the last answer, the text."""
 
     def answer(image, method, share, block):
-        nothing = (None,) * 4
+        nothing = (None,) * 5
         if image is None:
             return *nothing, "**Choose a picture first:** drop one in, or take one of the examples."
         try:
@@ -111,7 +113,8 @@ def _answer_with(session: Session) -> Callable[..., tuple[Any, ...]]:
             found = session.answer(picture, method, share / 100, int(block))
         except InputError as error:
             return *nothing, f"**This does not work:** {error}"
-        return found.groups, found.attention, found.reduced, found.dense, found.summary
+        drawn = found.groups, found.attention
+        return *drawn, found.reduced, found.dense, list(found.maps), found.summary
 
     return answer
 

@@ -21,6 +21,7 @@ from hvit_jax.models.vit import jit_model
 from hvit_jax.profiling.device import device_work, time_in_turns
 from hvit_jax.reducers import Reducer, method_name
 from hvit_jax.visualization.draw import draw_groups, enlarged, heat_map, lay_over
+from hvit_jax.visualization.maps import draw_maps
 from hvit_jax.visualization.view import compile_views
 
 KEPT_MODELS = 4  # Weights of a large model take gigabytes.
@@ -36,6 +37,8 @@ class Answer:
     reduced: dict[str, float]  # Probabilities of the likeliest classes under the method.
     dense: dict[str, float]  # The same of the dense model.
     summary: str  # Tokens, cost and speed beside the dense model's, as Markdown.
+    # Of a model with a decoder: the dense map, the method's, and where they differ, with titles.
+    maps: tuple[tuple[UInt8[np.ndarray, "h w 3"], str], ...] = ()
 
 
 class Session:
@@ -63,6 +66,8 @@ class Session:
         method = trained_with(self.description)
         trained = "" if method is None else f", trained with {method}"
         model = f"**Model:** `{self.checkpoint}`, {sizes}{trained}."
+        if config.decoder is not None:
+            return f"{model} It makes a map of every picture: {config.decoder.task}."
         if not config.num_classes:
             return (
                 f"{model} It has no classification head, so it predicts nothing; how near its "
@@ -108,13 +113,21 @@ class Session:
             reduced=self._classes(outputs[1]),
             dense=self._classes(outputs[0]),
             summary=self._summary(reducer, block, int(view.tokens[0]), times, *outputs),
+            maps=self._maps(shown, outputs, reducer.name),
         )
 
     def _make(self, reducer: Reducer):
         model = build_model(self.config, reducer, self._parameters)
         return model, jit_model(model)
 
-    def _classes(self, logits: Float[jax.Array, " classes"]) -> dict[str, float]:
+    def _maps(self, shown, outputs, method: str):
+        if self.config.decoder is None:
+            return ()
+        dense, reduced = map(np.asarray, outputs)
+        columns = draw_maps([shown], [dense], [reduced], method)
+        return tuple((drawing, title) for title, (drawing,) in columns)
+
+    def _classes(self, logits: Float[jax.Array, "..."]) -> dict[str, float]:
         """Name the likeliest classes; of a model without a head, none."""
         if not self.config.num_classes:
             return {}
@@ -131,11 +144,11 @@ class Session:
         block: int,
         tokens: int,
         times: list[list[float]],
-        *outputs: Float[jax.Array, " outputs"],
+        *outputs: Float[jax.Array, "..."],
     ) -> str:
         dense, reduced = (1e3 * float(np.median(each)) for each in times)
         likeness = ""
-        if not self.config.num_classes:
+        if not self.config.num_classes and self.config.decoder is None:
             likeness = f"| cosine to the dense feature | 1.00 | {_cosine(*outputs):.3f} |\n"
         return (
             f"**Setting:** `{method_name(reducer.name, reducer.options())}`\n\n"

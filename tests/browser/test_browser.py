@@ -16,7 +16,7 @@ from hvit_jax import InputError, demo
 from hvit_jax.browser.page import example_pictures, make_page
 from hvit_jax.browser.session import KEPT_MODELS, Session
 from hvit_jax.commands.demo import main
-from hvit_jax.config import Preprocessing
+from hvit_jax.config import Decoder, Preprocessing, ViTConfig
 from hvit_jax.costs import at_cost
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from tests.evaluation_setup import make_checkpoint
@@ -67,6 +67,17 @@ def test_a_model_without_classes_or_head(tmp_path, small_config, picture):
     assert tokens == 6 * 8 + 1 + 3
 
 
+def test_a_model_of_maps_shows_them(tmp_path, picture):
+    config = ViTConfig(32, 8, 2, 16, 2, 32, num_classes=0, decoder=Decoder("linear", 3))
+    here = Session(make_checkpoint(tmp_path / "maps", config))
+    answer = here.answer(picture, "dense", 1.0, 1)
+    assert "It makes a map of every picture: segmentation." in here.about
+    titles = [title for _, title in answer.maps]
+    assert titles == ["map, dense", "map, dense", "they differ: 0.0 % of pixels"]
+    assert {drawing.shape for drawing, _ in answer.maps} == {answer.groups.shape}
+    assert answer.dense == {} and "cosine" not in answer.summary
+
+
 def test_says_what_the_model_knows(session):
     assert "56 x 56 pixels, 14 x 14 patches" in session.about
     assert "10 classes: 0-t-shirt, 1-trouser, " in session.about
@@ -83,12 +94,12 @@ def test_says_which_method_the_model_was_trained_with(tmp_path, session):
 def test_asks_for_a_picture_and_says_what_is_wrong_in_words(session, picture, tmp_path):
     (ask,) = (fn.fn for fn in make_page(session).fns.values() if fn.api_name == "answer")
     *nothing, text = ask(None, "tome", 60, 5)
-    assert nothing == [None] * 4 and text.startswith("**Choose a picture first:**")
+    assert nothing == [None] * 5 and text.startswith("**Choose a picture first:**")
     *nothing, text = ask(picture.filename, "tome", 60, 6)
-    assert nothing == [None] * 4 and "blocks are 0 to 5" in text
+    assert nothing == [None] * 5 and "blocks are 0 to 5" in text
     Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "a.tif")
     *nothing, text = ask(str(tmp_path / "a.tif"), "tome", 60, 5)
-    assert nothing == [None] * 4 and "a.tif: its pixels are floating-point numbers" in text
+    assert nothing == [None] * 5 and "a.tif: its pixels are floating-point numbers" in text
 
 
 def test_sixteen_bits_of_grey_and_pictures_on_their_side(session, picture, tmp_path):
@@ -178,7 +189,7 @@ def test_serves_the_page_and_answers(address):
     assert "fonts.googleapis.com" not in text
     picture = str(next(demo.images_dir().glob("1-*/*.png")))
     client = Client(address, verbose=False, analytics_enabled=False)
-    *_, dense, summary = client.predict(handle_file(picture), "evo", 70, 5, api_name="/answer")
+    *_, dense, _, summary = client.predict(handle_file(picture), "evo", 70, 5, api_name="/answer")
     assert dense["label"] == "1-trouser" and "| evo |" in summary
 
 

@@ -127,7 +127,7 @@ class Session:
         columns = draw_maps([shown], [dense], [reduced], method)
         return tuple((drawing, title) for title, (drawing,) in columns)
 
-    def _classes(self, logits: Float[jax.Array, "..."]) -> dict[str, float]:
+    def _classes(self, logits: Float[jax.Array, ...]) -> dict[str, float]:
         """Name the likeliest classes; of a model without a head, none."""
         if not self.config.num_classes:
             return {}
@@ -144,7 +144,7 @@ class Session:
         block: int,
         tokens: int,
         times: list[list[float]],
-        *outputs: Float[jax.Array, "..."],
+        *outputs: Float[jax.Array, ...],
     ) -> str:
         dense, reduced = (1e3 * float(np.median(each)) for each in times)
         likeness = ""

@@ -93,10 +93,12 @@ def method_name(method: str, args: dict[str, Any]) -> str:
 
     Args:
         method: a name in `REDUCERS`.
-        args: all its options, resolved; a default that depends on the model counts as given.
+        args: its options, resolved; a default that depends on the model counts as given. Those that
+            an earlier release did not have may be missing.
     """
     fields = dataclasses.fields(REDUCERS[method])
-    given = [(each.name, args[each.name]) for each in fields if args[each.name] != each.default]
+    values = [(each, args.get(each.name, each.default)) for each in fields]
+    given = [(each.name, value) for each, value in values if value != each.default]
     return " ".join([method, *(f"{name}={_value(value)}" for name, value in given)])
 
 

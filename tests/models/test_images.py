@@ -16,7 +16,7 @@ def test_pixels_that_are_not_normalised_are_refused(dtype, output):
     model, pixels = hvit_jax.create(CONFIG), jnp.ones((1, 8, 8, 3), dtype)
     run = hvit_jax.jit_model(model) if output == "jit" else getattr(model, output)
     with pytest.raises(
-        InputError, match=rf"got {dtype}; make them .* hvit_jax.normalize\(pixels\)"
+        InputError, match=rf"got {dtype}; make them .* hvit_jax.normalize\(pixels, mean, std\)"
     ):
         run(pixels)
 

@@ -44,7 +44,7 @@ from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
 from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import plain_console, show_progress
 from hvit_jax.system.provenance import describe_runtime
-from hvit_jax.system.signals import sigterm_raises, uninterrupted
+from hvit_jax.system.signals import sigterm_raises, uninterrupted, unmasked
 
 # Results of processes are added up, so these must be the same in all of them.
 _SAME_EVERYWHERE = ("args", "versions", "matmul_precision", "data_sha256", "checkpoint_sha256")
@@ -275,7 +275,7 @@ def _score(
     try:
         messages.print(work.text)
         warn_without_budgets(model.reducer, model.config, messages.print)
-        with explain_out_of_memory(size, smaller_batch(size, placement.devices)):
+        with unmasked(), explain_out_of_memory(size, smaller_batch(size, placement.devices)):
             started = time.perf_counter()
             step = compile(model, size, placement, work.scoring)
             seconds = time.perf_counter() - started

@@ -75,6 +75,17 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def unmasked() -> Iterator[None]:
+    """Raise Ctrl-C and SIGTERM themselves, where C code made a SystemError of them."""
+    try:
+        yield
+    except SystemError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):
+            raise error.__cause__ from None
+        raise
+
+
+@contextlib.contextmanager
 def insistent() -> Iterator[None]:
     """Raise a Ctrl-C or SIGTERM again that Python ignored, as it does in JAX's gc callback.
 

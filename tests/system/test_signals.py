@@ -1,0 +1,18 @@
+"""Signals that libraries lose or turn into something else."""
+
+import pytest
+
+from hvit_jax.system.signals import Stopped, unmasked
+
+
+def test_a_signal_that_c_code_made_a_system_error_of_is_raised_itself():
+    with pytest.raises(Stopped, match="by SIGTERM"), unmasked():
+        try:
+            raise Stopped("stopped by SIGTERM")
+        except Stopped as error:
+            raise SystemError("returned a result with an exception set") from error
+
+
+def test_other_system_errors_pass():
+    with pytest.raises(SystemError, match="of another kind"), unmasked():
+        raise SystemError("of another kind")

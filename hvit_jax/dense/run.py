@@ -48,7 +48,7 @@ from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
 from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import plain_console, show_progress
 from hvit_jax.system.provenance import describe_runtime
-from hvit_jax.system.signals import sigterm_raises, uninterrupted
+from hvit_jax.system.signals import sigterm_raises, uninterrupted, unmasked
 
 
 @dataclass(frozen=True)
@@ -316,7 +316,8 @@ def _map(
         warn_if_slow(config.compute.dtype, messages.print)
         read, left = _reader(opened, tally.totals.pictures, draw=save is not None)
         with load_rows(read, left, workers=config.workers, size=_usual_size(opened.layout)) as rows:
-            with explain_out_of_memory(size, smaller_batch(size, opened.placement.devices)):
+            smaller = smaller_batch(size, opened.placement.devices)
+            with unmasked(), explain_out_of_memory(size, smaller):
                 model = opened.model()
                 warn_without_budgets(model.reducer, model.config, messages.print)
                 started = time.perf_counter()

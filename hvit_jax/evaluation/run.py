@@ -245,7 +245,8 @@ def _learn(
         on_step=lambda: reached("learning"),
     )
     try:
-        head, about = training.learn(tally)
+        with unmasked():
+            head, about = training.learn(tally)
     except PictureError as error:
         raise PictureError(f"{error}; --on-error skip leaves such pictures out") from error
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from hvit_jax.system.library_messages import (
     is_out_of_memory,
     without_messages_of_orbax,
 )
-from hvit_jax.system.signals import Stopped, insistent
+from hvit_jax.system.signals import Stopped, insistent, unmasked
 
 _USAGE_ERROR, _BROKEN_PIPE = 2, 141
 
@@ -36,7 +36,7 @@ def run(main: Callable[[], int | None], program: str) -> int:
             stream.reconfigure(errors="backslashreplace")
     ignore_warnings_of_pillow()
     try:
-        with insistent(), without_messages_of_orbax():
+        with unmasked(), insistent(), without_messages_of_orbax():
             status = main()
         print(end="", flush=True)  # There may be no stdout, as under some daemons.
         return status or 0

@@ -60,7 +60,7 @@ def sigterm_raises() -> Iterator[Callable[[], None]]:
         asked.append(number)
         check()
 
-    with handling(stop, signal.SIGTERM):
+    with unmasked(), handling(stop, signal.SIGTERM):
         yield check
 
 
@@ -76,7 +76,11 @@ def uninterrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unmasked() -> Iterator[None]:
-    """Raise Ctrl-C and SIGTERM themselves, where C code made a SystemError of them."""
+    """Raise Ctrl-C and SIGTERM themselves, where C code made a SystemError of them.
+
+    `system.run.run` and `sigterm_raises` do so at their ends; who catches them further inside needs
+    it there.
+    """
     try:
         yield
     except SystemError as error:

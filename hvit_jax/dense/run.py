@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -48,7 +49,7 @@ from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
 from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import plain_console, show_progress
 from hvit_jax.system.provenance import describe_runtime
-from hvit_jax.system.signals import sigterm_raises, uninterrupted, unmasked
+from hvit_jax.system.signals import sigterm_raises, unmasked
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,9 @@ class _Opened:
             return np.zeros(4)
         return np.zeros((3, len(self.metric.classes)), np.int64)
 
-    def describe(self) -> dict[str, Any]:
-        """Say what results follow from, in the form that they have."""
+    @functools.cached_property
+    def about(self) -> dict[str, Any]:
+        """What results follow from, in the form that they have."""
         decoder = self.sizes.decoder
         assert decoder is not None
         return {
@@ -162,7 +164,7 @@ def map_pictures(
     with sigterm_raises() as check_stop, progress:
         opened = _open(config, messages.print)
         _check_folder(config)
-        about = opened.describe()
+        about = opened.about
         seams.on_stage("opened")
         tally = MapTally(opened.nothing())
         finished = progress.begin(about, tally, len(opened.scenes))
@@ -183,12 +185,20 @@ def map_pictures(
         if config.compare_dense and stop is None:
             beside, dense = opened.dense(), MapTally(opened.nothing())
             stop = _map(beside, dense, messages, reached, save=None)
-            gflops = {"gflops": count_flops(beside.sizes, beside.reducer) / 1e9}
+            gflops = {"gflops": beside.about["gflops"]}
             results["dense"] = gflops | scores(dense, opened.metric) if stop is None else None
             results["partial"] = stop is not None
         # An error before the first picture leaves nothing to write.
         if results["images"] or not isinstance(stop, InputError):
-            _write(results, tally, len(opened.scenes), progress, console, seams.on_stage)
+            progress.conclude(
+                results,
+                tally,
+                len(opened.scenes),
+                done="mapped",
+                show=print_results,
+                console=console,
+                on_stage=seams.on_stage,
+            )
     if stop is not None:
         raise stop
     return results
@@ -312,7 +322,7 @@ def _map(
     """Map all pictures that are left, and measure them; give what has stopped that."""
     config, count, size = opened.config, len(opened.scenes), opened.batch_size
     try:
-        messages.print(f"{count} pictures; {describe(opened.describe())}")
+        messages.print(f"{count} pictures; {describe(opened.about)}")
         warn_if_slow(config.compute.dtype, messages.print)
         read, left = _reader(opened, tally.totals.pictures, draw=save is not None)
         with load_rows(read, left, workers=config.workers, size=_usual_size(opened.layout)) as rows:
@@ -401,35 +411,3 @@ def _save(opened: _Opened, folder: Path, job: Job, found: np.ndarray) -> None:
     else:
         assert isinstance(opened.config, DepthConfig)
         save_depth(folder, name, found, job.picture, opened.config.truth.depth_scale)
-
-
-def _write(
-    results: dict[str, Any],
-    tally: MapTally,
-    count: int,
-    progress: ProgressFolder,
-    console: Console,
-    on_stage: Callable[[str], None],
-) -> None:
-    """Write what is asked for, and print the results.
-
-    Raises:
-        InputError: if something cannot be written, or there is nothing to write.
-    """
-    with uninterrupted():  # A signal that comes now finds all written and printed.
-        written, problems = progress.write(results)
-        on_stage("written")
-        if results["partial"] or problems:
-            progress.save(tally)
-        else:
-            progress.remove()
-        print_results(console, results)
-        if results["partial"]:
-            more = "; --resume continues" if results["config"]["output"] else ""
-            console.print(f"interrupted: {results['images']} of {count} pictures were mapped{more}")
-        for path in written:
-            console.print(f"written: {path}", soft_wrap=True)
-    if problems:
-        raise InputError("; ".join(problems))
-    if not results["partial"] and not results["images"]:
-        raise InputError(f"none of the {count} pictures could be read")

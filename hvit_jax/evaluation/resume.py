@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from rich.console import Console
 
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.results import read_results
@@ -36,6 +37,7 @@ from hvit_jax.system.files import (
     writing,
 )
 from hvit_jax.system.provenance import changes
+from hvit_jax.system.signals import uninterrupted
 
 INTERVAL = 30.0  # Seconds between two savings.
 _SETTINGS, _LOCK = "settings.json", "lock"
@@ -240,15 +242,58 @@ class ProgressFolder:
         else:
             self._batches[kind] += len(new)
 
-    def write(
-        self, results: dict[str, Any], write_predictions: Callable[[Path], object] | None = None
-    ) -> tuple[list[Path], list[str]]:
-        """Write what is asked for: the files that were written, and what is wrong with others.
+    def conclude(
+        self,
+        results: dict[str, Any],
+        tally: Kept,
+        count: int,
+        *,
+        done: str,
+        show: Callable[[Console, dict[str, Any]], None],
+        console: Console,
+        on_stage: Callable[[str], None],
+        write_predictions: Callable[[Path], object] | None = None,
+    ) -> None:
+        """Write what is asked for, and print the results.
 
         Args:
             results: what `output` gets.
+            tally: what is saved for --resume if pictures are left, or a file cannot be written.
+            count: how many pictures there are.
+            done: what was done with those that are not left, such as "scored".
+            show: prints the results.
+            console: where to.
+            on_stage: is told when files are "written".
             write_predictions: writes `predictions`.
+
+        Raises:
+            InputError: if something cannot be written, or there is nothing to write.
         """
+        with uninterrupted():  # A signal that comes now finds all written and printed.
+            written, problems = self._write(results, write_predictions)
+            on_stage("written")
+            if results["partial"] or problems:
+                self.save(tally)
+            else:
+                self.remove()
+            # Only now: where printing fails, for want of a reader or of space, all is done.
+            show(console, results)
+            if results["partial"]:
+                more = "; --resume continues" if results["config"]["output"] else ""
+                console.print(
+                    f"interrupted: {results['images']} of {count} pictures were {done}{more}"
+                )
+            for path in written:
+                console.print(f"written: {path}", soft_wrap=True)
+        if problems:
+            raise InputError("; ".join(problems))
+        if not results["partial"] and not results["images"]:
+            raise InputError(f"none of the {count} pictures could be read")
+
+    def _write(
+        self, results: dict[str, Any], write_predictions: Callable[[Path], object] | None = None
+    ) -> tuple[list[Path], list[str]]:
+        """Write all files: those that were written, and what is wrong with others."""
         written, problems = [], []
         for path in self._files:
             try:

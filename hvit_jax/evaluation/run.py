@@ -15,7 +15,6 @@ from jaxtyping import Int
 from rich.console import Console
 
 from hvit_jax.config import Compute
-from hvit_jax.data.labels import Labelled
 from hvit_jax.data.loader import Batch
 from hvit_jax.data.picture import PictureError
 from hvit_jax.distributed.gathering import check_same, gather
@@ -150,7 +149,17 @@ def evaluate(
             results = {**about, **scores(tally)}
             # An error before the first picture leaves nothing to write.
             if first and (results["images"] or not isinstance(stop, InputError)):
-                _write(results, tally, inputs.labelled, progress, console, seams.on_stage)
+                paths, names = source.paths, inputs.labelled.names
+                progress.conclude(
+                    results,
+                    tally,
+                    len(source),
+                    done="scored",
+                    show=print_results,
+                    console=console,
+                    on_stage=seams.on_stage,
+                    write_predictions=lambda path: write_predictions(path, tally, paths, names),
+                )
     if stop is not None:
         raise stop
     return results
@@ -296,41 +305,3 @@ def _score(
     except (KeyboardInterrupt, InputError) as error:
         return error, seconds
     return None, seconds
-
-
-def _write(
-    results: dict[str, Any],
-    tally: Tally,
-    labelled: Labelled,
-    progress: ProgressFolder,
-    console: Console,
-    on_stage: Callable[[str], None],
-) -> None:
-    """Write what is asked for, and print the results.
-
-    Raises:
-        InputError: if something cannot be written, or there is nothing to write.
-    """
-    count = len(labelled.source)
-    with uninterrupted():  # A signal that comes now finds all written and printed.
-        paths, names = labelled.source.paths, labelled.names
-        written, problems = progress.write(
-            results, lambda path: write_predictions(path, tally, paths, names)
-        )
-        on_stage("written")
-        if results["partial"] or problems:
-            progress.save(tally)
-        else:
-            progress.remove()
-        # Only now: where printing fails, for want of a reader or of space, all is done.
-        print_results(console, results)
-        if results["partial"]:
-            more = "; --resume continues" if results["config"]["output"] else ""
-            scored = f"{results['images']} of {count} pictures were scored"
-            console.print(f"interrupted: {scored}{more}")
-        for path in written:
-            console.print(f"written: {path}", soft_wrap=True)
-    if problems:
-        raise InputError("; ".join(problems))
-    if not results["partial"] and not results["images"]:
-        raise InputError(f"none of the {count} pictures could be read")

@@ -10,7 +10,7 @@ from rich.console import Console
 from hvit_jax.dense.metrics import Metric
 from hvit_jax.dense.tally import MapTally
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.results import describe
+from hvit_jax.evaluation.results import describe, print_skipped
 from hvit_jax.evaluation.verify import LOSS, POINTS, Limits
 from hvit_jax.fields import matches
 from hvit_jax.system.files import read_json
@@ -40,7 +40,6 @@ _SPEED = (
     ("input_wait", "waiting for pictures", "{:.1%}"),
     ("gflops", "GFLOPs of a window", "{:.3f}"),
 )
-_SHOWN = 10  # Unreadable pictures.
 _CLASSES_SHOWN = 60
 _KINDS = {"task": str, "method": str, "args": dict, "config": dict, "images": int}
 
@@ -108,13 +107,7 @@ def print_results(console: Console, results: dict[str, Any]) -> None:
     console.print(describe(results), soft_wrap=True)
     print_table(console, ["", *columns], rows)
     _print_classes(console, results.get("classes", []))
-    skipped = results["skipped"]
-    if skipped:
-        console.print(f"{len(skipped)} unreadable pictures were left out:")
-        for problem in skipped[:_SHOWN]:
-            console.print(f"  {problem}", soft_wrap=True)
-        if len(skipped) > _SHOWN:
-            console.print(f"  and {len(skipped) - _SHOWN} more; --output lists all")
+    print_skipped(console, results["skipped"])
     if broken := results["not_finite"]:
         console.print(f"the model's numbers are not all finite for {broken} pictures")
 

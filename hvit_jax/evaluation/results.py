@@ -133,16 +133,20 @@ def _show(value: Any, form: str) -> str:
 
 
 def _print_warnings(console: Console, results: dict[str, Any]) -> None:
-    skipped, broken = results["skipped"], results["not_finite"]
+    print_skipped(console, results["skipped"])
+    if broken := results["not_finite"]:
+        text = f"{broken} pictures gave logits that are not finite numbers; they count as wrong"
+        console.print(text, soft_wrap=True)
+
+
+def print_skipped(console: Console, skipped: Sequence[str]) -> None:
+    """Say which pictures could not be read, if any; not all of many."""
     if skipped:
         console.print(f"{len(skipped)} unreadable pictures were left out:")
         for problem in skipped[:_SKIPPED_SHOWN]:
             console.print(f"  {problem}", soft_wrap=True)
         if len(skipped) > _SKIPPED_SHOWN:
             console.print(f"  and {len(skipped) - _SKIPPED_SHOWN} more; --output lists all")
-    if broken:
-        text = f"{broken} pictures gave logits that are not finite numbers; they count as wrong"
-        console.print(text, soft_wrap=True)
 
 
 def running_scores(tally: Tally) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from hvit_jax.config import IN_COMMANDS, Compute, Windows
 from hvit_jax.dense.folders import DATASETS, NONE
 from hvit_jax.errors import InputError
+from hvit_jax.evaluation.config import workers_option
 from hvit_jax.fields import Options, nested, option
 from hvit_jax.reducers import Reducer, method_of_checkpoint
 from hvit_jax.system.programs import CACHE_HELP
@@ -103,12 +103,7 @@ class MapConfig(Options):
     )
     compute: Compute = nested(Compute, leave=("param_dtype", "remat"), choices=IN_COMMANDS)
     batch_size: int = option(8, "windows at once, of all devices together", short="-b", least=1)
-    workers: int = option(
-        min(8, os.cpu_count() or 1),
-        "processes that decode, by default one a core up to 8; 0: threads",
-        short="-j",
-        least=0,
-    )
+    workers: int = workers_option()
     cache: bool = option(True, CACHE_HELP)
     reducer: Reducer | None = method_of_checkpoint()
     compare_dense: bool = option(False, "map all pictures with the dense model too, and compare")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hvit_jax import demo
 from hvit_jax.config import IN_COMMANDS, Compute, Preparing
@@ -14,6 +15,16 @@ from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, nested, option
 from hvit_jax.reducers import Reducer, method_of_checkpoint
 from hvit_jax.system.programs import CACHE_HELP
+
+
+def workers_option() -> Any:
+    """Declare how many processes decode pictures."""
+    return option(
+        min(8, os.cpu_count() or 1),
+        "processes that decode, by default one a core up to 8; 0: threads",
+        short="-j",
+        least=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -35,12 +46,7 @@ class OnPictures(Options):
     preparing: Preparing = nested(Preparing)
     compute: Compute = nested(Compute, leave=("param_dtype", "remat"), choices=IN_COMMANDS)
     batch_size: int = option(64, "pictures at once, of all devices together", short="-b", least=1)
-    workers: int = option(
-        min(8, os.cpu_count() or 1),
-        "processes that decode, by default one a core up to 8; 0: threads",
-        short="-j",
-        least=0,
-    )
+    workers: int = workers_option()
     cache: bool = option(True, CACHE_HELP)
 
     def __post_init__(self):

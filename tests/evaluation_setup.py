@@ -93,6 +93,19 @@ def no_room(size):
         jax.config.update(cached, least)
 
 
+def stop_at(wanted, error, times=1):
+    """Make an `on_stage` that raises an error when a stage is reached for the nth time."""
+    left = times
+
+    def on_stage(stage):
+        nonlocal left
+        left -= stage == wanted
+        if left == 0 and stage == wanted:
+            raise error
+
+    return on_stage
+
+
 def start_process(*arguments):
     """Run `python eval.py` from another folder and in a process group of its own."""
     return subprocess.Popen(

@@ -17,6 +17,7 @@ from hvit_jax.segmenter import (
     segmenter_method,
     segmenter_rows,
 )
+from tests.evaluation_setup import stop_at
 from tests.map_setup import (
     SIZES,
     make_checkpoint,
@@ -238,23 +239,11 @@ def test_checkpoints_of_other_tasks(checkpoint, tmp_path, folder, capsys):
     assert "holds neither a data set that is known (ade20k, " in capsys.readouterr().err
 
 
-def stop_at(wanted, times):
-    left = times
-
-    def on_stage(stage):
-        nonlocal left
-        left -= stage == wanted
-        if left == 0 and stage == wanted:
-            raise KeyboardInterrupt
-
-    return on_stage
-
-
 def test_interrupted_and_resumed(checkpoint, folder, tmp_path, capsys):
     whole = results_of(folder, checkpoint, tmp_path)
     file = tmp_path / "cut.json"
     words = ("-o", file, "-b", 2)
-    stopped = stop_at("picture", 2)
+    stopped = stop_at("picture", KeyboardInterrupt(), 2)
     assert segmented(folder, checkpoint, *words, on_stage=stopped, interval=0.0) == 130
     assert "interrupted: 2 of 5 pictures were mapped; --resume continues" in capsys.readouterr().out
     cut = json.loads(file.read_text())

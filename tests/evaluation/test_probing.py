@@ -14,7 +14,7 @@ from hvit_jax.commands.eval import main
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.evaluation.step import compile_step
-from tests.evaluation_setup import evaluate, make_checkpoint, make_pictures, results_of
+from tests.evaluation_setup import evaluate, make_checkpoint, make_pictures, results_of, stop_at
 from tests.scale_setup import EVALUATE, run_processes
 
 CONFIG = hvit_jax.ViTConfig(
@@ -185,18 +185,6 @@ def test_classes_that_do_not_fit(complaint, data, tmp_path):
 
 class Killed(Exception):
     """Stands for kill -9: nothing is caught."""
-
-
-def stop_at(wanted, error, times):
-    left = times
-
-    def on_stage(stage):
-        nonlocal left
-        left -= stage == wanted
-        if left == 0 and stage == wanted:
-            raise error
-
-    return on_stage
 
 
 @pytest.mark.parametrize("probe", ["knn", "linear"])

@@ -15,7 +15,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.evaluation.resume import ProgressFolder
 from hvit_jax.evaluation.step import compile_step
 from hvit_jax.evaluation.tally import Tally
-from tests.evaluation_setup import evaluate, make_checkpoint, make_pictures, no_room
+from tests.evaluation_setup import evaluate, make_checkpoint, make_pictures, no_room, stop_at
 from tests.scale_setup import EVALUATE, run_processes
 
 TIMES = ("images_per_second", "input_wait", "compile_seconds")
@@ -55,19 +55,6 @@ def score(checkpoint, pictures):
         return evaluate(pictures, checkpoint, *words, *files, *more, **seams)
 
     return score
-
-
-def stop_at(wanted, error, times=1):
-    """Make an `on_stage` that raises an error when a stage is reached for the nth time."""
-    left = times
-
-    def on_stage(stage):
-        nonlocal left
-        left -= stage == wanted
-        if left == 0 and stage == wanted:
-            raise error
-
-    return on_stage
 
 
 def kill(score, folder, batches, *more):

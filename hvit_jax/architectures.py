@@ -191,7 +191,7 @@ def covered(size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
     timm and transformers leave such a rest below and on the right; `Preprocessing.uncovered` is
     where pictures lose it.
     """
-    height, width = as_pair(tuple(size) if isinstance(size, list) else size)
+    height, width = as_pair(size)
     return height - height % patch_size, width - width % patch_size
 
 

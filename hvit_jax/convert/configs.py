@@ -118,13 +118,13 @@ def _timm(config: dict[str, Any], folder: Path) -> Facts:
     if "num_features" in config:
         given.setdefault("embed_dim", config["num_features"])
     facts = _of_architecture(config["architecture"], given)
-    if "resolution" not in facts.switches and about.get("input_size"):
-        facts.switches["resolution"] = as_pair(tuple(about["input_size"][1:]))
-    size = about.get("input_size")
+    size = as_pair(about["input_size"][1:]) if about.get("input_size") else None
+    if size is not None:
+        facts.switches.setdefault("resolution", size)
     return dataclasses.replace(
         facts,
         preprocessing=timm_preprocessing(about),
-        input_size=as_pair(tuple(size[1:])) if size else None,
+        input_size=size,
         classes=_distinct(config.get("label_names") or about.get("label_names") or ()),
         licence=about.get("license"),
     )
@@ -150,7 +150,7 @@ def _of_architecture(name: str, given: dict[str, Any]) -> Facts:
     if model.final_norm or model.pooled_norm:  # Which, keys tell: the pool may have been changed.
         del switches["final_norm"], switches["pooled_norm"]
     if size is not None:
-        switches["resolution"] = as_pair(tuple(size) if isinstance(size, list) else size)
+        switches["resolution"] = as_pair(size)
     notes = {"architecture": base, "activation": model.activation}
     return Facts("timm", switches, notes=notes)
 
@@ -276,7 +276,7 @@ def _stated_sizes(about: dict[str, Any]) -> dict[str, Any]:
         sizes["patch_size"] = patch[0]
     size = about["image_size"]
     if size is not None:
-        sizes["resolution"] = as_pair(tuple(size) if isinstance(size, list) else size)
+        sizes["resolution"] = as_pair(size)
     return sizes
 
 
@@ -374,9 +374,9 @@ def _open_clip(config: dict[str, Any], folder: Path) -> Facts:
     model = config["model_cfg"]
     vision = model["vision_cfg"]
     facts = (_tower if vision.get("timm_model_name") else _visual)(model, vision)
-    preprocessing = open_clip_preprocessing(config.get("preprocess_cfg") or {})
-    size = (config.get("preprocess_cfg") or {}).get("size") or facts.switches.get("resolution")
-    size = as_pair(tuple(size) if isinstance(size, list) else size)
+    about = config.get("preprocess_cfg") or {}
+    preprocessing = open_clip_preprocessing(about)
+    size = as_pair(about.get("size") or facts.switches.get("resolution"))
     return dataclasses.replace(facts, preprocessing=preprocessing, input_size=size)
 
 
@@ -392,11 +392,10 @@ def _visual(model: dict[str, Any], vision: dict[str, Any]) -> Facts:
         raise InputError(f"its pool_type {kind!r} is not read; these are: {', '.join(pools)}")
     after = bool(vision.get("final_ln_after_pool", False))
     names = {"width": "width", "layers": "depth", "patch_size": "patch_size"}
-    size = vision.get("image_size", 224)
     switches = {
         **{ours: vision[theirs] for theirs, ours in names.items() if theirs in vision},
         "heads": vision.get("width", 768) // vision.get("head_width", 64),
-        "resolution": as_pair(tuple(size) if isinstance(size, list) else size),
+        "resolution": as_pair(vision.get("image_size", 224)),
         "activation": "quick_gelu" if model.get("quick_gelu") else "gelu",
         "norm_eps": (vision.get("norm_kwargs") or {}).get("eps", 1e-5),
         "layer_scale": vision.get("ls_init_value") is not None,

@@ -163,7 +163,7 @@ def _size(size: Any, name: str) -> tuple[Size | None, bool]:
     if size is None:  # SigLIP 2 NaFlex: as many patches as fit.
         return None, False
     if not isinstance(size, dict):
-        return as_pair(tuple(size) if isinstance(size, list) else size), name in ("CLIP", "Bit")
+        return as_pair(size), name in ("CLIP", "Bit")
     if "height" in size and "width" in size:
         return as_pair((size["height"], size["width"])), False
     if "shortest_edge" in size:

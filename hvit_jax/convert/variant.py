@@ -109,5 +109,5 @@ def data_set_of(config: dict[str, Any]) -> str | None:
 
 def _pair(value: Any) -> Any:
     """Read a size, one number or a list of two equal or different ones."""
-    sides = as_pair(tuple(value) if isinstance(value, list) else value) if value else None
+    sides = as_pair(value) if value else None
     return sides[0] if sides and sides[0] == sides[1] else sides

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
 import importlib.resources
@@ -315,17 +314,16 @@ def _eva_map(given: dict[str, Any]) -> dict[str, Any]:
 def _rope(given: dict[str, Any]) -> Rope:
     head_dim = given["embed_dim"] // given["num_heads"]
     temperature = given["rope_temperature"]
-    reference = given["ref_feat_shape"]
-    if isinstance(reference, int):
-        reference = (reference, reference)
-    grid = given["rope_type"] == "cat"
-    return dataclasses.replace(
-        Rope.dinov3(head_dim),
-        periods=tuple(temperature ** (2 * k / (head_dim / 2)) for k in range(head_dim // 4)),
+    grid: dict[str, Any] = {}
+    if given["rope_type"] == "cat":
+        reference = given["ref_feat_shape"]
+        reference = None if reference is None else as_pair(reference)
+        grid = {"coordinates": "grid", "offset": given["rope_grid_offset"], "reference": reference}
+    return Rope(
+        tuple(temperature ** (2 * k / (head_dim / 2)) for k in range(head_dim // 4)),
         interleaved=not given["rope_rotate_half"],
         first_axis="x" if given["rope_grid_indexing"] == "xy" else "y",
-        **({"coordinates": "grid", "offset": given["rope_grid_offset"]} if grid else {}),
-        **({"reference": reference and tuple(reference)} if grid else {}),
+        **grid,
     )
 
 

@@ -319,7 +319,7 @@ def _dinov3(about: dict[str, Any]) -> dict[str, Any]:
         "gated": about["use_gated_mlp"],
         "position_embedding": False,
         "position_prefix": 0,
-        "rope": dataclasses.replace(Rope.dinov3(head), periods=periods),
+        "rope": Rope(periods),
     }
 
 

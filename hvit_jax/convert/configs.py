@@ -151,8 +151,7 @@ def _of_architecture(name: str, given: dict[str, Any]) -> Facts:
         del switches["final_norm"], switches["pooled_norm"]
     if size is not None:
         switches["resolution"] = as_pair(size)
-    notes = {"architecture": base, "activation": model.activation}
-    return Facts("timm", switches, notes=notes)
+    return Facts("timm", switches, notes={"architecture": base})
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:
@@ -247,7 +246,7 @@ def _transformers(config: dict[str, Any], folder: Path) -> Facts:
         switches["num_classes"] = len(names)
     if all(re.fullmatch(r"LABEL_\d+", name) for name in names):
         names = []
-    notes = {"activation": switches["activation"]}
+    notes = {}
     if kind == "siglip2":
         notes["pictures"] = "of any shape are resized to a square, not to as many patches"
     preprocessing, size = pictures or (None, None)
@@ -407,7 +406,7 @@ def _visual(model: dict[str, Any], vision: dict[str, Any]) -> Facts:
         "pooled_norm": after,
         "projection": model["embed_dim"],
     }
-    return Facts("OpenCLIP", switches, notes={"activation": switches["activation"]})
+    return Facts("OpenCLIP", switches)
 
 
 def _tower(model: dict[str, Any], vision: dict[str, Any]) -> Facts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from hvit_jax.convert.authors_layouts import TIMM
 from hvit_jax.convert.keys import (
@@ -43,22 +44,21 @@ def _segmenter_decoder(root: str) -> tuple[Entry, ...]:
     )
 
 
-def _convolution(key: str, path: str, shape: str, transform: Transform = OF_SQUARES):
+def _convolution(
+    key: str, path: str, shape: str, transform: Transform = OF_SQUARES, **more: Any
+) -> tuple[Entry, Entry]:
     """List the rows of a convolution with a bias; `shape` is its weight's."""
     outputs = shape.split()[0 if transform is not TO_SQUARES else 1]
     return (
-        Entry(f"{key}.weight", f"{path}/kernel", shape, transform),
-        Entry(f"{key}.bias", f"{path}/bias", outputs),
+        Entry(f"{key}.weight", f"{path}/kernel", shape, transform, **more),
+        Entry(f"{key}.bias", f"{path}/bias", outputs, **more),
     )
 
 
 def _scores(key: str, shape: str, kind: str) -> tuple[Entry, ...]:
     """List the rows of the one layer of a linear head of DINOv2's."""
     more = {"variant": key, "when": ("decoder.kind", kind)}
-    return (
-        Entry(f"{HEAD}{key}.weight", "decoder/linear/kernel", shape, OF_PLACES, **more),
-        Entry(f"{HEAD}{key}.bias", "decoder/linear/bias", "O", **more),
-    )
+    return _convolution(f"{HEAD}{key}", "decoder/linear", shape, OF_PLACES, **more)
 
 
 def _dinov2_linear() -> tuple[Entry, ...]:

@@ -333,7 +333,13 @@ def named_config(name: str) -> ViTConfig:
     Raises:
         InputError: for an unknown name, or a model that cannot be built.
     """
-    return MODELS[name] if name in MODELS else architecture_config(name)
+    return MODELS[name] if name in MODELS else _as_named(name)
+
+
+@functools.cache
+def _as_named(name: str) -> ViTConfig:
+    """Build a model of timm as its name says, once."""
+    return architecture_config(name)
 
 
 def _unknown(name: str) -> InputError:
@@ -363,7 +369,7 @@ def model_name(config: ViTConfig) -> str:
             return name
 
     def likeness(name: str) -> tuple[bool, int, bool, int]:
-        fields = vars(architecture_config(name))
+        fields = vars(_as_named(name))
         same = sum(ours[field] == value for field, value in fields.items())
         usual = (weights_of(name)[0].found or "timm/").startswith(("timm/", "http"))
         return usual, same, name.startswith("vit_"), -len(name)
@@ -380,7 +386,7 @@ def _bodies() -> dict[tuple[Any, ...], list[str]]:
     """List timm's models by their bodies."""
     names: dict[tuple[Any, ...], list[str]] = {}
     for name in buildable():
-        names.setdefault(_body(architecture_config(name)), []).append(name)
+        names.setdefault(_body(_as_named(name)), []).append(name)
     return names
 
 
@@ -393,7 +399,7 @@ def buildable() -> tuple[str, ...]:
 def why_not(name: str) -> str | None:
     """Say what keeps a model of timm from being built; None: nothing."""
     try:
-        architecture_config(name)
+        _as_named(name)
     except InputError as error:
         return str(error)
     return None

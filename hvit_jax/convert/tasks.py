@@ -29,7 +29,7 @@ from hvit_jax.checkpoint import (
     read_description,
     save_checkpoint,
 )
-from hvit_jax.config import ViTConfig
+from hvit_jax.config import Preprocessing, ViTConfig
 from hvit_jax.convert.configs import Facts, read_facts
 from hvit_jax.convert.dense_layouts import HEAD
 from hvit_jax.convert.detect import Found, detect
@@ -171,24 +171,9 @@ def _describe(
     preprocessing: str | None,
 ) -> Description:
     """Say where a model came from, what was left out or assumed, and how pictures are prepared."""
-    form, config, assumed = found.form, found.config, list(found.assumed.values())
+    form, config, known = found.form, found.config, own or facts
     passed = [*read.said.get("ignored", ()), *found.ignored]
-    family = family_of(form.layout, config, file)
-    name, prepared = preprocessing_of(preprocessing, file, family, config)
-    known = own or facts
-    if preprocessing is None and known is not None and known.preprocessing is not None:
-        prepared = known.preprocessing
-        if facts is not None and facts.input_size is None:  # Pictures of the model's own size.
-            stated = facts.switches.get("resolution", config.image_shape)
-            prepared = without_rest(prepared, stated, config)
-    elif preprocessing is None and facts is not None and "normalization" in facts.notes:
-        raise InputError(
-            f"{facts.file} says normalization {facts.notes['normalization']}, which is not vit or "
-            "deit; say whose mean and deviation the model takes with --preprocessing segmenter-vit "
-            "or segmenter-deit (in Python: preprocessing=)"
-        )
-    elif preprocessing is None and family != "SWAG":
-        assumed.append(f"preprocessing of {name}")
+    prepared, guessed = _prepared(file, found, facts, own, preprocessing)
     classes, outputs = known.classes if known is not None else (), config.num_classes
     data_set, windows = windows_of(config)
     if config.decoder is not None:
@@ -202,7 +187,7 @@ def _describe(
     more = {
         "ignored": passed,
         "form": form.as_json(),
-        "assumed": ", ".join(assumed),
+        "assumed": ", ".join(filter(None, (*found.assumed.values(), guessed))),
         "data_set": data_set,
         **(_said_beside(facts) if facts else {}),
         **(own.source if own else {}),
@@ -217,6 +202,34 @@ def _describe(
         prepared,
         windows,
     )
+
+
+def _prepared(
+    file: str,
+    found: Found,
+    facts: Facts | None,
+    own: Description | None,
+    preprocessing: str | None,
+) -> tuple[Preprocessing, str]:
+    """Find how pictures are prepared, and what was guessed of that; "": nothing."""
+    config, known = found.config, own or facts
+    family = family_of(found.form.layout, config, file)
+    name, usual = preprocessing_of(preprocessing, file, family, config)
+    if preprocessing is not None:
+        return usual, ""
+    if known is not None and known.preprocessing is not None:
+        if facts is None or facts.input_size is not None:
+            return known.preprocessing, ""
+        # Pictures of the model's own size.
+        stated = facts.switches.get("resolution", config.image_shape)
+        return without_rest(known.preprocessing, stated, config), ""
+    if facts is not None and "normalization" in facts.notes:
+        raise InputError(
+            f"{facts.file} says normalization {facts.notes['normalization']}, which is not vit or "
+            "deit; say whose mean and deviation the model takes with --preprocessing segmenter-vit "
+            "or segmenter-deit (in Python: preprocessing=)"
+        )
+    return usual, "" if family == "SWAG" else f"preprocessing of {name}"
 
 
 def _said_beside(facts: Facts) -> dict[str, Any]:

@@ -29,15 +29,14 @@ from hvit_jax.checkpoint import (
     read_description,
     save_checkpoint,
 )
-from hvit_jax.config import Preprocessing, ViTConfig
+from hvit_jax.config import ViTConfig
 from hvit_jax.convert.configs import Facts, read_facts
 from hvit_jax.convert.dense_layouts import HEAD
+from hvit_jax.convert.describing import describe
 from hvit_jax.convert.detect import Found, detect
-from hvit_jax.convert.families import family_of, preprocessing_of
-from hvit_jax.convert.heads import join_head, windows_of
+from hvit_jax.convert.heads import join_head
 from hvit_jax.convert.keys import PERIODS, Entry, Form, depths_of
 from hvit_jax.convert.layouts import LAYOUTS, WRITTEN
-from hvit_jax.convert.pictures import without_rest
 from hvit_jax.convert.reader import OWN, StateDict, import_torch, read_state_dict
 from hvit_jax.convert.switches import Stated
 from hvit_jax.errors import InputError, first_line, unknown
@@ -53,7 +52,6 @@ _OF_ARCHITECTURE = (
     *("heads", "activation", "norm_eps", "rope", "pool", "pool_heads", "pool_prefix"),
     *("depth", "width", "mlp_width", "patch_size"),
 )
-
 
 # What our own files say of a decoder that its arrays do not.
 _OF_DECODER = ("taps", "heads", "norm_eps", "depth_range", "restore")
@@ -124,7 +122,7 @@ def convert_file(
     options |= {"norm_eps": norm_eps, "position_resizing": position_resizing}
     of_head = {"taps": taps, "depth_range": depth_range}
     found = detect(read, _stated(facts, own, architecture, options, of_head), progress)
-    description = _describe(read, source.name, found, facts, own, preprocessing)
+    description = describe(read, source.name, found, facts, own, preprocessing)
     progress.add_task("writing", total=None)
     save_checkpoint(destination, functools.partial(fill_parameters, read, found), description)
     return description
@@ -160,84 +158,6 @@ def _stated(
     switches["decoder"] = {**(switches.get("decoder") or {}), **given}
     where |= {name: flag(name) for name in given}
     return Stated(switches, where, facts.layout if facts else None, usual)
-
-
-def _describe(
-    read: StateDict,
-    file: str,
-    found: Found,
-    facts: Facts | None,
-    own: Description | None,
-    preprocessing: str | None,
-) -> Description:
-    """Say where a model came from, what was left out or assumed, and how pictures are prepared."""
-    form, config, known = found.form, found.config, own or facts
-    passed = [*read.said.get("ignored", ()), *found.ignored]
-    prepared, guessed = _prepared(file, found, facts, own, preprocessing)
-    classes, outputs = known.classes if known is not None else (), config.num_classes
-    data_set, windows = windows_of(config)
-    if config.decoder is not None:
-        prepared = dataclasses.replace(prepared, crop_pct=1.0)  # Maps are of whole pictures.
-        classes, outputs = own.classes if own else (), config.decoder.outputs
-    if own is not None and own.config.decoder is not None:
-        windows = own.windows
-    elif facts is not None and facts.windows is not None:
-        windows = facts.windows
-    said = {name: each for name, each in read.said.items() if name not in ("chunks", "ignored")}
-    more = {
-        "ignored": passed,
-        "form": form.as_json(),
-        "assumed": ", ".join(filter(None, (*found.assumed.values(), guessed))),
-        "data_set": data_set,
-        **(_said_beside(facts) if facts else {}),
-        **(own.source if own else {}),
-    }
-    return Description(
-        config,
-        {
-            **{"file": file, "sha256": read.sha256, "format": form.layout.name, **said},
-            **{key: value for key, value in more.items() if value},
-        },
-        classes if len(classes) == outputs else (),
-        prepared,
-        windows,
-    )
-
-
-def _prepared(
-    file: str,
-    found: Found,
-    facts: Facts | None,
-    own: Description | None,
-    preprocessing: str | None,
-) -> tuple[Preprocessing, str]:
-    """Find how pictures are prepared, and what was guessed of that; "": nothing."""
-    config, known = found.config, own or facts
-    family = family_of(found.form.layout, config, file)
-    name, usual = preprocessing_of(preprocessing, file, family, config)
-    if preprocessing is not None:
-        return usual, ""
-    if known is not None and known.preprocessing is not None:
-        if facts is None or facts.input_size is not None:
-            return known.preprocessing, ""
-        # Pictures of the model's own size.
-        stated = facts.switches.get("resolution", config.image_shape)
-        return without_rest(known.preprocessing, stated, config), ""
-    if facts is not None and "normalization" in facts.notes:
-        raise InputError(
-            f"{facts.file} says normalization {facts.notes['normalization']}, which is not vit or "
-            "deit; say whose mean and deviation the model takes with --preprocessing segmenter-vit "
-            "or segmenter-deit (in Python: preprocessing=)"
-        )
-    return usual, "" if family == "SWAG" else f"preprocessing of {name}"
-
-
-def _said_beside(facts: Facts) -> dict[str, Any]:
-    """Note what a folder's files say that is no part of the model."""
-    notes = {"architecture": facts.notes.get("architecture"), "note": facts.notes.get("pictures")}
-    if facts.windows is not None:  # Else the number of classes may tell.
-        notes["data_set"] = facts.notes.get("data_set")
-    return {**notes, "input_size": facts.input_size, "licence": facts.licence}
 
 
 def _own_description(read: StateDict) -> Description | None:

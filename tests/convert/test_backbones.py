@@ -8,12 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from rich.progress import Progress
 
 from hvit_jax.checkpoint import load_parameters
 from hvit_jax.convert import convert_file, export_file
-from hvit_jax.convert.reader import read_state_dict
 from hvit_jax.convert.tasks import form_of, to_state
+from tests.convert.arrays import arrays, assert_same_arrays
 from tests.golden_backbones import BACKBONES, Backbone
 
 # Keys of the goldens that no model needs.
@@ -24,11 +23,6 @@ RULES = {
     "transformers: bicubic, antialias": "bicubic_antialias",
     "dinov2: bicubic, no antialias": "dinov2",
 }
-
-
-def arrays(path):
-    read = read_state_dict(path, Progress(disable=True))
-    return {key: read.read(key) for key in read.shapes if key not in read.flaws}
 
 
 @pytest.mark.parametrize("backbone", BACKBONES, ids=lambda backbone: backbone.folder.name)
@@ -52,9 +46,7 @@ def test_parity_golden_checkpoint_comes_back_bit_for_bit(backbone, converted_bac
     before = arrays(backbone.source)
     after = dict(to_state(parameters, form_of(description, None), config))
     passed = {key for key in before if any(word in key for word in IGNORED)}
-    assert before.keys() - passed == after.keys()
-    for key, array in after.items():
-        np.testing.assert_array_equal(array, before[key], err_msg=key)
+    assert_same_arrays(after, {key: before[key] for key in before.keys() - passed})
 
 
 @pytest.mark.parametrize("name", ["dinov2-original", "dinov3_vit-transformers"])

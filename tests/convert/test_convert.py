@@ -23,6 +23,7 @@ from hvit_jax.convert.detect import detect
 from hvit_jax.convert.reader import StateDict
 from hvit_jax.convert.switches import Stated
 from hvit_jax.models.parameters import abstract_parameters, flatten
+from tests.convert.arrays import assert_same_arrays
 from tests.torch_files import as_torchvision, save, swag_state
 
 
@@ -30,12 +31,6 @@ def converted(state, folder, name="model", heads=2):
     """Convert a state dict and load the tree."""
     convert_file(save(state, folder / f"{name}.torch"), folder / name, heads=heads)
     return flatten(load_parameters(folder / name, read_description(folder / name).config))
-
-
-def assert_same_tree(first, second):
-    assert first.keys() == second.keys()
-    for name in first:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +66,7 @@ def test_parity_formats_give_the_same_tree(golden_checkpoint, torchvision_checkp
         flatten(load_parameters(directory, swag.config))
         for directory in (golden_checkpoint, torchvision_checkpoint)
     ]
-    assert_same_tree(*trees)
+    assert_same_arrays(*trees)
 
 
 def test_parity_logits_of_torchvision_format(torchvision_checkpoint, goldens):
@@ -127,7 +122,7 @@ def test_every_layout_by_hand(tmp_path):
         blocks = [f"encoder.layers.layer_{i}.{norm}" for i in (0, 1)]
         expected[f"blocks/{norm}/scale"] = [source[f"{block}.weight"] for block in blocks]
         expected[f"blocks/{norm}/bias"] = [source[f"{block}.bias"] for block in blocks]
-    assert_same_tree(tree, {name: np.asarray(array) for name, array in expected.items()})
+    assert_same_arrays(tree, {name: np.asarray(array) for name, array in expected.items()})
 
 
 @pytest.mark.parametrize("older", [False, True])
@@ -136,7 +131,7 @@ def test_torchvision_names_give_swags_tree(tmp_path, older, classes):
     state = swag_state(classes=classes)
     swag = converted(state, tmp_path, "swag")
     vision = converted(as_torchvision(state, older=older), tmp_path, "vision")
-    assert_same_tree(swag, vision)
+    assert_same_arrays(swag, vision)
     wanted = "torchvision (older)" if older else "torchvision"
     assert read_description(tmp_path / "vision").source["format"] == wanted
 
@@ -146,7 +141,7 @@ def test_half_precision_is_widened(tmp_path, dtype):
     half = {key: tensor.to(dtype) for key, tensor in swag_state().items()}
     tree = converted(half, tmp_path, "half")
     wide = converted({key: tensor.float() for key, tensor in half.items()}, tmp_path, "wide")
-    assert_same_tree(tree, wide)
+    assert_same_arrays(tree, wide)
     assert {leaf.dtype for leaf in tree.values()} == {np.dtype(np.float32)}
 
 
@@ -174,7 +169,7 @@ def test_safetensors_are_read_without_torch(tmp_path, monkeypatch, dtype, vision
     description = convert_file(source, tmp_path / "safe", heads=2)
     assert description.source["entry"] == "module"
     assert description.source["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
-    assert_same_tree(flatten(load_parameters(tmp_path / "safe", description.config)), expected)
+    assert_same_arrays(flatten(load_parameters(tmp_path / "safe", description.config)), expected)
 
 
 @pytest.mark.parametrize(
@@ -189,20 +184,20 @@ def test_replaced_heads(tmp_path, vision, head):
     usual = "heads.head." if vision else "head.layers.head."
     renamed = {key.replace(usual, f"{head}."): tensor for key, tensor in state.items()}
     assert renamed.keys() != state.keys()
-    assert_same_tree(converted(renamed, tmp_path, "a"), converted(state, tmp_path, "b"))
+    assert_same_arrays(converted(renamed, tmp_path, "a"), converted(state, tmp_path, "b"))
 
 
 def test_namespace_beside_the_weights(tmp_path):
     arguments = argparse.Namespace(lr=0.1, output=Path("out"), inner=argparse.Namespace(x=[1]))
     content = {"model": swag_state(), "args": arguments, "epoch": 3}
-    assert_same_tree(converted(content, tmp_path, "a"), converted(swag_state(), tmp_path, "b"))
+    assert_same_arrays(converted(content, tmp_path, "a"), converted(swag_state(), tmp_path, "b"))
 
 
 @pytest.mark.parametrize("wrapper", ["model", "state_dict"])
 def test_wrapped_state_dict_is_found(tmp_path, wrapper):
     state = swag_state()
     tree = converted({wrapper: state, "epoch": 3, "optimizer": {}}, tmp_path, "wrapped")
-    assert_same_tree(tree, converted(state, tmp_path, "plain"))
+    assert_same_arrays(tree, converted(state, tmp_path, "plain"))
     assert read_description(tmp_path / "wrapped").source["entry"] == wrapper
 
 
@@ -214,7 +209,7 @@ def test_parameters_and_the_old_file_format_are_read(tmp_path):
     convert_file(path, tmp_path / "old", heads=2)
     config = read_description(tmp_path / "old").config
     tree = flatten(load_parameters(tmp_path / "old", config))
-    assert_same_tree(tree, converted(state, tmp_path, "new"))
+    assert_same_arrays(tree, converted(state, tmp_path, "new"))
 
 
 def test_file_without_checksums_is_read(tmp_path):
@@ -223,7 +218,7 @@ def test_file_without_checksums_is_read(tmp_path):
         tree = converted(swag_state(), tmp_path, "without")
     finally:
         torch.serialization.set_crc32_options(True)
-    assert_same_tree(tree, converted(swag_state(), tmp_path, "with"))
+    assert_same_arrays(tree, converted(swag_state(), tmp_path, "with"))
 
 
 def test_description_tells_the_source(tmp_path):
@@ -336,7 +331,7 @@ def test_rectangular_grids_come_back(tmp_path, grid, layout, ending):
     export_file(tmp_path / "jax", out, layout=layout)
     after, tree = described(tmp_path, out.name)
     assert dataclasses.replace(after, source={}) == before
-    assert_same_tree(tree, flatten(parameters))
+    assert_same_arrays(tree, flatten(parameters))
 
 
 def test_grid_that_the_file_does_not_tell(tmp_path):

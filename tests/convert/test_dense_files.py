@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from rich.progress import Progress
 from safetensors.numpy import load_file, save_file
 
 import hvit_jax
@@ -17,18 +16,13 @@ from hvit_jax.checkpoint import Description, load_parameters, save_checkpoint
 from hvit_jax.config import MEAN, Decoder, Windows
 from hvit_jax.convert import convert_file, export_file
 from hvit_jax.convert.heads import usual_taps
-from hvit_jax.convert.reader import read_state_dict
 from hvit_jax.convert.variant import read_yaml
 from hvit_jax.models.parameters import init_parameters
+from tests.convert.arrays import arrays, assert_same_arrays
 from tests.dense_golden import FOLDER, DenseGoldens
 
 GOLDENS = Path(__file__).parents[1] / "dense" / "goldens"
 NETS = DenseGoldens().description["nets"]
-
-
-def arrays(path):
-    read = read_state_dict(path, Progress(disable=True))
-    return {key: read.read(key) for key in read.shapes if key not in read.flaws}
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -52,9 +46,7 @@ def test_dense_parity_folders_come_back_bit_for_bit(net, tmp_path):
 
     export_file(tmp_path / "jax", tmp_path / "back.pth")
     before, after = arrays(FOLDER / net / "checkpoint.pth"), arrays(tmp_path / "back.pth")
-    assert before.keys() == after.keys()  # Of encoder.head only strides of 0 are stored.
-    for key, array in after.items():
-        np.testing.assert_array_equal(array, before[key], err_msg=key)
+    assert_same_arrays(before, after)  # Of encoder.head only strides of 0 are stored.
     again = convert_file(tmp_path / "back.pth", tmp_path / "again")
     assert (again.config, again.windows) == (config, windows)
     same_parameters(tmp_path / "jax", tmp_path / "again", config)
@@ -78,11 +70,9 @@ def test_file_for_mmseg_is_the_folder(tmp_path):
     export_file(tmp_path / "file", tmp_path / "back.safetensors")
     before = arrays(GOLDENS / "mmseg_linear.pth")
     after = load_file(tmp_path / "back.safetensors")
-    assert before.keys() == after.keys()
+    assert_same_arrays(before, after)
     export_file(tmp_path / "folder", tmp_path / "other.safetensors", layout="segmenter-mmseg")
     assert load_file(tmp_path / "other.safetensors").keys() == after.keys()
-    for key, array in after.items():
-        np.testing.assert_array_equal(array, before[key], err_msg=key)
 
 
 def test_wrapped_model_and_options_of_the_code_that_ran_it(tmp_path):
@@ -210,10 +200,7 @@ def test_head_comes_back_bit_for_bit(head, kind, taps, backbone, tmp_path):
     before = {key: array for key, array in arrays(file).items() if "num_batches" not in key}
     export_file(tmp_path / "jax", tmp_path / "body.pth", head=tmp_path / "head.pth")
     for original, part in ((arrays(backbone), "body.pth"), (before, "head.pth")):
-        after = arrays(tmp_path / part)
-        assert after.keys() == original.keys()
-        for key, array in after.items():
-            np.testing.assert_array_equal(array, original[key], err_msg=key)
+        assert_same_arrays(arrays(tmp_path / part), original)
     again = convert_file(tmp_path / "body.pth", tmp_path / "again", head=tmp_path / "head.pth")
     assert (again.config, again.windows) == (description.config, description.windows)
     export_file(tmp_path / "jax", tmp_path / "whole.safetensors")

@@ -31,6 +31,7 @@ from tests.backbone_states import (
     two_biases,
     without_key_bias,
 )
+from tests.convert.arrays import assert_same_arrays
 
 PROJECTION = np.random.default_rng(1).normal(size=(5, 8)).astype(np.float32)
 IGNORED = (
@@ -61,12 +62,6 @@ def read(tmp_path):
         return found, flatten(tree), {form.in_file(key, depth): back[key] for key in back}
 
     return run
-
-
-def assert_equal(first, second):
-    assert first.keys() == second.keys()
-    for path in first:
-        np.testing.assert_array_equal(first[path], second[path], err_msg=path)
 
 
 def used(source):
@@ -134,14 +129,14 @@ def test_layouts_of_one_model(read, layout, number):
     state = timm_state(**options)
     state = without_key_bias(state) if "v3" in layout else state
     _, expected, same = read(state)
-    assert_equal(same, state)
+    assert_same_arrays(same, state)
     source = change(state)
     found, leaves, back = read(source)
     assert found.form.layout.name == layout
     if (projection := leaves.pop("projection/kernel", None)) is not None:
         np.testing.assert_array_equal(projection, PROJECTION.T)
-    assert_equal(leaves, expected)
-    assert_equal(back, used(source))
+    assert_same_arrays(leaves, expected)
+    assert_same_arrays(back, used(source))
 
 
 def test_ways_of_timm_to_write_one_model(read):
@@ -157,8 +152,8 @@ def test_ways_of_timm_to_write_one_model(read):
     ):
         found, leaves, back = read(source)
         assert found.config.qkv_bias == "qv" and found.form.variants == variants
-        assert_equal(leaves, expected)
-        assert_equal(back, source)
+        assert_same_arrays(leaves, expected)
+        assert_same_arrays(back, source)
 
 
 @pytest.mark.parametrize("mask", [(1, 0, 1), (0, 0, 0), (np.nan,) * 3], ids=["usual", "0", "NaN"])
@@ -184,7 +179,7 @@ def test_stored_periods_of_rotary_positions_count_and_tell_the_heads(read):
     found, _, back = read(state, heads=None)
     assert (found.config.heads, found.config.rope.periods) == (2, (1.0078125, 9.875))
     assert "heads" not in found.assumed
-    assert_equal(back, state)
+    assert_same_arrays(back, state)
 
 
 def test_norms_of_queries_and_keys_tell_the_heads(read):
@@ -208,7 +203,7 @@ def test_patches_of_siglip_as_a_linear_layer(read):
     key = "vision_model.embeddings.patch_embedding.weight"
     source[key] = source[key].transpose(0, 2, 3, 1).reshape(8, -1)
     _, leaves, back = read(source)
-    assert_equal(leaves, expected)
+    assert_same_arrays(leaves, expected)
     np.testing.assert_array_equal(back[key], source[key])
 
 
@@ -265,7 +260,7 @@ def test_what_no_model_needs_is_passed_over_and_named(read):
     state = {f"backbone.{key}": each for key, each in timm_state(classes=0).items()}
     more = {key: np.ones(shape, np.float32) for key, shape in beside.items()}
     found, _, back = read({**state, **more})
-    assert_equal(back, state)
+    assert_same_arrays(back, state)
     names = ("mask_token", "decoder_* (2 keys)", "norm.num_batches_tracked", "rope.freqs_cos")
     assert set(found.ignored) == {*names, "head.mlp.0.weight"}
 
@@ -301,7 +296,7 @@ def test_written_in_the_layout_of_another_library(tmp_path):
         ("transformers-dinov3_vit", as_transformers_dinov3),
     ):
         export_file(tmp_path / "timm", tmp_path / f"{name}-out.safetensors", layout=name)
-        assert_equal(load_file(tmp_path / f"{name}-out.safetensors"), change(state))
+        assert_same_arrays(load_file(tmp_path / f"{name}-out.safetensors"), change(state))
     for name, reason in (("swag", "blocks/ls_1"), ("openclip", "register_tokens")):
         with pytest.raises(InputError, match=f"has no place for: .*{reason}"):
             export_file(tmp_path / "timm", tmp_path / "no.safetensors", layout=name)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -165,8 +166,9 @@ def _begin_map(
     sizes = sizes if kept else _with_decoder(sizes, config.decoder, len(classes))
     parameters = load_parameters(config.checkpoint, stored)
     parameters = resize_parameters(parameters, stored, sizes)
-    if not kept:
-        parameters["decoder"] = init_parameters(sizes, config.seed)["decoder"]
+    if not kept:  # As part of a whole model, of which the rest is not computed.
+        draw = jax.jit(lambda: init_parameters(sizes, config.seed)["decoder"])
+        parameters["decoder"] = draw()
     parameters = {name: parameters[name] for name in abstract_parameters(sizes)}
     # Windows are of the resolution; a stride belongs to the one that the model had.
     stride = begun.windows.stride if begun is description else None

@@ -15,6 +15,7 @@ from hvit_jax.config import Windows
 from hvit_jax.dense.folders import open_scenes
 from hvit_jax.dense.metrics import Segmentation
 from hvit_jax.dense.windows import Layout
+from hvit_jax.models.parameters import init_parameters
 from hvit_jax.training import TrainConfig
 from hvit_jax.training.data import AugmentedMaps
 from hvit_jax.training.start import begin
@@ -93,6 +94,11 @@ def test_it_learns_resumes_and_is_used(data, tmp_path, capsys):
     _, kept, note = begin(parse(TrainConfig, again, "x"), ("ground", "square"))
     assert note is None
     jax.tree.map(np.testing.assert_array_equal, kept, parameters(output))
+    begun, new, _ = begin(
+        parse(TrainConfig, [*again, "--decoder", "mask"], "x"), description.classes
+    )
+    drawn = init_parameters(begun.config, 3)["decoder"]
+    jax.tree.map(np.testing.assert_array_equal, new["decoder"], drawn)
     classes = ("ground", "square")
     words = [str(data), "-o", "x", "--checkpoint", str(output / "checkpoint"), "-r", "32"]
     whole, head, note = begin(parse(TrainConfig, words, "x"), classes)

@@ -55,7 +55,8 @@ def make_case(config: ViTConfig, reducer: Reducer, batch: int) -> Case:
         InputError: if the method's options do not fit the model.
     """
     row = find_published(config, reducer)
-    return Case(config, reducer.resolve(config), batch, _results(row) if row else None)
+    published = _results(row, published_rows(), "model") if row else None
+    return Case(config, reducer.resolve(config), batch, published)
 
 
 def published_cases(selection: str, *, batch: int) -> list[Case]:
@@ -81,31 +82,26 @@ def published_cases(selection: str, *, batch: int) -> list[Case]:
             implied = row.get("mean_tokens_implied", row.get("mean_clusters_implied"))
             if isinstance(reducer, Budgeted) and implied is not None:
                 reducer = reducer.with_budgets(round(1.15 * implied))
-            cases.append(Case(config, reducer.resolve(config), batch, _results(row)))
+            published = _results(row, published_rows(), "model")
+            cases.append(Case(config, reducer.resolve(config), batch, published))
     return cases
 
 
 def _segmenter_case(row: dict[str, Any], batch: int) -> Case:
     """Make the case of a window of a published Segmenter."""
     config, reducer = segmenter_config(row["dataset"]), segmenter_method(row)
-    (dense,) = (
-        each["published"]
-        for each in segmenter_rows()
-        if (each["method"], each["dataset"]) == ("dense", row["dataset"])
-    )
-    published = {**row["published"], "data_set": row["dataset"]}
-    published["speedup"] = published["throughput"] / dense["throughput"]
+    published = {**_results(row, segmenter_rows(), "dataset"), "data_set": row["dataset"]}
     if "gflops_note" in row:
         published["note"] = row["gflops_note"]
     return Case(config, reducer.resolve(config), batch, published, row_gflops(row))
 
 
-def _results(row: dict[str, Any]) -> dict[str, Any]:
-    """Give a row's published results, with the speed-up over the published dense model."""
+def _results(row: dict[str, Any], rows: Sequence[dict[str, Any]], of: str) -> dict[str, Any]:
+    """Give a row's published results, with the speed-up over the dense row of the same `of`."""
     (dense,) = (
         each["published"]["throughput"]
-        for each in published_rows()
-        if (each["method"], each["model"]) == ("dense", row["model"])
+        for each in rows
+        if (each["method"], each[of]) == ("dense", row[of])
     )
     throughput = row["published"].get("throughput")
     return {**row["published"], "speedup": throughput and throughput / dense}

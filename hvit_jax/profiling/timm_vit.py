@@ -14,10 +14,9 @@ import numpy as np
 from hvit_jax.config import Rope, ViTConfig
 from hvit_jax.convert.keys import Form
 from hvit_jax.convert.layouts import TIMM
-from hvit_jax.convert.reader import import_torch
-from hvit_jax.convert.tasks import to_state
 from hvit_jax.errors import InputError, import_optional
 from hvit_jax.models.parameters import Tree
+from hvit_jax.profiling.torch_vit import as_tensors
 
 
 def check_timm(config: ViTConfig) -> None:
@@ -67,7 +66,6 @@ def timm_model(config: ViTConfig, parameters: Tree) -> Any:
     Returns:
         The module, in float32 on the CPU, in evaluation mode.
     """
-    torch = import_torch()
     config, parameters = _as_timm(config, jax.device_get(parameters))
     form = Form.usual(TIMM).fitted(config)
     if _is_eva(config):
@@ -79,11 +77,7 @@ def timm_model(config: ViTConfig, parameters: Tree) -> Any:
         if config.distillation_token:
             kind = _timm("models.deit").VisionTransformerDistilled
         model = kind(**_common(config), **_of_vit(config))
-    state = {
-        key: torch.from_numpy(np.array(array, np.float32))
-        for key, array in to_state(parameters, form, config)
-    }
-    model.load_state_dict(state)
+    model.load_state_dict(as_tensors(parameters, form, config))
     return model.eval()
 
 

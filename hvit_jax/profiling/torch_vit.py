@@ -157,10 +157,15 @@ def check_torch(config: ViTConfig) -> None:
 
 def torch_model(config: ViTConfig, parameters: Tree) -> Any:
     """Build SWAG's vision transformer on given weights; see `build_torch_vit`."""
-    torch = import_torch()
-    arrays = to_state(jax.device_get(parameters), Form.usual(SWAG), config)
-    state = {key: torch.from_numpy(np.array(array, np.float32)) for key, array in arrays}
+    state = as_tensors(jax.device_get(parameters), Form.usual(SWAG), config)
     return build_torch_vit(config, state)
+
+
+def as_tensors(parameters: Tree, form: Form, config: ViTConfig) -> dict[str, Any]:
+    """Name weights as a form has them, as PyTorch's tensors in float32."""
+    torch = import_torch()
+    arrays = to_state(parameters, form, config)
+    return {key: torch.from_numpy(np.array(array, np.float32)) for key, array in arrays}
 
 
 def build_torch_vit(config: ViTConfig, state: dict[str, Any] | None = None) -> Any:

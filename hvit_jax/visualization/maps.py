@@ -38,7 +38,10 @@ def draw_maps(
     if dense[0].shape[-1] == 1:
         most = max(float(each.max()) for each in apart)
         title = f"apart by up to {most:.3g} m"
-        drawn = [colour_depth(most - each) for each in apart]  # Light where they are.
+        drawn = [
+            _as_large(colour_depth(most - each), picture)  # Light where they are.
+            for each, picture in zip(apart, pictures, strict=True)
+        ]
     else:
         share = 100 * np.mean([each.mean() for each in apart])
         title = f"they differ: {share:.1f} % of pixels"
@@ -48,7 +51,7 @@ def draw_maps(
             )
             for each, picture in zip(apart, pictures, strict=True)
         ]
-    yield title, [_as_large(each, picture) for each, picture in zip(drawn, pictures, strict=True)]
+    yield title, drawn
 
 
 def _colours(output: Map) -> Picture:

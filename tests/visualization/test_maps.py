@@ -5,12 +5,11 @@ import dataclasses
 import numpy as np
 
 from hvit_jax import demo
-from hvit_jax.checkpoint import Description, save_checkpoint
 from hvit_jax.config import Decoder, ViTConfig
-from hvit_jax.models.parameters import init_parameters
 from hvit_jax.reducers import make_reducer
 from hvit_jax.visualization import VisualizeConfig, visualize
 from hvit_jax.visualization.maps import draw_maps
+from tests.evaluation_setup import make_checkpoint
 
 PICTURE = np.full((4, 8, 3), 100, np.uint8)
 
@@ -37,7 +36,7 @@ def test_how_far_depths_are_apart():
 
 def test_a_figure_of_a_model_that_makes_maps(tmp_path):
     config = ViTConfig(32, 8, 2, 16, 2, 32, num_classes=0, decoder=Decoder("linear", 3))
-    save_checkpoint(tmp_path / "maps", init_parameters(config, 0), Description(config))
+    make_checkpoint(tmp_path / "maps", config)
     picture = str(demo.pictures_dir() / "coffee.jpg")
     asked = VisualizeConfig(
         images=(picture,),

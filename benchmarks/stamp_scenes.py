@@ -27,13 +27,13 @@ from PIL import Image
 from rich.progress import track
 
 from hvit_jax import demo
+from hvit_jax.dense.metrics import IGNORED
 from hvit_jax.errors import InputError
 from hvit_jax.system.files import new_folder
 from hvit_jax.system.run import run
 
 PACKAGE = "tuxpaint-stamps-default"
 STAMPS = Path("/usr/share/tuxpaint/stamps")
-IGNORED = 255
 # The classes, by the folders whose stamps they have; the longest name that fits counts.
 FOLDERS = {
     "bird": ("animals/birds",),

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Bool, Int, UInt8
 from rich.progress import track
 from scipy import ndimage
@@ -29,7 +28,7 @@ from stamp_scenes import CLASSES, STAMPS, write_scenes
 
 import hvit_jax
 from hvit_jax import Reducer, ViT, ViTConfig
-from hvit_jax.checkpoint import load_parameters, read_description, resize_parameters
+from hvit_jax.checkpoint import fitted_parameters, read_description
 from hvit_jax.config import Preprocessing
 from hvit_jax.costs import at_cost, count_flops
 from hvit_jax.data.preprocess import normalize
@@ -37,8 +36,9 @@ from hvit_jax.dense.folders import open_scenes
 from hvit_jax.dense.metrics import IGNORED, Segmentation
 from hvit_jax.dense.windows import resize_pixels
 from hvit_jax.models.parameters import build_model
+from hvit_jax.models.vit import part_weights
 from hvit_jax.ops.resizing import resize_map
-from hvit_jax.profiling.device import describe_device
+from hvit_jax.profiling.device import describe_device, device_work, time_in_turns
 from hvit_jax.system.figures import pyplot, save_figure
 from hvit_jax.system.files import read_json, write_json
 from hvit_jax.system.run import run
@@ -156,15 +156,15 @@ class Runner:
 
     def __init__(self, checkpoint: Path, setting: Setting):
         """Make the model of a checkpoint for a setting."""
-        description = read_description(checkpoint)
-        parameters = load_parameters(checkpoint, description.config)
-        parameters = resize_parameters(parameters, description.config, setting.config)
-        graph, self.state = nnx.split(build_model(setting.config, setting.reducer, parameters))
-        self.side, how = setting.config.image_shape[0], description.preprocessing
+        parameters = fitted_parameters(checkpoint, setting.config)
+        model = build_model(setting.config, setting.reducer, parameters)
+        with_weights, self.weights = part_weights(model)
+        self.side = setting.config.image_shape[0]
+        how = read_description(checkpoint).preprocessing
 
         @jax.jit
-        def label(state, pixels):
-            return _labels(nnx.merge(graph, state), pixels, how)
+        def label(weights, pixels):
+            return _labels(with_weights(weights), pixels, how)
 
         self.label = label
 
@@ -181,7 +181,7 @@ class Runner:
         starts = range(0, len(prepared), BATCH)
         return np.concatenate(
             [
-                np.asarray(self.label(self.state, prepared[start : start + BATCH]))
+                np.asarray(self.label(self.weights, prepared[start : start + BATCH]))
                 for start in starts
             ]
         )
@@ -192,13 +192,12 @@ def speeds(
 ) -> list[float]:
     """Measure pictures a second: the fastest of some rounds in turns, for others use the cores."""
     batches = [jnp.asarray(runner.prepare(pixels[:BATCH])) for runner in runners]
-    best = [0.0] * len(runners)
-    for _ in range(rounds):
-        for index, (runner, batch) in enumerate(zip(runners, batches, strict=True)):
-            started = time.perf_counter()
-            jax.block_until_ready(runner.label(runner.state, batch))
-            best[index] = max(best[index], BATCH / (time.perf_counter() - started))
-    return best
+    works = [
+        device_work(functools.partial(runner.label, runner.weights, batch))
+        for runner, batch in zip(runners, batches, strict=True)
+    ]
+    # Of no length: one call a turn.
+    return [BATCH / min(times) for times in time_in_turns(works, seconds=0, rounds=rounds)]
 
 
 def _labels(model: ViT, pixels, how: Preprocessing):

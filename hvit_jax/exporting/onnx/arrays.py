@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -150,21 +151,14 @@ def _product(graph, equation, inputs):
     right = graph.transpose(right, (*right_batch, *right_sum, *columns))
     row_sizes = left.shape[len(batch) : len(batch) + len(rows)]
     column_sizes = right.shape[len(batch) + len(right_sum) :]
-    summed = _size(right.shape[len(batch) : len(batch) + len(right_sum)])
+    summed = math.prod(right.shape[len(batch) : len(batch) + len(right_sum)])
     # Rows may have several axes where there is no batch: a product with weights.
-    lead = row_sizes if not batch and row_sizes else (*batch, _size(row_sizes))
+    lead = row_sizes if not batch and row_sizes else (*batch, math.prod(row_sizes))
     left = graph.reshape(left, (*lead, summed))
-    right = graph.reshape(right, (*batch, summed, _size(column_sizes)))
-    kind = {"shape": (*lead, _size(column_sizes)), "dtype": left.dtype}
+    right = graph.reshape(right, (*batch, summed, math.prod(column_sizes)))
+    kind = {"shape": (*lead, math.prod(column_sizes)), "dtype": left.dtype}
     product = graph.reshape(graph.node("MatMul", left, right, **kind), out.shape)
     return graph.cast(product, out.dtype)
-
-
-def _size(sizes: Sequence[Any]) -> Any:
-    total = 1
-    for size in sizes:
-        total = total * size
-    return total
 
 
 # These take axes of length 1 that stand for longer ones; those below do not.

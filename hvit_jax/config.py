@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from hvit_jax.errors import InputError
-from hvit_jax.fields import Options, option
+from hvit_jax.fields import Options, given, option
 
 DTYPES = ("float32", "bfloat16", "float64")
 # Commands offer no float64: it is for comparing models from Python, with JAX_ENABLE_X64=1.
@@ -441,9 +441,8 @@ class Preparing(Options):
 
     def changed(self, stored: Preprocessing) -> Preprocessing:
         """Give a checkpoint's preprocessing with what is changed of it."""
-        given = {"crop_pct": self.crop_pct, "interpolation": self.interpolation}
-        given = {name: value for name, value in given.items() if value is not None}
-        return dataclasses.replace(stored, **given)
+        changes = {name: value for name, value in given(self).items() if name != "exif"}
+        return dataclasses.replace(stored, **changes)
 
 
 _WINDOWS = "windows that pictures are cut into"
@@ -502,9 +501,7 @@ class Windows(Options):
 
     def over(self, stored: Windows) -> Windows:
         """Give a checkpoint's windows with what is changed of them."""
-        names = [field.name for field in dataclasses.fields(self)]
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return dataclasses.replace(stored, **given)
+        return dataclasses.replace(stored, **given(self))
 
 
 def crop_share(kept: int, resized: int) -> float:

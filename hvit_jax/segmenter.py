@@ -39,13 +39,9 @@ def segmenter_rows() -> tuple[dict[str, Any], ...]:
 def segmenter_config(dataset: str) -> ViTConfig:
     """Give the published Segmenter-L/16 of a data set, at its windows' size."""
     classes, blocks, side = _DATA_SETS[dataset]
-    return ViTConfig(
-        side,
-        16,
-        depth=24,
-        width=1024,
-        heads=16,
-        mlp_width=4096,
+    return dataclasses.replace(
+        ViTConfig.vit_l16(),
+        resolution=side,
         num_classes=0,
         position_resizing="bicubic",
         decoder=Decoder("mask", classes, depth=blocks, heads=16),

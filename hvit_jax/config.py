@@ -128,6 +128,10 @@ class Decoder(Options):
         """What the map shows: "segmentation" or "depth"."""
         return "depth" if self.kind.startswith("depth") else "segmentation"
 
+    def block_config(self, width: int) -> ViTConfig:
+        """Describe one block of `mask`, as a model of one block, of so many channels."""
+        return ViTConfig(1, 1, 1, width, self.heads, 4 * width, norm_eps=self.norm_eps)
+
 
 @dataclass(frozen=True)
 class ViTConfig(Options):

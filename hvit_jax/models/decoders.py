@@ -49,15 +49,6 @@ class MaskTransformer(nnx.Module):
     def __init__(self, config: ViTConfig, decoder: Decoder, *, compute: Compute, rngs: nnx.Rngs):
         """Create the parameters; blocks in the model's types, the rest in float32."""
         width = config.width
-        body = ViTConfig(
-            config.resolution,
-            config.patch_size,
-            depth=max(1, decoder.depth),
-            width=width,
-            heads=decoder.heads,
-            mlp_width=4 * width,
-            norm_eps=decoder.norm_eps,
-        )
 
         def matrix(*shape: int) -> nnx.Param:
             return nnx.Param(width**-0.5 * jax.random.normal(rngs.params(), shape))
@@ -68,7 +59,8 @@ class MaskTransformer(nnx.Module):
         self.dtype, self.depth = compute.types[0], decoder.depth
         self.proj = nnx.Linear(width, width, rngs=rngs)
         self.class_tokens = matrix(decoder.outputs, width)
-        self.blocks = stack_blocks(decoder.depth, body, compute=compute, rngs=rngs)
+        block = decoder.block_config(width)
+        self.blocks = stack_blocks(decoder.depth, block, compute=compute, rngs=rngs)
         self.norm = norm(width)
         self.patch_projection = matrix(width, width)
         self.class_projection = matrix(width, width)
@@ -256,13 +248,17 @@ class DepthDPT(nnx.Module):
         return (jax.nn.relu(x) + self.range[0]).clip(*self.range)
 
 
-ON_TOKENS = {"linear": LinearDecoder, "mask": MaskTransformer}
-ON_TAPS = {"bn_linear": BNLinear, "depth_linear": DepthLinear, "depth_dpt": DepthDPT}
+DECODERS = {
+    "linear": LinearDecoder,
+    "mask": MaskTransformer,
+    "bn_linear": BNLinear,
+    "depth_linear": DepthLinear,
+    "depth_dpt": DepthDPT,
+}
 
 
 def make_decoder(config: ViTConfig, *, compute: Compute, rngs: nnx.Rngs) -> Any:
     """Make the head that a configuration describes; None without one."""
     if config.decoder is None:
         return None
-    kinds = {**ON_TOKENS, **ON_TAPS}
-    return kinds[config.decoder.kind](config, config.decoder, compute=compute, rngs=rngs)
+    return DECODERS[config.decoder.kind](config, config.decoder, compute=compute, rngs=rngs)

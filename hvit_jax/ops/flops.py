@@ -107,9 +107,8 @@ def _decoder(config: ViTConfig, decoder: Decoder, tokens: int) -> int:
 
 
 def _mask_transformer(width: int, decoder: Decoder, tokens: int) -> int:
-    body = ViTConfig(1, 1, decoder.depth, width, decoder.heads, 4 * width)
     all_tokens = tokens + decoder.outputs
-    blocks = decoder.depth * block(body, all_tokens, all_tokens)
+    blocks = decoder.depth * block(decoder.block_config(width), all_tokens, all_tokens)
     projections = linear(all_tokens, width, width, bias=False)
     masks = tokens * decoder.outputs * (width + 4)
     norms = (4 + 2) * all_tokens * width

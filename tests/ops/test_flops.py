@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 import hvit_jax
-from hvit_jax.config import Rope
+from hvit_jax.config import Decoder, Rope
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.reducers import ATS
 
@@ -44,6 +44,21 @@ def count(config, method=Reducer()):
 def test_difference_to_swags(switches, difference):
     found = count(dataclasses.replace(PLAIN, **switches))
     assert found - count(PLAIN) == difference
+
+
+def test_blocks_of_a_mask_transformer():
+    """Each adds as much, the first one to a decoder that has none too."""
+
+    def of(depth):
+        decoder = Decoder("mask", 5, depth=depth, heads=2)
+        return count(dataclasses.replace(PLAIN, num_classes=0, decoder=decoder))
+
+    tokens, hidden = P + 5, 4 * C
+    attention = 4 * tokens * (C + 1) * C + tokens * C + 2 * tokens**2 * C + 5 * 2 * tokens**2
+    mlp = tokens * ((C + 1) * hidden + (hidden + 1) * C + 2 * hidden)
+    # Two norms, two dropouts and two residuals.
+    block = attention + mlp + tokens * (2 * 4 + 2 + 2) * C
+    assert [of(depth) - of(0) for depth in (1, 3)] == [block, 3 * block]
 
 
 @pytest.mark.parametrize("everything", [False, True])

@@ -231,9 +231,9 @@ class ViTConfig(Options):
                 f"position_prefix is {self.position_prefix}, but only {self.prefix_tokens} tokens "
                 "stand before the patches"
             )
-        taps = () if self.decoder is None else self.decoder.taps
-        if any(tap >= self.depth for tap in taps):
-            raise InputError(f"decoder: taps are blocks from 0 to {self.depth - 1}, got {taps}")
+        if any(tap >= self.depth for tap in self.taps):
+            last = self.depth - 1
+            raise InputError(f"decoder: taps are blocks from 0 to {last}, got {self.taps}")
         needed = {"cls": "class_token", "cls+avg": "class_token", "two heads": "distillation_token"}
         token = needed.get(self.pool)
         if token and not getattr(self, token):
@@ -294,6 +294,11 @@ class ViTConfig(Options):
     def head_dim(self) -> int:
         """Channels of one attention head, `D`."""
         return self.width // self.heads
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The blocks whose tokens a decoder reads, counted from 0."""
+        return () if self.decoder is None else self.decoder.taps
 
     def blocks_at(self, *fractions: float) -> tuple[int, ...]:
         """Find the blocks at fractions of the depth, from block 1 on, each once."""

@@ -185,8 +185,8 @@ class ViT(nnx.Module):
 
     def runs(self) -> list[tuple[Layer, int]]:
         """List the segments: a schedule entry and how many blocks in a row share it."""
-        taps = () if self.config.decoder is None else self.config.decoder.taps
-        return segments(self.reducer.schedule(self.config), unroll=self.compute.unroll, ends=taps)
+        layers, taps = self.reducer.schedule(self.config), self.config.taps
+        return segments(layers, unroll=self.compute.unroll, ends=taps)
 
     def __call__(
         self, images: Num[Array, "B H W 3"], *, draws: tuple[Any, ...] | None = None
@@ -253,10 +253,10 @@ class ViT(nnx.Module):
             draws: as for calling the model.
         """
         x, state, steps = self._encode(images, draws, trace=True, collect=True)
-        tokens, states = zip(*steps, strict=True)
+        tokens, states = zip(*steps.values(), strict=True)
         if self.config.decoder is None:
             return Features(tokens, states, self._finish(x, state))
-        masks = self._map(x, state, {tap: steps[tap] for tap in self.config.decoder.taps})
+        masks = self._map(x, state, steps)
         return Features(tokens, states, resize_map(masks, self.config.image_shape), masks)
 
     @_empty_if_asked
@@ -381,34 +381,33 @@ class ViT(nnx.Module):
         raise IndexError(f"the model's blocks are 0 to {self.config.depth - 1}, got {index}")
 
     def _encode(self, images, draws, *, trace: bool, collect: bool = False):
-        """Run all blocks: tokens and state after the last, and after each if that is asked for."""
+        """Run all blocks: tokens and state after the last, and after some by their numbers.
+
+        Those are all if that is asked for, else the decoder's taps.
+        """
         x, state = self.embed(images, trace=trace)
-        steps = []
-        for run in self._segments(draws):
-            (x, state), collected = self._run(x, state, *run, collect=collect)
-            steps += collected
+        steps, count = {}, 0
+        for blocks, layer, drawn in self._segments(draws):
+            (x, state), collected = self._run(x, state, blocks, layer, drawn, collect=collect)
+            steps.update(enumerate(collected, count))
+            count += len(drawn)
+            if count - 1 in self.config.taps:
+                steps[count - 1] = x, state
         return x, state, steps
 
     def _decode(self, images, draws):
         """Run all blocks and the decoder: its map, and the method's state after the last block."""
-        decoder = self.config.decoder
-        if decoder is None:
+        if self.config.decoder is None:
             raise InputError("the model has no decoder; its features are model.dense_features")
-        x, state = self.embed(images, trace=True)
-        taps, index = {}, -1
-        for blocks, layer, drawn in self._segments(draws):
-            (x, state), _ = self._run(x, state, blocks, layer, drawn, collect=False)
-            index += len(drawn)
-            if index in decoder.taps:
-                taps[index] = x, state
-        return self._map(x, state, taps), state
+        x, state, steps = self._encode(images, draws, trace=True)
+        return self._map(x, state, steps), state
 
-    def _map(self, x, state, taps: dict[int, Any]) -> Float[Array, "B h w n"]:
+    def _map(self, x, state, steps: dict[int, Any]) -> Float[Array, "B h w n"]:
         """Make the decoder's map, of the final tokens or of those behind its taps."""
         decoder, prefix = self.config.decoder, self.config.prefix_tokens
         assert decoder is not None and self.decoder is not None
         if decoder.taps:
-            return self.decoder([self._tap(*taps[block]) for block in decoder.taps])
+            return self.decoder([self._tap(*steps[block]) for block in decoder.taps])
         if self.reducer.spreads_masks(self.config):
             masks = self.decoder(self._normed(x)[:, prefix:])
             masks = jnp.pad(masks, ((0, 0), (prefix, 0), (0, 0)))

@@ -85,6 +85,13 @@ class TokenState:
         shape = (patches.shape[0], *self.coordinates.shape[1:])
         return gather(jnp.broadcast_to(self.coordinates, shape), patches)
 
+    def coordinates_of_all(self, batch: Any) -> Float[Array, "B N 2"] | None:
+        """Give the coordinates of all tokens of so many images, and zeros to the prefix."""
+        if self.coordinates is None:
+            return None
+        padded = jnp.pad(self.coordinates, ((0, 0), (self.prefix, 0), (0, 0)))
+        return jnp.broadcast_to(padded, (batch, *padded.shape[1:]))
+
 
 class InPictures:
     """What pictures of a method's work ask of it; the defaults suit most methods."""

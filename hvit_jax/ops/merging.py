@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from hvit_jax.errors import InputError
 from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.precision import accumulator, accurate_einsum
+from hvit_jax.ops.selection import behind_prefix
 from hvit_jax.ops.sorting import inverse, ranks
 
 
@@ -20,19 +22,21 @@ from hvit_jax.ops.sorting import inverse, ranks
 class Matching:
     """Which tokens merge, and where every token goes.
 
-    Set A holds the tokens at even positions, set B those at odd ones. The new sequence is the kept
-    tokens of A, then all of B.
+    The first tokens may stand apart. Of the others, set A holds those at even positions, set B
+    those at odd ones. The new sequence is what stands apart, the kept tokens of A, then all of B.
 
     Attributes:
-        order: positions of the tokens of A: those that stay, in their new order, then those that
-            merge, most similar first.
+        order: positions of the tokens that are not in B: those that stay, in their new order, then
+            those that merge, most similar first.
         targets: the token that each of the latter joins, counted within B.
         places: the new position of every token.
+        apart: how many stand apart; even.
     """
 
     order: Int[Array, "B A"]
     targets: Int[Array, "B R"]
     places: Int[Array, "B N"]
+    apart: int = dataclasses.field(metadata={"static": True})
 
 
 def merge_counts(r: int | Sequence[int | float], blocks: int) -> tuple[int, ...]:
@@ -67,12 +71,12 @@ def merge_counts(r: int | Sequence[int | float], blocks: int) -> tuple[int, ...]
     return tuple(map(int, counts)) + (0,) * (blocks - len(counts))
 
 
-def most_merges(tokens: int, *, class_token: bool = True) -> int:
-    """Count the tokens that one block can merge: half of those that are not the class token."""
-    return (tokens - class_token) // 2
+def most_merges(tokens: int, *, prefix: int = 1) -> int:
+    """Count the tokens that one block can merge: half of those behind the prefix."""
+    return (tokens - prefix) // 2
 
 
-def match_tokens(metric: Float[Array, "B N D"], *, r: int, class_token: bool = True) -> Matching:
+def match_tokens(metric: Float[Array, "B N D"], *, r: int, prefix: int = 1) -> Matching:
     """Choose `r` pairs of similar tokens, each of one token of A and one of B.
 
     Every token of A proposes to the token of B of highest cosine similarity, and the `r` best
@@ -83,15 +87,18 @@ def match_tokens(metric: Float[Array, "B N D"], *, r: int, class_token: bool = T
         metric: what similarity is measured on, of at least two tokens; taken in float32 whatever
             its dtype, since rounded similarities of tokens that are alike would often tie.
         r: tokens to merge, capped to `most_merges`.
-        class_token: whether the first token is a class token, which never merges. With one, kept
-            tokens stay in ascending order; without, they come in descending similarity.
+        prefix: tokens in front that never merge, such as a class token. With an odd number, kept
+            tokens stay in ascending order; else they come in descending similarity.
 
     Returns:
         The matching; merging, sizes, tracing and unmerging all read it.
     """
     tokens = metric.shape[1]
-    r = min(r, most_merges(tokens, class_token=class_token))
-    best, partner = _proposals(metric)
+    r = min(r, most_merges(tokens, prefix=prefix))
+    # Of the prefix an even number stands apart, so that one at most is in A, and none in B.
+    class_token = prefix % 2
+    apart = prefix - class_token
+    best, partner = _proposals(metric[:, apart:])
     here = jax.lax.broadcasted_iota(jnp.int32, best.shape, 1)
     if class_token:
         best = jnp.where(here == 0, -jnp.inf, best)
@@ -102,8 +109,11 @@ def match_tokens(metric: Float[Array, "B N D"], *, r: int, class_token: bool = T
     order = inverse(new)
     joined = gather(partner, order[:, left:])
     even, odd = jnp.where(new < left, new, left + partner), left + here
-    places = jnp.stack([even, odd], axis=-1).reshape(metric.shape[0], -1)[:, :tokens]
-    return Matching(2 * order, joined, places)
+    places = jnp.stack([even, odd], axis=-1).reshape(metric.shape[0], -1)
+    order, places = 2 * order, places[:, : tokens - apart]
+    if apart:
+        order, places = behind_prefix(order, apart), behind_prefix(places, apart)
+    return Matching(order, joined, places, apart)
 
 
 def _proposals(metric):
@@ -128,11 +138,11 @@ def merge_tokens(
         The merged tokens in the dtype of `x`, and their sizes.
     """
     targets, sources = matching.targets, _sources(matching)
-    left, odd = matching.order.shape[1] - targets.shape[1], x.shape[1] // 2
+    left, odd = matching.order.shape[1] - targets.shape[1], x.shape[1] - matching.order.shape[1]
     leave = matching.order[:, left:]
     if not targets.shape[1]:
         return gather(x, sources), gather(sizes, sources)
-    means, totals = _means(x, sizes, leave, targets)
+    means, totals = _means(x, sizes, leave, matching)
     # Tokens that others join take their mean, in one pass over all of them.
     joins = targets[:, None, :] == jnp.arange(-left, odd)[None, :, None]
     joined, which = joins.any(-1), joins.argmax(-1)
@@ -149,23 +159,25 @@ def drop_tokens(x: Float[Array, "B N C"], matching: Matching) -> Float[Array, "B
 
 def _sources(matching: Matching) -> Int[Array, "B M"]:
     """Tell where every token stood that does not leave, in the new order."""
-    batch, odd = matching.order.shape[0], matching.places.shape[1] // 2
-    stay = matching.order[:, : matching.order.shape[1] - matching.targets.shape[1]]
-    behind = jnp.broadcast_to(2 * jnp.arange(odd, dtype=stay.dtype) + 1, (batch, odd))
+    order, tokens = matching.order, matching.places.shape[1]
+    stay = order[:, : order.shape[1] - matching.targets.shape[1]]
+    odd = jnp.arange(matching.apart + 1, tokens, 2, dtype=stay.dtype)
+    behind = jnp.broadcast_to(odd, (order.shape[0], odd.size))
     return jnp.concatenate([stay, behind], axis=1)
 
 
-def _means(x, sizes, leave, targets):
+def _means(x, sizes, leave, matching):
     """Average every token that leaves with its target and all that join the same, by size."""
+    targets, odd = matching.targets, slice(matching.apart + 1, None, 2)
     leaving, leaving_sizes = gather(x, leave), gather(sizes, leave)
     # Those that join the same one find the same mean.
     together = targets[:, :, None] == targets[:, None, :]
     parts = jnp.where(together, leaving_sizes[:, None, :], 0)
-    weights = gather(sizes[:, 1::2], targets)
+    weights = gather(sizes[:, odd], targets)
     total = weights + parts.sum(-1)
     wide = accumulator(x.dtype)
     sums = accurate_einsum("brs,bsc->brc", parts, leaving.astype(wide))
-    sums += gather(x[:, 1::2], targets).astype(wide) * weights[..., None]
+    sums += gather(x[:, odd], targets).astype(wide) * weights[..., None]
     return (sums / total[..., None]).astype(x.dtype), total
 
 

@@ -17,6 +17,7 @@ from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, Reducer, TokenState, initial_state, pool_by_size
 from hvit_jax.ops import flops
 from hvit_jax.ops.merging import (
+    Matching,
     drop_tokens,
     match_tokens,
     merge_counts,
@@ -24,7 +25,6 @@ from hvit_jax.ops.merging import (
     most_merges,
 )
 from hvit_jax.ops.precision import accumulator
-from hvit_jax.ops.selection import behind_prefix
 
 PROPORTIONAL = "proportional attention"
 
@@ -86,9 +86,7 @@ class ToMe(Reducer):
     @classmethod
     def strengths(cls, config: ViTConfig) -> Iterable[ToMe]:
         """Vary how many tokens merge; see `Reducer.strengths`."""
-        return (
-            cls(r=count) for count in range(most_merges(config.num_patches, class_token=False) + 1)
-        )
+        return (cls(r=count) for count in range(most_merges(config.num_patches, prefix=0) + 1))
 
     @classmethod
     def candidates(cls, config: ViTConfig) -> Iterable[ToMe]:
@@ -112,7 +110,7 @@ class ToMe(Reducer):
         layers, full, prefix = [], config.num_tokens, config.prefix_tokens
         tokens = full
         for count in merge_counts(self._r(config), config.depth):
-            left = tokens - min(count, most_merges(tokens - prefix, class_token=False))
+            left = tokens - min(count, most_merges(tokens, prefix=prefix))
             mode = "merge" if left < tokens else "dense"
             # All sizes are 1 before the first merge, and their logarithms 0.
             if self.proportional_attention and tokens < full:
@@ -140,29 +138,20 @@ class ToMe(Reducer):
         return x + block.mlp(x), state
 
     def _merge(self, x, metric, state: MergeState, *, r: int) -> tuple[Array, MergeState]:
-        # Tokens take turns from the first one on. An even number of them is left out of that, and
-        # of one that remains before the patches matching knows that it does not merge.
-        odd = state.prefix % 2
-        apart = state.prefix - odd
-        matching = match_tokens(metric[:, apart:], r=r, class_token=bool(odd))
-        coordinates = self._places(state, matching, odd)
-        state = state.moved(x, behind_prefix(matching.places, apart))
-        merged, sizes = merge_tokens(x[:, apart:], state.sizes[:, apart:], matching)
-        if apart:
-            merged = jnp.concatenate([x[:, :apart], merged], axis=1)
-            sizes = jnp.concatenate([state.sizes[:, :apart], sizes], axis=1)
+        matching = match_tokens(metric, r=r, prefix=state.prefix)
+        coordinates = self._places(state, matching)
+        state = state.moved(x, matching.places)
+        merged, sizes = merge_tokens(x, state.sizes, matching)
         return merged, dataclasses.replace(state, sizes=sizes, coordinates=coordinates)
 
-    def _places(self, state: MergeState, matching, odd: int):
+    def _places(self, state: MergeState, matching: Matching) -> Float[Array, "B M 2"] | None:
         """Give merged tokens the mean of their patches' coordinates, or the receiver's."""
-        if state.coordinates is None:
+        places = state.coordinates_of_all(state.sizes.shape[0])
+        if places is None:
             return None
-        sizes = state.sizes[:, state.prefix - odd :]
-        places = jnp.pad(state.coordinates, ((0, 0), (odd, 0), (0, 0)))
-        places = jnp.broadcast_to(places, (*sizes.shape, 2))
         if self.rope == "mean":
-            return merge_tokens(places, sizes, matching)[0][:, odd:]
-        return drop_tokens(places, matching)[:, odd:]
+            return merge_tokens(places, state.sizes, matching)[0][:, state.prefix :]
+        return drop_tokens(places, matching)[:, state.prefix :]
 
     def patch_sizes(
         self, x: Float[Array, "B N C"], state: MergeState

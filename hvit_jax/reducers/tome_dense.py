@@ -73,12 +73,15 @@ class ToMeDense(Reducer):
         """Run attention and MLP on merged tokens; see `Reducer.block`."""
         if not isinstance(layer, MergedLayer) or layer.mode == "dense":
             return block(x, state.coordinates), state
-        merge = _Merge(block.ln_1(x), layer.merged, state.prefix)
-        places = None if state.coordinates is None else merge.places(state.coordinates)
-        attended = block.attend(*block.project_qkv(merge.tokens, places))
-        x = x + merge.undo(block.project(attended))
-        merge = _Merge(block.ln_2(x), layer.merged, state.prefix)
-        return x + merge.undo(block.run_mlp(merge.tokens)), state
+        normed = block.ln_1(x)
+        matching = match_tokens(normed, r=layer.merged, prefix=state.prefix)
+        places = state.coordinates_of_all(x.shape[0])
+        places = None if places is None else _merge(places, matching)[:, state.prefix :]
+        attended = block.attend(*block.project_qkv(_merge(normed, matching), places))
+        x = x + unmerge_tokens(block.project(attended), matching)
+        normed = block.ln_2(x)
+        matching = match_tokens(normed, r=layer.merged, prefix=state.prefix)
+        return x + unmerge_tokens(block.run_mlp(_merge(normed, matching)), matching), state
 
     def groups(
         self, block: Block, x: Float[Array, "B N C"], after: TokenState, layer: Layer, draws: Any
@@ -96,10 +99,8 @@ class ToMeDense(Reducer):
     ) -> Int[Array, "B P"]:
         """See `InPictures.attended_source`; a block attends to merged tokens."""
         assert isinstance(layer, MergedLayer)
-        merge = _Merge(block.ln_1(x), layer.merged, before.prefix)
-        batch, tokens, _ = merge.tokens.shape
-        places = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.float32), (batch, tokens))
-        return merge.undo(places[..., None])[:, before.prefix :, 0].astype(jnp.int32)
+        matching = match_tokens(block.ln_1(x), r=layer.merged, prefix=before.prefix)
+        return matching.places[:, before.prefix :]
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:
         """Count attention and MLP on what is left, the norms and residuals on all tokens."""
@@ -114,31 +115,6 @@ class ToMeDense(Reducer):
         return total
 
 
-class _Merge:
-    """One merging of normalised tokens, and how it is taken back."""
-
-    def __init__(self, x: Float[Array, "B N C"], r: int, prefix: int):
-        # An even number of the tokens before the patches is left out; see `ToMe`.
-        self.apart = prefix - prefix % 2
-        self.prefix = prefix
-        self.matching: Matching = match_tokens(
-            x[:, self.apart :], r=r, class_token=bool(prefix % 2)
-        )
-        self.tokens = self._merged(x)
-
-    def _merged(self, x):
-        rest = x[:, self.apart :]
-        merged, _ = merge_tokens(rest, jnp.ones(rest.shape[:2], jnp.float32), self.matching)
-        return jnp.concatenate([x[:, : self.apart], merged], axis=1)
-
-    def places(self, coordinates: Float[Array, "b P 2"]) -> Float[Array, "B M 2"]:
-        """Average the coordinates of patches that merged."""
-        batch = self.tokens.shape[0]
-        coordinates = jnp.broadcast_to(coordinates, (batch, *coordinates.shape[1:]))
-        padded = jnp.pad(coordinates, ((0, 0), (self.prefix, 0), (0, 0)))
-        return self._merged(padded)[:, self.prefix :]
-
-    def undo(self, x: Float[Array, "B M C"]) -> Float[Array, "B N C"]:
-        """Copy results to all tokens that were merged."""
-        rest = unmerge_tokens(x[:, self.apart :], self.matching)
-        return jnp.concatenate([x[:, : self.apart], rest], axis=1)
+def _merge(x: Float[Array, "B N C"], matching: Matching) -> Float[Array, "B M C"]:
+    """Make tokens that merge their plain mean."""
+    return merge_tokens(x, jnp.ones(x.shape[:2], jnp.float32), matching)[0]

@@ -15,7 +15,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.ops import merging
 from hvit_jax.ops.merging import merge_counts, most_merges
 
-match_tokens = jax.jit(merging.match_tokens, static_argnames=("r", "class_token"))
+match_tokens = jax.jit(merging.match_tokens, static_argnames=("r", "prefix"))
 merge_tokens = jax.jit(merging.merge_tokens)
 unmerge_tokens = jax.jit(merging.unmerge_tokens)
 
@@ -35,7 +35,7 @@ def test_matching_by_hand():
 
 
 def test_matching_without_class_token_by_hand():
-    matching = match_tokens(METRIC, r=1, class_token=False)
+    matching = match_tokens(METRIC, r=1, prefix=0)
     # What stays comes in descending similarity: 10 degrees (twice, first one first), 35 degrees.
     assert matching.order[0, -1] == 2 and matching.order[0, 2] == 6
     assert sorted(matching.order[0, :2].tolist()) == [0, 4]
@@ -70,9 +70,9 @@ def test_equal_similarities_go_to_the_lower_position():
     [(41, True, 20), (40, True, 19), (41, False, 20), (40, False, 20), (2, True, 0), (3, True, 1)],
 )
 def test_most_merges(tokens, class_token, expected):
-    assert most_merges(tokens, class_token=class_token) == expected
+    assert most_merges(tokens, prefix=int(class_token)) == expected
     metric = jnp.asarray(np.random.default_rng(0).normal(size=(1, tokens, 3)), jnp.float32)
-    matching = match_tokens(metric, r=1000, class_token=class_token)
+    matching = match_tokens(metric, r=1000, prefix=int(class_token))
     assert matching.targets.shape == (1, expected)
     if class_token:
         assert matching.order[0, 0] == 0
@@ -84,9 +84,10 @@ def test_tokens_of_zero_length_stay_finite():
     assert np.isfinite(merged).all() and sizes.sum() == SIZES.sum()
 
 
-def reference_matching(metric, r, class_token):
+def reference_matching(metric, r, prefix):
     """Where every token goes, in plain loops: `places` of one image."""
-    metric = metric / np.linalg.norm(metric, axis=-1, keepdims=True)
+    class_token, apart = prefix % 2, prefix // 2 * 2
+    metric = metric[apart:] / np.linalg.norm(metric[apart:], axis=-1, keepdims=True)
     tokens = len(metric)
     a, b = range(0, tokens, 2), range(1, tokens, 2)
     proposals = []
@@ -101,28 +102,29 @@ def reference_matching(metric, r, class_token):
     places = {i: place for place, i in enumerate(stay)}
     places |= {j: len(stay) + place for place, j in enumerate(b)}
     places |= {i: len(stay) + target for _, i, target in proposals[:r]}
-    return np.array([places[i] for i in range(tokens)]), len(stay) + len(b)
+    places = [*range(apart), *(apart + places[i] for i in range(tokens))]
+    return np.array(places), apart + len(stay) + len(b)
 
 
 @st.composite
 def merges(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    tokens = draw(st.sampled_from([3, 8, 17]))
-    r, class_token = draw(st.sampled_from([0, 3, 30])), draw(st.booleans())
+    r, prefix = draw(st.sampled_from([0, 3, 30])), draw(st.sampled_from([0, 1, 2, 5]))
+    tokens = draw(st.sampled_from([3, 8, 17])) + prefix // 2 * 2
     metric = rng.normal(size=(2, tokens, 5)).astype(np.float32)
     x = rng.normal(size=(2, tokens, 3)).astype(np.float32)
-    return metric, x, rng.integers(1, 50, (2, tokens)).astype(np.float32), r, class_token
+    return metric, x, rng.integers(1, 50, (2, tokens)).astype(np.float32), r, prefix
 
 
 @settings(max_examples=20, deadline=None)
 @given(merges())
 def test_merging_against_numpy(case):
-    metric, x, sizes, r, class_token = case
-    matching = match_tokens(jnp.asarray(metric), r=r, class_token=class_token)
+    metric, x, sizes, r, prefix = case
+    matching = match_tokens(jnp.asarray(metric), r=r, prefix=prefix)
     merged, merged_sizes = merge_tokens(jnp.asarray(x), jnp.asarray(sizes), matching)
     unmerged = unmerge_tokens(merged, matching)
     for image in range(2):
-        places, left = reference_matching(metric[image].astype(np.float64), r, class_token)
+        places, left = reference_matching(metric[image].astype(np.float64), r, prefix)
         np.testing.assert_array_equal(matching.places[image], places)
         holds = np.eye(left)[places].T
         total = holds @ sizes[image]
@@ -217,7 +219,7 @@ def test_parity_merging(goldens):
     for name in cases:
         r, class_token = map(int, re.findall(r"\d+", name))
         fields = {key: jnp.asarray(value) for key, value in goldens.case(name).items()}
-        matching = match_tokens(fields["metric"], r=r, class_token=bool(class_token))
+        matching = match_tokens(fields["metric"], r=r, prefix=class_token)
         merged, sizes = merge_tokens(fields["x"], fields["size"][..., 0], matching)
         source = jax.nn.one_hot(matching.places, merged.shape[1], axis=1)
         np.testing.assert_array_equal(source, fields["source"], err_msg=name)

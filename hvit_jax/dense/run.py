@@ -21,7 +21,7 @@ from hvit_jax.checkpoint import (
     fitted_parameters,
     read_description,
 )
-from hvit_jax.config import Triple, ViTConfig
+from hvit_jax.config import ViTConfig
 from hvit_jax.costs import count_flops
 from hvit_jax.data.loader import load_rows
 from hvit_jax.data.picture import PictureError
@@ -29,10 +29,11 @@ from hvit_jax.dense.config import DepthConfig, MapConfig, SegmentConfig
 from hvit_jax.dense.drawing import save_depth, save_labels
 from hvit_jax.dense.folders import Scenes, describe_scenes, open_scenes
 from hvit_jax.dense.metrics import Depth, Metric, Segmentation, class_names
+from hvit_jax.dense.reading import Read, job_of, usual_size
 from hvit_jax.dense.results import print_results, read_results, running_scores, scores
 from hvit_jax.dense.stream import Job, WindowStream
 from hvit_jax.dense.tally import MapTally
-from hvit_jax.dense.windows import Layout, View
+from hvit_jax.dense.windows import Layout
 from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.results import describe
@@ -263,54 +264,6 @@ def _check_folder(config: MapConfig) -> None:
         raise InputError(f"{folder} holds files already; --overwrite replaces them")
 
 
-@dataclass(frozen=True)
-class _Read:
-    """Read one picture, its views and its truth; what is wrong travels with it."""
-
-    scenes: Scenes
-    layout: Layout
-    mean: Triple
-    scales: tuple[float, ...]
-    flip: bool
-    outputs: int
-    draw: bool
-    first: int
-
-    def __call__(self, place: int) -> dict[str, Any]:
-        index = self.first + place
-        try:
-            picture = np.asarray(self.scenes.open(index))
-            truth = self.scenes.truth(index, picture.shape[:2], self.outputs)
-            views = self.layout.views(picture, self.mean, self.scales, self.flip)
-        except (PictureError, MemoryError) as error:
-            problem = str(error) or f"picture {self.scenes.paths[index]}: not enough memory"
-            return {"index": index, "problem": problem}
-        row: dict[str, Any] = {
-            "index": index,
-            "problem": "",
-            "size": np.array(picture.shape[:2]),
-            "pixels": [view.pixels for view in views],
-            "shown": [np.array(view.shown) for view in views],
-            "mirrored": [np.array(view.mirrored) for view in views],
-        }
-        row |= {} if truth is None else {"truth": truth}
-        return row | ({"picture": picture} if self.draw else {})
-
-
-def _job(row: dict[str, Any], waited: float) -> Job:
-    if row["problem"]:
-        return Job(row["index"], (0, 0), problem=row["problem"], waited=waited)
-    views = [
-        View(pixels, (int(shown[0]), int(shown[1])), bool(mirrored))
-        for pixels, shown, mirrored in zip(
-            row["pixels"], row["shown"], row["mirrored"], strict=True
-        )
-    ]
-    height, width = map(int, row["size"])
-    truth, picture = row.get("truth"), row.get("picture")
-    return Job(row["index"], (height, width), views, truth, picture, waited=waited)
-
-
 def _map(
     opened: _Opened,
     tally: MapTally,
@@ -325,7 +278,7 @@ def _map(
         messages.print(f"{count} pictures; {describe(opened.about)}")
         warn_if_slow(config.compute.dtype, messages.print)
         read, left = _reader(opened, tally.totals.pictures, draw=save is not None)
-        with load_rows(read, left, workers=config.workers, size=_usual_size(opened.layout)) as rows:
+        with load_rows(read, left, workers=config.workers, size=usual_size(opened.layout)) as rows:
             smaller = smaller_batch(size, opened.placement.devices)
             with unmasked(), explain_out_of_memory(size, smaller):
                 model = opened.model()
@@ -346,11 +299,11 @@ def _map(
     return None
 
 
-def _reader(opened: _Opened, first: int, *, draw: bool) -> tuple[_Read, int]:
+def _reader(opened: _Opened, first: int, *, draw: bool) -> tuple[Read, int]:
     """Make what reads the pictures from one on, and count these."""
     config, decoder = opened.config, opened.sizes.decoder
     assert decoder is not None
-    read = _Read(
+    read = Read(
         opened.scenes,
         opened.layout,
         opened.description.preprocessing.mean,
@@ -361,13 +314,6 @@ def _reader(opened: _Opened, first: int, *, draw: bool) -> tuple[_Read, int]:
         first,
     )
     return read, len(opened.scenes) - first
-
-
-def _usual_size(layout: Layout) -> tuple[int, int]:
-    """Guess the size of a scaled picture, to know whether memory that is shared holds it."""
-    height, width = layout.window
-    short = max(layout.short_side, height)
-    return short, max(width, 2 * short)
 
 
 def _measured(
@@ -386,7 +332,7 @@ def _measured(
             now = time.perf_counter()
             if not number:
                 started[0] = now
-            yield _job(row, now - asked if number else 0.0)
+            yield job_of(row, now - asked if number else 0.0)
             asked = time.perf_counter()
 
     for job, found in stream.run(jobs()):

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Num
 
 from hvit_jax.dense.picture import start_finishing, window_maps
 from hvit_jax.dense.windows import Layout, View
@@ -72,6 +73,7 @@ class WindowStream:
             return window_maps(with_weights(weights), pixels, layout.window, model.preprocessing)
 
         self._step = placement.compile(step, arrays=1)
+        self._programs: dict[np.dtype, jax.stages.Compiled] = {}
         self._weights, self._put = placement.replicate(weights), placement.shard_batch
         self._pieces: list[np.ndarray] = []
         self._owners: list[Job] = []
@@ -79,12 +81,25 @@ class WindowStream:
         self._jobs: collections.deque[Job] = collections.deque()
         self._finishing: collections.deque[tuple[int, Job, Callable[[], np.ndarray]]]
         self._finishing = collections.deque()
-        self._batches, self._types, self._compiling = 0, {np.dtype(np.uint8)}, 0.0
+        self._batches, self._compiling = 0, 0.0
 
-    def compile(self) -> None:
+    def compile(self) -> jax.stages.Compiled:
         """Compile for windows in bytes, and run once."""
-        empty = np.zeros((self._batch_size, *self._layout.window, 3), np.uint8)
-        jax.block_until_ready(self._step(self._weights, self._put(empty)))
+        shape, pixels = (self._batch_size, *self._layout.window, 3), np.dtype(np.uint8)
+        program = self._program(shape, pixels)
+        jax.block_until_ready(self.start(np.zeros(shape, pixels)))
+        return program
+
+    def start(self, windows: Num[np.ndarray, "B h w 3"]) -> jax.Array:
+        """Hand a full batch of windows to the devices; gives their maps."""
+        return self._program(windows.shape, windows.dtype)(self._weights, self._put(windows))
+
+    def _program(self, shape: tuple[int, ...], dtype: np.dtype) -> jax.stages.Compiled:
+        """Compile for windows of a type, once."""
+        if dtype not in self._programs:
+            pixels = jax.ShapeDtypeStruct(shape, dtype)
+            self._programs[dtype] = self._step.lower(self._weights, pixels).compile()
+        return self._programs[dtype]
 
     def run(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, np.ndarray | None]]:
         """Map pictures.
@@ -129,9 +144,8 @@ class WindowStream:
         rows = np.stack(self._pieces)  # In float32 where one of them is.
         batch = np.zeros((self._batch_size, *rows.shape[1:]), rows.dtype)
         batch[: len(rows)] = rows
-        with contextlib.nullcontext() if rows.dtype in self._types else self._uncounted():
-            maps = self._step(self._weights, self._put(batch))
-        self._types.add(rows.dtype)
+        with contextlib.nullcontext() if rows.dtype in self._programs else self._uncounted():
+            maps = self.start(batch)
         self._flight.append((self._owners, maps))
         self._pieces, self._owners, self._batches = [], [], self._batches + 1
         if len(self._flight) > _IN_FLIGHT:

@@ -75,10 +75,14 @@ class Inputs:
         head = None if texts is None else texts.head
         return Scoring(self.preprocessing, labelled.outputs, labelled.right.shape[1:], head)
 
-    def weights(self) -> Tree:
-        """Read the weights, without a head's where a probe takes its place."""
+    def weights(self, resolution: tuple[int, int] | None = None) -> Tree:
+        """Read the weights, without a head's where a probe takes its place.
+
+        Args:
+            resolution: of the pictures that they are for; None: the sizes' own.
+        """
         stored = read_description(self.checkpoint).config
-        resized = dataclasses.replace(stored, resolution=self.sizes.resolution)
+        resized = dataclasses.replace(stored, resolution=resolution or self.sizes.resolution)
         found = fitted_parameters(self.checkpoint, resized)
         return {name: found[name] for name in abstract_parameters(self.sizes)}
 

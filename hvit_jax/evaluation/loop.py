@@ -113,7 +113,7 @@ def score(
 
     for batch, waited in _timed(batches):
         started = time.perf_counter()
-        outputs = step(put(batch.pixels), put(_labels(batch, labels)))
+        outputs = step(put(batch.pixels), put(labels_of(batch, labels)))
         problems = [batch.problems[row] for row in sorted(batch.problems)]
         running.append((problems, outputs, started, waited))
         if len(running) > _IN_FLIGHT:
@@ -122,7 +122,7 @@ def score(
         finish_oldest()
 
 
-def _labels(batch: Batch, known: Int[np.ndarray, "N ..."]) -> Int[np.ndarray, "B ..."]:
+def labels_of(batch: Batch, known: Int[np.ndarray, "N ..."]) -> Int[np.ndarray, "B ..."]:
     """Give the label of every row; `known` are those of all pictures that this process decodes."""
     labels = np.full((len(batch.pixels), *known.shape[1:]), PADDING, np.int32)
     labels[: len(batch.indices)] = known[list(batch.indices)]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,18 @@ class Outputs:
 
 
 Step = Callable[[UInt8[Array, "B H W 3"], Int[Array, "B ..."]], Outputs]
+
+
+@dataclass(frozen=True)
+class CompiledStep:
+    """A `Step`: a compiled program, with the weights that it runs with."""
+
+    program: jax.stages.Compiled
+    weights: Any
+
+    def __call__(self, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, "B ..."]) -> Outputs:
+        """Run a batch."""
+        return self.program(self.weights, pixels, labels)
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,7 @@ def _loss(logits: Float[Array, "B classes"], labels: Int[Array, "B ..."]) -> Flo
 
 def compile_step(
     model: ViT, batch_size: int, placement: Placement, scoring: Scoring = Scoring()
-) -> Step:
+) -> CompiledStep:
     """Compile the evaluation of one batch ahead of time; it never compiles again.
 
     Args:
@@ -132,7 +144,7 @@ def compile_step(
 
 def compile_features(
     model: ViT, batch_size: int, placement: Placement, preprocessing: Preprocessing
-) -> Step:
+) -> CompiledStep:
     """Compile as `compile_step`, to get features: they stand in the logits' place.
 
     Nothing is compared; of the other results only `finite` and `labels` have a meaning.
@@ -160,7 +172,7 @@ def _compile(
     placement: Placement,
     scoring: Scoring,
     finish: Callable[..., Outputs],
-) -> Step:
+) -> CompiledStep:
     """Compile normalising, the model, and what `finish` makes of its outputs."""
     with_weights, weights = part_weights(model)
     # Bare arrays, since what a head declares of its own does not hold for shapes and shardings.
@@ -176,4 +188,4 @@ def _compile(
     labels = jax.ShapeDtypeStruct((batch_size, *scoring.several), jnp.int32)
     everywhere = placement.replicate((weights, of_head))
     compiled = placement.compile(step).lower(everywhere, pixels, labels).compile()
-    return functools.partial(compiled, everywhere)
+    return CompiledStep(compiled, everywhere)

@@ -27,6 +27,7 @@ from hvit_jax.profiling.device import (
     Latest,
     device_work,
     matmul_peak,
+    program_memory,
     rates_and_ratios,
     time_alone,
     time_in_turns,
@@ -71,19 +72,13 @@ class Program:
             started = time.perf_counter()
             self._compiled = forward.lower(self._weights, self.images).compile()
             seconds = time.perf_counter() - started
-        memory: Any = self._compiled.memory_analysis()
         costs: Any = self._compiled.cost_analysis() or {}
         self.work = device_work(self)
         self.figures: dict[str, Any] = {
             "compile_seconds": seconds,
             "compile_from_cache": bool(hits),
             "compiler_gflops": costs["flops"] / 1e9 if "flops" in costs else None,
-            # As the compiler planned it: weights, images, results and what lies between.
-            "peak_memory_bytes": memory
-            and memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            + memory.temp_size_in_bytes
-            - memory.alias_size_in_bytes,
+            "peak_memory_bytes": program_memory(self._compiled),
         }
 
     def __call__(self) -> Float[Array, "B classes"]:

@@ -64,6 +64,20 @@ def time_in_turns(works: Sequence[Work], *, seconds: float, rounds: int = 5) -> 
     return [list(of_one) for of_one in zip(*turns, strict=True)]
 
 
+def program_memory(program: jax.stages.Compiled) -> int | None:
+    """Give the bytes that a program needs on each device, as the compiler planned them.
+
+    They are those of weights, images, results and what lies between; None where it does not tell.
+    """
+    memory: Any = program.memory_analysis()
+    return memory and (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
 def rates_and_ratios(
     times: Sequence[Sequence[float]], batch: int
 ) -> tuple[list[float], list[list[float]]]:

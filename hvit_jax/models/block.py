@@ -147,7 +147,7 @@ class Block(nnx.Module):
         v: Float[Array, "B Nk H D"],
         *,
         key_bias: KeyBias | None = None,
-        key_lengths: Int[Array, " B"] | None = None,
+        key_lengths: Int[Array, " B"] | int | None = None,
     ) -> Float[Array, "B Nq H D"]:
         """Run the attention that the model was built with; see `ops.attention.attend`."""
         return attend(

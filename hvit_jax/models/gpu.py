@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from hvit_jax.ops.arrays import pad_end
 from hvit_jax.ops.platform import backend
@@ -72,7 +72,7 @@ def project_to_thirds(project: nnx.Linear, x: Float[Array, "*rows C"]) -> list[A
     return [part + bias.reshape(row) for part, bias in zip(parts, biases, strict=True)]
 
 
-def pad_tokens(x: Float[Array, "B N C"]) -> tuple[Float[Array, "B M C"], Int[Array, " B"] | None]:
+def pad_tokens(x: Float[Array, "B N C"]) -> tuple[Float[Array, "B M C"], int | None]:
     """Append tokens until a batch's rows can be divided by eight, on a GPU.
 
     cuBLAS is fast on rows by the eight: else XLA fills up and cuts every single product.
@@ -81,9 +81,10 @@ def pad_tokens(x: Float[Array, "B N C"]) -> tuple[Float[Array, "B M C"], Int[Arr
         x: tokens.
 
     Returns:
-        The tokens, and how many of them are real, the first ones; None if nothing was appended.
+        The tokens, and how many of an image's are real, the first ones; None if nothing was
+        appended.
     """
     batch, tokens, _ = x.shape
     if backend() != "gpu" or not isinstance(batch, int) or batch * tokens % 8 == 0:
         return x, None
-    return pad_end(x, -tokens % 8, axis=1), jnp.full(batch, tokens, jnp.int32)
+    return pad_end(x, -tokens % 8, axis=1), tokens

@@ -15,6 +15,7 @@ from hvit_jax.ops.attention import (
     attention_weights,
     choose_implementation,
     class_attention,
+    cudnn,
     hopper,
     hopper_kernel,
     xla,
@@ -203,6 +204,34 @@ def test_cudnn_gets_the_key_bias_as_head_channels(by_head, dtype, plain_cudnn):
     assert set(plain_cudnn) == {"cudnn"}
 
 
+@pytest.mark.parametrize("implementation", ["xla", "cudnn"])
+def test_scores_with_a_bias(implementation, plain_cudnn):
+    """A key that is masked gets nothing."""
+    kernels = {"xla": xla, "cudnn": cudnn}[implementation]
+    q, k, v = heads(9, 13, count=2, size=16)
+    bias = jnp.asarray(np.random.default_rng(1).normal(size=(2, 1, 13)), jnp.float32)
+    bias = bias.at[0, 0, 4].set(-jnp.inf)
+    weights, expected = reference(q, k, v, bias)
+    out, columns = kernels.attend_and_score(q, k, v, bias)
+    np.testing.assert_allclose(out, expected, atol=3e-6)
+    np.testing.assert_allclose(columns, weights.mean((1, 2)), atol=1e-6)
+    np.testing.assert_allclose(xla.column_mean(q, k, bias), weights.mean((1, 2)), atol=1e-6)
+    slopes = jax.grad(lambda *x: (kernels.attend_and_score(*x)[1] * jnp.arange(13)).sum(), (0, 3))(
+        q, k, v, bias
+    )
+    plain = jax.grad(lambda *x: (xla.attend_and_score(*x)[1] * jnp.arange(13)).sum(), (0, 3))(
+        q, k, v, bias
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), slopes, plain)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "cudnn"])
+def test_one_length_of_all_images(implementation, layout_or_file, plain_cudnn):
+    q, k, v = heads(5, 9)
+    out = attend(q, k, v, key_lengths=6, implementation=implementation)
+    np.testing.assert_allclose(out, reference(q, k[:, :6], v[:, :6])[1], atol=3e-6)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_cudnn_sums_the_columns_in_its_backward_pass(dtype, plain_cudnn):
     """Over a ViT's heads and channels the roundings of the sums average out."""
@@ -321,9 +350,10 @@ class TestHopper:
     def test_compiles_for_a_gpu(self, queries, keys, size, bias, dtype):
         q, k = (jax.ShapeDtypeStruct((2, n, 4, size), dtype) for n in (queries, keys))
         extra = [] if bias is None else [jax.ShapeDtypeStruct((2, bias, keys), jnp.float32)]
-        traced = jax.jit(hopper.attend).trace(q, k, k, *extra)
-        program = traced.lower(lowering_platforms=("cuda",)).as_text()
-        assert "mosaic_gpu" in program
+        for operation in (hopper.attend, hopper.attend_and_score):
+            traced = jax.jit(operation).trace(q, k, k, *extra)
+            program = traced.lower(lowering_platforms=("cuda",)).as_text()
+            assert "mosaic_gpu" in program
 
     def test_the_gradient_is_that_of_cudnn(self, plain_cudnn):
         q, k, v = heads(5, 9, size=16)
@@ -351,4 +381,30 @@ class TestHopper:
         lengths = jnp.array([keys, max(1, keys - 3)]) if extra == "lengths" else None
         out = attend(q, k, v, key_bias=bias, key_lengths=lengths, implementation="hopper")
         expected = reference(q, k, v, bias, lengths)[1]
+        np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=0.06)
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(NO_HOPPER is not None, reason=f"our kernel cannot run here: {NO_HOPPER}")
+    @pytest.mark.parametrize(
+        ("queries", "keys", "size"), [(50, 64, 48), (1025, 1025, 64), (257, 130, 80)]
+    )
+    @pytest.mark.parametrize("heads_of_bias", [0, 1, 3])
+    def test_scores_equal_numpy(self, queries, keys, size, heads_of_bias):
+        q, k, v = heads(queries, keys, size=size, dtype=jnp.bfloat16)
+        bias = None
+        if heads_of_bias:
+            bias = np.random.default_rng(1).normal(size=(2, heads_of_bias, keys))
+            bias = jnp.asarray(bias, jnp.float32).at[:, :, 3].set(-jnp.inf)
+        out, columns = hopper.attend_and_score(q, k, v, bias)
+        weights, expected = reference(q, k, v, bias)
+        np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=0.06)
+        np.testing.assert_allclose(columns, weights.mean((1, 2)), rtol=2e-3, atol=1e-9)
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(NO_HOPPER is not None, reason=f"our kernel cannot run here: {NO_HOPPER}")
+    @pytest.mark.parametrize("length", [1, 100, 128, 1025])
+    def test_one_length_of_all_images(self, length):
+        q, k, v = heads(1032, 1032, size=64, dtype=jnp.bfloat16)
+        out = attend(q, k, v, key_lengths=length, implementation="hopper")
+        expected = reference(q, k[:, :length], v[:, :length])[1]
         np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=0.06)

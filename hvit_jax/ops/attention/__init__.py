@@ -8,6 +8,7 @@ one. "hopper" is a kernel of our own for Hopper GPUs, and cuDNN's for what it do
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import ATTENTION
@@ -63,7 +64,7 @@ def attend(
     v: Float[Array, "B Nk H D"],
     *,
     key_bias: KeyBias | None = None,
-    key_lengths: Int[Array, " B"] | None = None,
+    key_lengths: Int[Array, " B"] | int | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "B Nq H D"]:
     """Scaled dot-product attention, `softmax(q k^T / sqrt(D) + bias) v` (Vaswani et al. 2017).
@@ -74,7 +75,8 @@ def attend(
         v: values.
         key_bias: added to the scores of every key, for all queries alike, and for all heads or each
             its own; -inf masks a key.
-        key_lengths: how many keys of each image count, the first ones; None: all.
+        key_lengths: how many keys of each image count, the first ones; one number is that of every
+            image; None: all.
         implementation: "auto", "hopper", "cudnn" or "xla".
 
     Returns:
@@ -84,6 +86,8 @@ def attend(
         InputError: if "hopper" or "cudnn" is asked for where it cannot run.
     """
     kernels = _KERNELS[_chosen(implementation, q)]
+    if isinstance(key_lengths, int) and kernels is not hopper:
+        key_lengths = jnp.full(q.shape[0], key_lengths, jnp.int32)
     return kernels.attend(q, k, v, _with_heads(key_bias), key_lengths)
 
 
@@ -111,8 +115,7 @@ def attend_and_score(
         InputError: as for `attend`.
     """
     chosen = _chosen(implementation, q)
-    # Ours computes no scores of keys.
-    return (cudnn if chosen == "hopper" else _KERNELS[chosen]).attend_and_score(q, k, v)
+    return _KERNELS[chosen].attend_and_score(q, k, v)
 
 
 def attend_in_clusters(

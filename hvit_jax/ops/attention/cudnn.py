@@ -97,7 +97,10 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 @jax.custom_vjp
 def attend_and_score(
-    q: Float[Array, "B Nq H D"], k: Float[Array, "B Nk H D"], v: Float[Array, "B Nk H D"]
+    q: Float[Array, "B Nq H D"],
+    k: Float[Array, "B Nk H D"],
+    v: Float[Array, "B Nk H D"],
+    key_bias: Float[Array, "B h Nk"] | None = None,
 ) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B Nk"]]:
     """Attend, and average each key's weights; see `hvit_jax.ops.attention.attend_and_score`.
 
@@ -105,27 +108,30 @@ def attend_and_score(
     Each sum comes once a channel, rounded to q's dtype. Ones that differ a little in every channel
     make these roundings differ, so that the mean over channels and heads is far finer than each.
     """
-    attended, pull = jax.vjp(lambda v: attend(q, k, v), v)
+    attended, pull = jax.vjp(lambda v: attend(q, k, v, key_bias), v)
     ones = (1 + jnp.arange(v.shape[-1]) % 128 / 128).astype(q.dtype)
     (sums,) = pull(jnp.broadcast_to(ones, attended.shape))
     sums = sums.astype(jnp.float32).sum((2, 3))
     return attended, sums / (ones.astype(jnp.float32).sum() * q.shape[1] * q.shape[2])
 
 
-def _attend_and_score_forward(q, k, v):
-    return attend_and_score(q, k, v), (q, k, v)
+def _attend_and_score_forward(q, k, v, key_bias):
+    return attend_and_score(q, k, v, key_bias), (q, k, v, key_bias)
 
 
-def _attend_and_score_backward(inputs, gradients):
+def attend_and_score_backward(inputs, gradients):
     """Differentiate the same figures computed head by head: cuDNN has no second derivative."""
 
-    def same(q, k, v):
-        return attend(q, k, v), xla.column_mean(q, k)
+    def same(*inputs):
+        q, k, _, *key_bias = inputs
+        return attend(*inputs), xla.column_mean(q, k, *key_bias)
 
-    return jax.vjp(same, *inputs)[1](gradients)
+    given = [x for x in inputs if x is not None]
+    gradients = jax.vjp(same, *given)[1](gradients)
+    return *gradients, *[None] * (4 - len(given))
 
 
-attend_and_score.defvjp(_attend_and_score_forward, _attend_and_score_backward)
+attend_and_score.defvjp(_attend_and_score_forward, attend_and_score_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))

@@ -9,6 +9,7 @@ in `Placement.compile`; under `jax.jit` alone every device computes the whole ba
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.ops.attention import cudnn, xla
@@ -34,36 +35,61 @@ def attend(
     k: Float[Array, "B Nk H D"],
     v: Float[Array, "B Nk H D"],
     key_bias: Float[Array, "B h Nk"] | None = None,
-    key_lengths: Int[Array, " B"] | None = None,
+    key_lengths: Int[Array, " B"] | int | None = None,
 ) -> Float[Array, "B Nq H D"]:
     """Attend; see `hvit_jax.ops.attention.attend`. A key bias of h = 1 is that of all heads.
 
-    With lengths alone cuDNN runs, which leaves out keys beyond them: here they would be a bias.
+    Where lengths differ and there is no bias cuDNN runs, which leaves out keys beyond them: here
+    they would be a bias. One length of all images leaves them out here too.
     """
+    if isinstance(key_lengths, int):
+        return _attend(q, k, v, key_bias, key_lengths)
     if key_bias is None and key_lengths is not None:
         return cudnn.attend(q, k, v, None, key_lengths)
-    return _attend(q, k, v, xla.mask_keys(key_bias, key_lengths, k.shape[1]))
+    return _attend(q, k, v, xla.mask_keys(key_bias, key_lengths, k.shape[1]), k.shape[1])
 
 
-def _run(q, k, v, key_bias) -> Array:
+def _run(q, k, v, key_bias, keys: int) -> Array:
     # Imported where it is needed: Pallas takes a quarter of a second.
     from hvit_jax.ops.attention import hopper_kernel
 
-    return hopper_kernel.attend(q, k, v, key_bias)
+    return hopper_kernel.attend(q, k, v, key_bias, keys)
 
 
-_attend = jax.custom_vjp(_run)
+_attend = jax.custom_vjp(_run, nondiff_argnums=(4,))
 
 
-def _forward(q, k, v, key_bias):
+def _forward(q, k, v, key_bias, keys: int):
     """Run cuDNN where there will be a gradient: it has the backward pass."""
-    inputs = (q, k, v) if key_bias is None else (q, k, v, key_bias)
-    return jax.vjp(cudnn.attend, *inputs)
+    lengths = None if keys == k.shape[1] else jnp.full(k.shape[0], keys, jnp.int32)
+    if key_bias is None:
+        return jax.vjp(lambda *inputs: cudnn.attend(*inputs, None, lengths), q, k, v)
+    return jax.vjp(lambda *inputs: cudnn.attend(*inputs, lengths), q, k, v, key_bias)
 
 
-def _backward(pull, gradient):
+def _backward(keys: int, pull, gradient):
     gradients = pull(gradient)
     return gradients if len(gradients) == 4 else (*gradients, None)
 
 
 _attend.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def attend_and_score(
+    q: Float[Array, "B Nq H D"],
+    k: Float[Array, "B Nk H D"],
+    v: Float[Array, "B Nk H D"],
+    key_bias: Float[Array, "B h Nk"] | None = None,
+) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B Nk"]]:
+    """Attend, and average each key's weights; see `hvit_jax.ops.attention.attend_and_score`."""
+    from hvit_jax.ops.attention import hopper_kernel
+
+    return hopper_kernel.attend_and_score(q, k, v, key_bias)
+
+
+def _score_forward(q, k, v, key_bias):
+    return attend_and_score(q, k, v, key_bias), (q, k, v, key_bias)
+
+
+attend_and_score.defvjp(_score_forward, cudnn.attend_and_score_backward)

@@ -40,6 +40,7 @@ class Plan:
         full: blocks of 128 keys.
         rest: keys behind them.
         last: the same rounded up, a block of its own; 0 if there are none.
+        scale: of scores, in base 2.
     """
 
     groups: int
@@ -47,6 +48,7 @@ class Plan:
     full: int
     rest: int
     last: int
+    scale: float
 
     @classmethod
     def of(cls, keys: int, size: int) -> Plan:
@@ -59,12 +61,17 @@ class Plan:
         full, rest = divmod(keys, _KEYS)
         # Three groups hide each other's softmax; wider heads leave registers for two.
         groups = 3 if size <= 64 else 2
-        return cls(groups, tuple(pieces), full, rest, -(-rest // _LAST_KEYS) * _LAST_KEYS)
+        last = -(-rest // _LAST_KEYS) * _LAST_KEYS
+        return cls(groups, tuple(pieces), full, rest, last, _LOG2_E * size**-0.5)
 
     @property
     def stages(self) -> int:
         """Blocks of keys and values that are under way or in use at a time."""
         return min(_STAGES, self.full + (self.last > 0))
+
+    def tiles(self, rows: int) -> int:
+        """Count the blocks of threads that a head's rows take."""
+        return pl.cdiv(rows, self.groups * _ROWS)
 
     def length(self, block: int) -> int:
         """Count the keys of a block."""
@@ -81,29 +88,88 @@ def attend(
     k: Float[Array, "B Nk H D"],
     v: Float[Array, "B Nk H D"],
     key_bias: Float[Array, "B h Nk"] | None,
+    keys: int | None = None,
 ) -> Float[Array, "B Nq H D"]:
     """Attend; see `hvit_jax.ops.attention.hopper.attend`. It has no gradient."""
+    return _attend(q, k, v, key_bias, keys or k.shape[1], logs=False)[0]
+
+
+def attend_and_score(
+    q: Float[Array, "B Nq H D"],
+    k: Float[Array, "B Nk H D"],
+    v: Float[Array, "B Nk H D"],
+    key_bias: Float[Array, "B h Nk"] | None,
+) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B Nk"]]:
+    """Attend, and average each key's weights; see `hvit_jax.ops.attention.attend_and_score`.
+
+    A second kernel turns the roles round: a key's weights are exp(score - log of the query's sum),
+    so queries are its keys, and minus these logarithms their bias.
+    """
+    out, logs = _attend(q, k, v, key_bias, k.shape[1], logs=True)
+    sums = _column_sums(q, k, logs[..., : q.shape[1]])
+    if key_bias is not None:
+        # A key without weight has no part in the logarithms, so that its sum may be infinite.
+        factors = jnp.exp(key_bias.astype(jnp.float32))
+        sums = jnp.where(factors > 0, sums * factors, 0.0)
+    return out, sums.mean(1) / q.shape[1]
+
+
+def _attend(q, k, v, key_bias, keys: int, *, logs: bool) -> tuple[Array, ...]:
     batch, rows, heads, size = q.shape
-    plan = Plan.of(k.shape[1], size)
+    plan = Plan.of(keys, size)
     arrays = [q, k, v]
     if key_bias is not None:
-        spare = plan.full * _KEYS + plan.last - k.shape[1]
-        bias = jnp.maximum(key_bias.astype(jnp.float32) * _LOG2_E, _MASKED)
-        padding = ((0, 0), (0, 0), (0, spare))
-        arrays.append(jnp.pad(bias, padding, constant_values=_MASKED))
+        bias = key_bias.astype(jnp.float32)[..., :keys] * _LOG2_E
+        arrays.append(_padded_bias(plan, jnp.maximum(bias, _MASKED)))
+    results = [jax.ShapeDtypeStruct(q.shape, q.dtype)]
+    if logs:
+        results.append(_numbers_of_rows(plan, q))
 
     def hopper_attention(*refs):
-        _run(plan, *(refs if key_bias is not None else (*refs[:3], None, refs[3])))
+        inputs, outputs = refs[: len(arrays)], refs[len(arrays) :]
+        bias_ref = None if key_bias is None else inputs[3]
+        _run(plan, *inputs[:3], bias_ref, outputs[0], outputs[1] if logs else None)
 
+    return tuple(_launch(plan, hopper_attention, q, results)(*arrays))
+
+
+def _column_sums(
+    q: Float[Array, "B Nq H D"], k: Float[Array, "B Nk H D"], logs: Float[Array, "B H Nq"]
+) -> Float[Array, "B H Nk"]:
+    """Sum each key's weights over the queries, of whose sums there are logarithms in base 2."""
+    plan = Plan.of(q.shape[1], q.shape[-1])
+
+    def hopper_column_sums(k_ref, q_ref, bias_ref, out_ref):
+        _run_columns(plan, k_ref, q_ref, bias_ref, out_ref)
+
+    launch = _launch(plan, hopper_column_sums, k, [_numbers_of_rows(plan, k)])
+    return launch(k, q, _padded_bias(plan, -logs))[0][..., : k.shape[1]]
+
+
+def _launch(plan: Plan, kernel, rows: Float[Array, "B N H D"], results):
+    """Make a kernel of `results` whose blocks of threads go over an array's rows."""
+    batch, tokens, heads, _ = rows.shape
     return plgpu.kernel(
-        hopper_attention,
-        out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
-        grid=(heads, pl.cdiv(rows, plan.groups * _ROWS), batch),
+        kernel,
+        out_type=results,
+        grid=(heads, plan.tiles(tokens), batch),
         grid_names=("head", "tile", "image"),
         num_threads=plan.groups + 1,
         thread_name="group",
         compiler_params=plgpu.CompilerParams(approx_math=True),
-    )(*arrays)
+    )
+
+
+def _padded_bias(plan: Plan, bias: Float[Array, "B h N"]) -> Float[Array, "B h M"]:
+    """Mask the keys by which the last block is filled up."""
+    spare = plan.full * _KEYS + plan.last - bias.shape[-1]
+    return jnp.pad(bias, ((0, 0), (0, 0), (0, spare)), constant_values=_MASKED)
+
+
+def _numbers_of_rows(plan: Plan, x: Float[Array, "B N H D"]) -> jax.ShapeDtypeStruct:
+    """Describe an array of a number for every row of every head, of whole blocks of threads."""
+    rows = plan.tiles(x.shape[1]) * plan.groups * _ROWS
+    return jax.ShapeDtypeStruct((x.shape[0], x.shape[2], rows), jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -136,57 +202,142 @@ class _Buffer:
         return cls([union[0] for union in unions], [union[1] for union in unions])
 
 
-def _run(plan: Plan, q_ref, k_ref, v_ref, bias_ref, out_ref) -> None:
+@dataclass(frozen=True)
+class _Stream:
+    """Blocks of keys or values on their way through shared memory.
+
+    Attributes:
+        source: where they come from.
+        buffer: where they are put, a few at a time.
+        here: tell that a block has arrived.
+        used: tell that it may be written over.
+        bias: of the keys: where it comes from, and where it is put.
+    """
+
+    source: Any
+    buffer: _Buffer
+    here: Any
+    used: Any
+    bias: tuple[Any, Any] | None = None
+
+
+def _run(plan: Plan, q_ref, k_ref, v_ref, bias_ref, out_ref, logs_ref) -> None:
     """Run one block of threads: a few rows of queries, and all keys."""
-    dtype, pieces, stages = q_ref.dtype, len(plan.pieces), plan.stages
-    biases = None if bias_ref is None else plgpu.SMEM((stages, _KEYS), jnp.float32)
-    arrived = [pieces, pieces + (bias_ref is not None), pieces]
-    count = [plan.groups, stages, stages]
+    dtype = q_ref.dtype
+    biases, logs = _numbers(plan.stages, _KEYS, bias_ref), _numbers(plan.groups, _ROWS, logs_ref)
 
-    def scoped(queries, keys, values, biases, q_here, k_here, v_here, k_used, v_used):
-        inputs = _Buffer.of(keys), _Buffer.of(values), biases, k_here, v_here, k_used, v_used
+    def scoped(queries, keys, values, biases, logs, q_here, k_here, v_here, k_used, v_used):
+        bias = None if bias_ref is None else (bias_ref, biases)
+        key_stream = _Stream(k_ref, _Buffer.of(keys), k_here, k_used, bias)
+        value_stream = _Stream(v_ref, _Buffer.of(values), v_here, v_used)
 
-        @pl.when(lax.axis_index("group") < plan.groups)
-        def _():
-            plgpu.set_max_registers(plan.registers[0], action="increase")
-            _compute(plan, q_ref, out_ref, _Buffer.of(queries), q_here, *inputs)
+        def compute():
+            rows = _rows_of_group(plan, q_ref, _Buffer.of(queries), q_here)
+            carry = _loop(
+                plan, _attend_step(plan, rows, key_stream, value_stream, dtype), _nothing(plan)
+            )
+            highest, total, sums = carry
+            if logs is not None:
+                logs[rows.group] = highest + jnp.log(total) * _LOG2_E
+            for x, tile in zip(sums, rows.buffer.tiles, strict=True):
+                tile[rows.group] = (x / lax.broadcast_in_dim(total, x.shape, [0])).astype(dtype)
+            plgpu.commit_smem()
+            for (first, width), piece in zip(plan.pieces, rows.buffer.rows, strict=True):
+                # Rows beyond the last query are not written.
+                target = out_ref.at[(*rows.place, pl.ds(first, width))]
+                plgpu.copy_smem_to_gmem(piece.at[rows.group], target)
+            if logs is not None:
+                plgpu.copy_smem_to_gmem(logs.at[rows.group], rows.numbers(logs_ref))
+            plgpu.wait_smem_to_gmem(0)
 
-        @pl.when(lax.axis_index("group") == plan.groups)
-        def _():
-            plgpu.set_max_registers(plan.registers[1], action="decrease")
-            _fetch(plan, k_ref, v_ref, bias_ref, *inputs)
+        _split(plan, compute, lambda: _fetch(plan, key_stream, value_stream))
 
     pl.run_scoped(
         scoped,
         _Buffer.shape(plan, dtype, plan.groups, _ROWS),
-        _Buffer.shape(plan, dtype, stages, _KEYS),
-        _Buffer.shape(plan, dtype, stages, _KEYS),
+        _Buffer.shape(plan, dtype, plan.stages, _KEYS),
+        _Buffer.shape(plan, dtype, plan.stages, _KEYS),
         biases,
-        *(
-            plgpu.Barrier(num_arrivals=a, num_barriers=n)
-            for a, n in zip(arrived, count, strict=True)
-        ),
-        *(plgpu.Barrier(num_arrivals=plan.groups, num_barriers=stages) for _ in range(2)),
+        logs,
+        _arrived(plan, plan.groups),
+        _arrived(plan, plan.stages, bias=bias_ref is not None),
+        _arrived(plan, plan.stages),
+        *[plgpu.Barrier(num_arrivals=plan.groups, num_barriers=plan.stages)] * 2,
         collective_axes="group",
     )
 
 
-def _fetch(plan, k_ref, v_ref, bias_ref, keys, values, biases, k_here, v_here, k_used, v_used):
+def _run_columns(plan: Plan, k_ref, q_ref, bias_ref, out_ref) -> None:
+    """Run one block of threads: sum the weights of a few keys over all queries."""
+
+    def scoped(keys, queries, biases, sums, k_here, q_here, q_used):
+        stream = _Stream(q_ref, _Buffer.of(queries), q_here, q_used, (bias_ref, biases))
+
+        def compute():
+            rows = _rows_of_group(plan, k_ref, _Buffer.of(keys), k_here)
+
+            def step(block, total, *, last: bool = False):
+                scores = _scores(plan, rows, stream, block, last=last)
+                return total + jnp.exp2(scores).sum(axis=1)
+
+            sums[rows.group] = _loop(plan, step, _number_a_row(0.0))
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(sums.at[rows.group], rows.numbers(out_ref))
+            plgpu.wait_smem_to_gmem(0)
+
+        _split(plan, compute, lambda: _fetch(plan, stream))
+
+    pl.run_scoped(
+        scoped,
+        _Buffer.shape(plan, q_ref.dtype, plan.groups, _ROWS),
+        _Buffer.shape(plan, q_ref.dtype, plan.stages, _KEYS),
+        _numbers(plan.stages, _KEYS, bias_ref),
+        _numbers(plan.groups, _ROWS, out_ref),
+        _arrived(plan, plan.groups),
+        _arrived(plan, plan.stages, bias=True),
+        plgpu.Barrier(num_arrivals=plan.groups, num_barriers=plan.stages),
+        collective_axes="group",
+    )
+
+
+def _numbers(count: int, length: int, ref) -> Any:
+    return None if ref is None else plgpu.SMEM((count, length), jnp.float32)
+
+
+def _arrived(plan: Plan, count: int, *, bias: bool = False) -> plgpu.Barrier:
+    return plgpu.Barrier(num_arrivals=len(plan.pieces) + bias, num_barriers=count)
+
+
+def _split(plan: Plan, compute, fetch) -> None:
+    """Let the last warpgroup fetch, and the others compute with most of the registers."""
+
+    @pl.when(lax.axis_index("group") < plan.groups)
+    def _():
+        plgpu.set_max_registers(plan.registers[0], action="increase")
+        compute()
+
+    @pl.when(lax.axis_index("group") == plan.groups)
+    def _():
+        plgpu.set_max_registers(plan.registers[1], action="decrease")
+        fetch()
+
+
+def _fetch(plan: Plan, *streams: _Stream) -> None:
     """Copy block after block of keys, their bias and values to shared memory."""
     image, head = lax.axis_index("image"), lax.axis_index("head")
 
     def copy(block, slot, length: int, *, reuse: bool):
         # A start that is known only when the kernel runs may lie less than a block from the end.
         span, part = pl.ds(jnp.int32(block) * _KEYS, length), pl.ds(0, length)
-        if reuse:
-            plgpu.barrier_wait(k_used.at[slot])
-        _copy_pieces(plan, k_ref, (image, span, head), keys, (slot, part), k_here.at[slot])
-        if bias_ref is not None:
-            row = bias_ref.at[image, 0 if bias_ref.shape[1] == 1 else head, span]
-            plgpu.copy_gmem_to_smem(row, biases.at[slot, part], k_here.at[slot])
-        if reuse:
-            plgpu.barrier_wait(v_used.at[slot])
-        _copy_pieces(plan, v_ref, (image, span, head), values, (slot, part), v_here.at[slot])
+        for stream in streams:
+            if reuse:
+                plgpu.barrier_wait(stream.used.at[slot])
+            place, here = (image, span, head), stream.here.at[slot]
+            _copy_pieces(plan, stream.source, place, stream.buffer, (slot, part), here)
+            if stream.bias is not None:
+                source, target = stream.bias
+                row = source.at[image, 0 if source.shape[1] == 1 else head, span]
+                plgpu.copy_gmem_to_smem(row, target.at[slot, part], here)
 
     for block in range(plan.stages):
         copy(block, block, plan.length(block), reuse=False)
@@ -205,76 +356,114 @@ def _copy_pieces(plan, ref, place, buffer: _Buffer, slot, barrier) -> None:
         plgpu.copy_gmem_to_smem(source, piece.at[slot], barrier)
 
 
-def _compute(
-    plan, q_ref, out_ref, queries, q_here, keys, values, biases, k_here, v_here, k_used, v_used
-):
-    """Attend for one warpgroup's rows, with a softmax that grows block by block."""
+@dataclass(frozen=True)
+class _Rows:
+    """The rows that a warpgroup works for, in shared memory.
+
+    Attributes:
+        buffer: all groups' rows.
+        group: this one.
+        start: the number of its first row.
+        place: where they are in an array (B, N, H, D).
+    """
+
+    buffer: _Buffer
+    group: Any
+    start: Any
+    place: tuple[Any, ...]
+
+    def numbers(self, ref) -> Any:
+        """Find the rows' numbers in an array (B, H, N)."""
+        image, span, head = self.place
+        return ref.at[image, head, span]
+
+
+def _rows_of_group(plan: Plan, ref, buffer: _Buffer, here) -> _Rows:
     image, head, group = (lax.axis_index(name) for name in ("image", "head", "group"))
     start = (lax.axis_index("tile") * plan.groups + group) * _ROWS
-    place, size = (image, pl.ds(start, _ROWS), head), q_ref.shape[-1]
-    _copy_pieces(plan, q_ref, place, queries, group, q_here.at[group])
-    plgpu.barrier_wait(q_here.at[group])
+    place = image, pl.ds(start, _ROWS), head
+    _copy_pieces(plan, ref, place, buffer, group, here.at[group])
+    plgpu.barrier_wait(here.at[group])
+    return _Rows(buffer, group, start, place)
+
+
+def _loop(plan: Plan, step, carry):
+    """Run a step for every block of keys."""
+    carry = lax.fori_loop(0, plan.full, step, carry)
+    return step(None, carry, last=True) if plan.last else carry
+
+
+def _slot(plan: Plan, block, last: bool) -> tuple[Any, Any]:
+    """Find a block of keys or values in the shared memory."""
+    slot = plan.full % plan.stages if last else lax.rem(block, jnp.int32(plan.stages))
+    return slot, pl.ds(0, plan.last if last else _KEYS)
+
+
+def _scores(plan: Plan, rows: _Rows, keys: _Stream, block, *, last: bool):
+    """Multiply rows and a block of keys; scaled, with the bias if there is one, in base 2.
+
+    In base 2 the hardware takes exponentials.
+    """
+    slot, part = _slot(plan, block, last)
+    plgpu.barrier_wait(keys.here.at[slot])
+    bias = None
+    if keys.bias is not None:  # Read while the products run.
+        bias = plgpu.layout_cast(keys.bias[1][slot, part], plgpu.Layout.WGMMA.reduce(0))
+
+    def products(scores):
+        for row, key in zip(rows.buffer.tiles, keys.buffer.tiles, strict=True):
+            turned = plgpu.transpose_ref(key.at[slot, part], (1, 0))
+            plgpu.wgmma(scores, row.at[rows.group], turned)
+        return scores[...]
+
+    length = plan.last if last else _KEYS
+    scores = pl.run_scoped(products, _ACC((_ROWS, length), jnp.float32))
+    if bias is not None:
+        scores = scores * plan.scale + lax.broadcast_in_dim(bias, scores.shape, [1])
+    elif last:
+        places = plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=plgpu.Layout.WGMMA)
+        scores = jnp.where(places < plan.rest, scores, _MASKED)
+    plgpu.barrier_arrive(keys.used.at[slot])
+    return scores
+
+
+def _attend_step(plan: Plan, rows: _Rows, keys: _Stream, values: _Stream, dtype):
+    """Make the step of a softmax that grows block by block."""
 
     def step(block, carry, *, last: bool = False):
         highest, total, sums = carry
-        length = plan.last if last else _KEYS
-        slot = plan.full % plan.stages if last else lax.rem(block, jnp.int32(plan.stages))
-        part = pl.ds(0, length)
-        plgpu.barrier_wait(k_here.at[slot])
-        bias = None
-        if biases is not None:  # Read while the products run.
-            bias = plgpu.layout_cast(biases[slot, part], plgpu.Layout.WGMMA.reduce(0))
-
-        def products(scores):
-            for query, key in zip(queries.tiles, keys.tiles, strict=True):
-                turned = plgpu.transpose_ref(key.at[slot, part], (1, 0))
-                plgpu.wgmma(scores, query.at[group], turned)
-            return scores[...]
-
-        # In base 2, in which the hardware takes exponentials.
-        scores = pl.run_scoped(products, _ACC((_ROWS, length), jnp.float32))
-        scale = _LOG2_E * size**-0.5
-        if bias is not None:
-            scores, scale = scores * scale + lax.broadcast_in_dim(bias, scores.shape, [1]), 1.0
-        elif last:
-            places = plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=plgpu.Layout.WGMMA)
-            scores = jnp.where(places < plan.rest, scores, _MASKED)
-        plgpu.barrier_arrive(k_used.at[slot])
+        slot, part = _slot(plan, block, last)
+        scores = _scores(plan, rows, keys, block, last=last)
+        # Without a bias the scale is applied with the subtraction.
+        scale = plan.scale if keys.bias is None else 1.0
         higher = jnp.maximum(highest, scores.max(axis=1) * scale)
         shrink = jnp.exp2(highest - higher)
         weights = jnp.exp2(scores * scale - lax.broadcast_in_dim(higher, scores.shape, [0]))
         total = total * shrink + weights.sum(axis=1)
         sums = tuple(x * lax.broadcast_in_dim(shrink, x.shape, [0]) for x in sums)
-        weights = weights.astype(q_ref.dtype)
+        weights = weights.astype(dtype)
         # All of this comes before the wait.
         higher, total, sums, weights = lax.optimization_barrier((higher, total, sums, weights))
-        plgpu.barrier_wait(v_here.at[slot])
+        plgpu.barrier_wait(values.here.at[slot])
 
         def add(refs):
-            for ref, value in zip(refs, values.tiles, strict=True):
+            for ref, value in zip(refs, values.buffer.tiles, strict=True):
                 plgpu.wgmma(ref, weights, value.at[slot, part])
 
         sums = pl.run_state(add)(tuple(_ACC.init(x) for x in sums))
-        plgpu.barrier_arrive(v_used.at[slot])
+        plgpu.barrier_arrive(values.used.at[slot])
         return higher, total, tuple(sums)
 
-    carry: Any = lax.fori_loop(0, plan.full, step, _nothing(plan))
-    carry = step(None, carry, last=True) if plan.last else carry
-    _, total, sums = carry
-    for x, tile in zip(sums, queries.tiles, strict=True):
-        tile[group] = (x / lax.broadcast_in_dim(total, x.shape, [0])).astype(q_ref.dtype)
-    plgpu.commit_smem()
-    for (first, width), piece in zip(plan.pieces, queries.rows, strict=True):
-        # Rows beyond the last query are not written.
-        target = out_ref.at[(*place, pl.ds(first, width))]
-        plgpu.copy_smem_to_gmem(piece.at[group], target)
-    plgpu.wait_smem_to_gmem(0)
+    return step
 
 
 def _nothing(plan: Plan):
     """Start with the highest score, the sum of weights and that of values of no keys."""
-    by_row = plgpu.Layout.WGMMA.reduce(1)
-    highest = plgpu.layout_cast(jnp.full((_ROWS,), -jnp.inf, jnp.float32), by_row)
-    total = plgpu.layout_cast(jnp.zeros((_ROWS,), jnp.float32), by_row)
     sums = (jnp.zeros((_ROWS, width), jnp.float32) for _, width in plan.pieces)
-    return highest, total, tuple(plgpu.layout_cast(x, plgpu.Layout.WGMMA) for x in sums)
+    sums = tuple(plgpu.layout_cast(x, plgpu.Layout.WGMMA) for x in sums)
+    return _number_a_row(-jnp.inf), _number_a_row(0.0), sums
+
+
+def _number_a_row(value: float):
+    numbers = jnp.full((_ROWS,), value, jnp.float32)
+    return plgpu.layout_cast(numbers, plgpu.Layout.WGMMA.reduce(1))

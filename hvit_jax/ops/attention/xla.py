@@ -80,19 +80,28 @@ def attend_and_score(
         return (out * inverse[:, None]).astype(q.dtype), _column_mean(weights, inverse)
 
     heads = (x.swapaxes(1, 2) for x in (q, k, v))
-    if key_bias is not None:
-        key_bias = jnp.broadcast_to(key_bias, (q.shape[0], q.shape[2], k.shape[1]))
-    out, columns = _map_heads(one_head, *heads, key_bias, at_once=at_once)
+    out, columns = _map_heads(one_head, *heads, _of_every_head(key_bias, q, k), at_once=at_once)
     return out.swapaxes(1, 2), columns.mean(1)
 
 
-def column_mean(q: Float[Array, "B Nq H D"], k: Float[Array, "B Nk H D"]) -> Float[Array, "B Nk"]:
+def column_mean(
+    q: Float[Array, "B Nq H D"],
+    k: Float[Array, "B Nk H D"],
+    key_bias: Float[Array, "B h Nk"] | None = None,
+) -> Float[Array, "B Nk"]:
     """Average attention weights over heads and queries, in float32."""
 
-    def one_head(q, k):
-        return _column_mean(*_weights(q, k, None))
+    def one_head(q, k, bias):
+        return _column_mean(*_weights(q, k, bias))
 
-    return _map_heads(one_head, q.swapaxes(1, 2), k.swapaxes(1, 2)).mean(1)
+    bias = _of_every_head(key_bias, q, k)
+    return _map_heads(one_head, q.swapaxes(1, 2), k.swapaxes(1, 2), bias).mean(1)
+
+
+def _of_every_head(key_bias, q, k) -> Float[Array, "B H Nk"] | None:
+    if key_bias is None:
+        return None
+    return jnp.broadcast_to(key_bias, (q.shape[0], q.shape[2], k.shape[1]))
 
 
 def _weights(q, k, bias):

@@ -354,7 +354,8 @@ def kernels(work: Work, passes: int = 2) -> dict[str, Any]:
         (file,) = Path(folder).rglob("*.xplane.pb")
         data = jax.profiler.ProfileData.from_file(str(file))
         spent, launches, kinds = Counter(), Counter(), Counter()
-        for event in _gpu_events(data):
+        events = list(_gpu_events(data))
+        for event in events:
             name = re.sub(r"([._]\d+)+$", "", event.name)
             spent[name] += event.duration_ns / 1e6 / passes
             launches[name] += 1
@@ -362,9 +363,24 @@ def kernels(work: Work, passes: int = 2) -> dict[str, Any]:
         matching = (kind for kind, names in KINDS.items() if re.search(names, name, re.IGNORECASE))
         kinds[next(matching, "other")] += ms
     longest = [
-        [name[:100], round(ms, 3), launches[name] // passes] for name, ms in spent.most_common(14)
+        [name[:100], round(ms, 3), launches[name] // passes] for name, ms in spent.most_common(24)
     ]
-    return {"ms": sum(spent.values()), "kinds": dict(kinds), "longest": longest}
+    return {
+        "ms": sum(spent.values()),
+        "idle_ms": _idle_ms(events) / passes,
+        "launches": sum(launches.values()) // passes,
+        "kinds": dict(kinds),
+        "longest": longest,
+    }
+
+
+def _idle_ms(events: Sequence[Any]) -> float:
+    """Add up the gaps between kernels, of whichever stream, in which none runs."""
+    idle, until = 0.0, None
+    for start, length in sorted((event.start_ns, event.duration_ns) for event in events):
+        idle += max(0.0, start - until) if until is not None else 0.0
+        until = max(start + length, until or 0.0)
+    return idle / 1e6
 
 
 def _gpu_events(data: Any) -> Iterable[Any]:

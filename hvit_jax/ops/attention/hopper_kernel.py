@@ -3,10 +3,13 @@
 A block of threads attends for a few rows of one head: one warpgroup fetches blocks of keys and
 values, the others compute. Any number of tokens will do, since the copy engine fills up with zeros
 what it reads beyond them and leaves out what it writes there.
+
+Both operations are jitted, so that a program writes the kernel once for all blocks of one size.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,6 +86,7 @@ class Plan:
         return (160, 32) if self.groups == 3 else (232, 40)
 
 
+@functools.partial(jax.jit, static_argnums=4)
 def attend(
     q: Float[Array, "B Nq H D"],
     k: Float[Array, "B Nk H D"],
@@ -94,6 +98,7 @@ def attend(
     return _attend(q, k, v, key_bias, keys or k.shape[1], logs=False)[0]
 
 
+@jax.jit
 def attend_and_score(
     q: Float[Array, "B Nq H D"],
     k: Float[Array, "B Nk H D"],

@@ -2,8 +2,9 @@
 
 `python benchmarks/laboratory.py --seconds 420` writes benchmarks/results/DEVICE.json after every
 row, the most important rows first: every method of ViT-L/16 and ViT-H/14 in bfloat16 at batch 32
-beside the dense model, with its kernels; single images; dense ViT-L/16 without each of `SWITCHES`;
-PyTorch's fastest dense models; a step's gradient and a golden configuration of every method.
+beside the dense model, with its kernels, some of them in float8 too; single images; dense ViT-L/16
+without each of `SWITCHES`; PyTorch's fastest dense models; a step's gradient and a golden
+configuration of every method.
 `--programs FOLDER` keeps some compiled programs. `--small` runs a tiny model on any device.
 """
 
@@ -84,7 +85,11 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "exact GELU": {"gelu": "exact"},
     "cuDNN's attention": {"attention": "cudnn"},
     "unrolled": {"unroll": True},
+    # cuBLAS rounds to float8 behind its own GELU only.
+    "exact GELU, float8": {"dtype": "float8", "gelu": "exact"},
 }
+# What is measured in float8 too, beside the dense model in bfloat16.
+FLOAT8 = {"vit_l16": ("dense", "hourglass", "evit"), "vit_h14": ("dense",)}
 KINDS = {
     "product": r"nvjet|gemm|cutlass|cublas|splitK",
     "attention": r"flash|fmha|attention",
@@ -192,14 +197,20 @@ def _config(name: str) -> ViTConfig:
 def _methods(name: str, config: ViTConfig, compute: Compute, small: bool) -> list[Row]:
     if small:
         reducers = [make_reducer("dense"), make_reducer("tome", r=4), make_reducer("evit")]
-        return [Row(f"tiny {each.name}", config, each, 2, compute) for each in reducers]
+        rows = [Row(f"tiny {each.name}", config, each, 2, compute) for each in reducers]
+        return [*rows, replace(rows[0], name="tiny dense, float8", compute=Compute("float8"))]
     cases = [c for c in published_cases("all", batch=BATCH) if model_name(c.config) == name]
     rows = []
     for wanted in CHOSEN[name]:
         case = next(c for c in cases if wanted.items() <= _about(c.reducer).items())
         label = f"{name} {method_name(case.reducer.name, case.reducer.options())}"
         rows.append(Row(label, case.config, case.reducer, BATCH, compute))
-    return rows
+    eights = [
+        replace(row, name=f"{row.name}, float8", compute=Compute("float8"))
+        for row in rows
+        if row.reducer.name in FLOAT8[name]
+    ]
+    return rows + eights
 
 
 def _about(reducer: Reducer) -> dict[str, Any]:

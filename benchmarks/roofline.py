@@ -46,11 +46,11 @@ RESULT = Path(__file__).parent / "results" / "roofline-h100.json"
 KINDS = ("product", "attention", "other", "sort")
 
 
-def compile_for_h100(case: Case) -> Any:
+def compile_for_h100(case: Case, dtype: str = "bfloat16") -> Any:
     """Compile a case's model; nothing is run and no array is made."""
 
     def make():
-        return ViT(case.config, case.reducer, rngs=nnx.Rngs(0), compute=Compute("bfloat16"))
+        return ViT(case.config, case.reducer, rngs=nnx.Rngs(0), compute=Compute(dtype))
 
     target = (Path(__file__).parent / "h100.txtpb").read_text()
     topology = topologies.get_topology_desc(platform="cuda", target_config=target, topology="1x1x1")

@@ -44,7 +44,8 @@ def load(
         resolution: image size in pixels, one number or (height, width); position embeddings are
             resized. Default: the checkpoint's own.
         dtype: what blocks are computed in, "float32", "bfloat16" or "float64", or the
-            type itself, such as `jnp.bfloat16`.
+            type itself, such as `jnp.bfloat16`. "float8": linear layers in e4m3, all else in
+            bfloat16; for NVIDIA's GPUs since Ada and Hopper, and slower on a CPU.
         param_dtype: what the blocks' weights are stored in; default: `dtype`.
         attention: "auto", "hopper", "cudnn" or "xla"; see `hvit_jax.ops.attention`.
         gelu: "auto", "exact" or "tanh"; auto is tanh on a GPU in 16 bits.

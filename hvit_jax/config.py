@@ -14,9 +14,11 @@ import jax.numpy as jnp
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, given, option
 
-DTYPES = ("float32", "bfloat16", "float64")
+STORED_DTYPES = ("float32", "bfloat16", "float64")
+DTYPES = (*STORED_DTYPES, "float8")
 # Commands offer no float64: it is for comparing models from Python, with JAX_ENABLE_X64=1.
-IN_COMMANDS = {"dtype": ("float32", "bfloat16")}
+IN_COMMANDS = {"dtype": ("float32", "bfloat16", "float8")}
+WITHOUT_FLOAT8 = {"dtype": ("float32", "bfloat16")}
 ATTENTION = ("auto", "hopper", "cudnn", "xla")
 INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 GELU = ("auto", "exact", "tanh")
@@ -326,7 +328,8 @@ class ViTConfig(Options):
 class Compute(Options):
     """How a model is computed, whatever it computes.
 
-    Types are given by their names or as themselves, such as `jnp.bfloat16`; names are kept.
+    Types are given by their names or as themselves, such as `jnp.bfloat16`; names are kept. Under
+    "float8" linear layers multiply in e4m3, and all else is computed in bfloat16.
 
     Raises:
         InputError: for a value that is not accepted, or float64 where JAX does not compute in it.
@@ -334,7 +337,7 @@ class Compute(Options):
 
     dtype: str = option("float32", "number format that blocks compute in", choices=DTYPES)
     param_dtype: str | None = option(
-        None, "what the blocks' weights are stored in (default: as --dtype)", choices=DTYPES
+        None, "what the blocks' weights are stored in (default: as --dtype)", choices=STORED_DTYPES
     )
     attention: str = option(
         "auto",
@@ -359,6 +362,8 @@ class Compute(Options):
         super().__post_init__()
         if "float64" in (self.dtype, self.param_dtype) and not jax.config.read("jax_enable_x64"):
             raise InputError("dtype 'float64' needs JAX_ENABLE_X64=1 in the environment")
+        if self.float8 and self.param_dtype is not None:
+            raise InputError("dtype 'float8' stores weights in float8; leave param_dtype out")
 
     @classmethod
     def label(cls, name: str) -> str:
@@ -367,8 +372,17 @@ class Compute(Options):
 
     @property
     def types(self) -> tuple[jnp.dtype, jnp.dtype]:
-        """The types that blocks are computed in, and that their weights are stored in."""
-        return jnp.dtype(self.dtype), jnp.dtype(self.param_dtype or self.dtype)
+        """The types that blocks are computed in, and that their weights are stored in.
+
+        With float8 they are those of all but linear layers.
+        """
+        dtype = "bfloat16" if self.float8 else self.dtype
+        return jnp.dtype(dtype), jnp.dtype(self.param_dtype or dtype)
+
+    @property
+    def float8(self) -> bool:
+        """Whether the blocks' linear layers multiply numbers in float8."""
+        return self.dtype == "float8"
 
 
 Triple = tuple[float, float, float]  # Of red, green and blue.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvit_jax.config import IN_COMMANDS, Compute
+from hvit_jax.config import WITHOUT_FLOAT8, Compute
 from hvit_jax.demo.config import OnCheckpoint
 from hvit_jax.errors import InputError
 from hvit_jax.fields import nested, option
@@ -34,7 +34,7 @@ class ExportConfig(OnCheckpoint):
     compute: Compute = nested(
         Compute,
         leave=("param_dtype", "attention", "gelu", "unroll", "remat"),
-        choices=IN_COMMANDS,
+        choices=WITHOUT_FLOAT8,
     )
     platforms: tuple[str, ...] = option(
         DEFAULT_PLATFORMS,

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import Compute, ViTConfig
+from hvit_jax.models.float8 import Float8Linear
 from hvit_jax.models.gpu import as_rows, choose_activation, pad_tokens, project_to_thirds
 from hvit_jax.ops.activations import ACTIVATIONS
 from hvit_jax.ops.arrays import pad_end
@@ -82,7 +83,13 @@ class Block(nnx.Module):
         """
         dtype, stored = compute.types
 
-        def linear(inputs: int, outputs: int, use_bias: bool = True) -> nnx.Linear:
+        def linear(
+            inputs: int, outputs: int, use_bias: bool = True, one_factor: bool = False
+        ) -> nnx.Linear | Float8Linear:
+            if compute.float8:
+                return Float8Linear(
+                    inputs, outputs, use_bias=use_bias, one_factor=one_factor, dtype=dtype
+                )
             return nnx.Linear(
                 inputs, outputs, use_bias=use_bias, dtype=dtype, param_dtype=stored, rngs=rngs
             )
@@ -107,7 +114,7 @@ class Block(nnx.Module):
         self.ln_2 = norm(width)
         self.linear_1 = linear(width, 2 * hidden if config.gated else hidden)
         self.mlp_ln = norm(hidden) if config.mlp_norm else None
-        self.linear_2 = linear(hidden, width)
+        self.linear_2 = linear(hidden, width, one_factor=not config.gated and not config.mlp_norm)
         self.ls_2 = scale()
 
     def qkv(
@@ -215,7 +222,7 @@ class Block(nnx.Module):
     ) -> Float[Array, "B N C"]:
         """Run the block on all tokens, without reduction; arguments as for `qkv`."""
         tokens = x.shape[1]
-        x, lengths = pad_tokens(x)
+        x, lengths = pad_tokens(x, 16 if isinstance(self.linear_1, Float8Linear) else 8)
         if coordinates is not None:
             coordinates = pad_end(coordinates, x.shape[1] - tokens, axis=1)
         x = x + self.project(self.attend(*self.qkv(x, coordinates), key_lengths=lengths))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from hvit_jax.models.float8 import Float8Linear
 from hvit_jax.ops.arrays import pad_end
 from hvit_jax.ops.platform import backend
 
@@ -45,7 +46,9 @@ def choose_activation(activation: str, gelu: str, dtype: jax.typing.DTypeLike) -
     return "gelu_tanh" if gelu == "tanh" or fast else "gelu"
 
 
-def project_to_thirds(project: nnx.Linear, x: Float[Array, "*rows C"]) -> list[Array]:
+def project_to_thirds(
+    project: nnx.Linear | Float8Linear, x: Float[Array, "*rows C"]
+) -> list[Array]:
     """Apply a linear layer, and cut its outputs in three.
 
     On a GPU, except for few rows, and in ONNX by three products: cutting what one gives copies it.
@@ -61,10 +64,15 @@ def project_to_thirds(project: nnx.Linear, x: Float[Array, "*rows C"]) -> list[A
     many = not isinstance(rows, int) or rows >= _SEPARATE_ROWS
     if backend() != "onnx" and not (backend() == "gpu" and many):
         return jnp.split(project(x), 3, axis=-1)
-    kernels = jnp.split(project.kernel[...].astype(x.dtype), 3, axis=1)
+    if isinstance(project, Float8Linear):
+        rounded, multiply = project.round(x), project.multiply
+        kernels = jnp.split(project.kernel[...], 3, axis=0)
+    else:
+        rounded, multiply = x, jnp.matmul
+        kernels = jnp.split(project.kernel[...].astype(x.dtype), 3, axis=1)
     # XLA joins products up to 32 MB, unless they seem to have different operands.
-    apart = jax.lax.optimization_barrier((x,) * 3)
-    parts = [x @ kernel for x, kernel in zip(apart, kernels, strict=True)]
+    apart = jax.lax.optimization_barrier((rounded,) * 3)
+    parts = [multiply(each, kernel) for each, kernel in zip(apart, kernels, strict=True)]
     if project.bias is None:
         return parts
     biases = jnp.split(project.bias[...].astype(x.dtype), 3)
@@ -72,19 +80,21 @@ def project_to_thirds(project: nnx.Linear, x: Float[Array, "*rows C"]) -> list[A
     return [part + bias.reshape(row) for part, bias in zip(parts, biases, strict=True)]
 
 
-def pad_tokens(x: Float[Array, "B N C"]) -> tuple[Float[Array, "B M C"], int | None]:
-    """Append tokens until a batch's rows can be divided by eight, on a GPU.
+def pad_tokens(x: Float[Array, "B N C"], multiple: int) -> tuple[Float[Array, "B M C"], int | None]:
+    """Append tokens until a batch's rows can be divided, on a GPU.
 
-    cuBLAS is fast on rows by the eight: else XLA fills up and cuts every single product.
+    cuBLAS is fast on rows by the eight, in float8 by the sixteen: else XLA fills up and cuts every
+    single product.
 
     Args:
         x: tokens.
+        multiple: what the rows are to be divided by, a power of two.
 
     Returns:
         The tokens, and how many of an image's are real, the first ones; None if nothing was
         appended.
     """
     batch, tokens, _ = x.shape
-    if backend() != "gpu" or not isinstance(batch, int) or batch * tokens % 8 == 0:
+    if backend() != "gpu" or not isinstance(batch, int) or batch * tokens % multiple == 0:
         return x, None
-    return pad_end(x, -tokens % 8, axis=1), tokens
+    return pad_end(x, -tokens % multiple, axis=1), tokens

@@ -15,8 +15,10 @@ import numpy as np
 from flax import nnx
 
 from hvit_jax.config import Compute, ViTConfig
+from hvit_jax.models.float8 import round_blocks
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.models.vit import ViT
+from hvit_jax.ops.float8 import check_device
 
 Tree = dict[str, Any]
 
@@ -49,7 +51,13 @@ def build_model(
 
     Returns:
         The model; each parameter has been converted to the dtype that the model stores it in.
+
+    Raises:
+        InputError: if the method's options do not fit the model, or the device has no float8.
     """
+    if compute.float8:
+        check_device()
+        parameters = _in_float8(parameters)
     options = {"compute": compute, "gather_weights": gather_weights}
     model = nnx.eval_shape(lambda: ViT(config, reducer, rngs=nnx.Rngs(0), **options))
     graph, state = nnx.split(model)
@@ -66,6 +74,14 @@ def build_model(
     )
     nnx.replace_by_pure_dict(state, stored)
     return nnx.merge(graph, state)
+
+
+def _in_float8(parameters: Tree) -> Tree:
+    """Round the linear layers of the model's blocks, and of a decoder's if it has any."""
+    decoder = parameters.get("decoder", {})
+    if "blocks" in decoder:
+        parameters = {**parameters, "decoder": _in_float8(decoder)}
+    return {**parameters, "blocks": round_blocks(parameters["blocks"])}
 
 
 def init_parameters(config: ViTConfig, seed: int) -> Tree:

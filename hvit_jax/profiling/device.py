@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import jax
 import jax.numpy as jnp
 
+from hvit_jax.ops.float8 import FLOAT8, product
 from hvit_jax.system.provenance import describe_runtime
 
 Value = TypeVar("Value")
@@ -144,8 +145,12 @@ def _processor() -> str:
 def matmul_peak(dtype: str, *, seconds: float) -> float:
     """Measure the fastest large matrix product, in operations a second; a multiply-add is two."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
-    x = jax.random.normal(jax.random.key(0), (size, size), dtype)
-    product = jax.jit(jnp.matmul)
-    work = device_work(lambda: product(x, x))
+    if dtype == "float8":
+        x = jax.random.normal(jax.random.key(0), (size, size)).astype(FLOAT8)
+        multiply = jax.jit(lambda x: product(x, x, jnp.float32(1), jnp.bfloat16))
+    else:
+        x = jax.random.normal(jax.random.key(0), (size, size), dtype)
+        multiply = jax.jit(lambda x: jnp.matmul(x, x))
+    work = device_work(lambda: multiply(x))
     (times,) = time_in_turns([work], seconds=max(seconds, 1.0) / 5)
     return 2 * size**3 / min(times)

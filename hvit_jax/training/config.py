@@ -10,7 +10,7 @@ from typing import Any
 
 from hvit_jax.api import with_resolution
 from hvit_jax.architectures import named_config
-from hvit_jax.config import IN_COMMANDS, Compute, Preparing, ViTConfig, Windows
+from hvit_jax.config import WITHOUT_FLOAT8, Compute, Preparing, ViTConfig, Windows
 from hvit_jax.dense.config import LabelTruth
 from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
@@ -60,7 +60,7 @@ class TrainConfig(Options):
     reducer: Reducer = Reducer()
     preparing: Preparing = nested(Preparing)
     compute: Compute = nested(
-        Compute, leave=("param_dtype", "attention", "unroll"), choices=IN_COMMANDS
+        Compute, leave=("param_dtype", "attention", "unroll"), choices=WITHOUT_FLOAT8
     )
 
     checkpoint: Path | None = _start(None, "start from these weights", metavar="DIR")

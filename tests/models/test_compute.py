@@ -31,10 +31,14 @@ def test_types_may_be_given_themselves(small_config):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dtype": "float16"}, "^dtype must be one of float32, bfloat16, float64: 'float16'"),
+        (
+            {"dtype": "float16"},
+            "^dtype must be one of float32, bfloat16, float64, float8: 'float16'",
+        ),
         ({"param_dtype": "int8"}, "^param_dtype must be one of float32, bfloat16, float64: 'int8'"),
         ({"attention": "flash"}, "^attention must be one of auto, .*: 'flash'"),
         ({"dtype": "float64"}, "needs JAX_ENABLE_X64=1"),
+        ({"dtype": "float8", "param_dtype": "bfloat16"}, "leave param_dtype out"),
     ],
 )
 def test_wrong_options(small_config, options, message):

@@ -114,7 +114,8 @@ CUDA = [
 
 
 @pytest.mark.skipif(not CUDA, reason="compiling for a GPU needs jax[cuda12] or jax[cuda13]")
-def test_products_take_on_bias_gelu_and_residual_sum():
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8"])
+def test_products_take_on_bias_gelu_and_residual_sum(dtype):
     """In the program that an H100 would run; elsewhere each is a pass over the tokens."""
     path = Path(__file__).parents[2] / "benchmarks" / "roofline.py"
     monkeypatch = pytest.MonkeyPatch()
@@ -122,11 +123,19 @@ def test_products_take_on_bias_gelu_and_residual_sum():
     roofline = importlib.import_module("roofline")
     monkeypatch.undo()
     config = dataclasses.replace(ViTConfig.vit_l16(), depth=3)
-    program = roofline.compile_for_h100(make_case(config, make_reducer("dense"), BATCH)).as_text()
+    case = make_case(config, make_reducer("dense"), BATCH)
+    program = roofline.compile_for_h100(case, dtype).as_text()
     body = [line for line in program.splitlines() if "while/body" in line and "__cublas" in line]
     products = [line for line in body if "custom-call(" in line]
     # q, k and v; the projection; the MLP's two.
     assert len(products) == 6
+    eights = [line for line in products if "__cublas$lt$matmul$f8" in line]
+    assert len(eights) == (6 if dtype == "float8" else 0)
+    # What GELU gives is rounded inside the product; in bfloat16 it is as wide as the rest.
+    assert sum("(f8e4m3fn[32800,4096]" in line for line in products) == len(eights) / 6
+    # LayerNorms round their results themselves, so that attention's are left.
+    rounding = re.findall(r"f8e4m3fn\[32(?:800)?,\S+ fusion\(.*kind=(\w+)", program)
+    assert sorted(rounding) == (["kCustom", "kCustom", "kLoop"] if eights else [])
     assert sum('"epilogue":"BIAS"' in line for line in products) == 5
     assert sum('"epilogue":"BIAS_GELU"' in line for line in products) == 1
     assert sum('"beta":1' in line for line in products) == 2

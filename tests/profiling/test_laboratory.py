@@ -22,21 +22,29 @@ def test_rows_are_written_one_by_one(laboratory, tmp_path, capsys):
         "--torch",
         "0",
         "--rows",
-        "^tiny (dense|tome)|exact|one",
+        "^tiny (dense|tome)|exact GELU$|one",
     ]
     status = laboratory.main([*words, "--output", str(path), "--programs", str(programs)])
     found = json.loads(path.read_text())
     assert status == 0 and found["product_tflops"] > 0
     rows = {row["row"]: row for row in found["rows"]}
-    assert list(rows) == ["tiny dense", "tiny tome", "exact GELU", "tiny dense, one image"]
+    assert list(rows) == [
+        "tiny dense",
+        "tiny tome",
+        "tiny dense, float8",
+        "exact GELU",
+        "tiny dense, one image",
+    ]
     for row in found["rows"]:
         assert row["finite"] and row["ms"] > 0 and row["images_per_second"] > 0
         assert row.get("latency_ms", 1) > 0 and ("latency_ms" in row) == (row["batch"] == 1)
     assert rows["tiny tome"]["x_dense"] > 0 and "x_dense" not in rows["tiny dense"]
     assert rows["exact GELU"]["off_dense"] == 0
+    assert 0 < rows["tiny dense, float8"]["off_dense"] < 0.5
     assert {file.name for file in programs.iterdir()} == {
         "tiny-dense.txt.gz",
         "tiny-tome.txt.gz",
+        "tiny-dense-float8.txt.gz",
         "exact-gelu.txt.gz",
     }
     assert capsys.readouterr().out.count("s left") == len(found["rows"])
@@ -53,5 +61,5 @@ def test_every_wanted_row_is_published(laboratory):
     rows = [row for part in laboratory.plan(False) for row in part]
     names = [row.name for row in rows]
     assert names[0] == "vit_l16 dense" and "vit_h14 dense" in names
-    assert sum(row.batch == 32 for row in rows) == 17 + len(laboratory.SWITCHES)
+    assert sum(row.batch == 32 for row in rows) == 17 + 4 + len(laboratory.SWITCHES)
     assert {row.reducer.name for row in rows if row.gradient} == set(laboratory.REDUCERS)

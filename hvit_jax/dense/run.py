@@ -89,13 +89,6 @@ class _Opened:
         model.preprocessing = self.description.preprocessing
         return model
 
-    def dense(self) -> _Opened:
-        """Give the same without a method; the full grid is never left then."""
-        decoder = self.sizes.decoder
-        assert decoder is not None
-        sizes = dataclasses.replace(self.sizes, decoder=dataclasses.replace(decoder, restore=None))
-        return dataclasses.replace(self, sizes=sizes, reducer=Reducer())
-
     def nothing(self) -> np.ndarray:
         """Give what is measured of no picture."""
         if isinstance(self.metric, Depth):
@@ -184,7 +177,8 @@ def map_pictures(
         stop = _map(opened, tally, messages, reached, save=config.save_maps)
         results = {**about, "partial": stop is not None, **scores(tally, opened.metric)}
         if config.compare_dense and stop is None:
-            beside, dense = opened.dense(), MapTally(opened.nothing())
+            beside = dataclasses.replace(opened, reducer=Reducer())
+            dense = MapTally(opened.nothing())
             stop = _map(beside, dense, messages, reached, save=None)
             gflops = {"gflops": beside.about["gflops"]}
             results["dense"] = gflops | scores(dense, opened.metric) if stop is None else None

@@ -127,10 +127,14 @@ class ViT(nnx.Module):
     def _check_restoring(self) -> None:
         """Refuse a place for the full grid's return that the method does not have.
 
+        A method that never leaves the full grid, as the dense model, has no need of one.
+
         Raises:
             InputError: if there is none.
         """
-        decoder, reducer = self.config.decoder, self.reducer
+        decoder, reducer, full = self.config.decoder, self.reducer, self.config.num_tokens
+        if all(layer.tokens_out == full for layer in reducer.schedule(self.config)):
+            return
         where = None if decoder is None else decoder.restore
         if where == "block" and getattr(reducer, "reconstruct_location", None) is None:
             raise InputError("restore 'block' needs reconstruct_location, an option of hourglass")

@@ -1,5 +1,7 @@
 """What heads read of the blocks: taps, normalised for segments only, on the full grid."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +38,20 @@ def test_taps_are_read_behind_their_blocks(kind, normed, method, options):
     expected = resize_map(model.decoder(taps), (56, 42))
     np.testing.assert_allclose(seen.output, expected, atol=2e-5)
     assert jnp.ptp(seen.output) > 1e-3
+
+
+@pytest.mark.parametrize("restore", ["masks", "block"])
+def test_a_method_that_keeps_the_grid_needs_no_place_for_its_return(restore):
+    """Maps are compared with the dense model's, wherever a checkpoint restores them."""
+    decoder = Decoder("linear", 5, restore=restore)
+    config = hvit_jax.ViTConfig(28, 14, 3, 16, 2, 32, num_classes=0, decoder=decoder)
+    images = jax.random.normal(jax.random.key(0), (1, 28, 28, 3))
+    plain = dataclasses.replace(config, decoder=dataclasses.replace(decoder, restore=None))
+    found, expected = (hvit_jax.create(each)(images) for each in (config, plain))
+    np.testing.assert_array_equal(found, expected)
+    hvit_jax.create(config, "tome_dense")
+    with pytest.raises(hvit_jax.InputError, match=f"restore.*{restore}"):
+        hvit_jax.create(config, "evit")
 
 
 def test_restore_is_for_maps(tmp_path, golden_checkpoint):

@@ -218,7 +218,7 @@ def test_wrong_truth_is_named(checkpoint, tmp_path, capsys, what, message):
     [
         (["--window", 30], "--window 30 is not a multiple of the patch size 8; the nearest"),
         (["--stride", 40], "--stride 40 leaves pixels between windows of 32; give at most 32"),
-        (["--restore", "block"], "restore 'block' needs reconstruct_location"),
+        (["--restore", "block", "--method", "evit"], "restore 'block' needs reconstruct_location"),
         (["--dataset", "cityscapes"], "holds no cityscapes: it has no folders leftImg8bit and"),
         (["--dataset", "ade20k", "--truth", "x"], "--dataset ade20k says where the truth is"),
         (["--truth", "nowhere"], "--truth nowhere is not a folder"),

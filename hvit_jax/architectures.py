@@ -313,14 +313,14 @@ def _eva_map(given: dict[str, Any]) -> dict[str, Any]:
 
 def _rope(given: dict[str, Any]) -> Rope:
     head_dim = given["embed_dim"] // given["num_heads"]
-    temperature = given["rope_temperature"]
     grid: dict[str, Any] = {}
     if given["rope_type"] == "cat":
         reference = given["ref_feat_shape"]
         reference = None if reference is None else as_pair(reference)
         grid = {"coordinates": "grid", "offset": given["rope_grid_offset"], "reference": reference}
-    return Rope(
-        tuple(temperature ** (2 * k / (head_dim / 2)) for k in range(head_dim // 4)),
+    return Rope.spaced(
+        head_dim,
+        given["rope_temperature"],
         interleaved=not given["rope_rotate_half"],
         first_axis="x" if given["rope_grid_indexing"] == "xy" else "y",
         **grid,

@@ -76,10 +76,16 @@ class Rope(Options):
         return f"rope: {name}"
 
     @classmethod
-    def dinov3(cls, head_dim: int) -> Rope:
-        """Make DINOv3's, for heads of `head_dim` channels."""
-        count = head_dim // 4
-        return cls(tuple(100 ** (2 * k / (head_dim / 2)) for k in range(count)))
+    def spaced(cls, head_dim: int, base: float = 100.0, **switches: Any) -> Rope:
+        """Space the periods evenly in their logarithms; by default make DINOv3's.
+
+        Args:
+            head_dim: channels of an attention head, D.
+            base: what the periods go up to from 1, without reaching it.
+            **switches: the other fields.
+        """
+        periods = (base ** (2 * k / (head_dim / 2)) for k in range(head_dim // 4))
+        return cls(tuple(periods), **switches)
 
 
 def _size(default: Any = dataclasses.MISSING, *, least: int = 1) -> Any:

@@ -17,7 +17,7 @@ def with_registers(config, **switches):
     """The same sizes as DINOv3 has them: registers, rotary positions, LayerScale, no head."""
     given = {
         **{"num_classes": 0, "registers": 3, "position_embedding": False, "layer_scale": True},
-        **{"rope": Rope.dinov3(config.head_dim), "qkv_bias": "qv", "norm_eps": 1e-5, **switches},
+        **{"rope": Rope.spaced(config.head_dim), "qkv_bias": "qv", "norm_eps": 1e-5, **switches},
     }
     return dataclasses.replace(config, **given)
 

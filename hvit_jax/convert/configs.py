@@ -311,14 +311,13 @@ def _dinov3(about: dict[str, Any]) -> dict[str, Any]:
         raise InputError("of the projections to q, k and v, q and v must both have a bias or none")
     theta = (about.get("rope_parameters") or {}).get("rope_theta", about["rope_theta"])
     head = about.get("hidden_size", 384) // about["num_attention_heads"]
-    periods = tuple(theta ** (2 * k / (head / 2)) for k in range(head // 4))
     return {
         "qkv_bias": kind,
         "layer_scale": True,
         "gated": about["use_gated_mlp"],
         "position_embedding": False,
         "position_prefix": 0,
-        "rope": Rope(periods),
+        "rope": Rope.spaced(head, theta),
     }
 
 

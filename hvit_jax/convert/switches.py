@@ -205,7 +205,7 @@ def _rope(read: StateDict, form: Form, switches: Mapping[str, Any], head_dim: in
     if "rope" in switches:
         rope = switches["rope"]
     elif not switches["position_embedding"]:
-        rope = Rope.dinov3(head_dim)
+        rope = Rope.spaced(head_dim)
     else:
         _refuse_unknown_rope(read.name, switches)
         rope = None

@@ -48,7 +48,7 @@ SWITCHES = {
         "registers": 2,
         "position_embedding": False,
         "position_prefix": 0,
-        "rope": Rope.dinov3(8),
+        "rope": Rope.spaced(8),
         "layer_scale": True,
         "gated": True,
         "activation": "silu",

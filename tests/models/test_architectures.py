@@ -126,7 +126,7 @@ def test_rotary_models():
     """DINOv3, EVA02 and PE, whose sizes and coordinates follow rules of their own."""
     huge = architecture_config("vit_huge_plus_patch16_dinov3_qkvb")
     assert (huge.heads, huge.mlp_width, huge.registers, huge.qkv_bias) == (20, 5120, 4, "qv")
-    assert huge.rope == hvit_jax.config.Rope.dinov3(64) and not huge.position_embedding
+    assert huge.rope == hvit_jax.config.Rope.spaced(64) and not huge.position_embedding
     assert (huge.pool, huge.final_norm, huge.pooled_norm) == ("avg", True, False)
     eva = architecture_config("eva02_large_patch14_448")
     assert (eva.mlp_width, eva.mlp_norm, eva.qkv_bias) == (2730, True, "qv")

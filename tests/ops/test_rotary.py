@@ -42,7 +42,7 @@ def test_coordinates_on_the_grid_of_training_by_hand(rope, rows, columns):
 
 
 def test_periods_of_dinov3():
-    np.testing.assert_allclose(Rope.dinov3(16).periods, [1, 100**0.25, 10, 100**0.75], rtol=1e-12)
+    np.testing.assert_allclose(Rope.spaced(16).periods, [1, 100**0.25, 10, 100**0.75], rtol=1e-12)
 
 
 @pytest.mark.parametrize("first_axis", ["y", "x"])

@@ -41,7 +41,7 @@ OTHERS = {
     "mean": replace(CONFIG, pool="avg", final_norm=False, pooled_norm=True),
     "EVA": replace(
         CONFIG,
-        **{"rope": replace(Rope.dinov3(8), coordinates="grid", interleaved=True), "pool": "avg"},
+        **{"rope": replace(Rope.spaced(8), coordinates="grid", interleaved=True), "pool": "avg"},
         **{"gated": True, "activation": "silu", "mlp_norm": True, "qkv_bias": "qv"},
     ),
 }

@@ -52,7 +52,7 @@ def test_at_most_half_of_the_patches_merge():
 def test_tokens_before_the_patches_never_merge(registers):
     """Equal patches merge with each other; a prefix that is like them does not join."""
     config = ViTConfig(
-        **SIZES, registers=registers, position_embedding=False, rope=Rope.dinov3(8), num_classes=0
+        **SIZES, registers=registers, position_embedding=False, rope=Rope.spaced(8), num_classes=0
     )
     model = hvit_jax.create(config, "tome_dense", r=0.5)
     dense = hvit_jax.create(config)

@@ -73,7 +73,7 @@ def test_attention_is_what_the_block_computes_with(
     method, class_token, options, small_config, pixels
 ):
     """With one head and rotary positions: the weights of the values in what the block attends."""
-    switches = {"depth": 2, "registers": 0, "rope": Rope.dinov3(32), "heads": 1, "pool": "avg"}
+    switches = {"depth": 2, "registers": 0, "rope": Rope.spaced(32), "heads": 1, "pool": "avg"}
     config = with_registers(small_config, **switches, class_token=class_token)
     model = build(config, sharp_parameters(config, 4), method=method, **options)
 

@@ -76,7 +76,7 @@ class Rope(Options):
         return f"rope: {name}"
 
     @classmethod
-    def spaced(cls, head_dim: int, base: float = 100.0, **switches: Any) -> Rope:
+    def spaced(cls, head_dim: int, base: int | float = 100, **switches: Any) -> Rope:
         """Space the periods evenly in their logarithms; by default make DINOv3's.
 
         Args:

@@ -5,24 +5,22 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+_TORCHVISION = "CC-BY-NC 4.0 for those that SWAG trained, BSD-3-Clause for torchvision's own"
 # Of the weights that the authors of a layout published in it.
 _USUAL = {
     "SWAG": "CC-BY-NC 4.0",
-    "torchvision": "CC-BY-NC 4.0 for those that SWAG trained, BSD-3-Clause for torchvision's own",
+    "torchvision": _TORCHVISION,
+    "torchvision (older)": _TORCHVISION,
     "DINOv2": "Apache-2.0",
     "DINOv3": "the DINOv3 License, with terms for use, passing on and attribution",
     "OpenCLIP timm": "named on their model cards",
     "OpenCLIP": "MIT for OpenAI's and most of LAION's, CC-BY-NC 4.0 for MetaCLIP's, Apple's own "
     "for DFN's",
     "transformers vit": "Apache-2.0; CC-BY-NC 4.0 for MAE's",
-    "transformers deit": "Apache-2.0",
-    "transformers vit_mae": "CC-BY-NC 4.0",
     "transformers dinov2": "Apache-2.0",
-    "transformers dinov2_with_registers": "Apache-2.0",
     "transformers dinov3_vit": "the DINOv3 License, with terms for use, passing on and attribution",
     "transformers clip": "MIT for OpenAI's, CC-BY-NC 4.0 for MetaCLIP's",
     "transformers siglip": "Apache-2.0",
-    "transformers siglip2": "Apache-2.0",
     "Segmenter": "MIT",
     "Segmenter mmseg": "MIT",
     "timm": "named on their model cards",
@@ -34,14 +32,11 @@ def licence_line(stated: str | None, layout: str) -> str:
 
     Args:
         stated: what the files beside them say; None: nothing.
-        layout: of the weights, such as "timm" or "transformers dinov2".
+        layout: the name of the weights' layout, such as "timm" or "transformers dinov2".
     """
     if stated:
         return f"{stated}, also for what is tuned from these weights"
-    usual = _USUAL.get(layout)
-    if usual is None:
-        return "not stated beside the weights"
-    return f"not stated beside the weights; published ones in this layout: {usual}"
+    return f"not stated beside the weights; published ones in this layout: {_USUAL[layout]}"
 
 
 def card_licence(folder: Path) -> str | None:

@@ -8,6 +8,7 @@ import pytest
 from hvit_jax.architectures import architecture_config
 from hvit_jax.config import MEAN, STD, Preprocessing
 from hvit_jax.convert.configs import read_facts
+from hvit_jax.convert.layouts import LAYOUTS
 from hvit_jax.convert.licences import licence_line
 from hvit_jax.convert.pictures import FAMILIES, without_rest
 from hvit_jax.errors import InputError
@@ -331,6 +332,6 @@ def test_bare_files():
 
 def test_licences():
     assert licence_line("mit", "timm") == "mit, also for what is tuned from these weights"
-    assert "CC-BY-NC 4.0" in licence_line(None, "transformers vit_mae")
-    assert "Apache-2.0" in licence_line(None, "transformers dinov2_with_registers")
-    assert licence_line(None, "a new one") == "not stated beside the weights"
+    lines = {layout.name: licence_line(None, layout.name) for layout in LAYOUTS}
+    assert "CC-BY-NC 4.0 for MAE's" in lines["transformers vit"]
+    assert lines["torchvision"] == lines["torchvision (older)"]

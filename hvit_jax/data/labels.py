@@ -151,8 +151,8 @@ def label_pictures(
             )
         else:
             notes.append(
-                f"the data has {len(there)} of the head's {outputs.count} classes; all outputs "
-                "compete (with --subset only theirs)"
+                f"the data has {len(there)} classes, {outputs.holder} {outputs.count}; all outputs "
+                "compete (with --subset only the data's)"
             )
     in_order = by in (_ORDER, _NUMBERS)
     names = outputs.names or (source.classes if in_order else map(str, range(outputs.count)))

@@ -44,7 +44,8 @@ def test_of_a_subset_all_outputs_compete_or_those_of_the_data(tmp_path):
     labelled = label_pictures(source, about)
     assert by_path(labelled) == {"ant/a.png": 2, "dog/a.png": 0} and labelled.outputs is None
     assert labelled.notes == (
-        "the data has 2 of the head's 4 classes; all outputs compete (with --subset only theirs)",
+        "the data has 2 classes, the checkpoint's head 4; all outputs compete (with --subset only "
+        "the data's)",
     )
     labelled = label_pictures(source, about, Labelling(subset=True))
     assert labelled.outputs == (0, 2)

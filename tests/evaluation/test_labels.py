@@ -67,13 +67,14 @@ def test_a_subset_of_the_checkpoints_classes(tmp_path, checkpoint, capsys):
     (data / "c0").rename(data / "dog")
     (data / "c1").rename(data / "bee")
     results, all_compete = results_of(data, checkpoint, tmp_path)
-    assert "2 of the head's 7 classes; all outputs compete" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the data has 2 classes, the checkpoint's head 7; all outputs compete" in said
     assert results["labels"] == {
         "by": "names",
         "outputs": 7,
         "notes": [
-            "the data has 2 of the head's 7 classes; all outputs compete (with --subset only "
-            "theirs)"
+            "the data has 2 classes, the checkpoint's head 7; all outputs compete (with --subset "
+            "only the data's)"
         ],
     }
     assert set(all_compete["labels"].tolist()) == {1, 3}

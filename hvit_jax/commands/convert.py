@@ -105,6 +105,7 @@ def _settled_by(assumed: str) -> str:
         "heads": "--heads",
         "pixels": "--resolution",
         "activation": "--activation",
+        "norm_eps": "--norm-eps",
         "preprocessing": "--preprocessing",
         "taps": "--taps",
         "depth range": "--depth-range",

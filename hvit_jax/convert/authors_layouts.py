@@ -55,6 +55,7 @@ SWAG = Layout(
     ),
     {"head": ("head.layers.head", "head", "head.0", "head.1")},
     switches=_SWITCHES,
+    usual={"norm_eps": 1e-6},
     resizing=("swag", "swag"),
     family="SWAG",
 )
@@ -189,6 +190,7 @@ DINOV2 = Layout(
         **{"class_token": True, "position_embedding": True, "position_prefix": 1},
         **{"qkv_bias": "all", "layer_scale": True},
     },
+    usual={"norm_eps": 1e-6},
     resizing=("dinov2", "bicubic_antialias"),
     mark=("mask_token", 2),
     ignored=NEVER_NEEDED,

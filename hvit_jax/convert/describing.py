@@ -49,6 +49,8 @@ def describe(
         windows = own.windows
     elif facts is not None and facts.windows is not None:
         windows = facts.windows
+    if classes and outputs and len(classes) != outputs:
+        passed.append(f"{len(classes)} names of classes, for {outputs} outputs")
     said = {name: each for name, each in read.said.items() if name not in ("chunks", "ignored")}
     more = {
         "ignored": passed,

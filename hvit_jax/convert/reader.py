@@ -107,16 +107,16 @@ def read_state_dict(path: Path, progress: Progress, entry: str | None = None) ->
             dict.
     """
     files = weight_files(path)
-    if len(files) == 1:
-        top, about, examine = _open(files[0], progress)
-    else:
+    if any(files.values()):
         top, about, examine = _open_shards(path, files, progress), None, lambda value: value()
+    else:
+        top, about, examine = _open(next(iter(files)), progress)
     values, holder, said = choose_model(path, top, entry)
     metadata = getattr(holder, "_metadata", None)  # As PyTorch's own state dicts have it.
     about = metadata.get("") if isinstance(metadata, Mapping) else about
     own = about.get(OWN) if isinstance(about, Mapping) else None
     own = own if isinstance(own, str) else ""
-    read = StateDict(str(path), {}, sha256=_sha256(files, progress), own=own, said=said)
+    read = StateDict(str(path), {}, sha256=_sha256([*files], progress), own=own, said=said)
     for key, value in values.items():
         read.shapes[key], flaw, read.numbers[key] = examine(value)
         if flaw:
@@ -124,16 +124,19 @@ def read_state_dict(path: Path, progress: Progress, entry: str | None = None) ->
     return read
 
 
-def weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> dict[Path, set[str]]:
     """Find the files of weights: the path itself, or those of a folder.
 
     Of several in a folder the first kind of `_WEIGHTS` is taken; an index names its shards.
+
+    Returns:
+        The keys that an index says to be in each file; none without an index.
 
     Raises:
         InputError: if there is none, several that are all of another name, or a shard is missing.
     """
     if path.is_file():
-        return [path]
+        return {path: set()}
     if not path.is_dir():
         raise InputError(f"{path} {'is no regular file' if path.exists() else 'does not exist'}")
     if (path / "model.json").is_file():
@@ -142,18 +145,18 @@ def weight_files(path: Path) -> list[Path]:
         )
     for name in _WEIGHTS:
         if (path / name).is_file():
-            return _shards(path / name) if name.endswith(_INDEX) else [path / name]
+            return _shards(path / name) if name.endswith(_INDEX) else {path / name: set()}
     found = sorted(file for file in path.iterdir() if file.suffix in _ENDINGS and file.is_file())
     if len(found) != 1:
         names = f"holds several: {', '.join(file.name for file in found)}" if found else "has none"
         raise InputError(
             f"{path} is a folder; of files of weights, such as {_WEIGHTS[0]}, it {names}"
         )
-    return found
+    return {found[0]: set()}
 
 
-def _shards(index: Path) -> list[Path]:
-    """List the files that an index names."""
+def _shards(index: Path) -> dict[Path, set[str]]:
+    """List the files that an index names, with the keys that it says to be in each."""
     named = read_json(index).get("weight_map")
     if not isinstance(named, dict) or not named:
         raise InputError(f"{index} holds no weight_map, which tells the file of each key")
@@ -162,16 +165,21 @@ def _shards(index: Path) -> list[Path]:
         raise InputError(f"{index} names a file outside of its folder: {outside[0]}")
     if missing := [name for name in names if not (index.parent / name).is_file()]:
         raise InputError(f"{index.parent} lacks {', '.join(missing)}, which {index.name} names")
-    return [index.parent / name for name in names]
+    return {
+        index.parent / name: {key for key, place in named.items() if place == name}
+        for name in names
+    }
 
 
-def _open_shards(path: Path, files: list[Path], progress: Progress) -> dict[str, Any]:
+def _open_shards(path: Path, files: dict[Path, set[str]], progress: Progress) -> dict[str, Any]:
     """Open several files as one dict, whose values give what is known of an array."""
     joined: dict[str, Any] = {}
-    for file in files:
+    for file, named in files.items():
         held, _, examine = _open(file, progress)
         if again := sorted(map(str, joined.keys() & held)):
             raise InputError(f"{path} holds {again[0]} twice, the second time in {file.name}")
+        if lacking := sorted(named - held.keys()):
+            raise InputError(f"{file} lacks {lacking[0]}, which the index names")
         joined |= {key: functools.partial(examine, value) for key, value in held.items()}
     return joined
 

@@ -171,10 +171,12 @@ def complete(
     if "activation" not in known:
         known["activation"] = _activation(read, known)
         assumed["activation"] = f"activation {known['activation']}"
-    layer_eps = 1e-5 if known["pre_norm"] or not known["position_embedding"] else 1e-6
+    if "norm_eps" not in known:
+        known["norm_eps"] = 1e-5 if known["pre_norm"] or not known["position_embedding"] else 1e-6
+        assumed["norm_eps"] = f"norm_eps {known['norm_eps']:g}"
     hidden = sizes.get("N", sizes["M"])
     fields = {
-        **{"norm_eps": layer_eps, "pool_mlp_width": 0 if hidden == sizes["M"] else hidden},
+        "pool_mlp_width": 0 if hidden == sizes["M"] else hidden,
         "position_resizing": form.layout.resizing[known["registers"] > 0],
         **known,
         **{"resolution": resolution, "position_prefix": prefix, "heads": heads},

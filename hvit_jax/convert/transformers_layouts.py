@@ -95,6 +95,7 @@ TRANSFORMERS_DINOV2 = Layout(
         **{"class_token": True, "position_embedding": True, "position_prefix": 1},
         "layer_scale": True,
     },
+    usual={"norm_eps": 1e-6},
     resizing=("bicubic", "bicubic_antialias"),
     ignored=NEVER_NEEDED,
     family="DINOv2",
@@ -206,6 +207,7 @@ TRANSFORMERS_SIGLIP = Layout(
         **{"qkv_bias": "all", "gated": False},
     },
     classifying={"pool": "avg"},
+    usual={"norm_eps": 1e-6},
     resizing=("bicubic", "bicubic"),
     # The pooling that the model for classification does not use.
     ignored=(*NEVER_NEEDED, *TEXT_TOWER, r"(vision_model\.)?head\..*"),

@@ -86,6 +86,10 @@ def test_of_several_kinds_of_files_safetensors_come_first(tmp_path, folder):
             lambda to: shutil.copy(to / SHARDS[0], to / SHARDS[1]),
             "twice, the second time in model-",
         ),
+        (
+            lambda to: save_file({"other": np.ones(1)}, to / SHARDS[1]),
+            f"{SHARDS[1]} lacks .*, which the index names",
+        ),
         (lambda to: (to / INDEX).unlink(), "is a folder; of files of weights.* it holds several"),
         (lambda to: (to / INDEX).write_text("{}"), "holds no weight_map"),
         (
@@ -137,7 +141,17 @@ def test_folder_without_config_leaves_open_what_an_option_settles(tmp_path, fold
     (target / "config.json").unlink()
     with pytest.raises(InputError, match="give it with --heads N"):
         convert_file(target, tmp_path / "out")
-    assert convert_file(target, tmp_path / "out", heads=3).config.heads == 3
+    description = convert_file(target, tmp_path / "out", heads=3)
+    assert (description.config.heads, description.config.norm_eps) == (3, 1e-6)
+    assert "norm_eps 1e-06" in description.source["assumed"]
+
+
+def test_names_of_classes_that_are_too_few_are_left_out_and_that_is_said(tmp_path, folder):
+    source = folder("vit-timm", label_names=["crane", "owl"])
+    description = convert_file(source, tmp_path / "out")
+    outputs = description.config.num_classes
+    assert not description.classes
+    assert f"2 names of classes, for {outputs} outputs" in description.source["ignored"]
 
 
 def test_options_win_over_a_config(tmp_path, folder):

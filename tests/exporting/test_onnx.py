@@ -12,7 +12,7 @@ import pytest
 import hvit_jax
 from hvit_jax import InputError
 from hvit_jax.commands.export import main
-from hvit_jax.config import Preprocessing, Rope
+from hvit_jax.config import Decoder, Preprocessing, Rope
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.exporting import ExportConfig
 from hvit_jax.exporting import export as export_model
@@ -69,12 +69,24 @@ SWITCHES = {
         "num_classes": 0,
         "projection": 5,
     },
+    "maps": {
+        "num_classes": 0,
+        "decoder": Decoder(
+            "depth_dpt", 1, taps=(0, 1, 2, 3), channels=8, tap_channels=(4, 8, 12, 16)
+        ),
+    },
 }
 OTHERS = [
     ("rotary", "tome"),
     *(
         pytest.param(*pair, marks=pytest.mark.slow)
-        for pair in (("rotary", "hourglass"), ("map", "tome"), ("map", "ats"), ("clip", "evo"))
+        for pair in (
+            ("rotary", "hourglass"),
+            ("map", "tome"),
+            ("map", "ats"),
+            ("clip", "evo"),
+            ("maps", "tome"),
+        )
     ),
 ]
 
@@ -253,6 +265,14 @@ WHOLE = jnp.asarray([[4, 0, 2, 3, 1], [1, 4, 0, 2, 3]])
         lambda x: jnp.concatenate([x, jnp.ones((x.shape[0], 2))], axis=1) @ jnp.eye(7),
         lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], 2, 5)).reshape(-1, 5).sum(1),
         lambda x: jax.lax.scan(lambda c, r: (c + r, c * r), x[:, 0], x.T, reverse=True)[1].T,
+        lambda x: jax.lax.conv_general_dilated(
+            x[:, None, :, None],
+            jnp.arange(24.0).reshape(1, 3, 1, 8) - 9,
+            (1, 2),
+            ((0, 0), (2, 1)),
+            rhs_dilation=(1, 2),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        ),
         lambda x: jax.lax.fori_loop(0, 3, lambda i, y: y * x + i, x),
         lambda x: jnp.take(x, jnp.array([4, 0]), axis=1, mode="clip"),
     ],
@@ -285,6 +305,10 @@ def test_indices_and_writing():
         (lambda x: jnp.take(x, x[:, 0].astype(int), axis=1), "promised to be in range"),
         (lambda x: x + jnp.arange(x.shape[0])[:, None], "cannot count up to the batch size"),
         (lambda x: jax.lax.while_loop(lambda y: y.sum() < 0, lambda y: y + 1, x), "'while'"),
+        (
+            lambda x: jax.lax.conv_transpose(x[:, :, None], jnp.ones((2, 1, 1)), (2,), "VALID"),
+            "knows no convolutions that enlarge",
+        ),
     ],
 )
 def test_what_has_no_counterpart_is_refused(function, message):

@@ -161,6 +161,26 @@ def _product(graph, equation, inputs):
     return graph.cast(product, out.dtype)
 
 
+def _convolution(graph, equation, inputs):
+    """Convolve; ONNX has channels before places."""
+    params, out = equation.params, equation.outvars[0].aval
+    numbers, (value, kernel) = params["dimension_numbers"], inputs
+    if params["batch_group_count"] != 1 or set(params["lhs_dilation"]) != {1}:
+        raise InputError("the ONNX exporter knows no convolutions that enlarge")
+    convolved = graph.node(
+        "Conv",
+        graph.transpose(value, numbers.lhs_spec),
+        graph.transpose(kernel, numbers.rhs_spec),
+        dilations=params["rhs_dilation"],
+        group=params["feature_group_count"],
+        pads=[side for sides in zip(*params["padding"], strict=True) for side in sides],
+        strides=params["window_strides"],
+        shape=tuple(out.shape[axis] for axis in numbers.out_spec),
+        dtype=out.dtype,
+    )
+    return graph.transpose(convolved, np.argsort(numbers.out_spec).tolist())
+
+
 # These take axes of length 1 that stand for longer ones; those below do not.
 LAZY_RULES: dict[str, Rule] = {
     "broadcast_in_dim": _broadcast,
@@ -174,6 +194,7 @@ RULES: dict[str, Rule] = {
     "argmax": _argument,
     "argmin": _argument,
     "concatenate": _concatenate,
+    "conv_general_dilated": _convolution,
     "cumsum": _cumulative_sum,
     "dot_general": _product,
     "pad": _pad,

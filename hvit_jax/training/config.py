@@ -146,6 +146,16 @@ class TrainConfig(Options):
     cutmix: float = _recipe(
         0.0, "alpha of cutmix, such as 1; 0: none; with --mixup, half of the steps each", least=0
     )
+    distill: bool = _recipe(
+        False,
+        "learn from the checkpoint's dense model too, which sees the same pictures in every step",
+    )
+    distill_weight: float = _recipe(
+        0.5, "with --distill: its share of the loss; the labels' is the rest", above=0, most=1
+    )
+    distill_temperature: float = _recipe(
+        1.0, "with --distill: what logits are divided by where the two are compared", above=0
+    )
     ema: float = _recipe(
         0.0, "decay of the moving average that becomes the result; 0: none", least=0, most=0.999999
     )
@@ -186,6 +196,7 @@ class TrainConfig(Options):
         super().__post_init__()
         self._check_start()
         self._check_task()
+        self._check_teacher()
         if self.warmup > self.epochs:
             raise InputError(
                 f"--warmup-epochs {self.warmup:g} must be at most --epochs {self.epochs:g}"
@@ -226,6 +237,18 @@ class TrainConfig(Options):
                 raise InputError(f"{flag(name)} has no effect with --task {self.task}")
         if self.scale_range[0] > self.scale_range[1]:
             raise InputError(f"--scale-range takes the least first, got {show(self.scale_range)}")
+
+    def _check_teacher(self) -> None:
+        if not self.distill:
+            for name in ("distill_weight", "distill_temperature"):
+                if name in given(self):
+                    raise InputError(f"{flag(name)} has no effect without --distill")
+        elif not self.checkpoint or self.new_head:
+            raise InputError(
+                "--distill needs a --checkpoint with a trained head, whose dense model teaches"
+            )
+        elif type(self.reducer) is Reducer:
+            raise InputError("--distill teaches a reduced model; name a method by --method")
 
     @property
     def sizes(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from hvit_jax.data.loader import WorkerLost
 from hvit_jax.data.picture import PictureError
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
+from hvit_jax.models.parameters import Tree
 from hvit_jax.ops.platform import compiler_options
 from hvit_jax.system.library_messages import is_out_of_memory
 from hvit_jax.system.progress import Show, show_progress
@@ -45,6 +46,7 @@ class Loop:
     validate: Validate | None
     config: TrainConfig
     pictures: int  # Of an epoch.
+    teacher: Tree | None = None  # See `Trainer.teacher`.
     _logged: tuple[int, float] = field(init=False)  # Step and time of the last row.
 
     @property
@@ -73,7 +75,8 @@ class Loop:
             while step < self.steps and not stop.is_set():
                 with self._saved_at_least(state):
                     batch = next(batches)
-                state = take_step(state, shard(batch["pixels"]), shard(batch["label"]))
+                pixels, labels = shard(batch["pixels"]), shard(batch["label"])
+                state = take_step(state, pixels, labels, self.teacher)
                 step += 1
                 if step == self.steps or step % self.config.log_every == 0:
                     state = self._log(state, step, show)

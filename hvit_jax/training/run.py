@@ -109,13 +109,14 @@ def train(
         validate = make_validate(trainer, held_out, data.classes, config)
     states, advice = StateFolder(output / "state"), config.less_memory(placement.devices)
     with explain_out_of_memory(config.batch_size, advice), _ended(states, output, placement):
+        teacher = placement.shard_state(trainer.teacher(parameters))
         state = placement.shard_state(trainer.init(parameters))
         del parameters  # They may take gigabytes.
         if config.resume:
             state = states.newest(state, note=console.print) or state
         first = int(state.step)
         records = Records(output, first, row, tensorboard=config.tensorboard)
-        loop = Loop(trainer, states, records, console, validate, config, len(pictures))
+        loop = Loop(trainer, states, records, console, validate, config, len(pictures), teacher)
         console.print(
             f"{method_name(trainer.reducer.name, trainer.reducer.options())}; "
             f"{len(pictures)} pictures, {len(data.classes)} classes; "
@@ -162,6 +163,8 @@ def _trainer(
         accumulate=config.accumulate,
         mixup=config.mixup,
         cutmix=config.cutmix,
+        distill=config.distill_weight * config.distill,
+        temperature=config.distill_temperature,
         seed=config.seed,
     )
 

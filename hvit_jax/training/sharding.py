@@ -17,15 +17,20 @@ from hvit_jax.models.parameters import Tree
 
 
 def on_all_devices(
-    gradients: Callable[..., Any], placement: Placement, trained: Tree, frozen: Tree
+    gradients: Callable[..., Any],
+    placement: Placement,
+    trained: Tree,
+    frozen: Tree,
+    teacher: Tree | None,
 ) -> Callable[..., Any]:
     """Make a function of one device's arrays one of all devices' arrays.
 
-    `gradients` is of trained and frozen parameters, pictures and labels, and gathers sharded
-    parameters. Every device has equally many rows, so the mean over a batch is that of the devices'
-    means.
+    `gradients` is of trained and frozen parameters, pictures, labels and a teacher's parameters,
+    and gathers sharded parameters. Every device has equally many rows, so the mean over a batch is
+    that of the devices' means.
     """
-    specs = jax.tree.map(lambda leaf: placement.sharding(leaf.shape).spec, (trained, frozen))
+    trees = (trained, frozen, teacher)
+    specs = jax.tree.map(lambda leaf: placement.sharding(leaf.shape).spec, trees)
     rows = PartitionSpec(AXIS)
 
     def mean(gradient: jax.Array, spec: PartitionSpec) -> jax.Array:
@@ -41,7 +46,7 @@ def on_all_devices(
     return jax.shard_map(
         on_one_device,
         mesh=placement.mesh,
-        in_specs=(*specs, rows, rows),
+        in_specs=(*specs[:2], rows, rows, specs[2]),
         out_specs=(specs[0], PartitionSpec()),
         check_vma=False,
     )

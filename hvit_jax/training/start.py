@@ -166,6 +166,8 @@ def _begin_map(
     sizes = sizes if kept else _with_decoder(sizes, config.decoder, len(classes))
     parameters = load_parameters(config.checkpoint, stored)
     parameters = resize_parameters(parameters, stored, sizes)
+    if not kept and config.distill:
+        raise _cannot_teach(config.decoder + " decoder", classes)
     if not kept:  # As part of a whole model, of which the rest is not computed.
         draw = jax.jit(lambda: init_parameters(sizes, config.seed)["decoder"])
         parameters["decoder"] = draw()
@@ -220,6 +222,8 @@ def _heads(
         )
         note = fewer if len(classes) < len(names) else None
         return jax.tree.map(lambda leaf: leaf[..., kept], heads), note
+    if config.distill and sizes.num_classes != len(classes):
+        raise _cannot_teach("head", classes)
     if config.new_head or sizes.num_classes != len(classes):
         smallest = dataclasses.replace(
             sizes, depth=1, resolution=sizes.patch_size, num_classes=len(classes), projection=0
@@ -237,6 +241,13 @@ def _heads(
     raise InputError(
         f"the data's class names are not the checkpoint's{difference(classes, names)}; "
         "--new-head starts with a new head, --order takes both in their order"
+    )
+
+
+def _cannot_teach(end: str, classes: Sequence[str]) -> InputError:
+    return InputError(
+        f"--distill: the checkpoint has no {end} for the data's {len(classes)} classes, so its "
+        "dense model cannot teach them; train that on them first"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -58,6 +57,8 @@ class Trainer:
     accumulate: int = 1  # Parts that a step takes its batch in.
     mixup: float = 0.0  # Alpha of mixup and cutmix; 0 for none.
     cutmix: float = 0.0
+    distill: float = 0.0  # The teacher's share of the loss; 0 without one.
+    temperature: float = 1.0  # Of what it says and the model says, where they are compared.
     seed: int = 0  # Of what is mixed, and how.
 
     def init(self, parameters: Tree) -> TrainState:
@@ -69,39 +70,57 @@ class Trainer:
         step = jnp.zeros((), jnp.int32)
         return TrainState(step, parameters, self.optimizer.init(trained), average, no_sums())
 
+    def teacher(self, parameters: Tree) -> Tree | None:
+        """Copy of what a run begins with that which it will change: its dense model teaches."""
+        return jax.tree.map(jnp.copy, self._split(parameters)[0]) if self.distill else None
+
     def result(self, state: TrainState) -> Tree:
         """Give the parameters that the run stands for: the averaged ones, where there are any."""
         return {**state.parameters, **(state.average or {})}
 
-    def model(self, parameters: Tree, gather_weights: Callable[[Any], Any] | None = None) -> ViT:
-        """Make the model around parameters; `gather_weights` as for `ViT`."""
-        return build_model(
-            self.sizes, self.reducer, parameters, self.compute, gather_weights=gather_weights
-        )
+    def model(self, parameters: Tree) -> ViT:
+        """Make the model around parameters."""
+        return build_model(self.sizes, self.reducer, parameters, self.compute)
 
-    def _model_of_shards(self, parameters: Tree) -> ViT:
-        """Make the model around one device's parameters, gathering those that are sharded."""
-        if not self.placement.shard:
-            return self.model(parameters)
-        sharding = self.placement.sharding
-        shapes = abstract_parameters(self.sizes)
-        specs = jax.tree.map(lambda leaf: sharding(leaf.shape).spec, shapes)
-        return self.model(gather_parameters(parameters, specs), gather_block(specs["blocks"]))
+    def _model_of_shards(self, parameters: Tree, reducer: Reducer) -> ViT:
+        """Make a model around one device's parameters, gathering those that are sharded."""
+        gather_weights = None
+        if self.placement.shard:
+            sharding = self.placement.sharding
+            shapes = abstract_parameters(self.sizes)
+            specs = jax.tree.map(lambda leaf: sharding(leaf.shape).spec, shapes)
+            gather_weights = gather_block(specs["blocks"])
+            parameters = gather_parameters(parameters, specs)
+        return build_model(
+            self.sizes, reducer, parameters, self.compute, gather_weights=gather_weights
+        )
 
     def normalize(self, pixels: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
         """Make the model's input of pictures that have been resized."""
         return normalize(pixels, self.preprocessing.mean, self.preprocessing.std)
 
     def _loss(
-        self, parameters: Tree, pixels: UInt8[Array, "B H W 3"], targets: Num[Array, "B ..."]
+        self,
+        parameters: Tree,
+        teacher: Tree | None,
+        pixels: UInt8[Array, "B H W 3"],
+        targets: Num[Array, "B ..."],
     ) -> tuple[Float[Array, ""], Metrics]:
-        """Compute the cross entropy of a batch; then the same and the accuracy by name."""
-        logits = self._model_of_shards(parameters)(self.normalize(pixels))
+        """Compute the loss of a batch; then the same and the accuracy by name."""
+        images = self.normalize(pixels)
+        logits = self._model_of_shards(parameters, self.reducer)(images)
         if self.sizes.decoder is not None:
-            return map_loss(logits, targets, self.label_smoothing)
-        loss = optax.softmax_cross_entropy(logits, targets).mean()
-        right = logits.argmax(-1) == targets.argmax(-1)
-        return loss, {"loss": loss, "accuracy": right.mean()}
+            loss, right = map_loss(logits, targets, self.label_smoothing)
+        else:
+            loss = optax.softmax_cross_entropy(logits, targets).mean()
+            right = (logits.argmax(-1) == targets.argmax(-1)).mean()
+        if teacher is not None:
+            taught = self._model_of_shards(teacher, Reducer())(images)
+            divergence = distillation_loss(logits, taught, self.temperature)
+            if self.sizes.decoder is not None:
+                divergence = (pixel_shares(targets, logits.shape[-1]) * divergence).sum((1, 2))
+            loss = (1 - self.distill) * loss + self.distill * divergence.mean()
+        return loss, {"loss": loss, "accuracy": right}
 
     def _targets(
         self, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, "B ..."], step: Int[Array, ""]
@@ -116,7 +135,11 @@ class Trainer:
         return mix(pixels, targets, key, mixup=self.mixup, cutmix=self.cutmix)
 
     def step(
-        self, state: TrainState, pixels: UInt8[Array, "B H W 3"], labels: Int[Array, "B ..."]
+        self,
+        state: TrainState,
+        pixels: UInt8[Array, "B H W 3"],
+        labels: Int[Array, "B ..."],
+        teacher: Tree | None = None,
     ) -> TrainState:
         """Take one step; to be compiled with the state donated.
 
@@ -124,11 +147,12 @@ class Trainer:
             state: before the step.
             pixels: the pictures.
             labels: the class of each, or of each of its pixels: (B, H, W).
+            teacher: what `Trainer.teacher` gave.
         """
         pixels, targets = self._targets(pixels, labels, state.step)
         trained, frozen = self._split(state.parameters)
-        gradients = on_all_devices(self.gradients, self.placement, trained, frozen)
-        grads, metrics = gradients(trained, frozen, pixels, targets)
+        gradients = on_all_devices(self.gradients, self.placement, trained, frozen, teacher)
+        grads, metrics = gradients(trained, frozen, pixels, targets, teacher)
         grads = self._without_key_bias(grads)
         updates, optimizer = self.optimizer.update(grads, state.optimizer, trained)
         trained = jax.tree.map(jnp.add, trained, updates)
@@ -142,12 +166,14 @@ class Trainer:
         frozen: Tree,
         pixels: UInt8[Array, "B H W 3"],
         targets: Num[Array, "B ..."],
+        teacher: Tree | None = None,
     ) -> tuple[Tree, Metrics]:
         """Compute a batch's metrics, and the gradient of what is trained: none runs below it."""
+        teacher = None if teacher is None else {**frozen, **teacher}
 
         def of(pixels, targets):
             def loss(trained):
-                return self._loss({**frozen, **trained}, pixels, targets)
+                return self._loss({**frozen, **trained}, teacher, pixels, targets)
 
             return jax.grad(loss, has_aux=True)(trained)
 
@@ -179,24 +205,43 @@ class Trainer:
 
 def map_loss(
     logits: Float[Array, "B H W n"], labels: Int[Array, "B H W"], smoothing: float = 0.0
-) -> tuple[Float[Array, ""], Metrics]:
-    """Compute the cross entropy of maps; then the same and the share of right pixels by name.
-
-    Each picture counts alike, however many of its pixels are labelled: so the mean over a batch is
-    that over its parts.
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Compute the cross entropy of maps, and the share of right pixels.
 
     Args:
         logits: of every pixel.
         labels: its class; 255 for pixels that do not count.
         smoothing: share of the target that is spread over all classes.
     """
-    known = (labels >= 0) & (labels < logits.shape[-1]) & (labels != IGNORED)
-    share = known / jnp.maximum(known.sum((1, 2), keepdims=True), 1)
+    share = pixel_shares(labels, logits.shape[-1])
     logs = jax.nn.log_softmax(logits)
-    own = jnp.take_along_axis(logs, jnp.where(known, labels, 0)[..., None], axis=-1)[..., 0]
+    own = jnp.take_along_axis(logs, jnp.where(share > 0, labels, 0)[..., None], axis=-1)[..., 0]
     loss = -(share * ((1 - smoothing) * own + smoothing * logs.mean(-1))).sum((1, 2)).mean()
-    right = (share * (logits.argmax(-1) == labels)).sum((1, 2)).mean()
-    return loss, {"loss": loss, "accuracy": right}
+    return loss, (share * (logits.argmax(-1) == labels)).sum((1, 2)).mean()
+
+
+def pixel_shares(labels: Int[Array, "B H W"], classes: int) -> Float[Array, "B H W"]:
+    """Say how much each pixel counts in its picture's loss: as much as the others with a class.
+
+    Each picture counts alike, however many of its pixels are labelled: so the mean over a batch is
+    that over its parts.
+    """
+    known = (labels >= 0) & (labels < classes) & (labels != IGNORED)
+    return known / jnp.maximum(known.sum((1, 2), keepdims=True), 1)
+
+
+def distillation_loss(
+    logits: Float[Array, "*rows n"], taught: Float[Array, "*rows n"], temperature: float
+) -> Float[Array, "*rows"]:
+    """Compare what a model says with what its teacher says (Hinton et al. 2015, arXiv 1503.02531).
+
+    Returns:
+        The Kullback-Leibler divergence of the teacher's softmax from the model's, both at a
+        temperature, times its square: so gradients are as large as without.
+    """
+    teacher = jax.nn.log_softmax(taught / temperature)
+    model = jax.nn.log_softmax(logits / temperature)
+    return temperature**2 * (jnp.exp(teacher) * (teacher - model)).sum(-1)
 
 
 def _interleave(batch: Array, parts: int) -> Array:

@@ -73,11 +73,14 @@ states, sizes = [], []
 for shard in (False, True):
     placement = place(shard=shard)
     compute = Compute(remat=True)
-    trainer = Trainer(config, reducer, optimizer, placement, compute, ema=0.9, accumulate=2)
-    state = placement.shard_state(trainer.init(init_parameters(config, 0)))
+    options = dict(ema=0.9, accumulate=2, distill=0.5, temperature=2.0)
+    trainer = Trainer(config, reducer, optimizer, placement, compute, **options)
+    parameters = init_parameters(config, 0)
+    teacher = placement.shard_state(trainer.teacher(parameters))
+    state = placement.shard_state(trainer.init(parameters))
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(trainer.step, out_shardings=layout)
-    batch = placement.shard_batch(pixels), placement.shard_batch(labels)
+    batch = placement.shard_batch(pixels), placement.shard_batch(labels), teacher
     compiled = step.lower(state, *batch).compile()
     sizes.append(compiled.memory_analysis().argument_size_in_bytes)
     for _ in range(3):

@@ -1,8 +1,11 @@
 """Training a decoder on pictures whose pixels are labelled."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
@@ -11,19 +14,21 @@ from hvit_jax import InputError, dense
 from hvit_jax.checkpoint import read_description
 from hvit_jax.commands.flags import parse
 from hvit_jax.commands.train import main
-from hvit_jax.config import Windows
+from hvit_jax.config import Decoder, Windows
 from hvit_jax.dense.folders import open_scenes
 from hvit_jax.dense.metrics import Segmentation
 from hvit_jax.dense.windows import Layout
-from hvit_jax.models.parameters import init_parameters
+from hvit_jax.distributed.placement import place
+from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.training import TrainConfig
 from hvit_jax.training.data import AugmentedMaps
 from hvit_jax.training.start import begin
-from hvit_jax.training.trainer import map_loss
+from hvit_jax.training.trainer import Trainer, map_loss
 from tests.dense.test_windows import CONFIG
 from tests.training_setup import SIZES, column, parameters, rows
 
 TASK = "--task segmentation --epochs 12 -b 8 --learning-rate 0.01 --log-every 2 --seed 3".split()
+TEACH = "--distill --method evit".split()
 
 
 def make_scenes(root, seed=0):
@@ -108,6 +113,7 @@ def test_it_learns_resumes_and_is_used(data, tmp_path, capsys):
     for names, options, words in (
         (("ground", "house"), [], "the data's class names are not the checkpoint's"),
         (("a", "b", "c"), ["--order"], "the checkpoint has no linear decoder of 3 classes"),
+        (classes, ["--decoder", "mask", *TEACH], "the checkpoint has no mask decoder for the"),
     ):
         with pytest.raises(InputError, match=words):
             begin(parse(TrainConfig, [*again, *options], "x"), names)
@@ -116,16 +122,39 @@ def test_it_learns_resumes_and_is_used(data, tmp_path, capsys):
 def test_loss_is_that_of_the_pixels_that_count():
     logits = jnp.log(jnp.array([[[[0.5, 0.5], [0.25, 0.75]]], [[[0.5, 0.5], [0.9, 0.1]]]]))
     labels = jnp.array([[[0, 255]], [[1, 0]]])
-    loss, metrics = map_loss(logits, labels)
+    loss, right = map_loss(logits, labels)
     expected = (-np.log(0.5) + (-np.log(0.5) - np.log(0.9)) / 2) / 2
     assert float(loss) == pytest.approx(expected, rel=1e-6)
-    assert float(metrics["accuracy"]) == pytest.approx((1 + 0.5) / 2)
+    assert float(right) == pytest.approx((1 + 0.5) / 2)
     none, _ = map_loss(logits, jnp.full_like(labels, 255))
     assert float(none) == 0
     smooth, _ = map_loss(logits[:1], labels[:1], 0.2)
     assert float(smooth) == pytest.approx(-np.log(0.5), rel=1e-6)
     parts = [float(map_loss(logits[row : row + 1], labels[row : row + 1])[0]) for row in (0, 1)]
     assert float(loss) == pytest.approx(np.mean(parts))
+
+
+def test_a_teacher_is_heard_on_the_pixels_that_count():
+    decoder = Decoder("linear", 2)
+    sizes = replace(CONFIG, num_classes=0, decoder=decoder)
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (2, *sizes.image_shape, 3), np.uint8)
+    labels = random.integers(0, 2, pixels.shape[:3])
+    labels[0, :20] = labels[1, :, 5:] = 255
+    reducer = hvit_jax.make_reducer("evit", keep_rate=0.3, drop_locations=(0,)).resolve(sizes)
+    one, weights = place(jax.devices()[:1]), init_parameters(sizes, 0)
+    trainer = Trainer(sizes, reducer, optax.sgd(0.1), one, distill=1.0)
+    _, metrics = jax.jit(trainer.gradients)(weights, {}, pixels, labels, weights)
+    images = trainer.normalize(jnp.asarray(pixels))
+    said = (
+        hvit_jax.jit_model(build_model(sizes, each, weights))(images)
+        for each in (hvit_jax.Reducer(), reducer)
+    )
+    teacher, model = (np.asarray(jax.nn.log_softmax(each), np.float64) for each in said)
+    divergence = (np.exp(teacher) * (teacher - model)).sum(-1)
+    known = labels < 2
+    expected = np.mean([divergence[row][known[row]].mean() for row in (0, 1)])
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-4) and expected > 1e-3
 
 
 def test_picture_and_truth_are_cut_alike(tmp_path):

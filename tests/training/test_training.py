@@ -10,6 +10,7 @@ import pytest
 
 from hvit_jax.checkpoint import read_description
 from hvit_jax.commands.train import main
+from hvit_jax.config import ViTConfig
 from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.folder import read_folder
 from hvit_jax.reducers import make_reducer
@@ -25,6 +26,8 @@ from tests.training_setup import (
     rows,
     signals_before_batch,
 )
+
+SMALL = ViTConfig(16, patch_size=8, depth=2, width=16, heads=2, mlp_width=32, num_classes=2)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,21 @@ def test_it_learns_resumes_exactly_and_fine_tunes(data, tmp_path, capsys):
     before, after = parameters(straight), parameters(probed)
     assert np.any(before.pop("head")["kernel"] != after.pop("head")["kernel"])
     jax.tree.map(np.testing.assert_array_equal, before, after)
+
+
+def test_a_run_with_a_teacher_goes_on_exactly(data, tmp_path, capsys):
+    checkpoint = make_checkpoint(tmp_path / "from", SMALL, ("dark", "light"))
+    start = ["--checkpoint", checkpoint, "--method", "evit", "--drop-locations", "0"]
+    words = [data, *start, *"--distill --epochs 2 -b 8 --layer-decay 0.5 --output".split()]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert command([*words, straight]) == 0
+    assert command([*words, broken], batches=signals_before_batch(2, signal.SIGINT)) == 130
+    assert command([*words, broken, "--resume", "--distill-weight", "1"]) == 2
+    assert "was begun with --distill-weight 0.5, now 1.0;" in capsys.readouterr().err
+    assert command([*words, broken, "--resume"]) == 0
+    jax.tree.map(np.testing.assert_array_equal, parameters(broken), parameters(straight))
+    source = read_description(straight / "checkpoint").source
+    assert source["config"]["distill"] and source["method"] == "evit"
 
 
 def test_what_a_user_should_know_of_methods(data, tmp_path, capsys):
@@ -166,6 +184,10 @@ def test_batches_do_not_depend_on_where_they_start(data):
         ([*SIZES, "--rand-augment", "2,31"], "strength from 0 to 30, got 2,31"),
         ([*SIZES, "--rand-augment", "2"], "--rand-augment must be 2 whole numbers"),
         ([*SIZES, "--mixup", "-1"], "--mixup must be at least 0, got -1"),
+        ([*SIZES, "--distill", "--method", "tome"], "--distill needs a --checkpoint with a"),
+        (["--checkpoint", "c", "--distill", "--new-head"], "--distill needs a --checkpoint with"),
+        (["--checkpoint", "c", "--distill"], "--distill teaches a reduced model; name a method"),
+        ([*SIZES, "--distill-weight", "1"], "--distill-weight has no effect without --distill"),
     ],
 )
 def test_bad_input_is_one_line(data, tmp_path, capsys, arguments, message):

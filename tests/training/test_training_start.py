@@ -81,6 +81,8 @@ def test_another_number_of_classes_gets_a_new_head(checkpoint):
     assert begun.config.num_classes == 2 and parameters["head"]["kernel"].shape == (CONFIG.width, 2)
     assert note == "a new head for 2 classes; the checkpoint has 7"
     assert start(checkpoint, NAMES[:2], new_head=True)[2] == note
+    with pytest.raises(InputError, match="no head for the data's 2 classes, so its dense model"):
+        start(checkpoint, ("a", "z"), distill=True, reducer=make_reducer("evit"))
 
 
 def test_some_of_the_checkpoints_classes_keep_their_outputs(checkpoint):

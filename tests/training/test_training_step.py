@@ -12,9 +12,16 @@ import hvit_jax
 from hvit_jax import Compute
 from hvit_jax.distributed.placement import place
 from hvit_jax.models.parameters import init_parameters
-from hvit_jax.training.trainer import Trainer, make_optimizer, no_sums, update_average
+from hvit_jax.training.trainer import (
+    Trainer,
+    distillation_loss,
+    make_optimizer,
+    no_sums,
+    update_average,
+)
 
 CONFIG = hvit_jax.ViTConfig(16, 4, depth=3, width=16, heads=2, mlp_width=32, num_classes=5)
+TWO = dataclasses.replace(CONFIG, depth=2)
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (8, 16, 16, 3), np.uint8)
 LABELS = RANDOM.integers(0, 5, 8).astype(np.int32)
@@ -29,7 +36,8 @@ def make_trainer(method="dense", optimizer=None, model=CONFIG, **options):
 
 
 def gradients(trainer, parameters):
-    grads, metrics = jax.jit(trainer.gradients)(parameters, {}, PIXELS, TARGETS)
+    teacher = trainer.teacher(parameters)
+    grads, metrics = jax.jit(trainer.gradients)(parameters, {}, PIXELS, TARGETS, teacher)
     return {"grads": grads, "metrics": metrics}
 
 
@@ -109,9 +117,52 @@ def test_remat_takes_less_memory():
 
 
 def test_parts_of_a_batch_add_up_to_it():
-    parameters = init_parameters(CONFIG, 0)
-    whole, parts = (gradients(make_trainer(accumulate=parts), parameters) for parts in (1, 4))
+    parameters = init_parameters(TWO, 0)
+    whole, parts = (
+        gradients(make_trainer("evit", model=TWO, accumulate=parts, distill=0.4), parameters)
+        for parts in (1, 4)
+    )
     assert_close(parts, whole, 1e-5)
+
+
+def test_divergence_of_what_two_models_say():
+    """KL((3/4, 1/4), (1/2, 1/2)) = ln 2 - H(3/4); at temperature 2 the shares' roots are taken."""
+    taught, said = np.log([[3.0, 1.0], [9.0, 1.0]]), np.zeros((2, 2))
+    found = distillation_loss(jnp.array(said), jnp.array(taught), 1.0)
+    expected = np.log(2) + 0.75 * np.log(0.75) + 0.25 * np.log(0.25)
+    assert float(found[0]) == pytest.approx(expected, rel=1e-6)
+    found = distillation_loss(jnp.array(said), jnp.array(taught), 2.0)
+    assert float(found[1]) == pytest.approx(4 * expected, rel=1e-6)
+
+
+def test_the_dense_model_teaches():
+    parameters = init_parameters(TWO, 0)
+    trainer = make_trainer("evit", model=TWO, distill=0.3, temperature=2.0)
+    images = trainer.normalize(jnp.asarray(PIXELS))
+    dense, reduced = (
+        hvit_jax.jit_model(make_trainer(name, model=TWO).model(parameters))(images)
+        for name in ("dense", "evit")
+    )
+    labels = optax.softmax_cross_entropy_with_integer_labels(reduced, LABELS).mean()
+    dense, reduced = (np.asarray(jax.nn.log_softmax(each / 2)) for each in (dense, reduced))
+    divergence = 4 * (np.exp(dense) * (dense - reduced)).sum(-1).mean()
+    expected = float(0.7 * labels + 0.3 * divergence)
+    found = gradients(trainer, parameters)["metrics"]["loss"]
+    assert float(found) == pytest.approx(expected, rel=1e-5) and divergence > 1e-3
+
+
+def test_the_teacher_stays_as_it_was():
+    """Where the head alone is trained, it is the head that the run began with."""
+    parameters = init_parameters(TWO, 0)
+    trainer = make_trainer("evit", model=TWO, distill=1.0, temperature=2.0, head_only=True)
+    state, teacher = trainer.init(parameters), trainer.teacher(parameters)
+    assert teacher.keys() == {"head"} and make_trainer("evit").teacher(parameters) is None
+    step = jax.jit(trainer.step, donate_argnums=0)
+    losses = []
+    for _ in range(3):
+        state = step(state._replace(sums=no_sums()), PIXELS, LABELS, teacher)
+        losses.append(float(state.sums["loss"]))
+    assert losses[0] > losses[1] > losses[2] > 0
 
 
 def test_the_average_follows_the_parameters_and_is_the_result():

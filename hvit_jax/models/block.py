@@ -9,7 +9,13 @@ from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.models.float8 import Float8Linear
-from hvit_jax.models.gpu import as_rows, choose_activation, pad_tokens, project_to_thirds
+from hvit_jax.models.gpu import (
+    as_rows,
+    choose_activation,
+    joins_thirds,
+    pad_tokens,
+    project_to_thirds,
+)
 from hvit_jax.ops.activations import ACTIVATIONS
 from hvit_jax.ops.arrays import pad_end
 from hvit_jax.ops.attention import (
@@ -17,6 +23,7 @@ from hvit_jax.ops.attention import (
     attend,
     attend_and_score,
     attend_in_clusters,
+    attend_joined,
     average_groups,
     class_attention,
 )
@@ -225,8 +232,17 @@ class Block(nnx.Module):
         x, lengths = pad_tokens(x, 16 if isinstance(self.linear_1, Float8Linear) else 8)
         if coordinates is not None:
             coordinates = pad_end(coordinates, x.shape[1] - tokens, axis=1)
-        x = x + self.project(self.attend(*self.qkv(x, coordinates), key_lengths=lengths))
+        x = x + self.project(self._attend_to_all(x, coordinates, lengths))
         return (x + self.mlp(x))[:, :tokens]
+
+    def _attend_to_all(
+        self, x: Float[Array, "B N C"], coordinates: Float[Array, "b P 2"] | None, real: int | None
+    ) -> Float[Array, "B N H D"]:
+        turned = self.q_norm is not None or (self.rope is not None and coordinates is not None)
+        if turned or not joins_thirds(x):
+            return self.attend(*self.qkv(x, coordinates), key_lengths=real)
+        joined = self.in_proj(self.ln_1(as_rows(x))).reshape(*x.shape[:2], 3 * self.heads, -1)
+        return attend_joined(joined, key_lengths=real, implementation=self.implementation)
 
 
 def _scaled(x: Float[Array, "*rows C"], scale: nnx.Param | None) -> Float[Array, "*rows C"]:

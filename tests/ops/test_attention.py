@@ -12,6 +12,7 @@ from hvit_jax.ops.arrays import largest_divisor
 from hvit_jax.ops.attention import (
     attend,
     attend_and_score,
+    attend_joined,
     attention_weights,
     choose_implementation,
     class_attention,
@@ -225,6 +226,27 @@ def test_scores_with_a_bias(implementation, plain_cudnn):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), slopes, plain)
 
 
+@pytest.mark.parametrize("implementation", ["xla", "cudnn", "hopper"])
+def test_joined(implementation, plain_cudnn):
+    q, k, v = heads(7, 7)
+    joined, lengths = jnp.concatenate([q, k, v], axis=2), jnp.array([5, 5])
+
+    def loss(joined):
+        if implementation == "hopper":  # Its gradient is cuDNN's.
+            return jnp.sin(hopper.attend_joined(joined, 5)).sum()
+        out = attend_joined(joined, key_lengths=5, implementation=implementation)
+        np.testing.assert_allclose(
+            jax.lax.stop_gradient(out), reference(q, k, v, lengths=lengths)[1], atol=3e-6
+        )
+        return jnp.sin(out).sum()
+
+    def plain(q, k, v):
+        return jnp.sin(xla.attend(q, k, v, None, lengths)).sum()
+
+    expected = jnp.concatenate(jax.grad(plain, (0, 1, 2))(q, k, v), axis=2)
+    np.testing.assert_allclose(jax.grad(loss)(joined), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("implementation", ["xla", "cudnn"])
 def test_one_length_of_all_images(implementation, layout_or_file, plain_cudnn):
     q, k, v = heads(5, 9)
@@ -399,6 +421,24 @@ class TestHopper:
         weights, expected = reference(q, k, v, bias)
         np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=0.06)
         np.testing.assert_allclose(columns, weights.mean((1, 2)), rtol=2e-3, atol=1e-9)
+
+    def test_joined_for_a_gpu(self):
+        x = jax.ShapeDtypeStruct((1, 264, 12, 64), jnp.bfloat16)
+        traced = jax.jit(lambda x: hopper.attend_joined(x, 257)).trace(x)
+        program = traced.lower(lowering_platforms=("cuda",)).as_text()
+        assert "mosaic_gpu" in program and "stablehlo.slice" not in program
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(NO_HOPPER is not None, reason=f"our kernel cannot run here: {NO_HOPPER}")
+    @pytest.mark.parametrize(
+        ("tokens", "size", "keys"), [(1032, 64, 1025), (1376, 80, 1370), (9, 16, 9)]
+    )
+    def test_joined_equals_numpy(self, tokens, size, keys):
+        q, k, v = heads(tokens, tokens, size=size, dtype=jnp.bfloat16)
+        joined = jnp.concatenate([q, k, v], axis=2)
+        out = hopper.attend_joined(joined, keys)
+        expected = reference(q, k[:, :keys], v[:, :keys])[1]
+        np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=0.06)
 
     @pytest.mark.gpu
     @pytest.mark.skipif(NO_HOPPER is not None, reason=f"our kernel cannot run here: {NO_HOPPER}")

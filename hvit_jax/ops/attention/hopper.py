@@ -8,6 +8,8 @@ in `Placement.compile`; under `jax.jit` alone every device computes the whole ba
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -62,9 +64,11 @@ _attend = jax.custom_vjp(_run, nondiff_argnums=(4,))
 def _forward(q, k, v, key_bias, keys: int):
     """Run cuDNN where there will be a gradient: it has the backward pass."""
     lengths = None if keys == k.shape[1] else jnp.full(k.shape[0], keys, jnp.int32)
-    if key_bias is None:
-        return jax.vjp(lambda *inputs: cudnn.attend(*inputs, None, lengths), q, k, v)
-    return jax.vjp(lambda *inputs: cudnn.attend(*inputs, lengths), q, k, v, key_bias)
+
+    def attend(q, k, v, key_bias=None):
+        return cudnn.attend(q, k, v, key_bias, lengths)
+
+    return jax.vjp(attend, q, k, v, *(() if key_bias is None else (key_bias,)))
 
 
 def _backward(keys: int, pull, gradient):
@@ -73,6 +77,25 @@ def _backward(keys: int, pull, gradient):
 
 
 _attend.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def attend_joined(x: Float[Array, "B N H3 D"], keys: int) -> Float[Array, "B N H3//3 D"]:
+    """Attend to the first keys; see `hvit_jax.ops.attention.attend_joined`."""
+    from hvit_jax.ops.attention import hopper_kernel
+
+    return hopper_kernel.attend_joined(x, keys)
+
+
+def _joined_forward(x, keys: int):
+    def cut(x):
+        q, k, v = jnp.split(x, 3, axis=2)
+        return _forward(q, k, v, None, keys)[0]
+
+    return jax.vjp(cut, x)
+
+
+attend_joined.defvjp(_joined_forward, lambda keys, pull, gradient: pull(gradient))
 
 
 @jax.custom_vjp

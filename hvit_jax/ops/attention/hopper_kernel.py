@@ -98,6 +98,13 @@ def attend(
     return _attend(q, k, v, key_bias, keys or k.shape[1], logs=False)[0]
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def attend_joined(x: Float[Array, "B N H3 D"], keys: int) -> Float[Array, "B N H3//3 D"]:
+    """Attend; see `hvit_jax.ops.attention.attend_joined`. It has no gradient."""
+    heads = x.shape[2] // 3
+    return _attend(x, x, x, None, keys, logs=False, first=(0, heads, 2 * heads))[0]
+
+
 @jax.jit
 def attend_and_score(
     q: Float[Array, "B Nq H D"],
@@ -119,23 +126,23 @@ def attend_and_score(
     return out, sums.mean(1) / q.shape[1]
 
 
-def _attend(q, k, v, key_bias, keys: int, *, logs: bool) -> tuple[Array, ...]:
-    batch, rows, heads, size = q.shape
+def _attend(q, k, v, key_bias, keys: int, *, logs: bool, first=(0, 0, 0)) -> tuple[Array, ...]:
+    """Attend; `first` numbers the first head of q, k and v each in its array."""
+    batch, rows, heads, size = *q.shape[:2], v.shape[2] - first[2], q.shape[3]
     plan = Plan.of(keys, size)
     arrays = [q, k, v]
     if key_bias is not None:
         bias = key_bias.astype(jnp.float32)[..., :keys] * _LOG2_E
         arrays.append(_padded_bias(plan, jnp.maximum(bias, _MASKED)))
-    results = [jax.ShapeDtypeStruct(q.shape, q.dtype)]
-    if logs:
-        results.append(_numbers_of_rows(plan, q))
+    out = jax.ShapeDtypeStruct((batch, rows, heads, size), q.dtype)
+    results = [out, _numbers_of_rows(plan, out)][: 1 + logs]
 
-    def hopper_attention(*refs):
-        inputs, outputs = refs[: len(arrays)], refs[len(arrays) :]
-        bias_ref = None if key_bias is None else inputs[3]
-        _run(plan, *inputs[:3], bias_ref, outputs[0], outputs[1] if logs else None)
+    def hopper_attention(q_ref, k_ref, v_ref, *refs):
+        bias_ref, refs = (None, refs) if key_bias is None else (refs[0], refs[1:])
+        q, k, v = zip((q_ref, k_ref, v_ref), first, strict=True)
+        _run(plan, q, k, v, bias_ref, refs[0], refs[1] if logs else None)
 
-    return tuple(_launch(plan, hopper_attention, q, results)(*arrays))
+    return tuple(_launch(plan, hopper_attention, out, results)(*arrays))
 
 
 def _column_sums(
@@ -151,8 +158,8 @@ def _column_sums(
     return launch(k, q, _padded_bias(plan, -logs))[0][..., : k.shape[1]]
 
 
-def _launch(plan: Plan, kernel, rows: Float[Array, "B N H D"], results):
-    """Make a kernel of `results` whose blocks of threads go over an array's rows."""
+def _launch(plan: Plan, kernel, rows: jax.Array | jax.ShapeDtypeStruct, results):
+    """Make a kernel of `results` whose blocks of threads go over the rows of (B, N, H, D)."""
     batch, tokens, heads, _ = rows.shape
     return plgpu.kernel(
         kernel,
@@ -171,8 +178,8 @@ def _padded_bias(plan: Plan, bias: Float[Array, "B h N"]) -> Float[Array, "B h M
     return jnp.pad(bias, ((0, 0), (0, 0), (0, spare)), constant_values=_MASKED)
 
 
-def _numbers_of_rows(plan: Plan, x: Float[Array, "B N H D"]) -> jax.ShapeDtypeStruct:
-    """Describe an array of a number for every row of every head, of whole blocks of threads."""
+def _numbers_of_rows(plan: Plan, x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Describe an array of a number for every row of (B, N, H, D), of whole blocks of threads."""
     rows = plan.tiles(x.shape[1]) * plan.groups * _ROWS
     return jax.ShapeDtypeStruct((x.shape[0], x.shape[2], rows), jnp.float32)
 
@@ -212,32 +219,32 @@ class _Stream:
     """Blocks of keys or values on their way through shared memory.
 
     Attributes:
-        source: where they come from.
+        source: where they come from, and the number of the first head there.
         buffer: where they are put, a few at a time.
         here: tell that a block has arrived.
         used: tell that it may be written over.
         bias: of the keys: where it comes from, and where it is put.
     """
 
-    source: Any
+    source: tuple[Any, int]
     buffer: _Buffer
     here: Any
     used: Any
     bias: tuple[Any, Any] | None = None
 
 
-def _run(plan: Plan, q_ref, k_ref, v_ref, bias_ref, out_ref, logs_ref) -> None:
+def _run(plan: Plan, q, k, v, bias_ref, out_ref, logs_ref) -> None:
     """Run one block of threads: a few rows of queries, and all keys."""
-    dtype = q_ref.dtype
+    dtype = out_ref.dtype
     biases, logs = _numbers(plan.stages, _KEYS, bias_ref), _numbers(plan.groups, _ROWS, logs_ref)
 
     def scoped(queries, keys, values, biases, logs, q_here, k_here, v_here, k_used, v_used):
         bias = None if bias_ref is None else (bias_ref, biases)
-        key_stream = _Stream(k_ref, _Buffer.of(keys), k_here, k_used, bias)
-        value_stream = _Stream(v_ref, _Buffer.of(values), v_here, v_used)
+        key_stream = _Stream(k, _Buffer.of(keys), k_here, k_used, bias)
+        value_stream = _Stream(v, _Buffer.of(values), v_here, v_used)
 
         def compute():
-            rows = _rows_of_group(plan, q_ref, _Buffer.of(queries), q_here)
+            rows = _rows_of_group(plan, q, _Buffer.of(queries), q_here)
             carry = _loop(
                 plan, _attend_step(plan, rows, key_stream, value_stream, dtype), _nothing(plan)
             )
@@ -276,10 +283,10 @@ def _run_columns(plan: Plan, k_ref, q_ref, bias_ref, out_ref) -> None:
     """Run one block of threads: sum the weights of a few keys over all queries."""
 
     def scoped(keys, queries, biases, sums, k_here, q_here, q_used):
-        stream = _Stream(q_ref, _Buffer.of(queries), q_here, q_used, (bias_ref, biases))
+        stream = _Stream((q_ref, 0), _Buffer.of(queries), q_here, q_used, (bias_ref, biases))
 
         def compute():
-            rows = _rows_of_group(plan, k_ref, _Buffer.of(keys), k_here)
+            rows = _rows_of_group(plan, (k_ref, 0), _Buffer.of(keys), k_here)
 
             def step(block, total, *, last: bool = False):
                 scores = _scores(plan, rows, stream, block, last=last)
@@ -337,8 +344,10 @@ def _fetch(plan: Plan, *streams: _Stream) -> None:
         for stream in streams:
             if reuse:
                 plgpu.barrier_wait(stream.used.at[slot])
-            place, here = (image, span, head), stream.here.at[slot]
-            _copy_pieces(plan, stream.source, place, stream.buffer, (slot, part), here)
+            here = stream.here.at[slot]
+            _copy_pieces(
+                plan, stream.source, (image, span, head), stream.buffer, (slot, part), here
+            )
             if stream.bias is not None:
                 source, target = stream.bias
                 row = source.at[image, 0 if source.shape[1] == 1 else head, span]
@@ -355,10 +364,11 @@ def _fetch(plan: Plan, *streams: _Stream) -> None:
         copy(plan.full, plan.full % plan.stages, plan.last, reuse=True)
 
 
-def _copy_pieces(plan, ref, place, buffer: _Buffer, slot, barrier) -> None:
+def _copy_pieces(plan, source, place, buffer: _Buffer, slot, barrier) -> None:
+    (ref, first), (image, span, head) = source, place
     for (start, width), piece in zip(plan.pieces, buffer.rows, strict=True):
-        source = ref.at[(*place, pl.ds(start, width))]
-        plgpu.copy_gmem_to_smem(source, piece.at[slot], barrier)
+        part = ref.at[image, span, first + head, pl.ds(start, width)]
+        plgpu.copy_gmem_to_smem(part, piece.at[slot], barrier)
 
 
 @dataclass(frozen=True)
@@ -383,11 +393,11 @@ class _Rows:
         return ref.at[image, head, span]
 
 
-def _rows_of_group(plan: Plan, ref, buffer: _Buffer, here) -> _Rows:
+def _rows_of_group(plan: Plan, source, buffer: _Buffer, here) -> _Rows:
     image, head, group = (lax.axis_index(name) for name in ("image", "head", "group"))
     start = (lax.axis_index("tile") * plan.groups + group) * _ROWS
     place = image, pl.ds(start, _ROWS), head
-    _copy_pieces(plan, ref, place, buffer, group, here.at[group])
+    _copy_pieces(plan, source, place, buffer, group, here.at[group])
     plgpu.barrier_wait(here.at[group])
     return _Rows(buffer, group, start, place)
 

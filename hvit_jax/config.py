@@ -314,6 +314,11 @@ class ViTConfig(Options):
         near = {round(self.depth * fraction) for fraction in fractions}
         return tuple(sorted({min(last, max(min(1, last), block)) for block in near}))
 
+    @property
+    def quarters(self) -> tuple[int, ...]:
+        """Blocks at a quarter, half and three quarters of the depth, each once."""
+        return tuple(sorted({self.depth * quarter // 4 for quarter in (1, 2, 3)}))
+
     @classmethod
     def vit_b16(cls) -> ViTConfig:
         """ViT-B/16 at 384, the resolution of SWAG's ImageNet-1k fine-tuning."""

@@ -169,10 +169,15 @@ class Block(nnx.Module):
         )
 
     def attend_and_score(
-        self, q: Float[Array, "B Nq H D"], k: Float[Array, "B Nk H D"], v: Float[Array, "B Nk H D"]
+        self,
+        q: Float[Array, "B Nq H D"],
+        k: Float[Array, "B Nk H D"],
+        v: Float[Array, "B Nk H D"],
+        *,
+        key_bias: KeyBias | None = None,
     ) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B Nk"]]:
         """Attend, and tell how much attention each key gets; see `ops.attention`."""
-        return attend_and_score(q, k, v, implementation=self.implementation)
+        return attend_and_score(q, k, v, key_bias=key_bias, implementation=self.implementation)
 
     def attend_and_score_patches(
         self,
@@ -181,6 +186,7 @@ class Block(nnx.Module):
         v: Float[Array, "B Nk H D"],
         *,
         prefix: int,
+        key_bias: KeyBias | None = None,
     ) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B P"]]:
         """Attend, and tell how much attention each patch gets from CLS.
 
@@ -191,12 +197,15 @@ class Block(nnx.Module):
             k: keys, of the same tokens.
             v: values.
             prefix: tokens before the patches.
+            key_bias: as for `attend`.
         """
         if self.class_token:
-            return self.attend(q, k, v), class_attention(q, k, prefix=prefix)
-        attended, columns = self.attend_and_score(q[:, prefix:], k, v)
+            scores = class_attention(q, k, prefix=prefix, key_bias=key_bias)
+            return self.attend(q, k, v, key_bias=key_bias), scores
+        attended, columns = self.attend_and_score(q[:, prefix:], k, v, key_bias=key_bias)
         if prefix:
-            attended = jnp.concatenate([self.attend(q[:, :prefix], k, v), attended], axis=1)
+            first = self.attend(q[:, :prefix], k, v, key_bias=key_bias)
+            attended = jnp.concatenate([first, attended], axis=1)
         return attended, columns[:, prefix:]
 
     def attend_in_clusters(self, *arrays: Array, clusters: int) -> Float[Array, "B N H D"]:

@@ -163,6 +163,13 @@ class Reducer(InPictures, Options):
         if not accepted:
             raise InputError(f"{self.name}: {field}={getattr(self, field)!r}: {wanted}")
 
+    def check_blocks(self, field: str, config: ViTConfig) -> None:
+        """Raise InputError unless an option lists blocks of the model, each once."""
+        blocks, last = getattr(self, field), config.depth - 1
+        inside = all(0 <= block <= last for block in blocks)
+        self.check(inside, field, f"the model's blocks are 0 to {last}")
+        self.check(len(set(blocks)) == len(blocks), field, "every block may appear only once")
+
     @classmethod
     def strengths(cls, config: ViTConfig) -> Iterable[Reducer]:
         """List settings of the method that differ in how much they save, in any order.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,7 +40,9 @@ class Matching:
     apart: int = dataclasses.field(metadata={"static": True})
 
 
-def merge_counts(r: int | Sequence[int | float], blocks: int) -> tuple[int, ...]:
+def merge_counts(
+    r: int | Sequence[int | float], blocks: int, *, method: str = "tome"
+) -> tuple[int, ...]:
     """Spell out how many tokens each block is asked to merge.
 
     Args:
@@ -47,6 +50,7 @@ def merge_counts(r: int | Sequence[int | float], blocks: int) -> tuple[int, ...]
             (r, inflection), two entries of which the second is a float: a linear schedule of mean
             `r` that rises for an inflection above 0 (1.0: from 0 to 2r) and falls below 0.
         blocks: blocks of the model.
+        method: whose `r` it is, for errors.
 
     Returns:
         One number a block.
@@ -59,15 +63,17 @@ def merge_counts(r: int | Sequence[int | float], blocks: int) -> tuple[int, ...]
     if len(counts) == 2 and isinstance(counts[1], float):
         mean, inflection = counts
         if not -1 <= inflection <= 1:
-            raise InputError(f"tome: r={r!r}: the inflection must be between -1 and 1")
+            raise InputError(f"{method}: r={r!r}: the inflection must be between -1 and 1")
         first = int(mean * (1 - inflection))
         step = (2 * mean - 2 * first) / max(1, blocks - 1)
         counts = tuple(int(first + step * block) for block in range(blocks))
     if len(counts) > blocks:
-        raise InputError(f"tome: r lists {len(counts)} numbers, the model has {blocks} blocks")
+        raise InputError(f"{method}: r lists {len(counts)} numbers, the model has {blocks} blocks")
     if min(counts, default=0) < 0:
         point = len(counts) == 2 and "; an inflection needs a point, such as (8, -1.0)"
-        raise InputError(f"tome: r={r!r}: merged tokens a block must be at least 0{point or ''}")
+        raise InputError(
+            f"{method}: r={r!r}: merged tokens a block must be at least 0{point or ''}"
+        )
     return tuple(map(int, counts)) + (0,) * (blocks - len(counts))
 
 
@@ -157,6 +163,13 @@ def drop_tokens(x: Float[Array, "B N C"], matching: Matching) -> Float[Array, "B
     return gather(x, _sources(matching))
 
 
+def drop_places(matching: Matching) -> Int[Array, "B N"]:
+    """Tell where `drop_tokens` puts every token; -1 for those that it drops."""
+    staying, places = _sources(matching), matching.places
+    here = jnp.arange(places.shape[1], dtype=staying.dtype)
+    return jnp.where(gather(staying, places) == here[None], places, -1)
+
+
 def _sources(matching: Matching) -> Int[Array, "B M"]:
     """Tell where every token stood that does not leave, in the new order."""
     order, tokens = matching.order, matching.places.shape[1]
@@ -179,6 +192,36 @@ def _means(x, sizes, leave, matching):
     sums = accurate_einsum("brs,bsc->brc", parts, leaving.astype(wide))
     sums += gather(x[:, odd], targets).astype(wide) * weights[..., None]
     return (sums / total[..., None]).astype(x.dtype), total
+
+
+def merge_groups(
+    x: Float[Array, "B N C"],
+    weights: Float[Array, "B N"],
+    places: Int[Array, "B N"],
+    *,
+    tokens: int,
+) -> tuple[Float[Array, "B M C"], Float[Array, "B M"]]:
+    """Merge groups of any number of tokens: weighted means, computed in float32.
+
+    Args:
+        x: tokens.
+        weights: how much each counts.
+        places: the new token that each becomes a part of; -1 for one that is dropped.
+        tokens: how many new tokens there are; each has at least one part.
+
+    Returns:
+        The means in the dtype of `x`, and the sums of their parts' weights.
+    """
+    here = places[:, None, :] == jnp.arange(tokens, dtype=places.dtype)[None, :, None]
+    parts = jnp.where(here, weights[:, None, :], 0)
+    total, wide = parts.sum(-1), accumulator(x.dtype)
+    sums = accurate_einsum("bmn,bnc->bmc", parts, x.astype(wide))
+    return (sums / total[..., None]).astype(x.dtype), total
+
+
+def count_by_ratio(ratio: float, tokens: int) -> int:
+    """Count the tokens that leave where a part of them stays: in float64, as Python rounds."""
+    return math.floor(tokens - tokens * ratio)
 
 
 def unmerge_tokens(x: Float[Array, "B M C"], matching: Matching) -> Float[Array, "B N C"]:

@@ -9,12 +9,19 @@ from hvit_jax.errors import InputError, unknown
 from hvit_jax.fields import show
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.reducers.act import ACT
+from hvit_jax.reducers.atc import ATC
 from hvit_jax.reducers.ats import ATS
 from hvit_jax.reducers.budgeted import Budgeted, as_budgeted, warn_without_budgets
+from hvit_jax.reducers.diffrate import DiffRate
 from hvit_jax.reducers.evit import EViT
 from hvit_jax.reducers.evo import EvoViT
 from hvit_jax.reducers.hourglass import Hourglass
+from hvit_jax.reducers.mctf import MCTF
+from hvit_jax.reducers.pitome import PiToMe
+from hvit_jax.reducers.pool import Pool
+from hvit_jax.reducers.random import Random
 from hvit_jax.reducers.smyrf import SMYRF
+from hvit_jax.reducers.tofu import ToFu
 from hvit_jax.reducers.tome import ToMe
 from hvit_jax.reducers.tome_dense import ToMeDense
 
@@ -30,20 +37,34 @@ REDUCERS: dict[str, type[Reducer]] = {
         ToMe,
         ToMeDense,
         SMYRF,
+        PiToMe,
+        ToFu,
+        DiffRate,
+        ATC,
+        MCTF,
+        Random,
+        Pool,
     )
 }
 
 __all__ = [
     "ACT",
+    "ATC",
     "ATS",
     "Budgeted",
+    "DiffRate",
     "EViT",
     "EvoViT",
     "Hourglass",
     "Layer",
+    "MCTF",
+    "PiToMe",
+    "Pool",
     "REDUCERS",
+    "Random",
     "Reducer",
     "SMYRF",
+    "ToFu",
     "ToMe",
     "ToMeDense",
     "TokenState",

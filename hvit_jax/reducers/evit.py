@@ -122,7 +122,7 @@ class EViT(Reducer):
         """Fill in the dropping blocks; see `Reducer.resolve`."""
         locations = self.drop_locations
         if locations is None:
-            locations = tuple(sorted({config.depth * quarter // 4 for quarter in (1, 2, 3)}))
+            locations = config.quarters
         neighbors = self.reconstruct_neighbors
         if neighbors is None and config.decoder is not None:
             neighbors = 1
@@ -130,11 +130,7 @@ class EViT(Reducer):
             self, drop_locations=locations, reconstruct_neighbors=neighbors
         )
         resolved.check(0 < self.keep_rate <= 1, "keep_rate", "above 0 and at most 1")
-        last = config.depth - 1
-        inside = all(0 <= location <= last for location in locations)
-        resolved.check(inside, "drop_locations", f"the model's blocks are 0 to {last}")
-        once = len(set(locations)) == len(locations)
-        resolved.check(once, "drop_locations", "every block may appear only once")
+        resolved.check_blocks("drop_locations", config)
         exists = self.score == "mean" or config.class_token
         resolved.check(exists, "score", "the model has no CLS; use 'mean'")
         return resolved

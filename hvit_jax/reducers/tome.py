@@ -7,15 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hvit_jax.config import ViTConfig
-from hvit_jax.fields import option
+from hvit_jax.fields import known, option
 from hvit_jax.models.block import Block
-from hvit_jax.models.reducer import Layer, Reducer, TokenState, initial_state, pool_by_size
-from hvit_jax.ops import flops
+from hvit_jax.models.reducer import Layer, TokenState, pool_by_size
 from hvit_jax.ops.merging import (
     Matching,
     drop_tokens,
@@ -24,25 +21,21 @@ from hvit_jax.ops.merging import (
     merge_tokens,
     most_merges,
 )
-from hvit_jax.ops.precision import accumulator
-
-PROPORTIONAL = "proportional attention"
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class MergeState(TokenState):
-    """Trace of the patches, and how many input tokens each token stands for.
-
-    Attributes:
-        sizes: 1 for a token that never merged.
-    """
-
-    sizes: Float[Array, "B N"]
+from hvit_jax.reducers.merging import (
+    Counts,
+    MergeState,
+    Merging,
+    attend_and_compare,
+    counts_option,
+    counts_to_try,
+    log_sizes,
+    merging_mode,
+    usual_count,
+)
 
 
 @dataclass(frozen=True)
-class ToMe(Reducer):
+class ToMe(Merging):
     """Token merging.
 
     Bolya et al. 2023, "Token Merging: Your ViT But Faster", arXiv 2210.09461.
@@ -67,11 +60,7 @@ class ToMe(Reducer):
 
     name: ClassVar[str] = "tome"
 
-    r: int | tuple[int, ...] | tuple[int, float] | None = option(
-        None,
-        "tokens merged a block: a number, a list with one a block, or a number and an inflection "
-        "written with a point, such as 8,-0.5 (default: 47% of the patches over the depth)",
-    )
+    r: Counts | None = counts_option()
     proportional_attention: bool = option(
         True, "weigh attention to a token by how many input tokens it stands for"
     )
@@ -91,48 +80,31 @@ class ToMe(Reducer):
     @classmethod
     def candidates(cls, config: ViTConfig) -> Iterable[ToMe]:
         """Try to merge from a quarter to 85% of the patches; see `Reducer.candidates`."""
-        even = config.num_patches / config.depth
-        return (cls(r=max(1, round(f * even))) for f in (0.25, 0.4, 0.55, 0.7, 0.85))
+        return (cls(r=count) for count in counts_to_try(config))
 
     def resolve(self, config: ViTConfig) -> ToMe:
         """Fill in the default of `r`, and check it; see `Reducer.resolve`."""
-        resolved = dataclasses.replace(self, r=self._r(config))
+        r = usual_count(config) if self.r is None else self.r
+        resolved = dataclasses.replace(self, r=r)
         resolved.schedule(config)
         return resolved
 
-    def _r(self, config: ViTConfig) -> int | tuple[int, ...] | tuple[int, float]:
-        if self.r is None:
-            return max(1, round(0.47 * config.num_patches / config.depth))
-        return self.r
-
     def schedule(self, config: ViTConfig) -> tuple[Layer, ...]:
         """Fewer tokens after every block that merges."""
-        layers, full, prefix = [], config.num_tokens, config.prefix_tokens
-        tokens = full
-        for count in merge_counts(self._r(config), config.depth):
-            left = tokens - min(count, most_merges(tokens, prefix=prefix))
-            mode = "merge" if left < tokens else "dense"
-            # All sizes are 1 before the first merge, and their logarithms 0.
-            if self.proportional_attention and tokens < full:
-                mode = PROPORTIONAL
+        layers, tokens = [], config.num_tokens
+        for count in merge_counts(known(self.r), config.depth):
+            left = tokens - min(count, most_merges(tokens, prefix=config.prefix_tokens))
+            mode = merging_mode(config, tokens, left, weighed=self.proportional_attention)
             layers.append(Layer(tokens, left, mode))
             tokens = left
         return tuple(layers)
-
-    def init(self, x: Float[Array, "B N C"], config: ViTConfig, *, trace: bool) -> MergeState:
-        """Make the state before the first block; see `Reducer.init`."""
-        sizes = jnp.ones(x.shape[:2], accumulator(x.dtype))
-        return MergeState(**initial_state(x, config, trace=trace), sizes=sizes)
 
     def block(
         self, block: Block, x: Float[Array, "B N C"], state: MergeState, layer: Layer, draws: Any
     ) -> tuple[Float[Array, "B M C"], TokenState]:
         """Run attention weighted by size, merge, then run the MLP; see `Reducer.block`."""
-        q, k, v = block.qkv(x)
-        metric = k.mean(2, dtype=accumulator(k.dtype))  # Of what tokens hold, not of their places.
-        q, k = block.rotate(q, state.coordinates), block.rotate(k, state.coordinates)
-        bias = jnp.log(state.sizes) if layer.mode == PROPORTIONAL else None
-        x = x + block.project(block.attend(q, k, v, key_bias=bias))
+        bias = log_sizes(state, layer)
+        x, metric = attend_and_compare(block, x, state.coordinates, key_bias=bias)
         if layer.tokens_out < layer.tokens_in:
             x, state = self._merge(x, metric, state, r=layer.tokens_in - layer.tokens_out)
         return x + block.mlp(x), state
@@ -153,18 +125,10 @@ class ToMe(Reducer):
             return merge_tokens(places, state.sizes, matching)[0][:, state.prefix :]
         return drop_tokens(places, matching)[:, state.prefix :]
 
-    def patch_sizes(
-        self, x: Float[Array, "B N C"], state: MergeState
-    ) -> Float[Array, "B M"] | None:
-        """Count the patches of every token; see `Reducer.patch_sizes`."""
-        return state.sizes[:, state.prefix :] if self.pool_by_size else None
-
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:
         """Count the block, the log-sizes added to its scores, and its merge."""
         before, after = layer.tokens_in, layer.tokens_out
-        total = flops.block(config, before, after)
-        if layer.mode == PROPORTIONAL:
-            total += config.heads * before**2
+        total = super().block_flops(config, layer)
         if after < before:
             odd = before // 2
             similarity = (before + (before - odd) * odd) * config.head_dim

@@ -18,7 +18,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.fields import from_json
 from tests.golden import Goldens
 
-CASES = [name.rsplit("/", 1) for name in Goldens().preprocess.files]
+CASES = [name.rsplit("/", 1) for name in Goldens().preprocess]
 
 
 @pytest.mark.parametrize(("file", "resolution"), CASES)

@@ -26,6 +26,8 @@ def test_parity_float32(name, goldens, golden_checkpoint):
     else:
         features = compute_features(model, images, draws)
         compare_tokens(features, name, goldens)
+        if f"{name}/source" in goldens.models:
+            compare_trace(features.states[-1], name, goldens)
         logits = features.output
     off = np.abs(logits - goldens.models[f"{name}/logits"]).max(1) > 1e-4
     assert off.sum() <= (method == "smyrf"), f"images {np.flatnonzero(off)} differ"
@@ -59,6 +61,22 @@ def compare_tokens(features, name, goldens):
         np.testing.assert_allclose(
             tokens[:1, : rows[block]], expected, atol=5e-4, rtol=0, err_msg=f"after block {block}"
         )
+
+
+def compare_trace(state, name, goldens):
+    """Compare which input tokens each token holds after the last block, CLS too, and how many."""
+    source = goldens.models[f"{name}/source"]
+    if goldens.configs[name]["method"] == "tofu":
+        # The original counts what it drops to the tokens that it was most like.
+        source = source * np.pad(state.source >= 0, ((0, 0), (1, 0)), constant_values=1)[:, None]
+    held = np.asarray(state.source)[:, None] == np.arange(source.shape[1])[:, None]
+    np.testing.assert_array_equal(held, source[..., 1:])
+    assert (source[:, 0, 0] == 1).all() and (source[:, 1:, 0] == 0).all()
+    if f"{name}/size" in goldens.models:
+        # DiffRate's original has no other size than what attention weighs tokens by.
+        sizes = getattr(state, "weights", state.sizes)
+        expected = goldens.models[f"{name}/size"][..., 0]
+        np.testing.assert_allclose(sizes, expected, rtol=1e-5 if "weights" in vars(state) else 1e-6)
 
 
 def load(name, dtype, goldens, checkpoint):

@@ -210,7 +210,7 @@ def test_parity_schedules(goldens):
 
 
 def first_field(goldens, case):
-    return next(key for key in goldens.ops.files if key.split("/")[0] == case)
+    return next(key for key in goldens.ops if key.split("/")[0] == case)
 
 
 def test_parity_merging(goldens):

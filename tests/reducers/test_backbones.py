@@ -35,6 +35,13 @@ OPTIONS = {
     "tome_dense": {"r": 0.3},
     "act": {"first_block": 1, "q_hashes": 8},
     "ats": {"blocks": (1,), "residual": "input"},
+    "pitome": {"r": (0, 6)},
+    "tofu": {"r": (0, 6)},
+    "diffrate": {"prune_kept": (99, 60, 50), "merge_kept": (99, 50, 40)},
+    "atc": {"r": (0, 7)},
+    "mctf": {"r": 6, "blocks": (1, 2)},
+    "random": {"r": (0, 6)},
+    "pool": {"pool_location": 1, "grid": (3, 4)},
     "evo": {"prune_location": 1, "prune_ratio": 0.5},
     "smyrf": {"first_block": 1, "rounds": 2, "q_cluster_size": 10, "k_cluster_size": 10},
 }
@@ -315,6 +322,13 @@ def test_all_outputs_of_a_dense_model(config):
 
 NEUTRAL = {
     "evit": {"keep_rate": 1.0, "fuse_token": True},
+    "pitome": {"r": (0, 6)},
+    "tofu": {"r": (0, 6)},
+    "diffrate": {"prune_kept": (99, 60, 50), "merge_kept": (99, 50, 40)},
+    "atc": {"r": (0, 7)},
+    "mctf": {"r": 6, "blocks": (1, 2)},
+    "random": {"r": (0, 6)},
+    "pool": {"pool_location": 1, "grid": (3, 4)},
     "evo": {"prune_location": 1, "prune_ratio": 1.0},
     "hourglass": {"cluster_location": 1, "num_clusters": (6, 8), "cluster_window": 1},
     "tome": {"r": 0},

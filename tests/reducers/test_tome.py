@@ -17,12 +17,10 @@ from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.models.vit import segments
 from hvit_jax.reducers import Reducer, ToMe
-from tests.golden import Goldens, method_args
 from tests.small_models import compute_features
 
 TABLE = json.loads((resources.files("hvit_jax") / "published.json").read_text())["rows"]
 ROWS = [row for row in TABLE if row["method"] == "tome"]
-CONFIGS = [name for name, case in Goldens().configs.items() if case["method"] == "tome"]
 
 
 MERGES = (10, 0, 3, 7)
@@ -56,22 +54,6 @@ def features(model, images):
 
 def run(model, images):
     return hvit_jax.jit_model(model)(images)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_parity_trace(name, goldens, golden_checkpoint):
-    model = hvit_jax.load(golden_checkpoint, "tome", **method_args(goldens.configs[name]["args"]))
-    state = compute_features(model, jnp.asarray(goldens.images(name))).states[-1]
-    np.testing.assert_array_equal(holdings(state), goldens.models[f"{name}/source"])
-    np.testing.assert_allclose(
-        state.sizes, goldens.models[f"{name}/size"][..., 0], rtol=1e-6, err_msg=name
-    )
-
-
-def holdings(state):
-    """Which input tokens, CLS first, each token holds."""
-    held = jax.nn.one_hot(state.source, state.sizes.shape[1], axis=1)
-    return jnp.concatenate([jnp.zeros((*held.shape[:2], 1)).at[:, 0].set(1), held], axis=2)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['model']}_r{row['args']['r']}")

@@ -123,6 +123,7 @@ def attend_and_score(
     k: Float[Array, "B Nk H D"],
     v: Float[Array, "B Nk H D"],
     *,
+    key_bias: KeyBias | None = None,
     implementation: str = "auto",
 ) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B Nk"]]:
     """Attend, and tell how much attention each key gets from all queries on average.
@@ -133,6 +134,7 @@ def attend_and_score(
         q: queries.
         k: keys.
         v: values.
+        key_bias: as for `attend`.
         implementation: as for `attend`.
 
     Returns:
@@ -142,7 +144,7 @@ def attend_and_score(
         InputError: as for `attend`.
     """
     chosen = _chosen(implementation, q)
-    return _KERNELS[chosen].attend_and_score(q, k, v)
+    return _KERNELS[chosen].attend_and_score(q, k, v, _with_heads(key_bias))
 
 
 def attend_in_clusters(
@@ -209,7 +211,11 @@ def average_groups(
 
 
 def class_attention(
-    q: Float[Array, "B Nq H D"], k: Float[Array, "B Nk H D"], *, prefix: int
+    q: Float[Array, "B Nq H D"],
+    k: Float[Array, "B Nk H D"],
+    *,
+    prefix: int,
+    key_bias: KeyBias | None = None,
 ) -> Float[Array, "B P"]:
     """Compute how much CLS, the first token, attends to each patch: the mean over heads.
 
@@ -217,11 +223,12 @@ def class_attention(
         q: queries; only the first is used.
         k: keys, the prefix first.
         prefix: tokens before the patches.
+        key_bias: as for `attend`.
 
     Returns:
         Weights in float32, the prefix's left out; they sum to less than 1.
     """
-    return attention_weights(q[:, :1], k).mean(1)[:, 0, prefix:]
+    return attention_weights(q[:, :1], k, key_bias=key_bias).mean(1)[:, 0, prefix:]
 
 
 def attention_weights(

@@ -21,10 +21,13 @@ def attend(
 
 
 def attend_and_score(
-    q: Float[Array, "B Nq H D"], k: Float[Array, "B Nk H D"], v: Float[Array, "B Nk H D"]
+    q: Float[Array, "B Nq H D"],
+    k: Float[Array, "B Nk H D"],
+    v: Float[Array, "B Nk H D"],
+    key_bias: Float[Array, "B h Nk"] | None = None,
 ) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B Nk"]]:
     """Attend, and average the weights; see `hvit_jax.ops.attention.attend_and_score`."""
-    weights = softmax(scores(q, k))
+    weights = softmax(scores(q, k, key_bias))
     return _weigh(weights, v), weights.mean(2).mean(1)
 
 

@@ -1,0 +1,74 @@
+"""Agglomerative clustering with static shapes: join the closest pair, again and again."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from hvit_jax.ops.precision import accumulator, accurate_einsum
+
+
+def cosine_distances(metric: Float[Array, "B P D"]) -> Float[Array, "B P P"]:
+    """Compute 1 - cosine of all pairs in float32; no gradient flows through it."""
+    metric = jax.lax.stop_gradient(metric.astype(accumulator(metric.dtype)))
+    unit = metric / jnp.maximum(jnp.linalg.norm(metric, axis=-1, keepdims=True), 1e-12)
+    return 1 - accurate_einsum("bnd,bmd->bnm", unit, unit)
+
+
+def agglomerate(
+    distances: Float[Array, "B P P"], *, joins: int, linkage: str = "average"
+) -> Int[Array, "B P"]:
+    """Join clusters until P - joins remain.
+
+    Every patch begins alone. The closest pair of clusters becomes one, of equally close ones the
+    first, and its distance to another is the "average" of its members' distances, the "complete"
+    (largest) or the "single" (smallest) one.
+
+    Args:
+        distances: of the patches, symmetric.
+        joins: how many pairs are joined, at most P - 1.
+        linkage: see there.
+
+    Returns:
+        The number of each patch's cluster; clusters are numbered by their first patches.
+    """
+    return jax.vmap(lambda each: _agglomerate(each, joins, linkage))(distances)
+
+
+def _agglomerate(distances, joins: int, linkage: str):
+    size = distances.shape[0]
+    here = jnp.arange(size, dtype=jnp.int32)
+    same = here[:, None] == here[None]
+
+    def join(_, carry):
+        distances, members, cluster = carry
+        # The closest cluster of each stands in its row; of these the first closest is taken.
+        nearest = distances.min(1)
+        first = nearest.argmin().astype(jnp.int32)
+        second = distances[first].argmin().astype(jnp.int32)
+        row = _linked(distances[first], distances[second], members[first], members[second], linkage)
+        gone = (here == first) | (here == second) | (members == 0)
+        row = jnp.where(gone, jnp.inf, row)
+        at_first, at_second = here == first, here == second
+        distances = jnp.where(at_first[:, None], row[None], distances)
+        distances = jnp.where(at_first[None], row[:, None], distances)
+        distances = jnp.where(at_second[:, None] | at_second[None], jnp.inf, distances)
+        joined = members[first] + members[second]
+        members = jnp.where(at_first, joined, jnp.where(at_second, 0, members))
+        return distances, members, jnp.where(cluster == second, first, cluster)
+
+    start = jnp.where(same, jnp.inf, distances), jnp.ones(size, jnp.int32), here
+    # A cluster keeps the number of its first patch: `first` is below `second`.
+    _, _, cluster = jax.lax.fori_loop(0, joins, join, start)
+    exists = cluster == here
+    return (jnp.cumsum(exists, dtype=jnp.int32) - 1)[cluster]
+
+
+def _linked(first, second, count_first, count_second, linkage: str):
+    if linkage == "complete":
+        return jnp.maximum(first, second)
+    if linkage == "single":
+        return jnp.minimum(first, second)
+    counts = count_first.astype(first.dtype), count_second.astype(first.dtype)
+    return (counts[0] * first + counts[1] * second) / (counts[0] + counts[1])

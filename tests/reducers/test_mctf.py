@@ -1,0 +1,64 @@
+"""MCTF: scores, matching, weights, and attention one step ahead."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import hvit_jax
+from hvit_jax import InputError
+from hvit_jax.ops.merging import merge_groups
+from hvit_jax.reducers import MCTF
+from hvit_jax.reducers.tome import MergeState
+from tests.golden import Goldens
+from tests.reducers.merges import holdings
+
+# Four blocks of 20 patches.
+CONFIG = hvit_jax.ViTConfig((4, 5), 1, depth=4, width=4, heads=1, mlp_width=4)
+
+
+@pytest.mark.parametrize("name", Goldens().cases("mctf"))
+def test_parity_fusing(name, goldens):
+    case = goldens.case(name)
+    attention, x = jnp.asarray(case["attention"]), jnp.asarray(case["x"])
+    sizes = jnp.asarray(case["size"])[..., 0] if "size" in case else jnp.ones(x.shape[:2])
+    taus = {f"tau_{each}": float(case[f"tau_{each}"]) for each in ("similarity", "information")}
+    method = MCTF(
+        **{**taus, "tau_size": float(case["tau_size"]), "pooling": str(case["pooling"])},
+        bidirectional=bool(case["bidirectional"]),
+    )
+    received, r = attention.mean((1, 2)), int(case["r"])
+    state = MergeState(None, None, None, 1, sizes)
+    places = method._match(x, received, state, r=r)
+    np.testing.assert_array_equal(holdings(places), case["source"])
+    left, weights = x.shape[1] - r, method._weights(received, state)
+    fused, state = state.merged(x, places, tokens=left, means_by=weights)
+    np.testing.assert_allclose(fused, case["merged"], atol=2e-6)
+    np.testing.assert_array_equal(state.sizes, case["merged_size"][..., 0])
+    # Values that tell which fused token they are make attention's rows those of the map.
+    rows = attention @ jnp.eye(left)[places][:, None]
+    means, _ = merge_groups(
+        rows.swapaxes(1, 2).reshape(*x.shape[:2], -1), weights, places, tokens=left
+    )
+    expected = case["merged_attention"].swapaxes(1, 2).reshape(means.shape)
+    np.testing.assert_allclose(means, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "tokens"),
+    [
+        ({"r": 4}, [21, 17, 13, 10]),
+        ({"r": 0.25}, [21, 16, 13, 10]),
+        ({"r": 99, "blocks": (0, 2)}, [11, 11, 10, 10]),
+        ({"r": 0.9}, [21, 11, 6, 4]),
+        ({"r": 0}, [21, 21, 21, 21]),
+    ],
+)
+def test_tokens_after_every_block(options, tokens):
+    """A number leaves 10 tokens at least, and either one half of the patches."""
+    layers = MCTF(**options).resolve(CONFIG).schedule(CONFIG)
+    assert [layer.tokens_out for layer in layers] == tokens
+
+
+def test_refuses_blocks_that_are_not_there():
+    with pytest.raises(InputError, match="mctf: blocks=.*: the model's blocks are 0 to 3"):
+        MCTF(blocks=(1, 4)).resolve(CONFIG)

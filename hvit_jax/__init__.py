@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hvit_jax.costs import count_flops
     from hvit_jax.data.preprocess import normalize
     from hvit_jax.models.vit import Features, ViT, jit_model
-    from hvit_jax.reducers import REDUCERS, Reducer, make_reducer
+    from hvit_jax.reducers import REDUCERS, Reducer, chain, make_reducer
 
 __all__ = [
     "MODELS",
@@ -26,6 +26,7 @@ __all__ = [
     "ViT",
     "ViTConfig",
     "__version__",
+    "chain",
     "count_flops",
     "create",
     "jit_model",
@@ -42,7 +43,7 @@ _PLACES = {
     "costs": ("count_flops",),
     "data.preprocess": ("normalize",),
     "models.vit": ("Features", "ViT", "jit_model"),
-    "reducers": ("REDUCERS", "Reducer", "make_reducer"),
+    "reducers": ("REDUCERS", "Reducer", "chain", "make_reducer"),
 }
 _PARTS = tuple(part.name for part in pkgutil.iter_modules(__path__) if part.name != "__main__")
 

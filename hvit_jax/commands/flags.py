@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from hvit_jax.errors import InputError, unknown
+from hvit_jax.errors import InputError
 from hvit_jax.fields import (
     Options,
     alternatives,
@@ -29,7 +29,7 @@ from hvit_jax.fields import (
     with_choices,
 )
 from hvit_jax.models.reducer import Reducer
-from hvit_jax.reducers import REDUCERS, make_reducer
+from hvit_jax.reducers import REDUCERS, make_reducer, method_class
 from hvit_jax.system.files import read_json
 from hvit_jax.system.run import run
 from hvit_jax.version import __version__
@@ -247,7 +247,10 @@ def _is_nested(hint: Any) -> bool:
 def _add_methods(parser: ArgumentParser, methods: Iterable[str], default: str) -> None:
     """Declare `--method`, whose default is told in words, `--method-args` and methods' options."""
     known = ", ".join(REDUCERS)
-    text = f"one of {known}; --method NAME --help lists its options (default: {default})"
+    text = (
+        f"one of {known}, or two in a row as FIRST+SECOND; --method NAME --help lists its options "
+        f"(default: {default})"
+    )
     parser.add_argument("--method", default=argparse.SUPPRESS, metavar="NAME", help=text)
     file = (
         "JSON file with the method's options, as calibrate --output and eval --output write them, "
@@ -255,13 +258,9 @@ def _add_methods(parser: ArgumentParser, methods: Iterable[str], default: str) -
     )
     parser.add_argument("--method-args", default=argparse.SUPPRESS, metavar="FILE", help=file)
     for method in methods:
-        if method not in REDUCERS:
-            raise unknown("method", method, REDUCERS)
-        kinds = hints(REDUCERS[method])
+        kinds = hints(kind := method_class(method))
         declared = parser._option_string_actions
-        fields = [
-            each for each in dataclasses.fields(REDUCERS[method]) if flag(each.name) not in declared
-        ]
+        fields = [each for each in dataclasses.fields(kind) if flag(each.name) not in declared]
         group = parser.add_argument_group(f"options of {method}") if fields else parser
         for field in fields:
             _add(group, field, kinds[field.name], _METHOD + field.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -78,6 +78,12 @@ class TokenState:
         dropped = jnp.where(lost[..., None], gather(x, here), self.dropped)
         return dataclasses.replace(self, source=new, dropped=dropped)
 
+    def with_dropped(self: State, change: Callable[[Array], Array]) -> State:
+        """Change the last values of dropped patches, such as to normalise them."""
+        if self.dropped is None:
+            return self
+        return dataclasses.replace(self, dropped=change(self.dropped))
+
     def coordinates_of(self, patches: Int[Array, "B M"]) -> Float[Array, "B M 2"] | None:
         """Gather the coordinates of patch tokens, counted from 0 behind the prefix."""
         if self.coordinates is None:
@@ -148,6 +154,10 @@ class Reducer(InPictures, Options):
     name: ClassVar[str] = "dense"
     # Whether `restore` can spread a decoder's masks, of which it knows no earlier values.
     restores_masks: ClassVar[bool] = False
+    # Of chains (`hvit_jax.chain`): why there are none with it, and whether the patches that it
+    # works on must be a grid.
+    alone: ClassVar[str] = ""
+    needs_grid: ClassVar[bool] = False
 
     @classmethod
     def label(cls, name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -430,9 +429,7 @@ class ViT(nnx.Module):
 
     def _restored(self, x, state, norm) -> Float[Array, "B P C"]:
         """Normalise tokens, then put them back on the full grid."""
-        if state.dropped is not None:
-            state = dataclasses.replace(state, dropped=norm(state.dropped))
-        return self.reducer.restore(norm(x), state)
+        return self.reducer.restore(norm(x), state.with_dropped(norm))
 
     def _widened(self, x: Float[Array, "*rows C"]) -> Float[Array, "*rows C"]:
         return x.astype(accumulator(self.dtype))

@@ -12,6 +12,7 @@ from hvit_jax.reducers.act import ACT
 from hvit_jax.reducers.atc import ATC
 from hvit_jax.reducers.ats import ATS
 from hvit_jax.reducers.budgeted import Budgeted, as_budgeted, warn_without_budgets
+from hvit_jax.reducers.chaining import Chain, chain, chain_class
 from hvit_jax.reducers.diffrate import DiffRate
 from hvit_jax.reducers.evit import EViT
 from hvit_jax.reducers.evo import EvoViT
@@ -52,6 +53,7 @@ __all__ = [
     "ATC",
     "ATS",
     "Budgeted",
+    "Chain",
     "DiffRate",
     "EViT",
     "EvoViT",
@@ -69,7 +71,9 @@ __all__ = [
     "ToMeDense",
     "TokenState",
     "as_budgeted",
+    "chain",
     "make_reducer",
+    "method_class",
     "method_name",
     "method_of_checkpoint",
     "warn_without_budgets",
@@ -80,7 +84,7 @@ def make_reducer(method: str | Reducer, **options: Any) -> Reducer:
     """Build a method from its name and options.
 
     Args:
-        method: a name in `REDUCERS`, or a built method, which takes no further options.
+        method: a name, as for `method_class`, or a built method, which takes no further options.
         **options: the fields of the method's dataclass.
 
     Raises:
@@ -90,14 +94,26 @@ def make_reducer(method: str | Reducer, **options: Any) -> Reducer:
         if options:
             raise InputError(f"{method.name} is already built; it takes no {sorted(options)}")
         return method
-    if method not in REDUCERS:
-        raise unknown("method", method, REDUCERS)
-    reducer = REDUCERS[method]
+    reducer = method_class(method)
     names = [field.name for field in dataclasses.fields(reducer)]
     for name in options:
         if name not in names:
             raise _unknown_option(method, name, names)
     return reducer(**options)
+
+
+def method_class(name: str) -> type[Reducer]:
+    """Find a method by its name in `REDUCERS`; FIRST+SECOND is the chain of two.
+
+    Raises:
+        InputError: for an unknown method, or one that cannot be chained.
+    """
+    parts = name.split("+") if name.count("+") == 1 else [name]
+    for part in parts:
+        if part not in REDUCERS:
+            raise unknown("method", part, REDUCERS)
+    kinds = [REDUCERS[part] for part in parts]
+    return kinds[0] if len(kinds) == 1 else chain_class(kinds[0], kinds[1])
 
 
 def method_of_checkpoint(otherwise: Reducer = Reducer()) -> Any:
@@ -113,11 +129,11 @@ def method_name(method: str, args: dict[str, Any]) -> str:
     """Name a method with those of its options that are not at their defaults.
 
     Args:
-        method: a name in `REDUCERS`.
+        method: a name, as for `method_class`.
         args: its options, resolved; a default that depends on the model counts as given. Those that
             an earlier release did not have may be missing.
     """
-    fields = dataclasses.fields(REDUCERS[method])
+    fields = dataclasses.fields(method_class(method))
     values = [(each, args.get(each.name, each.default)) for each in fields]
     given = [(each.name, value) for each, value in values if value != each.default]
     return " ".join([method, *(f"{name}={_value(value)}" for name, value in given)])

@@ -26,6 +26,7 @@ class Budgeted(Reducer):
     many as tokens, which always suffices. `hvit calibrate` measures good ones.
     """
 
+    alone: ClassVar[str] = "its budgets are measured on whole models"
     budget_option: ClassVar[str]
 
     @classmethod

@@ -81,6 +81,7 @@ class DiffRate(Merging):
     """
 
     name: ClassVar[str] = "diffrate"
+    alone: ClassVar[str] = "its counts were searched for whole models"
 
     counts: str | None = option(
         None,

@@ -75,6 +75,7 @@ class EvoViT(Reducer):
     """
 
     name: ClassVar[str] = "evo"
+    alone: ClassVar[str] = "the tokens that it leaves out wait for the last block"
 
     prune_location: int | None = option(
         None,

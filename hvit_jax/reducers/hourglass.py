@@ -72,6 +72,7 @@ class Hourglass(Reducer):
 
     name: ClassVar[str] = "hourglass"
     restores_masks: ClassVar[bool] = True
+    needs_grid: ClassVar[bool] = True
 
     cluster_location: int | None = option(
         None, "cluster before this block, counted from 0 (default: min(8, depth / 3))", short="-l"

@@ -17,6 +17,7 @@ import inspect
 import json
 import pkgutil
 import re
+import types
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,16 @@ def describe_name(name: str) -> str:
     found = pkgutil.resolve_name(name)
     if not inspect.ismodule(found):
         return _entry(name, found)
-    own = [each for each in vars(found).values() if getattr(each, "__module__", "") == name]
-    public = [each for each in own if not each.__name__.startswith("_")]
-    return "\n\n".join(_entry(f"{name}.{each.__name__}", each) for each in public)
+    return "\n\n".join(_entry(f"{name}.{each.__name__}", each) for each in public_in(found))
+
+
+def public_in(module: types.ModuleType) -> list[Any]:
+    """List the functions and classes that a module defines for others."""
+    made = [
+        each for each in vars(module).values() if inspect.isroutine(each) or inspect.isclass(each)
+    ]
+    own = [each for each in made if each.__module__ == module.__name__]
+    return [each for each in own if not each.__name__.startswith("_")]
 
 
 def _entry(name: str, found: Any) -> str:

@@ -46,6 +46,13 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11")
+def release(session: nox.Session) -> None:
+    """Build wheel and sdist into dist/, and try the wheel in an environment of its own."""
+    session.install("build")
+    session.run("python", ".ci/release.py", "dist")
+
+
+@nox.session(python="3.11")
 def lint(session: nox.Session) -> None:
     """Check style, format, types and layers, and build the documentation."""
     session.install("-e", ".[dev]")

@@ -12,24 +12,25 @@ from jaxtyping import Array, Float
 from hvit_jax.config import ViTConfig
 from hvit_jax.fields import known, option
 from hvit_jax.models.block import Block
-from hvit_jax.models.reducer import Layer, TokenState
+from hvit_jax.models.reducer import Layer, TokenState, pool_by_size
 from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.merging import (
     Matching,
     drop_places,
     drop_tokens,
     match_tokens,
+    merge_groups,
     merge_tokens,
     most_merges,
 )
 from hvit_jax.ops.precision import accumulator
-from hvit_jax.reducers.merging import ByRatio, attend_and_compare
+from hvit_jax.reducers.merging import ByRatio, MergeState, Merging, attend_and_compare
 
 _LEAST = 1e-6  # Of a norm that is divided by.
 
 
 @dataclass(frozen=True)
-class ToFu(ByRatio):
+class ToFu(ByRatio, Merging):
     """Token fusion: dropping first, merging that keeps norms later.
 
     Kim et al. 2024, "Token Fusion: Bridging the Gap between Token Pruning and Token Merging", WACV,
@@ -66,6 +67,7 @@ class ToFu(ByRatio):
         "what mlerp divides by: the receiving token's norm, or the mean's",
         choices=("receiver", "mean"),
     )
+    pool_by_size: bool = pool_by_size()
 
     def resolve(self, config: ViTConfig) -> ToFu:
         """Fill in ratio and dropping blocks, and check all options; see `Reducer.resolve`."""
@@ -86,23 +88,24 @@ class ToFu(ByRatio):
         return tuple(layers)
 
     def block(
-        self, block: Block, x: Float[Array, "B N C"], state: TokenState, layer: Layer, draws: Any
+        self, block: Block, x: Float[Array, "B N C"], state: MergeState, layer: Layer, draws: Any
     ) -> tuple[Float[Array, "B M C"], TokenState]:
         """Run attention, drop or merge, then run the MLP; see `Reducer.block`."""
         if layer.mode == "dense":
             return block(x, state.coordinates), state
         x, metric = attend_and_compare(block, x, state.coordinates)
-        r = layer.tokens_in - layer.tokens_out
+        r, prunes = layer.tokens_in - layer.tokens_out, layer.mode == "prune"
         matching = match_tokens(metric, r=r, prefix=state.prefix)
+        places = drop_places(matching) if prunes else matching.places
+        _, sizes = merge_groups(x[..., :0], state.sizes, places, tokens=layer.tokens_out)
         coordinates = state.coordinates_of_all(len(x))
-        if layer.mode == "prune":
-            state, reduce, average = state.moved(x, drop_places(matching)), drop_tokens, drop_tokens
-        else:
-            state, reduce, average = state.moved(x, matching.places), self._fuse, _mean
         if coordinates is not None:
-            coordinates = average(coordinates, matching)[:, state.prefix :]
-        x = reduce(x, matching)
-        return x + block.mlp(x), dataclasses.replace(state, coordinates=coordinates)
+            reduce = drop_tokens if prunes else _mean
+            coordinates = reduce(coordinates, matching)[:, state.prefix :]
+        state = state.moved(x, places)
+        x = drop_tokens(x, matching) if prunes else self._fuse(x, matching)
+        state = dataclasses.replace(state, sizes=sizes, coordinates=coordinates)
+        return x + block.mlp(x), state
 
     def _fuse(self, x, matching: Matching):
         return mlerp(x, matching, norm=self.norm) if self.fuse == "mlerp" else _mean(x, matching)

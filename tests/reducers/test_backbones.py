@@ -15,7 +15,7 @@ from flax import nnx
 
 from hvit_jax.models.vit import jit_model
 from hvit_jax.reducers import ATS, REDUCERS
-from hvit_jax.reducers.tome import PROPORTIONAL
+from hvit_jax.reducers.merging import PROPORTIONAL
 from tests.ats_reference import sample
 from tests.reducers.test_places import matched
 from tests.small_models import KINDS, build, frozen, loud_parameters, noise
@@ -36,10 +36,10 @@ OPTIONS = {
     "act": {"first_block": 1, "q_hashes": 8},
     "ats": {"blocks": (1,), "residual": "input"},
     "pitome": {"r": (0, 6)},
-    "tofu": {"r": (0, 6)},
+    "tofu": {"r": (0, 6, 5), "prune_blocks": 2, "fuse": "mean"},
     "diffrate": {"prune_kept": (99, 60, 50), "merge_kept": (99, 50, 40)},
     "atc": {"r": (0, 7)},
-    "mctf": {"r": 6, "blocks": (1, 2)},
+    "mctf": {"r": 6, "blocks": (1, 2), "pooling": "size"},
     "random": {"r": (0, 6)},
     "pool": {"pool_location": 1, "grid": (3, 4)},
     "evo": {"prune_location": 1, "prune_ratio": 0.5},
@@ -275,8 +275,8 @@ class TestPairs:
         patches = pair.silent.tokens[0][:, pair.prefix :]
         for tokens, state in zip(pair.silent.tokens, pair.silent.states, strict=True):
             counts = held(state, tokens)
-            # What EViT fuses is a sum by score.
-            clear = counts == 1 if pair.method == "evit-fused" else counts >= 1
+            # What EViT fuses is a sum by score; DiffRate's are means of means.
+            clear = counts == 1 if pair.method in ("evit-fused", "diffrate") else counts >= 1
             shares = (state.source[:, None] == np.arange(tokens.shape[1])[:, None]).astype(float)
             shares /= np.maximum(counts, 1)[..., None]
             np.testing.assert_allclose(tokens[clear], (shares @ patches)[clear], atol=1e-5)
@@ -322,13 +322,6 @@ def test_all_outputs_of_a_dense_model(config):
 
 NEUTRAL = {
     "evit": {"keep_rate": 1.0, "fuse_token": True},
-    "pitome": {"r": (0, 6)},
-    "tofu": {"r": (0, 6)},
-    "diffrate": {"prune_kept": (99, 60, 50), "merge_kept": (99, 50, 40)},
-    "atc": {"r": (0, 7)},
-    "mctf": {"r": 6, "blocks": (1, 2)},
-    "random": {"r": (0, 6)},
-    "pool": {"pool_location": 1, "grid": (3, 4)},
     "evo": {"prune_location": 1, "prune_ratio": 1.0},
     "hourglass": {"cluster_location": 1, "num_clusters": (6, 8), "cluster_window": 1},
     "tome": {"r": 0},

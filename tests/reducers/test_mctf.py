@@ -8,7 +8,7 @@ import hvit_jax
 from hvit_jax import InputError
 from hvit_jax.ops.merging import merge_groups
 from hvit_jax.reducers import MCTF
-from hvit_jax.reducers.tome import MergeState
+from hvit_jax.reducers.merging import MergeState
 from tests.golden import Goldens
 from tests.reducers.merges import holdings
 

@@ -7,8 +7,8 @@ import pytest
 import hvit_jax
 from hvit_jax import InputError
 from hvit_jax.reducers import PiToMe
+from hvit_jax.reducers.merging import MergeState
 from hvit_jax.reducers.pitome import energies, match_by_energy
-from hvit_jax.reducers.tome import MergeState
 from tests.golden import Goldens
 from tests.reducers.merges import behind_class_token, holdings
 

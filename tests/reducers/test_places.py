@@ -8,7 +8,7 @@ from hvit_jax.models.reducer import Layer
 from hvit_jax.ops.clustering import cluster_labels, cluster_tokens
 from hvit_jax.reducers import EViT, ToMe
 from hvit_jax.reducers.evit import EViTState
-from hvit_jax.reducers.tome import MergeState
+from hvit_jax.reducers.merging import MergeState
 
 PATCHES = 7
 

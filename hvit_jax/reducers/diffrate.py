@@ -18,7 +18,7 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.errors import unknown
 from hvit_jax.fields import known, option, steps
 from hvit_jax.models.block import Block
-from hvit_jax.models.reducer import Layer, TokenState, pool_by_size
+from hvit_jax.models.reducer import Layer, TokenState, initial_state, pool_by_size
 from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.merging import merge_groups
 from hvit_jax.ops.precision import accumulator, accurate_einsum
@@ -157,8 +157,9 @@ class DiffRate(Merging):
 
     def init(self, x: Float[Array, "B N C"], config: ViTConfig, *, trace: bool) -> DiffRateState:
         """Make the state before the first block; see `Reducer.init`."""
-        state = super().init(x, config, trace=trace)
-        return DiffRateState(**vars(state), weights=state.sizes)
+        ones = jnp.ones(x.shape[:2], accumulator(x.dtype))
+        common = initial_state(x, config, trace=trace, by_image=True)
+        return DiffRateState(**common, sizes=ones, weights=ones)
 
     def block(
         self, block: Block, x: Float[Array, "B N C"], state: DiffRateState, layer: Layer, draws: Any

@@ -100,6 +100,12 @@ def test_few_snippets_are_not_run():
     assert len(reasons) == 35 and len(everything) - len(reasons) >= 35
 
 
+def test_the_first_lines_of_the_readme_run():
+    names = {}
+    exec(next(each.code for each in snippets("README.md") if each.language == "python"), names)
+    assert names["logits"].shape == (2, 10)
+
+
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     """What a reader has: `hvit` and `python`, and a cache of compiled programs."""

@@ -12,7 +12,6 @@ from hvit_jax.models.float8 import Float8Linear
 from hvit_jax.models.gpu import (
     as_rows,
     choose_activation,
-    joins_thirds,
     pad_tokens,
     project_to_thirds,
 )
@@ -23,9 +22,10 @@ from hvit_jax.ops.attention import (
     attend,
     attend_and_score,
     attend_in_clusters,
-    attend_joined,
     average_groups,
+    choose_implementation,
     class_attention,
+    hopper,
 )
 from hvit_jax.ops.grouping import Groups
 from hvit_jax.ops.platform import one_operation
@@ -248,10 +248,12 @@ class Block(nnx.Module):
         self, x: Float[Array, "B N C"], coordinates: Float[Array, "b P 2"] | None, real: int | None
     ) -> Float[Array, "B N H D"]:
         turned = self.q_norm is not None or (self.rope is not None and coordinates is not None)
-        if turned or not joins_thirds(x):
+        size = x.shape[-1] // self.heads
+        if turned or choose_implementation(self.implementation, x.dtype, size) != "hopper":
             return self.attend(*self.qkv(x, coordinates), key_lengths=real)
-        joined = self.in_proj(self.ln_1(as_rows(x))).reshape(*x.shape[:2], 3 * self.heads, -1)
-        return attend_joined(joined, key_lengths=real, implementation=self.implementation)
+        # It reads q, k and v where one product puts them.
+        joined = self.in_proj(self.ln_1(as_rows(x))).reshape(*x.shape[:2], 3 * self.heads, size)
+        return hopper.attend_joined(joined, real or joined.shape[1])
 
 
 def _scaled(x: Float[Array, "*rows C"], scale: nnx.Param | None) -> Float[Array, "*rows C"]:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from hvit_jax.config import Compute
+from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.models.block import Block, LayerNorm
 from hvit_jax.ops.activations import gelu, tanh_gelu
+from hvit_jax.ops.attention import hopper
 from hvit_jax.ops.platform import compiled_for
 from tests.small_models import KINDS
 
@@ -99,3 +100,26 @@ def test_layer_norm_equals_flax_s(dtype):
     )
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["plain", "dinov3"])
+def test_our_kernel_reads_the_three_where_one_product_puts_them(kind, plain_cudnn, monkeypatch):
+    """Unless queries and keys are turned between."""
+    monkeypatch.setattr(hopper, "obstacle", lambda dtype, size: None)
+    config = KINDS.get(kind, ViTConfig(16, patch_size=8, depth=1, width=32, heads=2, mlp_width=64))
+    block = Block(config, compute=Compute("bfloat16"), rngs=nnx.Rngs(0))
+    graph, state = nnx.split(block)
+    tokens = config.prefix_tokens + 4
+
+    def run(state, x, places):
+        return nnx.merge(graph, state)(x, places)
+
+    with compiled_for("gpu"):
+        shapes = (2, tokens, config.width), (1, 4, 2)
+        x, places = (
+            jax.ShapeDtypeStruct(shape, dtype)
+            for shape, dtype in zip(shapes, (jnp.bfloat16, jnp.float32), strict=True)
+        )
+        traced = jax.jit(run).trace(state, x, places)
+        program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "mosaic_gpu" in program and ("stablehlo.slice" in program) == (kind != "plain")

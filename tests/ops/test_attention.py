@@ -12,7 +12,6 @@ from hvit_jax.ops.arrays import largest_divisor
 from hvit_jax.ops.attention import (
     attend,
     attend_and_score,
-    attend_joined,
     attention_weights,
     choose_implementation,
     class_attention,
@@ -226,25 +225,14 @@ def test_scores_with_a_bias(implementation, plain_cudnn):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), slopes, plain)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "cudnn", "hopper"])
-def test_joined(implementation, plain_cudnn):
+def test_the_gradient_of_joined_heads_is_that_of_cudnn(plain_cudnn):
     q, k, v = heads(7, 7)
-    joined, lengths = jnp.concatenate([q, k, v], axis=2), jnp.array([5, 5])
-
-    def loss(joined):
-        if implementation == "hopper":  # Its gradient is cuDNN's.
-            return jnp.sin(hopper.attend_joined(joined, 5)).sum()
-        out = attend_joined(joined, key_lengths=5, implementation=implementation)
-        np.testing.assert_allclose(
-            jax.lax.stop_gradient(out), reference(q, k, v, lengths=lengths)[1], atol=3e-6
-        )
-        return jnp.sin(out).sum()
-
-    def plain(q, k, v):
-        return jnp.sin(xla.attend(q, k, v, None, lengths)).sum()
-
-    expected = jnp.concatenate(jax.grad(plain, (0, 1, 2))(q, k, v), axis=2)
-    np.testing.assert_allclose(jax.grad(loss)(joined), expected, atol=1e-5)
+    lengths = jnp.array([5, 5])
+    slopes = jax.grad(lambda x: jnp.sin(hopper.attend_joined(x, 5)).sum())(
+        jnp.concatenate([q, k, v], axis=2)
+    )
+    plain = jax.grad(lambda *x: jnp.sin(xla.attend(*x, None, lengths)).sum(), (0, 1, 2))(q, k, v)
+    np.testing.assert_allclose(slopes, jnp.concatenate(plain, axis=2), atol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", ["xla", "cudnn"])

@@ -91,33 +91,6 @@ def attend(
     return kernels.attend(q, k, v, _with_heads(key_bias), key_lengths)
 
 
-def attend_joined(
-    x: Float[Array, "B N H3 D"],
-    *,
-    key_lengths: int | None = None,
-    implementation: str = "auto",
-) -> Float[Array, "B N H3//3 D"]:
-    """Attend with queries, keys and values that lie behind each other, as one product gives them.
-
-    Our kernel reads them where they are; for the others they are cut.
-
-    Args:
-        x: the queries' heads, the keys', and the values'.
-        key_lengths: how many keys of each image count, the first ones; None: all.
-        implementation: as for `attend`.
-
-    Returns:
-        As `attend`.
-
-    Raises:
-        InputError: as for `attend`.
-    """
-    if _chosen(implementation, x) == "hopper":
-        return hopper.attend_joined(x, key_lengths or x.shape[1])
-    parts = jnp.split(x, 3, axis=2)
-    return attend(*parts, key_lengths=key_lengths, implementation=implementation)
-
-
 def attend_and_score(
     q: Float[Array, "B Nq H D"],
     k: Float[Array, "B Nk H D"],

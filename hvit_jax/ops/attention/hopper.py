@@ -81,7 +81,15 @@ _attend.defvjp(_forward, _backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def attend_joined(x: Float[Array, "B N H3 D"], keys: int) -> Float[Array, "B N H3//3 D"]:
-    """Attend to the first keys; see `hvit_jax.ops.attention.attend_joined`."""
+    """Attend with queries, keys and values that lie behind each other, as one product gives them.
+
+    Args:
+        x: the queries' heads, the keys', and the values'.
+        keys: how many keys of each image count, the first ones.
+
+    Returns:
+        Attended values in the dtype of `x`.
+    """
     from hvit_jax.ops.attention import hopper_kernel
 
     return hopper_kernel.attend_joined(x, keys)

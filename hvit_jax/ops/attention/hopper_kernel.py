@@ -100,7 +100,7 @@ def attend(
 
 @functools.partial(jax.jit, static_argnums=1)
 def attend_joined(x: Float[Array, "B N H3 D"], keys: int) -> Float[Array, "B N H3//3 D"]:
-    """Attend; see `hvit_jax.ops.attention.attend_joined`. It has no gradient."""
+    """Attend; see `hvit_jax.ops.attention.hopper.attend_joined`. It has no gradient."""
     heads = x.shape[2] // 3
     return _attend(x, x, x, None, keys, logs=False, first=(0, heads, 2 * heads))[0]
 

@@ -115,7 +115,7 @@ def test_our_kernel_reads_the_three_where_one_product_puts_them(kind, plain_cudn
         return nnx.merge(graph, state)(x, places)
 
     with compiled_for("gpu"):
-        shapes = (2, tokens, config.width), (1, 4, 2)
+        shapes = (8, tokens, config.width), (1, 4, 2)
         x, places = (
             jax.ShapeDtypeStruct(shape, dtype)
             for shape, dtype in zip(shapes, (jnp.bfloat16, jnp.float32), strict=True)

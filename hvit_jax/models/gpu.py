@@ -66,7 +66,8 @@ def project_to_thirds(
         return jnp.split(project(x), 3, axis=-1)
     if isinstance(project, Float8Linear):
         rounded, multiply = project.round(x), project.multiply
-        kernels = jnp.split(project.kernel[...], 3, axis=0)
+        # XLA takes none of these products for cuBLAS's of float8 if it sees the cut.
+        kernels = jax.lax.optimization_barrier(jnp.split(project.kernel[...], 3, axis=0))
     else:
         rounded, multiply = x, jnp.matmul
         kernels = jnp.split(project.kernel[...].astype(x.dtype), 3, axis=1)

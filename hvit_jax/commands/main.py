@@ -24,9 +24,9 @@ COMMANDS = {
         "profiling.config.ProfileConfig",
     ),
     "train": ("train or fine-tune, under any method", "training.config.TrainConfig"),
-    "sweep": (
-        "try settings of all methods on your pictures and name the one to use",
-        "sweeping.config.SweepConfig",
+    "compare": (
+        "compare all methods on your pictures and name the setting to use",
+        "comparing.config.CompareConfig",
     ),
     "calibrate": (
         "measure budgets for ATS and ACT on your pictures",

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hvit_jax.checkpoint import (
     Description,
     choose_method,
@@ -51,6 +53,7 @@ class Inputs:
         classifying: what takes the place of the head, if anything does.
         training: the probe's training pictures; None without a probe.
         texts: what zero-shot classification compares with; None without it.
+        has_labels: whether the pictures' labels are known; if not, all are 0.
     """
 
     data: str
@@ -62,6 +65,7 @@ class Inputs:
     classifying: Classifying = Classifying()
     training: Source | None = None
     texts: TextEmbeddings | None = None
+    has_labels: bool = True
 
     @property
     def source(self) -> Source:
@@ -131,6 +135,7 @@ def open_inputs(
     preparing: Preparing = Preparing(),
     labelling: Labelling = Labelling(),
     classifying: Classifying = Classifying(),
+    labels: bool | None = True,
 ) -> Inputs:
     """Open data and checkpoint, and check that they and a method fit each other.
 
@@ -143,6 +148,9 @@ def open_inputs(
         preparing: what is changed of the checkpoint's preprocessing.
         labelling: how pictures get their labels.
         classifying: what classifies the features of a model without a head.
+        labels: whether pictures need labels, and the model classes; if None, class folders are
+            labels where there are any, and of a model without classes the folders are these; if
+            False, no labels are read.
 
     Raises:
         InputError: if anything cannot be opened or does not fit.
@@ -153,27 +161,39 @@ def open_inputs(
         sizes = dataclasses.replace(sizes, num_classes=0, projection=0, decoder=None)
     reducer = choose_method(reducer, description, say)
     reducer.resolve(sizes)  # Found wrong before thousands of pictures are listed.
-    source = open_source(
-        data, exif=preparing.exif, labelled=labelling.labels is None, hint=WITHOUT_CLASSES
-    )
+    folders = labels if labelling.labels is None else False
+    source = open_source(data, exif=preparing.exif, labelled=folders, hint=WITHOUT_CLASSES)
     training = texts = None
     if classifying.train_data is not None:
         training = _open_training(classifying, preparing)
     elif classifying.text_embeddings is not None:
         texts = _open_texts(classifying.text_embeddings, sizes)
-    labelled = label_pictures(source, _classes(description, training, texts), labelling)
+    known = labels or labels is None and bool(source.classes or labelling.labels)
+    if known:
+        own = None if labels else source
+        labelled = label_pictures(source, _classes(description, training, texts, own), labelling)
+    else:
+        labelled = Labelled(source, np.zeros(len(source), np.int32), None, (), "nothing", ())
     for note in (*source.notes, *(training.notes if training else ()), *labelled.notes):
         say(note)
     preprocessing = preparing.changed(description.preprocessing)
-    return Inputs(
-        data, checkpoint, labelled, sizes, reducer, preprocessing, classifying, training, texts
-    )
+    about = (classifying, training, texts, known)
+    return Inputs(data, checkpoint, labelled, sizes, reducer, preprocessing, *about)
 
 
 def _classes(
-    description: Description, training: Source | None, texts: TextEmbeddings | None
+    description: Description,
+    training: Source | None,
+    texts: TextEmbeddings | None,
+    own: Source | None,
 ) -> Classes:
     """Name the classes that pictures are told apart by.
+
+    Args:
+        description: the model's.
+        training: what a probe has seen.
+        texts: what zero-shot classification compares with.
+        own: whose classes count where a model has none.
 
     Raises:
         InputError: if there are none.
@@ -188,7 +208,9 @@ def _classes(
         command = "segment" if decoder.task == "segmentation" else "depth"
         raise InputError(f"the checkpoint makes maps; score them with hvit {command}")
     if not description.config.num_classes:
-        raise InputError(_NO_HEAD)
+        if own is None:
+            raise InputError(_NO_HEAD)
+        return Classes(len(own.classes), own.classes, owner="the data", holder="the data")
     return Classes(description.config.num_classes, description.classes)
 
 

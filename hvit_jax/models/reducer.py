@@ -158,6 +158,8 @@ class Reducer(InPictures, Options):
     # works on must be a grid.
     alone: ClassVar[str] = ""
     needs_grid: ClassVar[bool] = False
+    # Whether other methods should be better than this one.
+    baseline: ClassVar[bool] = False
 
     @classmethod
     def label(cls, name: str) -> str:
@@ -191,11 +193,10 @@ class Reducer(InPictures, Options):
 
     @classmethod
     def candidates(cls, config: ViTConfig) -> Iterable[Reducer]:
-        """List the few settings that a sweep tries on a model of this size, not yet resolved.
+        """List the few settings that `hvit compare --candidates` tries, not yet resolved.
 
-        Those of a method with budgets come without them: the sweep measures what they must be.
-        None at all leaves it to the sweep to take those of `strengths` that come near several
-        shares of the dense model's cost.
+        Those of a method with budgets come without them, which are measured. Where there are none
+        at all, those of `strengths` are tried that come near several shares of the dense cost.
         """
         return ()
 

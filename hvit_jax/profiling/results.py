@@ -170,17 +170,19 @@ class Results(Generic[Kind]):
         settings: Sequence[str],
         but: Sequence[str] = (),
         resume: bool,
+        tables: dict[str, Callable[[Any], str]] = _TABLES,
     ):
         """Check that the files can be written, and read finished rows where a run continues.
 
         A run that continues must have the same `about` (device, versions and content), and the same
         `settings`, which names the options that numbers depend on, except for the flags `but`.
+        `tables` write rows, by the endings of files other than .json.
 
         Raises:
             InputError: if a file exists without `resume`, cannot be written, is damaged, or comes
                 from another device or other settings.
         """
-        self._paths, self._kind, self._about = paths, kind, about
+        self._paths, self._kind, self._about, self._tables = paths, kind, about, tables
         self._config, self._settings, self._but = as_json(config), settings, but
         self.rows: list[Kind] = []
         files = [path for path in paths if path.suffix.lower() == ".json"]
@@ -222,5 +224,5 @@ class Results(Generic[Kind]):
             if path.suffix.lower() == ".json":
                 write_json(path, content)
             else:
-                text = _TABLES[path.suffix.lower()](self.rows)
+                text = self._tables[path.suffix.lower()](self.rows)
                 write_atomically(path, lambda file, text=text: file.write(text.encode()))

@@ -27,7 +27,7 @@ Ratio = TypeVar("Ratio", bound="ByRatio")
 Counts = int | tuple[int, ...] | tuple[int, float]
 
 # Part of the patches that merge over the depth by default: 20 a block of ViT-L/16 at 512 and of
-# ViT-H/14 at 518, the middle rows of ToMe's published table. And those that a sweep tries.
+# ViT-H/14 at 518, the middle rows of ToMe's published table. And those that `hvit compare` tries.
 _USUAL, _TRIED = 0.47, (0.25, 0.4, 0.55, 0.7, 0.85)
 
 
@@ -184,7 +184,7 @@ def merging_mode(config: ViTConfig, tokens: int, left: int, *, weighed: bool) ->
 
 
 def counts_to_try(config: ViTConfig) -> Iterable[int]:
-    """List how many tokens a sweep merges in each block: a quarter to 85% over the depth."""
+    """List how many tokens `hvit compare --candidates` merges in each block: a quarter to 85% over the depth."""
     even = config.num_patches / config.depth
     return (max(1, round(part * even)) for part in _TRIED)
 

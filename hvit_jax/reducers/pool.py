@@ -52,6 +52,7 @@ class Pool(Reducer):
 
     name: ClassVar[str] = "pool"
     needs_grid: ClassVar[bool] = True
+    baseline: ClassVar[bool] = True
 
     pool_location: int | None = option(
         None, "pool before this block, counted from 0 (default: min(8, depth / 3))"

@@ -32,6 +32,7 @@ class Random(Reducer):
     """
 
     name: ClassVar[str] = "random"
+    baseline: ClassVar[bool] = True
 
     keep_rate: float | None = option(
         None,

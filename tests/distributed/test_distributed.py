@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from hvit_jax.commands import calibrate, convert, export, flags, profile, sweep, visualize
+from hvit_jax.commands import calibrate, compare, convert, export, flags, profile, visualize
 from hvit_jax.distributed.gathering import check_same
 from hvit_jax.distributed.processes import Processes, refuse_several
 from hvit_jax.errors import InputError
@@ -197,9 +197,9 @@ OPEN_MPI_4 = {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://1.2.3.4:5", "OMPI_COMM_WORLD_S
 )
 def test_launchers_are_detected(environment, found):
     assert Processes().several(environment) == found
-    refused = pytest.raises(InputError, match="hvit sweep runs in one process")
+    refused = pytest.raises(InputError, match="hvit compare runs in one process")
     with refused if found else contextlib.nullcontext():
-        refuse_several("hvit sweep", environment)
+        refuse_several("hvit compare", environment)
 
 
 @pytest.mark.parametrize(
@@ -221,8 +221,8 @@ def test_processes_that_do_not_find_each_other_are_refused(environment):
     name = next(iter(environment))
     with pytest.raises(InputError, match=f"^{name}={environment[name]} says.* --coordinator"):
         Processes().several(environment)
-    with pytest.raises(InputError, match="hvit sweep runs in one process"):
-        refuse_several("hvit sweep", environment)
+    with pytest.raises(InputError, match="hvit compare runs in one process"):
+        refuse_several("hvit compare", environment)
     # What the user says wins.
     assert Processes("a:1", 2, 0).several(environment)
     assert not Processes("a:1", 1, 0).several(environment)
@@ -232,10 +232,10 @@ def test_processes_that_do_not_find_each_other_are_refused(environment):
     ("command", "words"),
     [
         (calibrate, []),
+        (compare, []),
         (convert, ["a.torch", "a.jax"]),
         (export, ["-o", "out"]),
         (profile, []),
-        (sweep, []),
         (visualize, ["a.png", "-o", "out.png"]),
     ],
 )

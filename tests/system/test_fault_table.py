@@ -34,9 +34,9 @@ from tests.training_setup import before_batch
 
 CONFIG = hvit_jax.ViTConfig(16, patch_size=8, depth=2, width=8, heads=1, mlp_width=8, num_classes=2)
 QUICK = ("--seconds", "0.001")
-COMMANDS = ("eval", "train", "sweep", "profile", "convert", "to-torch", "calibrate")
+COMMANDS = ("eval", "train", "compare", "profile", "convert", "to-torch", "calibrate")
 COMMANDS += ("visualize", "export")
-WITH_PICTURES = ("eval", "train", "sweep", "calibrate")
+WITH_PICTURES = ("eval", "train", "compare", "calibrate")
 WITH_CHECKPOINT = tuple(name for name in COMMANDS if name != "convert")
 
 
@@ -60,7 +60,7 @@ def words(command, inputs, output, *more):
             *(pictures, *checkpoint, "--output", output / "run", *few),
             *("--epochs", "3", "--save-every", "100", "--log-every", "1"),
         ),
-        "sweep": (pictures, *checkpoint, *few, *QUICK, "--methods", "tome")
+        "compare": (pictures, *checkpoint, *few, *QUICK, "--methods", "tome")
         + ("--output", output / "s.json"),
         "profile": (*checkpoint, "-b", "1", *QUICK, "--no-latency", "--output", output / "p.json"),
         "convert": (inputs / "in.torch", output / "converted", "--heads", "2"),

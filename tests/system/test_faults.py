@@ -132,14 +132,14 @@ def test_train(inputs, tmp_path):
     assert all(np.array_equal(trees[0][name], trees[1][name]) for name in trees[0])
 
 
-SWEEP = "-m hvit_jax sweep --methods evit,tome --seconds 0.01 -j 0".split()
+COMPARE = "-m hvit_jax compare --methods evit,tome --seconds 0.01 -j 0".split()
 PROFILE = [ROOT / "profile.py", "--method", "tome", "--sweep", "batch=1,2,3"]
 
 
-@pytest.mark.parametrize(("command", "key"), [(SWEEP, "top1"), (PROFILE, "gflops")])
+@pytest.mark.parametrize(("command", "key"), [(COMPARE, "scores"), (PROFILE, "gflops")])
 def test_tables(inputs, tmp_path, command, key):
     """Rows hold times, which differ; which rows there are, and what was found, must not."""
-    data = [inputs / "pictures"] if "sweep" in command else []
+    data = [inputs / "pictures"] if "compare" in command else []
     words = [*command, *data, "--checkpoint", inputs / "checkpoint", "--no-cache", "--output"]
 
     def found(path):

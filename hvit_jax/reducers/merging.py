@@ -184,7 +184,7 @@ def merging_mode(config: ViTConfig, tokens: int, left: int, *, weighed: bool) ->
 
 
 def counts_to_try(config: ViTConfig) -> Iterable[int]:
-    """List how many tokens `hvit compare --candidates` merges in each block: a quarter to 85% over the depth."""
+    """List how many tokens are tried to merge in each block: a quarter to 85% over the depth."""
     even = config.num_patches / config.depth
     return (max(1, round(part * even)) for part in _TRIED)
 

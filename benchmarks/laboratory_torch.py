@@ -89,8 +89,8 @@ def main(seconds: float, small: bool) -> None:
     models = {
         name: build_torch_vit(each).to(device, torch.bfloat16) for name, each in sizes.items()
     }
-    for name, model in models.items():
-        for mode in MODES[:1] if small else MODES:
+    for mode in MODES[:1] if small else MODES:
+        for name, model in models.items():
             if time.monotonic() < end:
                 shape = (2 if small else BATCH, 3, *sizes[name].image_shape)
                 images = torch.randn(shape, device=device, dtype=torch.bfloat16)

@@ -17,6 +17,7 @@ RATES = {
     "bytes": 2.8e12,
     "product": 650e12,
     "product in float32": 45e12,
+    "product in float8": 1100e12,
     "attention": 420e12,
     "instructions": 26e12,
 }
@@ -29,6 +30,7 @@ ATTENTION_TILE, BACKWARD = 128, 2.5
 SORT, SORT_STAGES = 116e-6, 55
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "f32": 4, "s32": 4, "u32": 4}
+_BYTES["f8e4m3fn"] = 1
 _FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "iota", "after-all"}
 _FREE_IN_FUSIONS = _FREE | {"broadcast", "reshape", "slice", "dynamic-slice", "fusion", "transpose"}
 # Instructions for one result: comparisons and whole numbers run at half rate, and what is done to
@@ -200,7 +202,8 @@ def _product(instruction, left, traffic) -> tuple[float, float, float]:
         waves = math.ceil(tiles / PROCESSORS)
         used = math.prod(batch) * rows * columns / (waves * PROCESSORS * height * width)
         best = max(best, used * speed)
-    return max(flops / RATES["product"] / best, traffic / RATES["bytes"]), traffic, flops
+    rate = RATES["product in float8" if kind.startswith("f8") else "product"]
+    return max(flops / rate / best, traffic / RATES["bytes"]), traffic, flops
 
 
 def _attention(operands, backward) -> tuple[float, float, float]:

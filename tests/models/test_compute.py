@@ -6,6 +6,8 @@ import pytest
 import hvit_jax
 from hvit_jax import Compute, InputError
 from hvit_jax.evaluation import EvalConfig
+from hvit_jax.exporting import ExportConfig
+from hvit_jax.training import TrainConfig
 
 
 def test_weights_are_stored_as_blocks_compute_unless_told_otherwise():
@@ -44,3 +46,11 @@ def test_types_may_be_given_themselves(small_config):
 def test_wrong_options(small_config, options, message):
     with pytest.raises(InputError, match=message):
         hvit_jax.create(small_config, **options)
+
+
+def test_commands_without_float8_refuse_it():
+    message = "^--dtype must be one of float32, bfloat16: 'float8'"
+    with pytest.raises(InputError, match=message):
+        TrainConfig(data="pictures", output="run", compute=Compute("float8"))
+    with pytest.raises(InputError, match=message):
+        ExportConfig(output="exported", compute=Compute("float8"))

@@ -209,6 +209,7 @@ class TestContract:
 
         with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
             jax.eval_shape(jax.grad(loss, argnums=(0, 1), has_aux=True), state, images)
+            jax.eval_shape(make(config, method, dtype="float8").dense_features, images)
 
     def test_numbers_do_not_depend_on_whether_jax_has_64_bits(self, method, config, model):
         with jax.enable_x64(True):

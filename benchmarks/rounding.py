@@ -1,8 +1,8 @@
-"""Measure what GELU by tanh changes, beside what bfloat16 changes anyway, on the bundled demo.
+"""Measure what bfloat16, float8 and GELU by tanh change of the bundled demo's logits.
 
-`python benchmarks/gelu.py` writes benchmarks/results/gelu.json and prints Markdown. Logits are held
-against those of the exact GELU in float32: the root mean square of the differences over their
-standard deviation, the largest difference over the same, and pictures that change class.
+`python benchmarks/rounding.py` writes benchmarks/results/rounding.json and prints Markdown. Logits
+are held against those of the exact GELU in float32: the root mean square of the differences over
+their standard deviation, the largest difference over the same, and pictures that change class.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from hvit_jax.data.folder import read_folder
 from hvit_jax.data.loader import load_batches
 from hvit_jax.data.preprocess import normalize
 
-RESULTS = Path(__file__).parent / "results" / "gelu.json"
-METHODS = ("dense", "hourglass", "evit", "tome", "evo")
-KINDS = (("float32", "tanh"), ("bfloat16", "exact"), ("bfloat16", "tanh"))
+RESULTS = Path(__file__).parent / "results" / "rounding.json"
+METHODS = ("dense", "hourglass", "evit", "tome", "evo", "ats", "act", "smyrf")
+KINDS = (("float32", "tanh"), ("bfloat16", "exact"), ("bfloat16", "tanh"), ("float8", "tanh"))
 
 
 def logits(method: str, dtype: str, gelu: str, pixels: np.ndarray) -> np.ndarray:

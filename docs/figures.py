@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hvit_jax import REDUCERS, demo
+from hvit_jax import REDUCERS, demo, make_reducer
 from hvit_jax.api import with_resolution
 from hvit_jax.checkpoint import read_description
 from hvit_jax.costs import at_cost
@@ -31,6 +31,15 @@ def main() -> None:
                     resolution=RESOLUTION,
                 )
             )
+    options = {"cluster_location": 2, "num_clusters": 256, "keep_rate": 0.5, "chain_at": 3}
+    visualize(
+        VisualizeConfig(
+            images=PHOTOGRAPHS[::2],
+            output=FOLDER / "chain.jpg",
+            reducer=make_reducer("hourglass+evit", **options, drop_locations=(0, 1)),
+            resolution=RESOLUTION,
+        )
+    )
 
 
 if __name__ == "__main__":

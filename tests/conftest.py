@@ -48,6 +48,15 @@ def _unwrap(record):
         _unwrap(kind)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Leave a test to the slow run for the methods that its mark `slow_for` names."""
+    for item in items:
+        mark = item.get_closest_marker("slow_for")
+        if mark is not None and item.callspec.params["method"] in mark.args:
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_finish():
     _unwrap(Options)
 

@@ -1,5 +1,6 @@
 """DiffRate: sorting, pruning and merging by given counts, and the published ones."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,13 +25,15 @@ def state_of(x, weights):
 @pytest.mark.parametrize("name", Goldens().cases("diffrate"))
 def test_parity_reduction(name, goldens):
     case = goldens.case(name)
-    scores = jnp.asarray(case["attention"][:, :, 0, 1:].mean(1))
-    x = jnp.asarray(case["x"])
-    state = state_of(x, jnp.asarray(case["size"][..., 0]))
-    pruned = min(x.shape[1], int(case["prune_kept"]))
-    x, state = DiffRate()._keep(x, scores, state, pruned)
-    if int(case["merge_kept"]) < pruned:
-        x, state = DiffRate()._merge(x, state, int(case["merge_kept"]))
+    pruned, left = min(case["x"].shape[1], int(case["prune_kept"])), int(case["merge_kept"])
+
+    @jax.jit
+    def reduce(x, scores, weights):
+        x, state = DiffRate()._keep(x, scores, state_of(x, weights), pruned)
+        return DiffRate()._merge(x, state, left) if left < pruned else (x, state)
+
+    scores = case["attention"][:, :, 0, 1:].mean(1)
+    x, state = reduce(*map(jnp.asarray, (case["x"], scores, case["size"][..., 0])))
     np.testing.assert_allclose(x, case["out"], atol=2e-6)
     np.testing.assert_allclose(state.weights, case["out_size"][..., 0], rtol=1e-5)
     held = np.asarray(state.source)[:, None] == np.arange(x.shape[1])[:, None]

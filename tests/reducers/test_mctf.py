@@ -1,5 +1,6 @@
 """MCTF: scores, matching, weights, and attention one step ahead."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,28 +20,29 @@ CONFIG = hvit_jax.ViTConfig((4, 5), 1, depth=4, width=4, heads=1, mlp_width=4)
 @pytest.mark.parametrize("name", Goldens().cases("mctf"))
 def test_parity_fusing(name, goldens):
     case = goldens.case(name)
-    attention, x = jnp.asarray(case["attention"]), jnp.asarray(case["x"])
-    sizes = jnp.asarray(case["size"])[..., 0] if "size" in case else jnp.ones(x.shape[:2])
+    r, left = int(case["r"]), case["x"].shape[1] - int(case["r"])
     taus = {f"tau_{each}": float(case[f"tau_{each}"]) for each in ("similarity", "information")}
     method = MCTF(
         **{**taus, "tau_size": float(case["tau_size"]), "pooling": str(case["pooling"])},
         bidirectional=bool(case["bidirectional"]),
     )
-    received, r = attention.mean((1, 2)), int(case["r"])
-    state = MergeState(None, None, None, 1, sizes)
-    places = method._match(x, received, state, r=r)
+
+    @jax.jit
+    def fuse(attention, x, sizes):
+        received, state = attention.mean((1, 2)), MergeState(None, None, None, 1, sizes)
+        places, weights = method._match(x, received, state, r=r), method._weights(received, state)
+        fused, state = state.merged(x, places, tokens=left, means_by=weights)
+        # Values that tell which fused token they are make of attention's rows those of the map.
+        rows = (attention @ jnp.eye(left)[places][:, None]).swapaxes(1, 2)
+        means, _ = merge_groups(rows.reshape(*x.shape[:2], -1), weights, places, tokens=left)
+        return places, fused, state.sizes, means.reshape(len(x), left, -1, left)
+
+    sizes = case["size"][..., 0] if "size" in case else np.ones(case["x"].shape[:2], np.float32)
+    places, fused, sizes, rows = fuse(*map(jnp.asarray, (case["attention"], case["x"], sizes)))
     np.testing.assert_array_equal(holdings(places), case["source"])
-    left, weights = x.shape[1] - r, method._weights(received, state)
-    fused, state = state.merged(x, places, tokens=left, means_by=weights)
     np.testing.assert_allclose(fused, case["merged"], atol=2e-6)
-    np.testing.assert_array_equal(state.sizes, case["merged_size"][..., 0])
-    # Values that tell which fused token they are make attention's rows those of the map.
-    rows = attention @ jnp.eye(left)[places][:, None]
-    means, _ = merge_groups(
-        rows.swapaxes(1, 2).reshape(*x.shape[:2], -1), weights, places, tokens=left
-    )
-    expected = case["merged_attention"].swapaxes(1, 2).reshape(means.shape)
-    np.testing.assert_allclose(means, expected, atol=2e-6)
+    np.testing.assert_array_equal(sizes, case["merged_size"][..., 0])
+    np.testing.assert_allclose(rows, case["merged_attention"].swapaxes(1, 2), atol=2e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,18 @@
 """PiToMe: energies, who merges, and how many."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import hvit_jax
 from hvit_jax import InputError
+from hvit_jax.ops.selection import behind_prefix
 from hvit_jax.reducers import PiToMe
 from hvit_jax.reducers.merging import MergeState
 from hvit_jax.reducers.pitome import energies, match_by_energy
 from tests.golden import Goldens
-from tests.reducers.merges import behind_class_token, holdings
+from tests.reducers.merges import holdings
 
 # Eight blocks of 4 x 5 patches.
 CONFIG = hvit_jax.ViTConfig((4, 5), 1, depth=8, width=4, heads=1, mlp_width=4)
@@ -19,16 +21,21 @@ CONFIG = hvit_jax.ViTConfig((4, 5), 1, depth=8, width=4, heads=1, mlp_width=4)
 @pytest.mark.parametrize("name", Goldens().cases("pitome_match"))
 def test_parity_merging(name, goldens):
     case = goldens.case(name)
-    metric, x = jnp.asarray(case["metric"])[:, 1:], jnp.asarray(case["x"])
-    energy = energies(metric, margin=float(case["margin"]), alpha=float(case["alpha"]))
+    margin, alpha, r = float(case["margin"]), float(case["alpha"]), int(case["r"])
+
+    @jax.jit
+    def merge(metric, x, sizes):
+        energy = energies(metric, margin=margin, alpha=alpha)
+        places = match_by_energy(metric, energy, r=r, protects=not case["bipartite"])
+        places = behind_prefix(places, 1)
+        state = MergeState(None, None, None, 1, sizes)
+        return energy, places, *state.merged(x, places, tokens=x.shape[1] - r)
+
+    arrays = case["metric"][:, 1:], case["x"], case["size"][..., 0]
+    energy, places, merged, state = merge(*map(jnp.asarray, arrays))
     np.testing.assert_allclose(energy, case["energy"], atol=1e-6)
-    order = np.argsort(-energy, axis=1, kind="stable")
-    np.testing.assert_array_equal(order, case["order"])
-    r, protects = int(case["r"]), not case["bipartite"]
-    places = behind_class_token(match_by_energy(metric, energy, r=r, protects=protects))
+    np.testing.assert_array_equal(np.argsort(-energy, axis=1, kind="stable"), case["order"])
     np.testing.assert_array_equal(holdings(places), case["source"])
-    state = MergeState(None, None, None, 1, jnp.asarray(case["size"])[..., 0])
-    merged, state = state.merged(x, places, tokens=x.shape[1] - r)
     np.testing.assert_allclose(merged, case["merged"], atol=2e-6)
     np.testing.assert_array_equal(state.sizes, case["merged_size"][..., 0])
 

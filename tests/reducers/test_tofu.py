@@ -1,5 +1,6 @@
 """ToFu: dropping, merging by MLERP, and where each happens."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,13 +19,18 @@ CONFIG = hvit_jax.ViTConfig((4, 5), 1, depth=8, width=4, heads=1, mlp_width=4)
 @pytest.mark.parametrize("name", Goldens().cases("tofu"))
 def test_parity_merging(name, goldens):
     case = goldens.case(name)
-    metric, x = jnp.asarray(case["metric"]), jnp.asarray(case["x"])
-    matching = match_tokens(metric, r=int(case["r"]))
-    np.testing.assert_array_equal(holdings(matching.places), case["source"])
-    np.testing.assert_array_equal(drop_tokens(x, matching), case["pruned"])
-    mean, _ = merge_tokens(x, jnp.ones(x.shape[:2]), matching)
+
+    @jax.jit
+    def reduce(metric, x):
+        matching = match_tokens(metric, r=int(case["r"]))
+        mean, _ = merge_tokens(x, jnp.ones(x.shape[:2]), matching)
+        return matching.places, drop_tokens(x, matching), mean, mlerp(x, matching)
+
+    places, dropped, mean, scaled = reduce(*map(jnp.asarray, (case["metric"], case["x"])))
+    np.testing.assert_array_equal(holdings(places), case["source"])
+    np.testing.assert_array_equal(dropped, case["pruned"])
     np.testing.assert_allclose(mean, case["mean"], atol=2e-6)
-    np.testing.assert_allclose(mlerp(x, matching), case["mlerp"], atol=2e-6)
+    np.testing.assert_allclose(scaled, case["mlerp"], atol=2e-6)
 
 
 @pytest.mark.parametrize("norm", ["receiver", "mean"])
@@ -33,13 +39,17 @@ def test_mlerp_against_loops(prefix, norm):
     """Tokens that nothing joined stay bit for bit; the others take the largest norm."""
     rng = np.random.default_rng(prefix)
     metric, x = rng.normal(size=(2, 1, 13, 4)).astype(np.float32)
-    matching = match_tokens(jnp.asarray(metric), r=4, prefix=prefix)
-    merged = mlerp(jnp.asarray(x), matching, norm=norm)[0]
-    dropped = np.asarray(drop_places(matching))[0]
+
+    @jax.jit
+    def merge(metric, x):
+        matching = match_tokens(metric, r=4, prefix=prefix)
+        return matching.places[0], drop_places(matching)[0], mlerp(x, matching, norm=norm)[0]
+
+    places, dropped, merged = map(np.asarray, merge(jnp.asarray(metric), jnp.asarray(x)))
     assert (dropped < 0).sum() == 4 and (dropped[:prefix] == np.arange(prefix)).all()
     for place in range(9):
         (receiver,) = np.flatnonzero(dropped == place)
-        parts = x[0][np.asarray(matching.places)[0] == place]
+        parts = x[0][places == place]
         mean = parts.mean(0)
         own = np.linalg.norm(x[0, receiver] if norm == "receiver" else mean)
         largest = np.linalg.norm(parts, axis=1).max()

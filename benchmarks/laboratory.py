@@ -321,7 +321,7 @@ class Laboratory:
         from tests.golden import Goldens, method_args
 
         goldens = Goldens()
-        first = {case["method"]: name for name, case in reversed(goldens.configs.items())}
+        first = {case["method"]: name for name, case in reversed([*goldens.configs.items()])}
         with tempfile.TemporaryDirectory() as folder, jax.default_matmul_precision("highest"):
             checkpoint, heads = Path(folder, "golden"), goldens.size["num_heads"]
             convert_file(goldens.folder / "checkpoint.torch", checkpoint, heads=heads)

@@ -113,7 +113,8 @@ class Whole:
             most_bytes=self.most_bytes,
         )
 
-    def _model(self, setting: Setting) -> ViT:
+    def model(self, setting: Setting) -> ViT:
+        """Build the model under a setting."""
         sizes = setting.sizes(self.sizes)
         return build_model(sizes, setting.reducer, self._weights(sizes.image_shape), self.compute)
 
@@ -127,7 +128,7 @@ class Whole:
 
     def _count(self, free: Reducer) -> list[BlockCounts]:
         return measure(
-            self._model(Setting(free)),
+            self.model(Setting(free)),
             self.batches(self.sizes.image_shape),
             batch_size=self.batch,
             placement=self.placement,
@@ -136,7 +137,7 @@ class Whole:
 
     def prepare(self, setting: Setting) -> Program:
         """Compile a setting; of a model without classes what gives patches' features too."""
-        model = self._model(setting)
+        model = self.model(setting)
         batches = self.batches(model.config.image_shape)
         if self.classes:
             step = compile_step(model, self.batch, self.placement, self.scoring)

@@ -92,6 +92,7 @@ class CompareConfig(OnPictures):
         metavar="FILE",
         ends=(".json", ".csv", ".html"),
     )
+    drawn: int = option(3, "pictures that the report shows; 0: none", least=0, most=20)
     resume: bool = option(False, "continue with the settings of --output FILE.json")
     verify: Path | None = option(
         None,

@@ -16,7 +16,7 @@ from hvit_jax.comparing.mapping import Maps, subset
 from hvit_jax.comparing.scores import CONFIDENCE, DRAWS, SEED
 from hvit_jax.comparing.trials import Bench
 from hvit_jax.data.fingerprint import data_sha256
-from hvit_jax.data.source import SAMPLING, take_evenly
+from hvit_jax.data.source import SAMPLING, even_places, take_evenly
 from hvit_jax.dense.config import LabelTruth
 from hvit_jax.dense.folders import NONE, describe_scenes, open_scenes
 from hvit_jax.dense.metrics import Depth, Segmentation, class_names
@@ -199,10 +199,10 @@ def _open_maps(
         )
     if not scenes.truths:
         messages.print("no truth: compared with what the dense model says")
-    count = min(config.pictures, len(scenes))
-    if count < 2:
+    places = even_places(config.pictures, len(scenes))
+    if len(places) < 2:
         raise InputError(f"{data} holds one picture; a comparison needs at least 2")
-    sample = subset(scenes, [place * len(scenes) // count for place in range(count)])
+    sample = subset(scenes, places)
     size = placement.round_up(config.batch_size or _WINDOWS)
     bench = Maps(
         sample,

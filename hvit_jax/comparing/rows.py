@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from hvit_jax.comparing.scores import SCORES, Score, interval
-from hvit_jax.comparing.settings import LOWRES, name_of
+from hvit_jax.comparing.settings import LOWRES, Setting, name_of
+from hvit_jax.config import ViTConfig
 from hvit_jax.profiling.plot import pareto_front
 from hvit_jax.profiling.results import Row
-from hvit_jax.reducers import REDUCERS
+from hvit_jax.reducers import REDUCERS, Reducer, make_reducer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,13 @@ class Trial(Row):
     def name(self) -> str:
         """The method with its main options."""
         return name_of(self.method, self.args, self.size)
+
+    def setting(self, config: ViTConfig) -> Setting:
+        """Give the setting for a model of these sizes; budgets are those that were measured."""
+        if self.method == LOWRES:
+            height, width = self.resolution
+            return Setting(Reducer().resolve(config), resolution=(height, width))
+        return Setting(make_reducer(self.method, **self.args).resolve(config))
 
     @property
     def is_baseline(self) -> bool:
@@ -145,8 +153,14 @@ def difference(row: Trial, other: Trial) -> tuple[float, list[float]]:
 
 def as_good(baseline: Trial, row: Trial) -> bool:
     """Tell whether a baseline is as good as a setting, or better, as far as the pictures tell."""
-    low, high = difference(baseline, row)[1]
-    return (high if SCORES[row.first].better > 0 else -low) >= 0
+    return not _is_worse(baseline, row)
+
+
+def _is_worse(row: Trial, other: Trial) -> bool:
+    """Tell whether a setting is worse than another one, as far as the pictures tell."""
+    better = SCORES[row.first].better
+    low, high = sorted(better * end for end in difference(row, other)[1])
+    return low < 0 and high <= 0
 
 
 def level_of(row: Trial, levels: Sequence[float]) -> float | None:
@@ -162,6 +176,29 @@ def at_level(rows: Sequence[Trial], level: float) -> list[Trial]:
             best = below.get(row.method)
             below[row.method] = row if best is None or row.cost > best.cost else best
     return sorted(below.values(), key=lambda row: row.place[1], reverse=True)
+
+
+def middle(levels: Sequence[float]) -> float:
+    """Choose the level that pictures are drawn at."""
+    return sorted(levels)[len(levels) // 2]
+
+
+def verdict(row: Trial, there: Sequence[Trial]) -> str:
+    """Say whether a setting is better than the best baseline beside it, and by how much.
+
+    Args:
+        row: the setting.
+        there: all settings of its level of cost.
+    """
+    baselines = [each for each in there if each.is_baseline]
+    if row.is_baseline or not baselines:
+        return "a baseline" if row.is_baseline else ""
+    best = max(baselines, key=lambda each: each.place[1])
+    apart, ends = difference(row, best)
+    word = "worse than" if _is_worse(row, best) else "not told from"
+    word = "better than" if _is_worse(best, row) else word
+    form = SCORES[row.first].form.replace("{:", "{:+")
+    return f"{word} {best.name} ({form.format(apart)}, {' to '.join(map(form.format, ends))})"
 
 
 def rivals(rows: Sequence[Trial], chosen: Trial) -> list[Trial]:

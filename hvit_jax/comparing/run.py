@@ -11,6 +11,7 @@ from rich.console import Console
 from hvit_jax.checkpoint import read_description, trained_with
 from hvit_jax.comparing.config import CompareConfig
 from hvit_jax.comparing.opening import Opened, open_comparison
+from hvit_jax.comparing.page import write_page
 from hvit_jax.comparing.report import (
     at_levels,
     commands,
@@ -29,6 +30,7 @@ from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.profiling.results import Results
 from hvit_jax.profiling.run import FAILURES, describe_failure
 from hvit_jax.reducers import warn_without_budgets
+from hvit_jax.system.figures import check_plot
 from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import plain_console, print_table, show_progress
 from hvit_jax.system.signals import sigterm_raises
@@ -73,8 +75,11 @@ def compare(
     chosen = _choose(config, opened, settings)
     warn_if_slow(config.compute.dtype, messages.print)
     use_compilation_cache(config.cache)
+    pages = [path for path in config.output if path.suffix.lower() == ".html"]
+    for path in pages:
+        check_plot(path, "--output FILE.html")
     options = {"settings": SETTINGS, "resume": config.resume, "tables": {".csv": csv_table}}
-    files = [path for path in config.output if path.suffix.lower() != ".html"]
+    files = [path for path in config.output if path not in pages]
     results = Results(files, Trial, config, opened.about, **options)
     machine = _machine(opened.about)
     messages.print(f"{machine}, {len(opened.pictures)} pictures, {len(chosen.settings)} settings")
@@ -97,6 +102,9 @@ def compare(
     if done.chosen is not None:
         done.rivals = rivals(done.rows, done.chosen)
     _print(console, done, config, opened, goal)
+    for path in pages:
+        write_page(path, done, goal, config, opened, messages)
+        console.print(f"written: {path}")
     return done
 
 

@@ -11,13 +11,10 @@ from hvit_jax.comparing.config import CompareConfig
 from hvit_jax.comparing.opening import open_comparison
 from hvit_jax.comparing.rows import Trial
 from hvit_jax.comparing.scores import SCORES
-from hvit_jax.comparing.settings import LOWRES, Setting
 from hvit_jax.comparing.trials import Trials
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.verify import LOSS, POINTS
 from hvit_jax.fields import from_json
-from hvit_jax.models.reducer import Reducer
-from hvit_jax.reducers import make_reducer
 from hvit_jax.system.files import read_json
 from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import plain_console, show_progress
@@ -96,7 +93,7 @@ def verify(
     rows = [row for row in rows if row.error is None]
     with sigterm_raises(), show_progress(messages, len(rows), unit="settings") as show:
         for number, row in enumerate(rows, 1):
-            found += differences(row, trials.measure(_setting(row, opened.bench.sizes)))
+            found += differences(row, trials.measure(row.setting(opened.bench.sizes)))
             show(number, row.name)
     for line in found:
         console.print(f"differs: {line}")
@@ -105,14 +102,6 @@ def verify(
             f"verified: the scores of {len(rows)} settings on {len(opened.pictures)} pictures"
         )
     return not found
-
-
-def _setting(row: Trial, sizes: Any) -> Setting:
-    """Make the setting that a row is of; budgets are those that were measured."""
-    if row.method == LOWRES:
-        height, width = row.resolution
-        return Setting(Reducer().resolve(sizes), resolution=(height, width))
-    return Setting(make_reducer(row.method, **row.args).resolve(sizes))
 
 
 def differences(row: Trial, again: Trial) -> list[str]:

@@ -111,5 +111,10 @@ class Subset:
 
 def take_evenly(source: Source, count: int) -> Subset:
     """Take `count` pictures, or all, at even distances: neighbours are often of one class."""
-    count = min(count, len(source))
-    return Subset(source, tuple(place * len(source) // count for place in range(count)))
+    return Subset(source, even_places(count, len(source)))
+
+
+def even_places(count: int, pictures: int) -> tuple[int, ...]:
+    """Choose `count` places among pictures, or all, at even distances."""
+    count = min(count, pictures)
+    return tuple(place * pictures // count for place in range(count))

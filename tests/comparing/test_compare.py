@@ -1,10 +1,13 @@
 """`hvit compare`: what it tries, chooses, keeps and refuses."""
 
+import base64
 import csv
 import dataclasses
 import functools
+import io
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -15,6 +18,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 import hvit_jax
@@ -25,7 +29,7 @@ from hvit_jax.commands.flags import parse
 from hvit_jax.comparing import CompareConfig, compare
 from hvit_jax.comparing.classifying import load_sample
 from hvit_jax.comparing.report import summary, table
-from hvit_jax.comparing.rows import Goal, Trial, choose, front, rivals
+from hvit_jax.comparing.rows import Goal, Trial, choose, front, rivals, verdict
 from hvit_jax.comparing.settings import Setting
 from hvit_jax.comparing.trials import Trials
 from hvit_jax.data.source import open_source, take_evenly
@@ -175,11 +179,15 @@ class TestChoice:
         found = [row(name, 2.0, 89.0, method="lowres", draws=each) for name, each in draws.items()]
         dearer = row("dearer", 2.0, 90.0, method="lowres", draws=chosen.draws, cost=0.6)
         assert [each.model for each in rivals([chosen, *found, dearer], chosen)] == ["as good"]
+        good, worse = found
+        assert verdict(chosen, [chosen, good]).startswith("not told from lowres 16x24 (+1.0, ")
+        assert verdict(chosen, [chosen, worse]) == "better than lowres 16x24 (+1.0, +1.0 to +1.0)"
+        assert verdict(worse, [chosen, worse]) == "a baseline"
 
 
 def test_the_named_command_gives_what_was_measured(fast, tmp_path, capsys):
-    output, lines = tmp_path / "s.json", tmp_path / "s.csv"
-    files = ["--output", output, "--output", lines]
+    output, lines, page = (tmp_path / f"s.{end}" for end in ("json", "csv", "html"))
+    files = ["--output", output, "--output", f"{lines},{page}", "--drawn", "1"]
     words = [*fast, "--levels", "0.9", *files, "--max-drop", "100", "--dtype", "bfloat16"]
     config = configured(*words)
     assert compare(config, bench=functools.partial(Trials, timer=twice_as_fast)).reached
@@ -201,6 +209,7 @@ def test_the_named_command_gives_what_was_measured(fast, tmp_path, capsys):
     assert table[2]["name"] == "tome r=1" and table[1]["name"] == "lowres 8x16"
     assert "2.00 to 2.00" in printed
     assert "3/3 tome r=1: top-1 (%) " in messages and "against dense, 2.00 x dense\n" in messages
+    check_page(page, ["dense", "tome r=1", "lowres 8x16", "beside the baselines", "a baseline"], 4)
     (command,) = [line for line in printed.splitlines() if line.startswith("hvit eval")]
     result = tmp_path / "r.json"
     assert evaluate([*shlex.split(command)[2:], "-j", "0", "--output", str(result)]) == 0
@@ -217,6 +226,17 @@ def test_the_named_command_gives_what_was_measured(fast, tmp_path, capsys):
     model = eval(python, {"hvit_jax": hvit_jax})
     assert model.reducer.options() == mine["args"] and model.dtype == "bfloat16"
     assert list(model.config.image_shape) == mine["resolution"]
+
+
+def check_page(path, words, pictures):
+    """A report has what it should, in itself: two plots, and pictures that can be read."""
+    text = path.read_text()
+    assert text.startswith("<!doctype html>") and text.count("<svg ") == 2
+    assert all(word in text for word in words)
+    found = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', text)
+    sizes = {Image.open(io.BytesIO(base64.b64decode(each))).size for each in found}
+    assert text.count("<img ") == len(found) == pictures and all(min(size) >= 24 for size in sizes)
+    assert not re.search(r"<(script|link|iframe)|(src|href)=.http", text)
 
 
 def test_a_setting_that_fails_does_not_stop_the_others(fast, tmp_path, capsys):

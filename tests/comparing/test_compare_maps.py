@@ -12,6 +12,7 @@ from hvit_jax.commands.compare import main
 from hvit_jax.comparing.settings import Setting
 from hvit_jax.config import Decoder
 from hvit_jax.dense import predict
+from tests.comparing.test_compare import check_page
 from tests.comparing.test_compare_inputs import compared
 from tests.map_setup import make_checkpoint, make_folder, noise, save
 
@@ -54,8 +55,10 @@ def test_segments_without_truth(tmp_path, capsys):
     for number, size in enumerate(sizes):
         save(tmp_path / "data" / f"{number}.png", noise(size, number))
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
-    words = [tmp_path / "data", "--checkpoint", checkpoint, "--unlabelled"]
+    words = [tmp_path / "data", "--checkpoint", checkpoint, "--unlabelled", "--levels", "0.99"]
+    words += ["--drawn", "1", "--output", tmp_path / "c.html"]
     rows, _ = compared(tmp_path, *words, settings=[TOME])
+    check_page(tmp_path / "c.html", ["tome r=3", "same pixels (%)", "The map over the picture"], 3)
     assert "no truth: compared with what the dense model says" in capsys.readouterr().err
     models = hvit_jax.load(checkpoint), hvit_jax.load(checkpoint, "tome", r=3)
     shares = []

@@ -107,8 +107,10 @@ class AugmentedMaps:
         """Open a picture and its truth; scale, cut and mirror both alike."""
         place, (image, truth) = first_readable(self, index)
         box, (height, width) = self._choose((image.height, image.width), random)
-        shown = image.resize((width, height), Image.Resampling.BILINEAR, box)
-        true = Image.fromarray(truth).resize((width, height), Image.Resampling.NEAREST, box)
+        size, extent, how = (width, height), Image.Transform.EXTENT, Image.Resampling
+        # Without antialiasing, as pictures are scaled when the model is used.
+        shown = image.transform(size, extent, box, how.BILINEAR)
+        true = Image.fromarray(truth).transform(size, extent, box, how.NEAREST)
         pixels = np.full((*self.layout.window, 3), np.rint(255 * np.array(self.mean)), np.uint8)
         labels = np.full(self.layout.window, IGNORED, np.int32)
         pixels[:height, :width] = np.asarray(shown)

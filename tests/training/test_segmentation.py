@@ -181,6 +181,21 @@ def test_picture_and_truth_are_cut_alike(tmp_path):
     assert len(sizes) > 5 and max(sizes) == 32 * 32
 
 
+def test_pictures_are_scaled_as_when_the_model_is_used(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8)
+    for kind, pixels in (("images", noise), ("labels", noise[..., 0] % 5)):
+        (tmp_path / kind).mkdir()
+        Image.fromarray(pixels).save(tmp_path / kind / "0.png")
+    layout, mean = Layout.of(CONFIG, Windows(window=(32, 40), short_side=32)), (0.5, 0.5, 0.5)
+    item = AugmentedMaps(open_scenes(tmp_path), 5, layout, mean)(0, np.random.default_rng(0))
+    used = layout.views(noise, mean)[0].pixels
+    np.testing.assert_allclose(item["pixels"].astype(int), used, atol=1)
+    nearest = np.ix_(
+        ((np.arange(32) + 0.5) * 2.5).astype(int), ((np.arange(40) + 0.5) * 2.5).astype(int)
+    )
+    np.testing.assert_array_equal(item["label"], noise[..., 0][nearest] % 5)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

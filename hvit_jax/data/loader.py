@@ -16,7 +16,6 @@ from multiprocessing import resource_tracker
 from typing import Any, TypeVar, cast
 
 import grain
-import jax
 import numpy as np
 from absl import flags
 from jaxtyping import UInt8
@@ -91,10 +90,7 @@ class _Stateless(Iterator[Item]):
 
 
 class _Rows(_Stateless[dict[str, Any]]):
-    """Copies of Grain's rows, which lie in its shared memory.
-
-    Counting them spares the wait for every worker to say that it has no more.
-    """
+    """Grain's rows; counting them spares the wait for every worker to say that it has no more."""
 
     def __init__(self, rows: Iterator[dict[str, Any]], count: int):
         self.rows, self.left = rows, count
@@ -103,10 +99,7 @@ class _Rows(_Stateless[dict[str, Any]]):
         if not self.left:
             raise StopIteration
         self.left -= 1
-        row = next(self.rows)
-        copy = jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, row)
-        row.clear()
-        return copy
+        return next(self.rows)
 
 
 class _Batches(_Stateless[Batch]):
@@ -193,8 +186,6 @@ def load_rows(
     count: int,
     *,
     workers: int,
-    size: tuple[int, int],
-    shared_memory: Callable[[int, tuple[int, int]], bool] = fits_shared_memory,
 ) -> Iterator[Iterator[dict[str, Any]]]:
     """Start to read a number of pictures ahead of their use, each as it is.
 
@@ -202,8 +193,6 @@ def load_rows(
         decode: makes a row of arrays of a picture's place; workers get a copy of it.
         count: how many pictures there are.
         workers: as for `load_batches`.
-        size: height and width that pictures have about.
-        shared_memory: as for `load_batches`.
 
     Yields:
         The rows in order. Leaving the context stops the workers.
@@ -212,8 +201,8 @@ def load_rows(
         InputError: if a worker dies.
     """
     workers = min(workers, count)
-    pipes = workers > 0 and not shared_memory(workers * (_ROWS_AHEAD + 2), size)
-    rows = _decoded(decode, count, workers, _ROWS_AHEAD, through_pipes=pipes)
+    # Their sizes are not known, so neither is whether shared memory would hold them.
+    rows = _decoded(decode, count, workers, _ROWS_AHEAD, through_pipes=True)
     with _beside(_Rows(rows, count), rows, workers) as prefetched:
         yield prefetched
 

@@ -62,10 +62,3 @@ def job_of(row: dict[str, Any], waited: float) -> Job:
     height, width = map(int, row["size"])
     truth, picture = row.get("truth"), row.get("picture")
     return Job(row["index"], (height, width), views, truth, picture, waited=waited)
-
-
-def usual_size(layout: Layout) -> tuple[int, int]:
-    """Guess the size of a scaled picture, to know whether memory that is shared holds it."""
-    height, width = layout.window
-    short = max(layout.short_side, height)
-    return short, max(width, 2 * short)

@@ -29,7 +29,7 @@ from hvit_jax.dense.config import DepthConfig, MapConfig, SegmentConfig
 from hvit_jax.dense.drawing import save_depth, save_labels
 from hvit_jax.dense.folders import Scenes, describe_scenes, open_scenes
 from hvit_jax.dense.metrics import Depth, Metric, Segmentation, class_names
-from hvit_jax.dense.reading import Read, job_of, usual_size
+from hvit_jax.dense.reading import Read, job_of
 from hvit_jax.dense.results import print_results, read_results, running_scores, scores
 from hvit_jax.dense.stream import Job, WindowStream
 from hvit_jax.dense.tally import MapTally
@@ -272,7 +272,7 @@ def _map(
         messages.print(f"{count} pictures; {describe(opened.about)}")
         warn_if_slow(config.compute.dtype, messages.print)
         read, left = _reader(opened, tally.totals.pictures, draw=save is not None)
-        with load_rows(read, left, workers=config.workers, size=usual_size(opened.layout)) as rows:
+        with load_rows(read, left, workers=config.workers) as rows:
             smaller = smaller_batch(size, opened.placement.devices)
             with unmasked(), explain_out_of_memory(size, smaller):
                 model = opened.model()

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from hvit_jax import InputError
 from hvit_jax.config import Preprocessing
 from hvit_jax.data.folder import SPLITS, TRAIN, read_folder
-from hvit_jax.data.loader import fits_shared_memory, load_batches
+from hvit_jax.data.loader import fits_shared_memory, load_batches, load_rows
 from hvit_jax.data.picture import PictureError, open_picture
 from hvit_jax.data.preprocess import resize_and_crop
 from hvit_jax.data.source import Subset
@@ -385,6 +385,17 @@ def test_workers_give_the_same_batches(folder, shared_memory):
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one.pixels, other.pixels)
         assert one.problems == other.problems
+
+
+def large_row(place):
+    return {"pixels": np.full((200, 200, 3), place, np.uint8)}
+
+
+def test_rows_left_early_hold_no_shared_memory():
+    """Otherwise the end of the program would warn of what was never freed."""
+    with load_rows(large_row, 3, workers=1) as rows:
+        first = next(rows)
+    assert type(first["pixels"]) is np.ndarray and (first["pixels"] == 0).all()
 
 
 def test_damaged_picture_is_no_valid_row(folder):

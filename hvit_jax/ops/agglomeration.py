@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.precision import accumulator, accurate_einsum
 
 
@@ -33,36 +34,32 @@ def agglomerate(
     Returns:
         The number of each patch's cluster; clusters are numbered by their first patches.
     """
-    return jax.vmap(lambda each: _agglomerate(each, joins, linkage))(distances)
-
-
-def _agglomerate(distances, joins: int, linkage: str):
-    size = distances.shape[0]
-    here = jnp.arange(size, dtype=jnp.int32)
-    same = here[:, None] == here[None]
+    size = distances.shape[1]
+    here = jnp.arange(size, dtype=jnp.int32)[None]
 
     def join(_, carry):
         distances, members, cluster = carry
         # The closest cluster of each stands in its row; of these the first closest is taken.
-        nearest = distances.min(1)
-        first = nearest.argmin().astype(jnp.int32)
-        second = distances[first].argmin().astype(jnp.int32)
-        row = _linked(distances[first], distances[second], members[first], members[second], linkage)
-        gone = (here == first) | (here == second) | (members == 0)
-        row = jnp.where(gone, jnp.inf, row)
+        first = distances.min(2).argmin(1).astype(jnp.int32)[:, None]
+        row = gather(distances, first)[:, 0]
+        second = row.argmin(1).astype(jnp.int32)[:, None]
+        counts = gather(members, first), gather(members, second)
+        linked = _linked(row, gather(distances, second)[:, 0], *counts, linkage)
         at_first, at_second = here == first, here == second
-        distances = jnp.where(at_first[:, None], row[None], distances)
-        distances = jnp.where(at_first[None], row[:, None], distances)
-        distances = jnp.where(at_second[:, None] | at_second[None], jnp.inf, distances)
-        joined = members[first] + members[second]
-        members = jnp.where(at_first, joined, jnp.where(at_second, 0, members))
+        linked = jnp.where(at_first | at_second | (members == 0), jnp.inf, linked)
+        distances = jnp.where(at_first[:, :, None], linked[:, None], distances)
+        distances = jnp.where(at_first[:, None], linked[:, :, None], distances)
+        distances = jnp.where(at_second[:, :, None] | at_second[:, None], jnp.inf, distances)
+        members = jnp.where(at_first, counts[0] + counts[1], jnp.where(at_second, 0, members))
         return distances, members, jnp.where(cluster == second, first, cluster)
 
-    start = jnp.where(same, jnp.inf, distances), jnp.ones(size, jnp.int32), here
+    alone = jnp.broadcast_to(here, distances.shape[:2])
+    apart = jnp.where(here[..., None] == here[:, None], jnp.inf, distances)
+    start = apart, jnp.ones_like(alone), alone
     # A cluster keeps the number of its first patch: `first` is below `second`.
     _, _, cluster = jax.lax.fori_loop(0, joins, join, start)
-    exists = cluster == here
-    return (jnp.cumsum(exists, dtype=jnp.int32) - 1)[cluster]
+    numbers = jnp.cumsum(cluster == here, axis=1, dtype=jnp.int32) - 1
+    return gather(numbers, cluster)
 
 
 def _linked(first, second, count_first, count_second, linkage: str):

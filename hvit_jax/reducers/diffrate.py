@@ -195,9 +195,9 @@ class DiffRate(Merging):
         """Let the tokens behind the first ones join those that they are most like."""
         prefix, wide = state.prefix, accumulator(x.dtype)
         similar, targets = _most_similar(x[:, prefix:], tokens - prefix)
-        stay = jnp.broadcast_to(jnp.arange(tokens, dtype=targets.dtype), (len(x), tokens))
+        stay = jnp.broadcast_to(jnp.arange(tokens, dtype=targets.dtype), (x.shape[0], tokens))
         places = jnp.concatenate([stay, prefix + targets], axis=1)
-        shares = jnp.concatenate([jnp.ones((len(x), tokens), wide), similar], axis=1)
+        shares = jnp.concatenate([jnp.ones((x.shape[0], tokens), wide), similar], axis=1)
         _, grown = merge_groups(x[..., :0], state.weights * shares, places, tokens=tokens)
         weights = state.weights if self.weighted else jnp.ones_like(state.weights)
         return state.merged(x, places, tokens=tokens, means_by=weights, weights=grown)

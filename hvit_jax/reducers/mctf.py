@@ -131,7 +131,7 @@ class MCTF(Merging):
             rows = block.attend(q, k, values, key_bias=bias)
             flat = rows.reshape(*rows.shape[:2], -1)
             means = merge_groups(flat, weights, places, tokens=layer.tokens_out)[0]
-            attended = means.reshape(len(x), layer.tokens_out, *rows.shape[2:])
+            attended = means.reshape(x.shape[0], layer.tokens_out, *rows.shape[2:])
         else:
             bias = jnp.log(state.sizes) if self.proportional_attention else None
             attended = block.attend(*block.qkv(fused, state.coordinates), key_bias=bias)
@@ -207,7 +207,7 @@ def one_way(score: Float[Array, "B A O"], *, r: int, class_token: bool) -> Int[A
     stays = jnp.cumsum(~joins, axis=1, dtype=jnp.int32) - 1
     left = score.shape[1] - r
     even = jnp.where(joins, left + target, stays)
-    odd = left + jax.lax.broadcasted_iota(jnp.int32, (len(score), score.shape[2]), 1)
+    odd = left + jax.lax.broadcasted_iota(jnp.int32, (score.shape[0], score.shape[2]), 1)
     return _interleave(even, odd)
 
 
@@ -251,4 +251,4 @@ def _interleave(even, odd) -> Int[Array, "B N"]:
     tokens = even.shape[1] + odd.shape[1]
     if odd.shape[1] < even.shape[1]:
         odd = jnp.pad(odd, ((0, 0), (0, 1)))
-    return jnp.stack([even, odd], axis=-1).reshape(len(even), -1)[:, :tokens]
+    return jnp.stack([even, odd], axis=-1).reshape(even.shape[0], -1)[:, :tokens]

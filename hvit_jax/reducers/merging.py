@@ -66,7 +66,7 @@ class MergeState(TokenState):
         weights = self.sizes if means_by is None else means_by
         means, _ = merge_groups(x, weights, places, tokens=tokens)
         _, sizes = merge_groups(x[..., :0], self.sizes, places, tokens=tokens)
-        coordinates = self.coordinates_of_all(len(x))
+        coordinates = self.coordinates_of_all(x.shape[0])
         if coordinates is not None:
             moved, _ = merge_groups(coordinates, weights, places, tokens=tokens)
             coordinates = moved[:, self.prefix :]

@@ -163,6 +163,6 @@ def match_by_energy(
     merging = 2 * r if protects else patches
     joined = match_tokens(gather(metric, order[:, :merging]), r=r, prefix=0).places
     safe = jnp.arange(patches - merging, dtype=joined.dtype)
-    safe = jnp.broadcast_to(safe, (len(metric), safe.size))
+    safe = jnp.broadcast_to(safe, (metric.shape[0], safe.size))
     places = jnp.concatenate([safe.shape[1] + joined, safe], axis=1)
     return gather(places, inverse(order))

@@ -126,7 +126,7 @@ class Pool(Reducer):
         coordinates = state.coordinates
         if coordinates is not None:
             coordinates = pool_tokens(coordinates, **sizes)
-        counted = jnp.broadcast_to(jnp.asarray(counts, jnp.float32), (len(x), counts.size))
+        counted = jnp.broadcast_to(jnp.asarray(counts, jnp.float32), (x.shape[0], counts.size))
         state = dataclasses.replace(state, coordinates=coordinates, sizes=counted)
         return jnp.concatenate([x[:, :prefix], pooled], axis=1), state
 

@@ -116,7 +116,7 @@ class Random(Reducer):
         order = descending_order(draws[None])
         # Those that stay keep their order.
         order = jnp.concatenate([sort(order[:, :kept]), order[:, kept:]], axis=1)
-        order = jnp.broadcast_to(order, (len(x), order.shape[1]))
+        order = jnp.broadcast_to(order, (x.shape[0], order.shape[1]))
         places = best_places(order, prefix=state.prefix, keep=kept)
         coordinates = state.coordinates_of(order[:, :kept])
         state = dataclasses.replace(state.moved(x, places), coordinates=coordinates)

@@ -98,7 +98,7 @@ class ToFu(ByRatio, Merging):
         matching = match_tokens(metric, r=r, prefix=state.prefix)
         places = drop_places(matching) if prunes else matching.places
         _, sizes = merge_groups(x[..., :0], state.sizes, places, tokens=layer.tokens_out)
-        coordinates = state.coordinates_of_all(len(x))
+        coordinates = state.coordinates_of_all(x.shape[0])
         if coordinates is not None:
             reduce = drop_tokens if prunes else _mean
             coordinates = reduce(coordinates, matching)[:, state.prefix :]

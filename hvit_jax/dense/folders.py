@@ -277,7 +277,8 @@ def open_scenes(
         depth_scale: metres of one step in a PNG, of depth; None: labels are wanted.
 
     Raises:
-        InputError: if there is no such folder, no pictures are in it, or truth is missing.
+        InputError: if there is no such folder, no pictures are in it, two of them differ in the
+            ends of their names alone, or truth is missing.
     """
     root = Path(data)
     if not root.is_dir():
@@ -300,6 +301,7 @@ def open_scenes(
             )
         scenes = layout.read(place, split, truth)
     _refuse_missing(scenes)
+    _refuse_twins(scenes)
     return scenes
 
 
@@ -368,6 +370,18 @@ def _refuse_missing(scenes: Scenes) -> None:
             raise InputError(
                 f"{len(missing)} of {len(paths)} {what} are missing, such as "
                 f"{scenes.root / missing[0]}"
+            )
+
+
+def _refuse_twins(scenes: Scenes) -> None:
+    """Refuse pictures whose names differ in their ends alone: truth and maps go by the rest."""
+    seen: dict[str, str] = {}
+    for path in scenes.paths:
+        other = seen.setdefault(os.path.splitext(path)[0], path)
+        if other != path:
+            raise InputError(
+                f"{other} and {path} in {scenes.root} would share their truth and their map; "
+                "rename one of them"
             )
 
 

@@ -157,7 +157,7 @@ def map_pictures(
     )
     with sigterm_raises() as check_stop, progress:
         opened = _open(config, messages.print)
-        _check_folder(config)
+        _check_folder(config, opened.scenes)
         about = opened.about
         seams.on_stage("opened")
         tally = MapTally(opened.nothing())
@@ -247,11 +247,17 @@ def _sizes(config: MapConfig, description: Description) -> tuple[ViTConfig, Layo
     return dataclasses.replace(sizes, resolution=resolution), layout
 
 
-def _check_folder(config: MapConfig) -> None:
-    """Refuse a folder for maps that holds files already, or cannot be made."""
+def _check_folder(config: MapConfig, scenes: Scenes) -> None:
+    """Refuse a folder for maps that holds files already, cannot be made, or is one of pictures."""
     folder = config.save_maps
     if folder is None:
         return
+    pictures = os.path.commonpath([(scenes.root / path).parent for path in scenes.paths])
+    if folder.resolve().is_relative_to(Path(pictures).resolve()):
+        raise InputError(
+            f"--save-maps {folder} lies among the pictures, where the next run would take maps for "
+            f"some; choose a folder outside {pictures}"
+        )
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if os.listdir(folder) and not config.overwrite and not config.resume:

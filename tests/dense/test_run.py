@@ -177,6 +177,18 @@ def test_pictures_without_truth(checkpoint, tmp_path, capsys):
     np.testing.assert_array_equal(shares.argmax(-1), labels)
 
 
+def test_maps_that_would_be_in_the_way_are_refused(checkpoint, tmp_path, capsys):
+    """Among the pictures, as pictures of the next run; and of two pictures in one file."""
+    words = ("--truth", "none", "--save-maps")
+    save(tmp_path / "p" / "one.png", noise((24, 24), 0))
+    assert segmented(tmp_path / "p", checkpoint, *words, tmp_path / "p" / "maps") == 2
+    assert f"choose a folder outside {tmp_path / 'p'}" in capsys.readouterr().err
+    assert not (tmp_path / "p" / "maps").exists()
+    save(tmp_path / "p" / "one.bmp", noise((24, 24), 1))
+    assert segmented(tmp_path / "p", checkpoint, *words, tmp_path / "maps") == 2
+    assert "one.bmp and one.png in " in capsys.readouterr().err
+
+
 def break_folder(root, what):
     first = root / "labels" / "1.png"
     if what == "size":

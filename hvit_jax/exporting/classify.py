@@ -15,7 +15,7 @@ from hvit_jax.data.picture import open_picture
 from hvit_jax.data.preprocess import resize_and_crop
 from hvit_jax.errors import InputError
 
-ABOUT = "Classify pictures with the exported model beside this file."
+ABOUT = "Classify pictures, or their pixels, with the exported model beside this file."
 AT_ONCE, SHOWN = 32, 5
 
 

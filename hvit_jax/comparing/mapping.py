@@ -17,7 +17,7 @@ from hvit_jax.data.loader import load_rows
 from hvit_jax.data.picture import PictureError
 from hvit_jax.dense.folders import Scenes
 from hvit_jax.dense.metrics import Depth, Metric, Segmentation
-from hvit_jax.dense.reading import Read, job_of, usual_size
+from hvit_jax.dense.reading import Read, job_of
 from hvit_jax.dense.stream import Job, WindowStream
 from hvit_jax.dense.windows import Layout
 from hvit_jax.distributed.placement import Placement
@@ -128,8 +128,7 @@ class Maps:
         assert decoder is not None
         scales = (view.scale,)
         read = Read(scenes, view.layout, mean, scales, False, decoder.outputs, draw, 0)
-        size = usual_size(view.layout)
-        with load_rows(read, len(scenes), workers=self.workers, size=size) as rows:
+        with load_rows(read, len(scenes), workers=self.workers) as rows:
             for row in rows:
                 job = job_of(row, 0.0)
                 if job.problem:

@@ -48,7 +48,7 @@ class Random(Reducer):
         "in place of keep_rate, tokens that go in each block: a number, a list with one a block, "
         "or a number and an inflection written with a point, such as 8,-0.5",
     )
-    seed: int = option(0, "seed of the choice", least=0, most=2**32 - 1)
+    drop_seed: int = option(0, "seed of the choice", least=0, most=2**32 - 1)
 
     @classmethod
     def strengths(cls, config: ViTConfig) -> Iterable[Random]:
@@ -93,7 +93,7 @@ class Random(Reducer):
     def draws(self, config: ViTConfig) -> tuple[Any, ...]:
         """Draw a number between 0 and 1 for each patch of every block that drops."""
         with jax.ensure_compile_time_eval():
-            key = jax.random.key(self.seed, impl="threefry2x32")
+            key = jax.random.key(self.drop_seed, impl="threefry2x32")
             return tuple(
                 jax.random.uniform(
                     jax.random.fold_in(key, block),

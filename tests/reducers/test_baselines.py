@@ -28,7 +28,7 @@ def test_random_keeps_as_many_as_what_it_is_compared_with():
 
 
 def test_random_draws_are_the_seeds_and_all_images_share_them():
-    draws = [Random(seed=seed).resolve(CONFIG).draws(CONFIG) for seed in (0, 0, 1)]
+    draws = [Random(drop_seed=seed).resolve(CONFIG).draws(CONFIG) for seed in (0, 0, 1)]
     shapes = [None if each is None else each.shape for each in draws[0]]
     assert shapes == [None, (20,), (14,), (10,)]
     np.testing.assert_array_equal(draws[0][1], draws[1][1])

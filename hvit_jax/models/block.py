@@ -48,11 +48,20 @@ class LayerNorm(nnx.LayerNorm):
         wide = accumulator(dtype)
         super().__init__(width, epsilon=epsilon, dtype=wide, use_fast_variance=False, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "*rows C"]) -> Float[Array, "*rows C"]:
-        """Normalise each row, as Flax's does, which mixes types: strict promotion forbids that."""
+    def __call__(
+        self, x: Float[Array, "*rows C"], factor: Float[Array, " C"] | None = None
+    ) -> Float[Array, "*rows C"]:
+        """Normalise each row, as Flax's does, which mixes types: strict promotion forbids that.
+
+        Args:
+            x: rows.
+            factor: powers of two that the results are multiplied by; None: by nothing.
+        """
         assert self.scale is not None and self.bias is not None
         # Both are rounded to the tokens' type.
         scale, bias = (parameter[...].astype(x.dtype) for parameter in (self.scale, self.bias))
+        if factor is not None:
+            scale, bias = scale * factor, bias * factor
         return layer_norm(x, scale, bias, epsilon=self.epsilon)
 
 
@@ -134,7 +143,16 @@ class Block(nnx.Module):
             coordinates: the patches' places, by which queries and keys are turned; None: not yet,
                 or the model has no rotary positions.
         """
-        return self.project_qkv(self.ln_1(as_rows(x)).reshape(x.shape), coordinates)
+        return self.project_qkv(self._normed(self.ln_1, x, self.in_proj), coordinates)
+
+    def _normed(
+        self, norm: LayerNorm, x: Float[Array, "B N C"], layer: nnx.Linear | Float8Linear
+    ) -> Float[Array, "B N C"]:
+        """Normalise tokens for a linear layer, in float8 as it rounds them."""
+        rows = as_rows(x)
+        if isinstance(layer, Float8Linear):
+            return layer.round_normed(norm, rows).reshape(x.shape)
+        return norm(rows).reshape(x.shape)
 
     def project_qkv(
         self, x: Float[Array, "B N C"], coordinates: Float[Array, "b P 2"] | None = None
@@ -222,7 +240,7 @@ class Block(nnx.Module):
 
     def mlp(self, x: Float[Array, "B N C"]) -> Float[Array, "B N C"]:
         """Compute the MLP branch, normalisation included, residual excluded."""
-        return self.run_mlp(self.ln_2(as_rows(x)).reshape(x.shape))
+        return self.run_mlp(self._normed(self.ln_2, x, self.linear_1))
 
     def run_mlp(self, x: Float[Array, "B N C"]) -> Float[Array, "B N C"]:
         """Compute the MLP of normalised tokens."""
@@ -252,7 +270,8 @@ class Block(nnx.Module):
         if turned or choose_implementation(self.implementation, x.dtype, size) != "hopper":
             return self.attend(*self.qkv(x, coordinates), key_lengths=real)
         # It reads q, k and v where one product puts them.
-        joined = self.in_proj(self.ln_1(as_rows(x))).reshape(*x.shape[:2], 3 * self.heads, size)
+        joined = self.in_proj(as_rows(self._normed(self.ln_1, x, self.in_proj)))
+        joined = joined.reshape(*x.shape[:2], 3 * self.heads, size)
         return hopper.attend_joined(joined, real or joined.shape[1])
 
 

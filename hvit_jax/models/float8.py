@@ -10,6 +10,7 @@ its precision over 15 powers of two.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,9 +57,20 @@ class Float8Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(outputs, dtype)) if use_bias else None
 
     def round(self, x: Float[Array, "*rows C"]) -> Float[Array, "*rows C"]:
-        """Round inputs to e4m3."""
+        """Round inputs to e4m3, unless they are."""
+        if x.dtype == FLOAT8:
+            return x
         factor = self.factor[...]
         return to_float8(x, factor.reshape((1,) * (x.ndim - 1) + (-1,)) if factor.ndim else factor)
+
+    def round_normed(
+        self, norm: Callable[..., Float[Array, "*rows C"]], x: Float[Array, "*rows C"]
+    ) -> Float[Array, "*rows C"]:
+        """Normalise and round inputs: as `round` does, with less work for a GPU.
+
+        The norm multiplies by the factor in its own scale and bias, and its results fit.
+        """
+        return norm(x, self.factor[...]).astype(FLOAT8)
 
     def multiply(
         self, rounded: Float[Array, "*rows C"], kernel: Float[Array, "e C"]

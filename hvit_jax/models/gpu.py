@@ -76,7 +76,7 @@ def project_to_thirds(
     parts = [multiply(each, kernel) for each, kernel in zip(apart, kernels, strict=True)]
     if project.bias is None:
         return parts
-    biases = jnp.split(project.bias[...].astype(x.dtype), 3)
+    biases = jnp.split(project.bias[...].astype(parts[0].dtype), 3)
     row = (1,) * (x.ndim - 1) + (-1,)
     return [part + bias.reshape(row) for part, bias in zip(parts, biases, strict=True)]
 

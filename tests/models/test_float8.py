@@ -60,6 +60,14 @@ def test_layers_against_numpy(blocks):
         np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=slack)
 
 
+def test_a_norm_that_multiplies_by_the_factor_is_equal(blocks):
+    _, block, _ = blocks
+    x = jax.random.normal(jax.random.key(0), (7, block.in_proj.kernel.shape[1]), jnp.bfloat16)
+    for norm, layer in ((block.ln_1, block.in_proj), (block.ln_2, block.linear_1)):
+        both = layer.round_normed(norm, x), layer.round(norm(x))
+        np.testing.assert_array_equal(*(np.asarray(each, np.float32) for each in both))
+
+
 def test_no_token_exceeds_the_limits(blocks):
     """Not even one of a single channel, whose LayerNorm is as long as can be."""
     exact, block, _ = blocks

@@ -1,4 +1,4 @@
-"""Models compiled and timed, each beside the dense one and, if wanted, PyTorch's."""
+"""Models compiled and timed, each beside the dense one and, if wanted, a rival's."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from hvit_jax.checkpoint import fitted_parameters
 from hvit_jax.config import ViTConfig
+from hvit_jax.data.preprocess import normalize
 from hvit_jax.models.parameters import Tree, build_model, count_parameters, init_parameters
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.models.vit import ViT, part_weights
@@ -32,21 +33,14 @@ from hvit_jax.profiling.device import (
     time_alone,
     time_in_turns,
 )
+from hvit_jax.profiling.onnx_vit import check_onnx, onnx_rivals
 from hvit_jax.profiling.results import Measurement
+from hvit_jax.profiling.rivals import Rival, fastest_rival
 from hvit_jax.profiling.timm_vit import check_timm, timm_model
-from hvit_jax.profiling.torch_vit import (
-    Rival,
-    check_torch,
-    fastest_rival,
-    torch_model,
-    torch_rivals,
-)
+from hvit_jax.profiling.torch_vit import check_torch, torch_model, torch_rivals
 
-# By --against: its name in reports, what refuses models that it does not have, what builds one.
-RIVALS = {
-    "torch": ("PyTorch", check_torch, torch_model),
-    "timm": ("timm", check_timm, timm_model),
-}
+# By --against: what refuses models that the rival does not have.
+CHECKS = {"torch": check_torch, "timm": check_timm, "onnxruntime": check_onnx}
 # Of images, and of weights where no checkpoint brings them.
 SEED = 0
 
@@ -55,14 +49,16 @@ class Program:
     """The forward pass of a model, compiled ahead of time for one batch of random images.
 
     Attributes:
-        images: the batch, (B, H, W, 3) in float32.
+        pixels: the batch, (B, H, W, 3) in bytes.
+        images: the same normalised, in float32.
         work: the forward pass, to be timed.
         figures: what the compiler says, by the names of `Measurement`.
     """
 
     def __init__(self, model: ViT, batch: int):
         shape = (batch, *model.config.image_shape, 3)
-        self.images = jax.random.normal(jax.random.key(SEED), shape, jnp.float32)
+        self.pixels = jax.random.randint(jax.random.key(SEED), shape, 0, 256).astype(jnp.uint8)
+        self.images = normalize(self.pixels)
         with_weights, self._weights = part_weights(model)
         forward = jax.jit(
             lambda weights, images: with_weights(weights)(images),
@@ -102,7 +98,7 @@ def _cache_hits() -> Iterator[list[str]]:
 
 
 class Profiler:
-    """Measures cases. Those of one size share weights, the dense model and PyTorch's.
+    """Measures cases. Those of one size share weights, the dense model and the rival.
 
     Attributes:
         problems: what went wrong beside the last case without stopping it.
@@ -133,7 +129,7 @@ class Profiler:
         program = self._dense(sizes, batch) if dense else self._compile(sizes, case.reducer, batch)
         rival = self._rival(sizes, batch) if config.against else None
         others = {"dense": self._dense(sizes, batch).work} if config.dense and not dense else {}
-        others |= {"torch": rival.work} if rival else {}
+        others |= {"rival": rival.work} if rival else {}
         times = time_in_turns([program.work, *others.values()], seconds=config.seconds)
         rates, ratios = rates_and_ratios(times, batch)
         speedups = dict(zip(others, map(statistics.median, ratios), strict=True))
@@ -152,8 +148,8 @@ class Profiler:
             tflops_per_second=operations / 1e12,
             peak_share=operations / self.peak,
             speedup_over_dense=1.0 if dense else speedups.get("dense"),
-            speedup_over_torch=speedups.get("torch"),
-            torch=rival and rival.name,
+            speedup_over_rival=speedups.get("rival"),
+            rival=rival and rival.name,
         )
 
     def _compile(self, sizes: ViTConfig, reducer: Reducer, batch: int) -> Program:
@@ -173,8 +169,12 @@ class Profiler:
 
     def _find_rival(self, sizes: ViTConfig, batch: int) -> Rival:
         dense, dtype = self._dense(sizes, batch), self.config.compute.dtype
-        name, _, build = RIVALS[str(self.config.against)]
-        rivals = torch_rivals(build(sizes, self._weights(sizes)), name, dense.images, dtype)
+        weights, images = self._weights(sizes), dense.images
+        rivals = {
+            "torch": lambda: torch_rivals(torch_model(sizes, weights), "PyTorch", images, dtype),
+            "timm": lambda: torch_rivals(timm_model(sizes, weights), "timm", images, dtype),
+            "onnxruntime": lambda: onnx_rivals(sizes, weights, dense.pixels),
+        }[str(self.config.against)]()
         options = {"seconds": self.config.seconds, "latency": self.config.latency}
         best, self.problems = fastest_rival(rivals, dense(), dtype, **options)
         return best
@@ -187,5 +187,5 @@ class Profiler:
         return {
             "latency_ms": 1e3 * statistics.median(times),
             "latency_p95_ms": 1e3 * float(np.quantile(times, 0.95, method="higher")),
-            "torch_latency_ms": theirs and 1e3 * statistics.median(theirs),
+            "rival_latency_ms": theirs and 1e3 * statistics.median(theirs),
         }

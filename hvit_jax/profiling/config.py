@@ -53,9 +53,10 @@ class ProfileConfig(Options):
     gflops_only: bool = option(False, "print GFLOPs, without running a model")
     against: str | None = option(
         None,
-        "time PyTorch's dense model on the same weights in the same run too: torch is SWAG's ViT "
-        "of PyTorch's own layers, timm the class of timm",
-        choices=("torch", "timm"),
+        "time a rival's dense model on the same weights in the same run too: torch is SWAG's ViT "
+        "of PyTorch's own layers, timm the class of timm, each eager and compiled; onnxruntime "
+        "the exported model, on a CPU",
+        choices=("torch", "timm", "onnxruntime"),
     )
     dense: bool = option(True, "time the dense model beside the method")
     latency: bool = option(True, "time single pictures")

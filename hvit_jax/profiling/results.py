@@ -74,9 +74,9 @@ class Measurement(Row):
     tflops_per_second: float | None = None  # Trillions of operations, two for a multiply-add.
     peak_share: float | None = None  # That as a share of the device's fastest matrix product.
     speedup_over_dense: float | None = None  # Images a second over the dense model's in this run.
-    speedup_over_torch: float | None = None  # The same over PyTorch's dense model.
-    torch: str | None = None  # How PyTorch ran that.
-    torch_latency_ms: float | None = None  # PyTorch's median of a single image.
+    speedup_over_rival: float | None = None  # The same over the dense model of --against.
+    rival: str | None = None  # Whose that is, and how it ran.
+    rival_latency_ms: float | None = None  # The rival's median of a single image.
 
 
 def configuration_key(about: dict[str, Any]) -> str:
@@ -102,10 +102,10 @@ _COLUMNS: tuple[tuple[str, Callable[[Measurement], Any], str], ...] = (
     ("images/s", lambda row: row.throughput, "{:.1f}"),
     ("x dense", lambda row: row.speedup_over_dense, "{:.2f}"),
     ("published x dense", _published("speedup"), "{:.2f}"),
-    ("x PyTorch", lambda row: row.speedup_over_torch, "{:.2f}"),
+    ("x rival", lambda row: row.speedup_over_rival, "{:.2f}"),
     ("latency (ms)", lambda row: row.latency_ms, "{:.2f}"),
     ("p95 (ms)", lambda row: row.latency_p95_ms, "{:.2f}"),
-    ("PyTorch (ms)", lambda row: row.torch_latency_ms, "{:.2f}"),
+    ("rival (ms)", lambda row: row.rival_latency_ms, "{:.2f}"),
     ("memory (GB)", lambda row: row.peak_memory_bytes and row.peak_memory_bytes / 1e9, "{:.3g}"),
     ("TFLOP/s", lambda row: row.tflops_per_second, "{:.2f}"),
     ("of peak (%)", lambda row: row.peak_share and 100 * row.peak_share, "{:.0f}"),

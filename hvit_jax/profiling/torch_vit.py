@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import statistics
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,13 +15,12 @@ from hvit_jax.convert.authors_layouts import SWAG
 from hvit_jax.convert.keys import Form
 from hvit_jax.convert.reader import import_torch
 from hvit_jax.convert.tasks import to_state
-from hvit_jax.errors import InputError, first_line
+from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree
-from hvit_jax.profiling.device import Work, time_in_turns
+from hvit_jax.profiling.device import Work
+from hvit_jax.profiling.rivals import Rival
 
 _SIZES = ("resolution", "patch_size", "depth", "width", "heads", "mlp_width", "num_classes")
-# Logits of the two may differ by this share of their standard deviation, in the root mean square.
-_TOLERANCES = {"float32": 1e-3, "tf32": 2e-2, "bfloat16": 0.1, "float8": 0.5}
 _MODES = {"eager": None, "compiled": "default", "CUDA graphs": "reduce-overhead"}
 # SWAG's names of weights, and ours of PyTorch's layers.
 _RENAMED = {
@@ -37,19 +33,10 @@ _RENAMED = {
 }
 
 
-@dataclass(frozen=True)
-class Rival:
-    """One way to run PyTorch's model."""
-
-    name: str  # Precision and mode.
-    work: Work  # The forward pass of the batch.
-    single: Work  # That of its first image; of another way where that one is faster.
-
-
 def torch_rivals(
     model: Any, name: str, images: Float[Array, "B H W 3"], dtype: str
 ) -> Iterator[Rival]:
-    """Make the ways to run PyTorch's dense model: precisions and, on a GPU, compiled too.
+    """Make the ways to run PyTorch's dense model: precisions, each run eagerly and compiled.
 
     Args:
         model: the module, in float32 on the CPU.
@@ -71,7 +58,7 @@ def torch_rivals(
         precisions = ("float32", "tf32") if cuda else ("float32",)
     # All models share their code, of which PyTorch compiles eight variants, then no more.
     torch.compiler.reset()
-    for mode in _MODES if cuda else ("eager",):
+    for mode in _MODES if cuda else ("eager", "compiled"):
         for precision in precisions:
             way = copy.deepcopy(model).to(torch.bfloat16) if precision == "bfloat16" else model
             way = torch.compile(way, mode=_MODES[mode]) if _MODES[mode] else way
@@ -90,53 +77,6 @@ def _work(model: Any, precision: str, pictures: Any) -> Work:
             return model(pictures)
 
     return Work(start, lambda result: torch.cuda.synchronize() if device == "cuda" else None)
-
-
-def fastest_rival(
-    rivals: Iterable[Rival],
-    expected: Float[Array, "B classes"],
-    dtype: str,
-    *,
-    seconds: float,
-    latency: bool,
-) -> tuple[Rival, list[str]]:
-    """Time every way that runs, and give the fastest; and what is wrong with the others.
-
-    Args:
-        rivals: the ways.
-        expected: our logits for the batch, which PyTorch's must equal.
-        dtype: what ours were computed in.
-        seconds: how long to measure each, about.
-        latency: whether to find the fastest for a single image too, which may be another.
-
-    Raises:
-        InputError: if the logits differ.
-    """
-    running, problems = [], []
-    for rival in rivals:
-        try:
-            logits: Any = rival.work.start()
-        except Exception as error:  # torch.compile fails in many ways; eager runs go on.
-            if rival.name.endswith("eager"):
-                raise
-            problems.append(f"{rival.name} does not run: {first_line(error)}")
-            continue
-        theirs, ours = logits.float().cpu().numpy(), np.asarray(expected, np.float32)
-        off = np.sqrt(np.square(theirs - ours).mean()) / ours.std()
-        # JAX's own float32 products are rounded to TF32 on a GPU.
-        if not off <= _TOLERANCES["tf32" if logits.is_cuda and dtype == "float32" else dtype]:
-            raise InputError(f"logits of {rival.name} differ by {off:.2g} standard deviations")
-        running.append(rival)
-
-    def fastest(works: Sequence[Work]) -> int:
-        medians = [*map(statistics.median, time_in_turns(works, seconds=seconds, rounds=3))]
-        return medians.index(min(medians))
-
-    best = running[fastest([rival.work for rival in running])]
-    if latency:
-        singles = [rival.single for rival in running]
-        best = dataclasses.replace(best, single=singles[fastest(singles)])
-    return best, problems
 
 
 def check_torch(config: ViTConfig) -> None:

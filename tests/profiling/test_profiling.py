@@ -19,7 +19,7 @@ from hvit_jax.commands.flags import parse
 from hvit_jax.commands.profile import main
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import abstract_parameters, count_parameters
-from hvit_jax.profiling import ProfileConfig, device, plot, profile, torch_vit
+from hvit_jax.profiling import ProfileConfig, device, plot, profile, rivals, torch_vit
 from hvit_jax.profiling.bench import Profiler
 from hvit_jax.profiling.results import Measurement
 from hvit_jax.published import describe_configuration, published_rows
@@ -97,7 +97,7 @@ def test_a_row_has_every_figure(tmp_path, capsys):
     # The tests' own cache may have it; that of the command is tried in processes below.
     assert isinstance(row["compile_from_cache"], bool)
     assert row["speedup_over_dense"] > 0
-    assert row["speedup_over_torch"] is row["torch"] is row["published"] is None
+    assert row["speedup_over_rival"] is row["rival"] is row["published"] is None
     assert content["device"] == jax.devices()[0].device_kind
     assert content["config"]["compute"]["dtype"] == "float32"
     printed = capsys.readouterr().out
@@ -157,14 +157,39 @@ def test_dense_models_are_shown_beside_the_published_rows_of_a_method():
     ]
 
 
+def test_pytorch_runs_eagerly_and_compiled():
+    """On a CPU, on the same weights; what compiled is takes a minute, and `slow` tests it."""
+    pytest.importorskip("torch")
+    profiler = Profiler(configured(), peak=1e12)
+    sizes = read_description(demo.checkpoint_dir()).config
+    program, weights = profiler._dense(sizes, 2), profiler._weights(sizes)
+    model = torch_vit.torch_model(sizes, weights)
+    ways = list(torch_vit.torch_rivals(model, "PyTorch", program.images, "float32"))
+    assert [way.name for way in ways] == ["PyTorch float32, eager", "PyTorch float32, compiled"]
+    options = {"seconds": 0.01, "latency": True}
+    best, problems = rivals.fastest_rival(ways[:1], program(), "float32", **options)
+    assert best == ways[0] and problems == []
+
+
+@pytest.mark.slow
 def test_pytorch_is_timed_beside_ours_on_the_same_weights(tmp_path):
     output = tmp_path / "rows.json"
     measure("--method", "evit", "--against", "torch", "--output", str(output))
     row = read(output)["rows"][-1]
-    assert row["speedup_over_torch"] > 0
-    assert row["torch"] == "PyTorch float32, eager"
-    assert row["torch_latency_ms"] > 0
+    assert row["speedup_over_rival"] > 0
+    assert row["rival"] in ("PyTorch float32, eager", "PyTorch float32, compiled")
+    assert row["rival_latency_ms"] > 0
     assert "torch" in read(output)["versions"]
+
+
+def test_the_exported_model_is_timed_beside_ours(tmp_path):
+    pytest.importorskip("onnxruntime")
+    output = tmp_path / "rows.json"
+    measure("--method", "evit", "--against", "onnxruntime", "--output", str(output))
+    row = read(output)["rows"][-1]
+    assert row["rival"] == "ONNX Runtime float32"
+    assert row["speedup_over_rival"] > 0 and row["rival_latency_ms"] > 0
+    assert "onnxruntime" in read(output)["versions"]
 
 
 @dataclass(frozen=True)
@@ -185,12 +210,12 @@ def rival(name, batch=1.0, single=1.0, logits=(1.0, -1.0)):
         return torch.tensor([logits])
 
     works = (Timed(start, lambda result: None, takes) for takes in (batch, single))
-    return torch_vit.Rival(f"PyTorch {name}", *works)
+    return rivals.Rival(f"PyTorch {name}", *works)
 
 
-def fastest(*rivals, latency=False):
+def fastest(*ways, latency=False):
     expected = jax.numpy.array([[1.0, -1.0]])
-    return torch_vit.fastest_rival(rivals, expected, "float32", seconds=0.01, latency=latency)
+    return rivals.fastest_rival(ways, expected, "float32", seconds=0.01, latency=latency)
 
 
 def test_pytorch_runs_batch_and_single_image_each_its_fastest_way():

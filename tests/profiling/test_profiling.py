@@ -455,7 +455,7 @@ def test_method_options_from_calibrate(tmp_path):
         (["--accuracy", "r.json"], "--accuracy goes with --plot FILE.png"),
         (["--trace", "missing/trace"], "there is no folder missing"),
         (["--gflops-only", "--trace", "t"], "--gflops-only measures nothing; leave out --trace"),
-        (["--dtype", "float64"], "--dtype must be one of float32, bfloat16: 'float64'"),
+        (["--dtype", "float64"], "--dtype must be one of float32, bfloat16, float8: 'float64'"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):

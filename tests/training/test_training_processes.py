@@ -1,4 +1,4 @@
-"""Two processes train as one does."""
+"""Two processes train as one does, to tell pictures and pixels apart."""
 
 import functools
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.scale_setup import finish, run_processes, started
+from tests.training.test_segmentation import TASK, make_scenes
 from tests.training_setup import RECIPE, SIZES, TRAIN, column, make_data, parameters, train
 
 # Both get the signal of a scheduler, at different times.
@@ -41,3 +42,17 @@ def test_two_processes_train_as_one_does_and_resume(training, tmp_path):
     # Keys' biases have no gradient, and Adam makes steps of its rounding.
     close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=5e-4)
     jax.tree.map(close, parameters(two), parameters(one))
+
+
+@pytest.mark.slow  # Half a minute: two processes start.
+def test_two_processes_train_a_decoder_as_one_does(tmp_path):
+    """Of three validation pictures one process has two, the other one."""
+    scenes, one, two = make_scenes(tmp_path / "scenes"), tmp_path / "one", tmp_path / "two"
+    options = [*TASK, "--epochs", 4, "--scale-range", "0.8,1.5", "-j", 0]
+    assert train(scenes, one, *options) == 0
+    command = (scenes, "--output", two, *SIZES, *options, "--shard-parameters")
+    done = run_processes(TRAIN.format(batches="training_batches"), 2, *command)
+    assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
+    assert "on 2 x cpu" in done[0].stdout
+    for name, file in (("loss", "metrics"), ("miou", "validation"), ("aacc", "validation")):
+        np.testing.assert_allclose(column(two, name, file), column(one, name, file), rtol=1e-3)

@@ -64,7 +64,7 @@ class Labels:
         if wrong.size:
             shown = ", ".join(map(str, wrong[:_NAMED])) + (", ..." if wrong.size > _NAMED else "")
             raise PictureError(
-                f"truth {name} has the label {shown}; the model's classes are 0 to {outputs - 1}, "
+                f"truth {name} has the label{'s' * (wrong.size > 1)} {shown}; the model's classes are 0 to {outputs - 1}, "
                 f"and {IGNORED} is ignored"
             )
 

@@ -207,7 +207,7 @@ def break_folder(root, what):
     ("what", "message"),
     [
         ("size", "truth labels/1.png is of 40 x 48 pixels, its picture images/1.png of 40 x 56"),
-        ("label", "truth labels/1.png has the label 5, 17; the model's classes are 0 to 4, and"),
+        ("label", "truth labels/1.png has the labels 5, 17; the model's classes are 0 to 4, and"),
         ("colour", "truth labels/1.png is a picture in RGB; truth has one number a pixel"),
         ("missing", "1 of 3 files of truth are missing, such as "),
         ("damaged", "picture images/1.png: not a picture that Pillow can read"),

@@ -64,8 +64,8 @@ class Labels:
         if wrong.size:
             shown = ", ".join(map(str, wrong[:_NAMED])) + (", ..." if wrong.size > _NAMED else "")
             raise PictureError(
-                f"truth {name} has the label{'s' * (wrong.size > 1)} {shown}; the model's classes are 0 to {outputs - 1}, "
-                f"and {IGNORED} is ignored"
+                f"truth {name} has the label{'s' * (wrong.size > 1)} {shown}; the model's classes "
+                f"are 0 to {outputs - 1}, and {IGNORED} is ignored"
             )
 
 

@@ -50,7 +50,7 @@ class HourglassState(TokenState):
 
     before: Float[Array, "B P C"] | None = None
     centroids: Float[Array, "B K C"] | None = None
-    all_coordinates: Float[Array, "1 P 2"] | None = None
+    all_coordinates: Float[Array, "_ P 2"] | None = None
     sizes: Float[Array, "B K"] | None = None
 
 

@@ -115,8 +115,10 @@ def test_what_a_user_should_know_of_methods(data, tmp_path, capsys):
     """That of the checkpoint is not taken over; the one that is asked for saves nothing."""
     evit = make_reducer("evit", drop_locations=(1,))
     checkpoint = make_checkpoint(tmp_path / "checkpoint", trained=evit)
-    words = ["--checkpoint", str(checkpoint), "--epochs", "1", "-b", "8", "--method", "ats"]
-    assert main([str(data), "--output", str(tmp_path / "run"), *words]) == 0
+    words = ["--checkpoint", checkpoint, "--epochs", "1", "-b", "8", "--method", "ats"]
+    # A second signal does not wait for the first step, which would be compiled.
+    stop = signals_before_batch(0, signal.SIGINT, signal.SIGINT)
+    assert command([data, "--output", tmp_path / "run", *words], batches=stop) == 130
     said = capsys.readouterr().out
     assert "the checkpoint was trained with evit; this run trains with ats\n" in said
     assert "ats saves nothing without --max-tokens: every block has room for all 7 tokens; " in said

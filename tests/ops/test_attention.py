@@ -17,7 +17,7 @@ from hvit_jax.ops.attention import (
     class_attention,
     cudnn,
     hopper,
-    hopper_kernel,
+    hopper_blocks,
     xla,
 )
 from hvit_jax.ops.platform import compiled_for
@@ -347,7 +347,7 @@ class TestHopper:
         ],
     )
     def test_how_the_work_is_cut(self, keys, size, blocks, pieces):
-        plan = hopper_kernel.Plan.of(keys, size)
+        plan = hopper_blocks.Plan.of(keys, size)
         assert (plan.full, plan.rest, plan.last) == blocks and plan.pieces == pieces
         assert plan.groups == (3 if size <= 64 else 2)
         assert plan.stages == min(2, plan.full + (plan.last > 0))

@@ -1,0 +1,269 @@
+"""What the kernels of `hopper` share, in Pallas (Mosaic GPU): how the work is cut, and fetched.
+
+A block of threads works for a few rows of one head, and goes over blocks of keys: one warpgroup
+fetches these, the others compute. Any number of tokens will do, since the copy engine fills up with
+zeros what it reads beyond them and leaves out what it writes there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float
+
+# Rows of a warpgroup's matrix instructions; keys of a block, and what the last one is rounded to.
+ROWS, KEYS, _LAST_KEYS = 64, 128, 64
+_STAGES = 2
+# Stands for -inf, where -inf - (-inf) would make NaN.
+MASKED = -1e30
+LOG2_E = math.log2(math.e)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the work is cut.
+
+    Attributes:
+        groups: warpgroups that compute, each 64 rows of queries; one more fetches.
+        pieces: where the pieces of a head's channels start, and their widths. The copy engine
+            scatters a piece over shared memory as the matrix instructions read it.
+        full: blocks of 128 keys.
+        rest: keys behind them.
+        last: the same rounded up, a block of its own; 0 if there are none.
+        scale: of scores, in base 2.
+    """
+
+    groups: int
+    pieces: tuple[tuple[int, int], ...]
+    full: int
+    rest: int
+    last: int
+    scale: float
+
+    @classmethod
+    def of(cls, keys: int, size: int) -> Plan:
+        """Cut the work for a number of keys and a head size."""
+        pieces, start = [], 0
+        for width in (64, 32, 16):
+            while size - start >= width:
+                pieces.append((start, width))
+                start += width
+        full, rest = divmod(keys, KEYS)
+        # Three groups hide each other's softmax; wider heads leave registers for two.
+        groups = 3 if size <= 64 else 2
+        last = -(-rest // _LAST_KEYS) * _LAST_KEYS
+        return cls(groups, tuple(pieces), full, rest, last, LOG2_E * size**-0.5)
+
+    @property
+    def stages(self) -> int:
+        """Blocks of keys and values that are under way or in use at a time."""
+        return min(_STAGES, self.full + (self.last > 0))
+
+    def tiles(self, rows: int) -> int:
+        """Count the blocks of threads that a head's rows take."""
+        return pl.cdiv(rows, self.groups * ROWS)
+
+    def length(self, block: int) -> int:
+        """Count the keys of a block."""
+        return KEYS if block < self.full else self.last
+
+    @property
+    def registers(self) -> tuple[int, int]:
+        """Registers of a thread that computes, and of one that fetches."""
+        return (160, 32) if self.groups == 3 else (232, 40)
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A head's channels in shared memory, piece by piece, as two views of the same bytes.
+
+    The copy engine takes any number of tokens in rows of a piece; the matrix instructions want
+    tiles of eight of these rows, which lie in the same order.
+    """
+
+    rows: Sequence[Any]
+    tiles: Sequence[Any]
+
+    @staticmethod
+    def shape(plan: Plan, dtype: Any, *leading: int) -> list[plgpu.RefUnion]:
+        """Make room for so many times so many rows."""
+        unions = []
+        for _, width in plan.pieces:
+            swizzle = plgpu.SwizzleTransform(2 * width)
+            tiling = plgpu.TilingTransform((8, width))
+            views = (swizzle,), (tiling, swizzle)
+            unions.append(
+                plgpu.RefUnion(
+                    *(plgpu.SMEM((*leading, width), dtype, transforms=view) for view in views)
+                )
+            )
+        return unions
+
+    @classmethod
+    def of(cls, unions: Sequence[Any]) -> Buffer:
+        """Take the two views of what `shape` made."""
+        return cls([union[0] for union in unions], [union[1] for union in unions])
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Blocks of keys or values on their way through shared memory.
+
+    Attributes:
+        source: where they come from, and the number of the first head there.
+        buffer: where they are put, a few at a time.
+        here: tell that a block has arrived.
+        used: tell that it may be written over.
+        bias: of the keys: where it comes from, and where it is put.
+    """
+
+    source: tuple[Any, int]
+    buffer: Buffer
+    here: Any
+    used: Any
+    bias: tuple[Any, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that a warpgroup works for, in shared memory.
+
+    Attributes:
+        buffer: all groups' rows.
+        group: this one.
+        start: the number of its first row.
+        place: where they are in an array (B, N, H, D).
+    """
+
+    buffer: Buffer
+    group: Any
+    start: Any
+    place: tuple[Any, ...]
+
+    def numbers(self, ref) -> Any:
+        """Find the rows' numbers in an array (B, H, N)."""
+        image, span, head = self.place
+        return ref.at[image, head, span]
+
+
+def launch(plan: Plan, kernel, rows: jax.Array | jax.ShapeDtypeStruct, results):
+    """Make a kernel of `results` whose blocks of threads go over the rows of (B, N, H, D)."""
+    batch, tokens, heads, _ = rows.shape
+    return plgpu.kernel(
+        kernel,
+        out_type=results,
+        grid=(heads, plan.tiles(tokens), batch),
+        grid_names=("head", "tile", "image"),
+        num_threads=plan.groups + 1,
+        thread_name="group",
+        compiler_params=plgpu.CompilerParams(approx_math=True),
+    )
+
+
+def padded_bias(plan: Plan, bias: Float[Array, "B h N"]) -> Float[Array, "B h M"]:
+    """Mask the keys by which the last block is filled up."""
+    spare = plan.full * KEYS + plan.last - bias.shape[-1]
+    return jnp.pad(bias, ((0, 0), (0, 0), (0, spare)), constant_values=MASKED)
+
+
+def numbers_of_rows(plan: Plan, x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Describe an array of a number for every row of (B, N, H, D), of whole blocks of threads."""
+    rows = plan.tiles(x.shape[1]) * plan.groups * ROWS
+    return jax.ShapeDtypeStruct((x.shape[0], x.shape[2], rows), jnp.float32)
+
+
+def shared_numbers(count: int, length: int, ref) -> Any:
+    """Make room in shared memory for numbers of an array; None if there is no such array."""
+    return None if ref is None else plgpu.SMEM((count, length), jnp.float32)
+
+
+def arrived(plan: Plan, count: int, *, bias: bool = False) -> plgpu.Barrier:
+    """Make barriers that open when all pieces of a block are there, and its bias."""
+    return plgpu.Barrier(num_arrivals=len(plan.pieces) + bias, num_barriers=count)
+
+
+def split(plan: Plan, compute, fetch) -> None:
+    """Let the last warpgroup fetch, and the others compute with most of the registers."""
+
+    @pl.when(lax.axis_index("group") < plan.groups)
+    def _():
+        plgpu.set_max_registers(plan.registers[0], action="increase")
+        compute()
+
+    @pl.when(lax.axis_index("group") == plan.groups)
+    def _():
+        plgpu.set_max_registers(plan.registers[1], action="decrease")
+        fetch()
+
+
+def fetch(plan: Plan, *streams: Stream) -> None:
+    """Copy block after block of keys, their bias and values to shared memory."""
+    image, head = lax.axis_index("image"), lax.axis_index("head")
+
+    def copy(block, slot, length: int, *, reuse: bool):
+        # A start that is known only when the kernel runs may lie less than a block from the end.
+        span, part = pl.ds(jnp.int32(block) * KEYS, length), pl.ds(0, length)
+        for stream in streams:
+            if reuse:
+                plgpu.barrier_wait(stream.used.at[slot])
+            here = stream.here.at[slot]
+            _copy_pieces(
+                plan, stream.source, (image, span, head), stream.buffer, (slot, part), here
+            )
+            if stream.bias is not None:
+                source, target = stream.bias
+                row = source.at[image, 0 if source.shape[1] == 1 else head, span]
+                plgpu.copy_gmem_to_smem(row, target.at[slot, part], here)
+
+    for block in range(plan.stages):
+        copy(block, block, plan.length(block), reuse=False)
+
+    @pl.loop(plan.stages, max(plan.full, plan.stages))
+    def _(block):
+        copy(block, lax.rem(block, jnp.int32(plan.stages)), KEYS, reuse=True)
+
+    if plan.last and plan.full >= plan.stages:
+        copy(plan.full, plan.full % plan.stages, plan.last, reuse=True)
+
+
+def rows_of_group(plan: Plan, source, buffer: Buffer, here) -> Rows:
+    """Fetch the rows that this warpgroup works for, and wait for them."""
+    image, head, group = (lax.axis_index(name) for name in ("image", "head", "group"))
+    start = (lax.axis_index("tile") * plan.groups + group) * ROWS
+    place = image, pl.ds(start, ROWS), head
+    _copy_pieces(plan, source, place, buffer, group, here.at[group])
+    plgpu.barrier_wait(here.at[group])
+    return Rows(buffer, group, start, place)
+
+
+def _copy_pieces(plan, source, place, buffer: Buffer, slot, barrier) -> None:
+    (ref, first), (image, span, head) = source, place
+    for (start, width), piece in zip(plan.pieces, buffer.rows, strict=True):
+        part = ref.at[image, span, first + head, pl.ds(start, width)]
+        plgpu.copy_gmem_to_smem(part, piece.at[slot], barrier)
+
+
+def loop(plan: Plan, step, carry):
+    """Run a step for every block of keys."""
+    carry = lax.fori_loop(0, plan.full, step, carry)
+    return step(None, carry, last=True) if plan.last else carry
+
+
+def slot_of(plan: Plan, block, last: bool) -> tuple[Any, Any]:
+    """Find a block of keys or values in the shared memory."""
+    slot = plan.full % plan.stages if last else lax.rem(block, jnp.int32(plan.stages))
+    return slot, pl.ds(0, plan.last if last else KEYS)
+
+
+def number_a_row(value: float):
+    """Give every row of the matrix instructions the same number."""
+    numbers = jnp.full((ROWS,), value, jnp.float32)
+    return plgpu.layout_cast(numbers, plgpu.Layout.WGMMA.reduce(1))

@@ -29,7 +29,7 @@ class Trial(Row):
     # By name of the score, the first one first: its `value`, its `interval`, the `change` against
     # dense, and the `change_interval`.
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
-    draws: list[float] = field(default_factory=list)  # Of the first score; see `scores`.
+    draws: str = ""  # The first score of every draw, with commas between; see `scores.draws`.
     speedup: float | None = None  # Images per second over the dense model's in the same minutes.
     speedup_range: list[float] | None = None  # The slowest and the fastest round's.
     memory_bytes: int | None = None  # That a batch needs of each device, as the compiler plans it.
@@ -66,6 +66,11 @@ class Trial(Row):
     def value(self) -> float:
         """Its value."""
         return self.scores[self.first]["value"]
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """Its value in every draw."""
+        return np.array(self.draws.split(","), float)
 
     @property
     def loss(self) -> float:
@@ -148,7 +153,7 @@ def choose(rows: Sequence[Trial], goal: Goal) -> tuple[Trial | None, bool]:
 
 def difference(row: Trial, other: Trial) -> tuple[float, list[float]]:
     """Subtract another setting's first score, on the same pictures, with the 95 % interval."""
-    return row.value - other.value, interval(np.subtract(row.draws, other.draws))
+    return row.value - other.value, interval(row.drawn - other.drawn)
 
 
 def as_good(baseline: Trial, row: Trial) -> bool:

@@ -22,7 +22,7 @@ from hvit_jax.published import describe_configuration
 
 # What was measured of every picture (N, ...), by the names of `SCORES`, the first one first.
 Values = dict[str, np.ndarray]
-_DIGITS = 6  # Of the draws in files.
+_DIGITS = 6  # That count of a draw's score, in files.
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Trials:
             memory_bytes=program.memory_bytes,
             report=report,
             scores={name: self._score(name, each, drawn[name]) for name, each in values.items()},
-            draws=[round(float(each), _DIGITS) for each in next(iter(drawn.values()))],
+            draws=",".join(f"{each:.{_DIGITS}g}" for each in next(iter(drawn.values()))),
         )
         return row if self.seconds is None else self._timed(row, program, dense)
 

@@ -87,7 +87,7 @@ class Quick(Trials):
         self.fail(r)
         speedup = 1.0 + r / 2 if isinstance(r, int) else 1.0
         scores = {"top1": score(50.0), "agreement": score(100.0)}
-        figures = {"scores": scores, "draws": [50.0] * 4, "throughput": 8.0, "report": {}}
+        figures = {"scores": scores, "draws": "50,50,50,50", "throughput": 8.0, "report": {}}
         figures |= {"speedup": speedup, "speedup_range": [1.0, 2.0]}
         return dataclasses.replace(self.row(setting), **figures)
 
@@ -167,15 +167,15 @@ class TestChoice:
     def test_less_depth_error_is_better_and_may_grow_by_a_twentieth(self):
         scores = {name: {"rmse": score(value, value - 0.5)} for name, value in
                   {"dense": 0.5, "near": 0.52, "far": 0.6}.items()}  # fmt: skip
-        rows = [row(name, 1.0 + place, 1.0, scores=each, draws=[0.0])
+        rows = [row(name, 1.0 + place, 1.0, scores=each, draws="0")
                 for place, (name, each) in enumerate(scores.items())]  # fmt: skip
         goal = Goal().of(rows[0])
         assert goal.drop == pytest.approx(0.025) and choose(rows, goal)[0].model == "near"
         assert [each.model for each in front(rows)] == ["far", "near", "dense"]
 
     def test_a_baseline_is_as_good_where_the_draws_do_not_tell_them_apart(self):
-        chosen = row("chosen", 2.0, 90.0, draws=[90.0, 91.0, 89.0])
-        draws = {"as good": [89.0, 91.5, 88.0], "worse": [89.0, 90.0, 88.0]}
+        chosen = row("chosen", 2.0, 90.0, draws="90,91,89")
+        draws = {"as good": "89,91.5,88", "worse": "89,90,88"}
         found = [row(name, 2.0, 89.0, method="lowres", draws=each) for name, each in draws.items()]
         dearer = row("dearer", 2.0, 90.0, method="lowres", draws=chosen.draws, cost=0.6)
         assert [each.model for each in rivals([chosen, *found, dearer], chosen)] == ["as good"]
@@ -198,7 +198,9 @@ def test_the_named_command_gives_what_was_measured(fast, tmp_path, capsys):
     assert [each["method"] for each in rows] == ["dense", "lowres", "tome"]
     assert rows[2]["args"]["r"] == 1
     assert rows[1]["resolution"] == [8, 16] and rows[1]["cost"] == pytest.approx(0.498, abs=1e-3)
-    assert content["pictures"] == 10 and content["bootstrap"]["draws"] == len(rows[1]["draws"])
+    assert content["pictures"] == 10 and content["bootstrap"]["draws"] == len(
+        rows[1]["draws"].split(",")
+    )
     assert [each["speedup"] for each in rows] == [1.0, 2.0, 2.0]
     assert rows[1]["throughput"] == 4.0
     assert rows[0]["scores"]["kl"] == {

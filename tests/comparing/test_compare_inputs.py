@@ -25,7 +25,7 @@ NAMES = tuple("abcdefg")
 
 def drawn(right):
     """The draws of top-1 that a row has whose pictures are right or not."""
-    return values_of_draws(SCORES["top1"], right).round(6).tolist()
+    return ",".join(f"{each:.6g}" for each in values_of_draws(SCORES["top1"], right))
 
 
 def compared(tmp_path, *words, settings=None):

@@ -1,10 +1,11 @@
-"""The demo's comparison: `python docs/comparison.py` measures it, in minutes, and writes
+"""The demo's comparison, measured in minutes by `python docs/comparison.py`.
 
 docs/demo-comparison.html            the report
 benchmarks/results/comparison.json   what is in it
 docs/choosing.png                    what agreement with the dense model says of the accuracy lost
 
-`--draw` only draws the last one anew. Both print the correlations that docs/choosing.md has.
+`--draw` only writes report and plot anew, of rows that are there. Either way it prints the
+correlations that docs/choosing.md has.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ LEVELS = (0.8, 0.6, 0.4)
 
 def main() -> None:
     """Measure, unless only the plot is wanted, and draw."""
-    if "--draw" not in sys.argv:
+    if not (resume := "--draw" in sys.argv):
         RESULTS.unlink(missing_ok=True)
-        compare(CompareConfig(pictures=1000, seconds=0.3, levels=LEVELS, output=(RESULTS, REPORT)))
+    options = {"pictures": 1000, "seconds": 0.3, "levels": LEVELS, "resume": resume}
+    compare(CompareConfig(**options, output=(RESULTS, REPORT)))
     rows = [row for row in read_comparison(RESULTS)[1] if row.error is None]
     reduced = [row for row in rows if row.method != "dense"]
     print(f"{'':24}agreement  KL divergence")

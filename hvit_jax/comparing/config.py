@@ -75,7 +75,7 @@ class CompareConfig(OnPictures):
     max_drop: float | None = option(
         None,
         "name the fastest setting that loses at most so much of the first score (default: 1 "
-        "percentage point, or 5 % of the dense model's RMSE)",
+        "percentage point, 5 without labels, or 5 % of the RMSE)",
         least=0,
         most=100,
         metavar="POINTS",

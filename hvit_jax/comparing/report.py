@@ -125,7 +125,7 @@ def conclusion(done: Comparison, goal: Goal) -> list[str]:
 def failures(done: Comparison) -> list[str]:
     """Say what was not tried, and what failed."""
     return [
-        *(f"not tried: {method}: {why}" for method, why in done.left_out.items()),
+        *(f"{method}: {why}" for method, why in done.left_out.items()),
         *(f"failed: {row.name}: {row.error}" for row in done.rows if row.error),
     ]
 

@@ -89,7 +89,7 @@ class Comparison:
 
     pictures: int  # How many were taken.
     rows: list[Trial] = field(default_factory=list)  # Of what was tried, now or before.
-    left_out: dict[str, str] = field(default_factory=dict)  # The reason, by method.
+    left_out: dict[str, str] = field(default_factory=dict)  # What was not tried, by method.
     chosen: Trial | None = None  # None if nothing is faster than dense.
     reached: bool = True  # Whether the chosen setting reaches the goal.
     rivals: list[Trial] = field(default_factory=list)  # Baselines that are as good as it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -69,27 +70,12 @@ def compare(
     messages = messages or plain_console(stderr=True)
     refuse_several(PROGRAM)
     opened = open_comparison(config, messages)
-    if (method := trained_with(read_description(config.inputs[1]))) is not None:
-        messages.print(f"trained with {method}; changes are counted from the dense model")
-    sizes = opened.bench.sizes
     chosen = _choose(config, opened, settings)
-    warn_if_slow(config.compute.dtype, messages.print)
     use_compilation_cache(config.cache)
-    pages = [path for path in config.output if path.suffix.lower() == ".html"]
-    for path in pages:
-        check_plot(path, "--output FILE.html")
-    options = {"settings": SETTINGS, "resume": config.resume, "tables": {".csv": csv_table}}
-    files = [path for path in config.output if path not in pages]
-    results = Results(files, Trial, config, opened.about, **options)
-    machine = _machine(opened.about)
-    messages.print(f"{machine}, {len(opened.pictures)} pictures, {len(chosen.settings)} settings")
-    for each in chosen.settings:
-        if each.percentile is None:  # Else budgets are measured.
-            warn_without_budgets(each.reducer, sizes, messages.print)
-    trials, done = (
-        bench(opened.bench, config.seconds),
-        Comparison(len(opened.pictures), left_out=chosen.left_out),
-    )
+    results, pages = _open_files(config, opened)
+    _announce(config, opened, chosen, messages)
+    trials = bench(opened.bench, config.seconds)
+    done = Comparison(len(opened.pictures), left_out=chosen.left_out)
     try:
         with sigterm_raises():
             _try_all(chosen.settings, trials, results, done, messages)
@@ -106,6 +92,28 @@ def compare(
         write_page(path, done, goal, config, opened, messages)
         console.print(f"written: {path}")
     return done
+
+
+def _open_files(config: CompareConfig, opened: Opened) -> tuple[Results[Trial], list[Path]]:
+    """Open the files that rows go to, and check that the reports can be written."""
+    pages = [path for path in config.output if path.suffix.lower() == ".html"]
+    for path in pages:
+        check_plot(path, "--output FILE.html")
+    options = {"settings": SETTINGS, "resume": config.resume, "tables": {".csv": csv_table}}
+    files = [path for path in config.output if path not in pages]
+    return Results(files, Trial, config, opened.about, **options), pages
+
+
+def _announce(config: CompareConfig, opened: Opened, chosen: Chosen, messages: Console) -> None:
+    """Say where the comparison runs, on what, and what a user should know beforehand."""
+    if (method := trained_with(read_description(config.inputs[1]))) is not None:
+        messages.print(f"trained with {method}; changes are counted from the dense model")
+    warn_if_slow(config.compute.dtype, messages.print)
+    machine, pictures = _machine(opened.about), len(opened.pictures)
+    messages.print(f"{machine}, {pictures} pictures, {len(chosen.settings)} settings")
+    for each in chosen.settings:
+        if each.percentile is None:  # Else budgets are measured.
+            warn_without_budgets(each.reducer, opened.bench.sizes, messages.print)
 
 
 def _choose(config: CompareConfig, opened: Opened, settings: Sequence[Setting] | None) -> Chosen:

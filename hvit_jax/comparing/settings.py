@@ -63,10 +63,10 @@ def name_of(method: str, args: dict[str, Any], size: str) -> str:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What is tried, the dense model first, and why something is not."""
+    """What is tried, the dense model first, and what is not."""
 
     settings: tuple[Setting, ...]
-    left_out: dict[str, str]  # The reason, by method.
+    left_out: dict[str, str]  # What is not tried, and why, by method.
 
 
 def choose_settings(
@@ -88,36 +88,46 @@ def choose_settings(
     found, left_out = [Setting(Reducer().resolve(config))], {}
     for method in (LOWRES, *methods):
         try:
-            if method == LOWRES:
-                tried = _nearest(_lower_resolutions(config), config, levels)
-            elif candidates:
+            if candidates and method != LOWRES:
                 tried = [each for each in _candidates(config, method) if _saves(each, config)]
+                why = "" if tried else "it costs no less than the dense model"
             else:
-                strengths = REDUCERS[method].strengths(config)
-                resolved = [Setting(each.resolve(config)) for each in strengths]
-                tried = _nearest(resolved, config, levels)
+                tried, why = _nearest(_strengths(config, method), config, levels)
         except InputError as error:
-            left_out[method] = str(error)
-            continue
-        if not tried:
-            below = "the dense model" if candidates else f"{max(levels):g} of the dense model"
-            left_out[method] = f"no setting of it costs less than {below}"
+            tried, why = [], str(error)
         found += tried
+        if why:
+            left_out[method] = why
     # On a small model several settings come to the same.
     return Chosen(tuple(dict.fromkeys(found)), left_out)
 
 
+def _strengths(config: ViTConfig, method: str) -> list[Setting]:
+    if method == LOWRES:
+        return _lower_resolutions(config)
+    return [Setting(each.resolve(config)) for each in REDUCERS[method].strengths(config)]
+
+
 def _nearest(
     settings: Sequence[Setting], config: ViTConfig, levels: Sequence[float]
-) -> list[Setting]:
-    """Find for every level the setting of the highest cost that is not above it."""
+) -> tuple[list[Setting], str]:
+    """Find for every level the setting of the highest cost that is not above it.
+
+    Returns:
+        The settings, and for which levels there is none.
+    """
     dense = count_flops(config, Reducer())
     costs = [(each.cost(config) / dense, each) for each in settings]
-    found = []
+    found, missing = [], []
     for level in sorted(levels, reverse=True):
         below = [(cost, each) for cost, each in costs if cost <= level]
-        found += [max(below, key=lambda pair: pair[0])[1]] if below else []
-    return found
+        if below:
+            found.append(max(below, key=lambda pair: pair[0])[1])
+        else:
+            missing.append(f"{level:g}")
+    least = min(cost for cost, _ in costs)
+    why = f"not at {', '.join(missing)} of the dense model's cost: its least is {least:.2f}"
+    return found, why if missing else ""
 
 
 def _saves(setting: Setting, config: ViTConfig) -> bool:

@@ -5,14 +5,18 @@ import shlex
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import hvit_jax
 from hvit_jax.commands import depth, segment
 from hvit_jax.commands.compare import main
+from hvit_jax.comparing.opening import open_comparison
+from hvit_jax.comparing.report import commands
+from hvit_jax.comparing.rows import Trial
 from hvit_jax.comparing.settings import Setting
 from hvit_jax.config import Decoder
 from hvit_jax.dense import predict
-from tests.comparing.test_compare import check_page
+from tests.comparing.test_compare import check_page, configured
 from tests.comparing.test_compare_inputs import compared
 from tests.map_setup import make_checkpoint, make_folder, noise, save
 
@@ -28,25 +32,23 @@ def measured_by(command, module, output):
 
 
 def test_segments_beside_the_truth(tmp_path, capsys):
-    """mIoU of each row is that of `hvit segment`, a lower resolution's too."""
+    """mIoU of each row is that of the command that is named for it, a lower resolution's too."""
     folder = make_folder(tmp_path / "data", range(5))
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
-    words = [folder, "--checkpoint", checkpoint, "-b", "4", "--max-drop", "100"]
-    for setting, name in ((TOME, "tome"), (LOW, "lowres")):
-        rows, written = compared(tmp_path, *words, settings=[setting])
-        assert [row["method"] for row in rows] == ["dense", name]
-        assert list(rows[1]["scores"]) == ["miou", "pixels"] and written["task"] == "segmentation"
-        printed = capsys.readouterr().out
-        assert "windows/s" in printed
-        (command,) = [line for line in printed.splitlines() if line.startswith("hvit segment")]
+    words = [folder, "--checkpoint", checkpoint, "-b", "4"]
+    rows, written = compared(tmp_path, *words, settings=[TOME, LOW])
+    assert [row["method"] for row in rows] == ["dense", "tome", "lowres"]
+    assert written["task"] == "segmentation" and "windows/s" in capsys.readouterr().out
+    config = configured(*words)
+    bench = open_comparison(config, Console(stderr=True)).bench
+    for row, words in zip(rows, ("", "--method tome --r 3", "--scales 0.75"), strict=True):
+        assert list(row["scores"]) == ["miou", "pixels"]
+        command, _ = commands(Trial(**row), config, bench)
+        assert words in command
         results = measured_by(command, segment, tmp_path / "r.json")
-        assert rows[1]["scores"]["miou"]["value"] == pytest.approx(results["miou"])
-        assert rows[1]["gflops"] == results["gflops"]
-        (tmp_path / "compare.json").unlink()
+        assert row["scores"]["miou"]["value"] == pytest.approx(results["miou"])
+        assert row["gflops"] == results["gflops"]
     assert "--window 24,24 --stride 18,18 --scales 0.75" in command
-    dense = measured_by(command.split(" --scales")[0].replace("--window 24,24 --stride 18,18", ""),
-                        segment, tmp_path / "r.json")  # fmt: skip
-    assert rows[0]["scores"]["miou"]["value"] == pytest.approx(dense["miou"])
 
 
 def test_segments_without_truth(tmp_path, capsys):
@@ -85,6 +87,12 @@ def test_depth_beside_the_truth(tmp_path, capsys):
     results = measured_by(command, depth, tmp_path / "r.json")
     assert list(rows[1]["scores"]) == ["rmse", "apart"]
     assert rows[1]["scores"]["rmse"]["value"] == pytest.approx(results["rmse"])
+    models = hvit_jax.load(checkpoint), hvit_jax.load(checkpoint, "tome", r=3)
+    errors = []
+    for number in range(3):
+        one, other = (predict(model, noise((32, 40), number)) for model in models)
+        errors.append((np.abs(other - one) / one).mean())
+    assert rows[1]["scores"]["apart"]["value"] == pytest.approx(100 * np.mean(errors), rel=1e-3)
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):

@@ -51,4 +51,4 @@ def test_depth_of_pictures_without_a_true_pixel_does_not_count():
     errors = np.array([[0.5, 0, 0, 1], [0, 0, 0, 0], [0.1, 0, 0, 1]])
     assert value_of(SCORES["rmse"], errors) == pytest.approx(0.3)
     assert SCORES["rmse"].tolerated(0.3) == pytest.approx(0.015)
-    assert SCORES["miou"].tolerated(40.0) == 1.0
+    assert SCORES["miou"].tolerated(40.0) == 1.0 and SCORES["agreement"].tolerated(100.0) == 5.0

@@ -24,18 +24,17 @@ LEVELS = (0.8, 0.6, 0.4)
 @pytest.mark.parametrize(
     "config",
     [
-        ViTConfig.vit_b16(),
         read_description(demo.checkpoint_dir()).config,
         CONFIG,
         ViTConfig(8, 8, depth=1, width=8, heads=1, mlp_width=8),
     ],
-    ids=["b16", "demo", "tiny", "one block"],
+    ids=["demo", "tiny", "one block"],
 )
 def test_every_setting_fits_the_model_and_is_written_as_options(config, candidates):
     chosen = choose_settings(config, METHODS, LEVELS, candidates=candidates)
     found = chosen.settings
     assert found[0].method == "dense" and len(set(found)) == len(found)
-    tried = {each.method for each in found} | chosen.left_out.keys()
+    tried = {each.method for each in found} | set(chosen.left_out)
     assert tried == {"dense", LOWRES, *METHODS}
     for each in found:
         assert each.reducer.resolve(config) == each.reducer
@@ -69,7 +68,7 @@ def test_lower_resolutions_keep_the_shape():
 
 def test_what_cannot_be_tried_is_named():
     chosen = choose_settings(CONFIG, ["smyrf", "tome"], (0.4,))
-    assert chosen.left_out["tome"] == "no setting of it costs less than 0.4 of the dense model"
+    assert chosen.left_out["tome"] == "not at 0.4 of the dense model's cost: its least is 0.72"
     assert {each.method for each in chosen.settings} == {"dense", LOWRES}
 
 

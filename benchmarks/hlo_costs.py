@@ -1,33 +1,52 @@
 """Estimate how long a GPU program takes, from the text of the program that XLA compiled.
 
-Every kernel takes as long as its memory traffic or its arithmetic, whichever is longer, and a
-launch. The rates are an H100's as measured, not as advertised; see `RATES`.
+Every kernel takes as long as its memory traffic or its arithmetic, whichever is longer, and the
+GPU idles before the next. The rates are those of an NVIDIA H200 in the middle of a long run, when
+it holds a lower clock than in a short one. An H100 has the same processors and slower memory.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-# Per second. Products and attention are what cuBLAS and cuDNN reach on large shapes in bfloat16.
+from hvit_jax.ops.attention.hopper_kernel import Plan
+
+# Per second. "Measured" is benchmarks/results/nvidia-h200.json: of the kernels in its profiles, a
+# few percent less, by which its rows take longer than their profiles say.
 RATES = {
-    "bytes": 2.8e12,
-    "product": 650e12,
+    # LayerNorm and other fusions of 60 to 270 MB.
+    "bytes": 3.0e12,
+    # Products of all rows; the largest alone, at the start of the run, reached 741e12.
+    "product": 705e12,
+    "product in float8": 1200e12,
+    # Two thirds of the 67e12 that NVIDIA promises.
     "product in float32": 45e12,
-    "product in float8": 1100e12,
-    "attention": 420e12,
+    # 477 us for (32, 1025, 16, 64), see docs/performance.md.
+    "attention of cuDNN": 365e12,
+    # By the number of warpgroups that hide each other's softmax: heads of 64 and of 80 channels.
+    "own attention": {3: 500e12, 2: 420e12},
+    # 128 lanes of every processor at 1.55 GHz.
     "instructions": 26e12,
+    # 16,384 rows of 1,025 and of 1,370.
+    "comparisons of a sort": 1.2e12,
 }
-LAUNCH = 2.5e-6
+# Between two kernels (idle_ms / launches: 0.5 to 1.4 us), and what the smallest kernels take.
+IDLE, SHORTEST = 1.4e-6, 1.5e-6
 PROCESSORS = 132
-# Tiles of a matrix product, and how fast each is beside the largest.
-TILES = ((128, 256, 1.0), (256, 128, 1.0), (128, 128, 0.85), (64, 128, 0.7), (64, 64, 0.5))
+# cuBLAS has kernels for tiles of 128 by any of these.
+WIDTHS = range(96, 289, 32)
+# Of cuDNN; and how often attention's work its backward pass is.
 ATTENTION_TILE, BACKWARD = 128, 2.5
-# A sort of 32 rows of 1,024 was measured; rows beyond two a processor wait.
-SORT, SORT_STAGES = 116e-6, 55
+# What a block of our kernel takes beside its products: 513, 257 tokens against 1,025.
+ATTENTION_START = 3.6e-6
+# Memory is written in pieces of this size, in bytes.
+SECTOR = 32
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "f32": 4, "s32": 4, "u32": 4}
 _BYTES["f8e4m3fn"] = 1
@@ -36,6 +55,8 @@ _FREE_IN_FUSIONS = _FREE | {"broadcast", "reshape", "slice", "dynamic-slice", "f
 # Instructions for one result: comparisons and whole numbers run at half rate, and what is done to
 # the outcome of a comparison is mostly part of it.
 _INSTRUCTIONS = {"erf": 25, "exponential": 10, "log": 12, "divide": 6, "rsqrt": 4, "sqrt": 6}
+# Rounding to float8 with a limit, from passes that do nothing else.
+_TO_FLOAT8 = 36
 _HALF_RATE = {"compare", "select", "maximum", "minimum"}
 # Operations that change their first operand where it is, and which operand holds what is new.
 _IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
@@ -71,6 +92,7 @@ class Kernel:
     """What one kernel costs.
 
     Attributes:
+        name: of the instruction, as a profiler shows it.
         kind: "product", "attention", "sort" or "other".
         times: how often it runs.
         seconds: of one run.
@@ -80,6 +102,7 @@ class Kernel:
         source: the operation in the JAX program that it mainly comes from.
     """
 
+    name: str
     kind: str
     times: int
     seconds: float
@@ -112,10 +135,10 @@ def _shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
 def _closing(text: str, start: int) -> int:
     """Find the bracket that closes the one at `start`."""
     depth = 0
-    for place in range(start, len(text)):
-        depth += (text[place] == "(") - (text[place] == ")")
+    for found in re.compile("[()]").finditer(text, start):
+        depth += 1 if found[0] == "(" else -1
         if not depth:
-            return place
+            return found.start()
     raise ValueError(f"no closing bracket: {text}")
 
 
@@ -159,22 +182,40 @@ def _walk(computations, name: str, times: int) -> Iterator[Kernel]:
             yield from _walk(computations, called, times * int(trips or 1))
         elif instruction.op in ("call", "async-start") and called:
             yield from _walk(computations, called, times)
-        elif instruction.op not in _FREE:
+        elif instruction.op not in _FREE and not instruction.op.endswith("-done"):
             operands = [by_name[name] for name in instruction.operands if name in by_name]
-            body = computations[called] if instruction.op == "fusion" else []
-            kind, seconds, traffic, flops = _cost(instruction, operands, body)
-            result = " ".join(f"{k}{list(s)}" for k, s in instruction.shapes[:1])
-            source = (_attribute(instruction, r'op_name="([^"]*)"') or "").split("/")[-1]
-            yield Kernel(kind, times, seconds + LAUNCH, traffic, flops, result, source)
+            body = computations[called] if instruction.op.startswith("fusion") else []
+            # What is started aside leaves no gap, and has its operands in its type too.
+            idle = 0.0 if instruction.op.endswith("-start") else IDLE
+            if body:
+                root = next(part for part in body if part.root)
+                instruction = dataclasses.replace(instruction, op="fusion", shapes=root.shapes)
+            yield _kernel(instruction, times, idle, _cost(instruction, operands, body))
+
+
+def _kernel(instruction, times: int, idle: float, cost) -> Kernel:
+    kind, seconds, traffic, flops = cost
+    result = " ".join(f"{k}{list(s)}" for k, s in instruction.shapes[:1])
+    source = (_attribute(instruction, r'op_name="([^"]*)"') or "").split("/")[-1]
+    seconds = max(seconds, SHORTEST) + idle
+    return Kernel(instruction.name, kind, times, seconds, traffic, flops, result, source)
 
 
 def _cost(instruction, operands, body) -> tuple[str, float, float, float]:
+    """Give kind, seconds, memory traffic and operations of products."""
+    for part in body:
+        if part.op == "custom-call":  # What is around it cuts its operands from larger arrays.
+            by_name = {part.name: part for part in body}
+            return _cost(part, [by_name[name] for name in part.operands], [])
     target = _attribute(instruction, r'custom_call_target="([^"]*)"') or ""
+    source = _attribute(instruction, r'op_name="([^"]*)"') or ""
     traffic = sum(operand.bytes for operand in operands) + instruction.bytes
     if "cublas" in target:
-        return "product", *_product(instruction, operands[0], traffic)
+        return "product", *_product(instruction, operands)
     if "fmha" in target:
-        return "attention", *_attention(operands, "ackward" in target)
+        return "attention", *_cudnn_attention(operands, "ackward" in target)
+    if "mosaic" in target:
+        return "attention", *_own_attention(operands, instruction, "hopper_column_sums" in source)
     if instruction.op == "sort" or any(part.op == "sort" for part in body):
         return "sort", _sort(instruction), traffic, 0.0
     if body:
@@ -187,26 +228,29 @@ def _cost(instruction, operands, body) -> tuple[str, float, float, float]:
     return "other", traffic / RATES["bytes"], traffic, 0.0
 
 
-def _product(instruction, left, traffic) -> tuple[float, float, float]:
+def _product(instruction, operands) -> tuple[float, float, float]:
     """Time a matrix product in whole waves of tiles, for the tile that suits it best."""
     contracted = _attribute(instruction, r'"lhs_contracting_dimensions":\[([^\]]*)\]') or ""
-    kind, shape = left.shapes[0]
+    # A second result is memory to work in.
+    result = dataclasses.replace(instruction, shapes=instruction.shapes[:1])
+    traffic = sum(operand.bytes for operand in operands) + result.bytes
+    kind, shape = operands[0].shapes[0]
     depth = math.prod(shape[int(axis.strip('"'))] for axis in contracted.split(",") if axis)
     *batch, rows, columns = (1, 1, *instruction.shapes[0][1])
     flops = 2 * math.prod(batch) * rows * columns * depth
     if kind == "f32":
         return max(flops / RATES["product in float32"], traffic / RATES["bytes"]), traffic, flops
     best = 0.0
-    for height, width, speed in TILES:
+    for height, width in itertools.chain(*(((128, w), (w, 128)) for w in WIDTHS)):
         tiles = math.prod(batch) * math.ceil(rows / height) * math.ceil(columns / width)
         waves = math.ceil(tiles / PROCESSORS)
         used = math.prod(batch) * rows * columns / (waves * PROCESSORS * height * width)
-        best = max(best, used * speed)
+        best = max(best, used)
     rate = RATES["product in float8" if kind.startswith("f8") else "product"]
     return max(flops / rate / best, traffic / RATES["bytes"]), traffic, flops
 
 
-def _attention(operands, backward) -> tuple[float, float, float]:
+def _cudnn_attention(operands, backward) -> tuple[float, float, float]:
     """Time attention on whole tiles; its N x N arrays never reach memory, a bias does."""
     batch, queries, heads, size = operands[0].shapes[0][1]
     keys = operands[1].shapes[0][1][1]
@@ -214,15 +258,31 @@ def _attention(operands, backward) -> tuple[float, float, float]:
     work = 4 * batch * heads * size * math.prod(padded) * (BACKWARD if backward else 1)
     pairs = (operand for operand in operands if operand.shapes[0][1][-2:] == (queries, keys))
     bias = sum(operand.bytes for operand in pairs)
-    seconds = max(work / RATES["attention"], bias / RATES["bytes"])
+    seconds = work / RATES["attention of cuDNN"] + bias / RATES["bytes"]
     return seconds, bias, 4 * batch * heads * size * queries * keys
 
 
+def _own_attention(operands, instruction, sums: bool) -> tuple[float, float, float]:
+    """Time our kernel in whole waves of its blocks; sums of columns take no second product."""
+    batch, rows, _, size = operands[0].shapes[0][1]
+    heads = instruction.shapes[0][1][1 if sums else 2]
+    keys = operands[1].shapes[0][1][1]
+    plan = Plan.of(keys, size)
+    length = sum(map(plan.length, range(plan.full + (plan.last > 0))))
+    waves = math.ceil(batch * heads * plan.tiles(rows) / PROCESSORS)
+    # A warpgroup attends for 64 rows.
+    work = (2 if sums else 4) * 64 * plan.groups * length * size
+    rate = RATES["own attention"][plan.groups] / PROCESSORS
+    seconds = waves * (ATTENTION_START + work / rate)
+    return seconds, 0.0, (2 if sums else 4) * batch * heads * rows * keys * size
+
+
 def _sort(instruction) -> float:
+    """Time a network that compares neighbours; a processor sorts a row at a time."""
     *rows, length = instruction.shapes[0][1]
     stages = math.ceil(math.log2(length))
-    waves = math.ceil(math.prod(rows) / (2 * PROCESSORS))
-    return SORT * waves * stages * (stages + 1) / 2 / SORT_STAGES
+    waves = math.ceil(math.prod(rows) / PROCESSORS)
+    return waves * PROCESSORS * length * stages * (stages + 1) / 2 / RATES["comparisons of a sort"]
 
 
 def _fusion_traffic(instruction, operands, body) -> float:
@@ -247,7 +307,14 @@ def _fusion_traffic(instruction, operands, body) -> float:
     root = next(part for part in body if part.root)
     written = instruction.bytes
     if root.op in _IN_PLACE:
-        written = by_name[root.operands[_IN_PLACE[root.op]]].bytes
+        new = by_name[root.operands[_IN_PLACE[root.op]]]
+        written = new.bytes
+        if root.op == "scatter":
+            window = _attribute(root, r"update_window_dims={([^}]*)}") or ""
+            sizes = [new.shapes[0][1][int(axis)] for axis in window.split(",") if axis]
+            # A row is written as a whole, a number of its own takes a sector with it.
+            row = math.prod(sizes) * new.bytes / new.numbers
+            written *= max(1.0, SECTOR / row)
     inputs = (part for part in body if part.op == "parameter")
     return written + sum(read(part.name, part.bytes) for part in inputs)
 
@@ -260,6 +327,8 @@ def _instructions(part: Instruction, parts: dict[str, Instruction]) -> float:
         return (2.0 if kind in ("s32", "u32") else 1.0) * first.numbers
     if part.op == "convert" and first and first.shapes[0][0] == "pred":
         return 0.0
+    if part.op == "convert" and kind.startswith("f8"):
+        return float(_TO_FLOAT8 * part.numbers)
     if part.op in _LOGIC and kind == "pred":
         return 0.5 * part.numbers
     if part.op in _HALF_RATE or (kind in ("s32", "u32", "s8") and part.op in ("add", "subtract")):

@@ -122,6 +122,12 @@ class Row:
     gradient: bool = False
 
 
+def program_name(row: Row) -> str:
+    """Name the file of a row's compiled program."""
+    name = re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-")
+    return f"{name}{'-unrolled' * row.compute.unroll}.txt.gz"
+
+
 class Program:
     """A row, compiled."""
 
@@ -309,10 +315,9 @@ class Laboratory:
         return found
 
     def _keep(self, row: Row, program: Program) -> None:
-        name = re.sub(r"[^a-z0-9]+", "-", row.name.lower()).strip("-")[:50]
         wanted = row.reducer.name in ("dense", "tome", "smyrf") and row.batch > 1
         if self.programs is not None and wanted:
-            path = self.programs / f"{name}.txt.gz"
+            path = self.programs / program_name(row)
             path.write_bytes(gzip.compress(program.compiled.as_text().encode()))
 
     def check_goldens(self) -> None:

@@ -1,24 +1,27 @@
-"""Estimate on a machine without a GPU how fast an H100 runs the published rows.
+"""Estimate on a machine without a GPU how fast an H200 runs the laboratory's rows.
 
-XLA compiles the programs for an H100 as it would there (only cuBLAS's choice of kernels needs the
+XLA compiles the programs for an H200 as it would there (only cuBLAS's choice of kernels needs the
 card), and `hlo_costs` adds up what their kernels cost. Figures are estimates, not measurements:
 they show where the time goes, what a change gives and whether a method can reach its share.
 
-`python benchmarks/roofline.py [METHOD|MODEL|all]` prints a table of the published rows in bfloat16
-at batch 32; of all of them it writes benchmarks/results/roofline-h100.json. With `--operations
-METHOD MODEL ROW` it prints the kernels of one, counted from 0. It needs `pip install "jax[cuda12]"`
-and about a minute for a row of ToMe.
+`python benchmarks/roofline.py` prints a table of what `laboratory.py` measures, beside what was
+measured, and writes benchmarks/results/roofline-h200.json; `--published` adds all other published
+rows. With `--operations` it lists the kernels of the rows that `--rows` chooses. `--programs
+FOLDER` keeps the compiled programs and takes those that are there, so that it goes on where it was
+stopped. It needs `pip install "jax[cuda12]"`, and a few minutes for a row of ToMe.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
-import dataclasses
+import gzip
 import json
 import os
+import re
 import sys
-import time
+import tempfile
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,32 +35,35 @@ import numpy as np
 from flax import nnx
 from hlo_costs import Kernel, kernels, total
 from jax.experimental import topologies
+from laboratory import BATCH, Row, plan, program_name
 
+import hvit_jax
 from hvit_jax.architectures import model_name
 from hvit_jax.config import Compute
 from hvit_jax.models.vit import ViT
-from hvit_jax.ops.attention import cudnn
+from hvit_jax.ops.attention import cudnn, hopper
 from hvit_jax.ops.platform import compiled_for, compiler_options
-from hvit_jax.profiling.cases import Case, published_cases
+from hvit_jax.profiling.cases import make_case, published_cases
 from hvit_jax.reducers import method_name
 
-BATCH = 32
-RESULT = Path(__file__).parent / "results" / "roofline-h100.json"
+HERE = Path(__file__).parent
+RESULT = HERE / "results" / "roofline-h200.json"
+MEASURED = HERE / "results" / "nvidia-h200.json"
 KINDS = ("product", "attention", "other", "sort")
 
 
-def compile_for_h100(case: Case, dtype: str = "bfloat16") -> Any:
-    """Compile a case's model; nothing is run and no array is made."""
+def compile_for_h200(row: Row) -> Any:
+    """Compile a row's program; nothing is run and no array is made."""
 
     def make():
-        return ViT(case.config, case.reducer, rngs=nnx.Rngs(0), compute=Compute(dtype))
+        return ViT(row.config, row.reducer, rngs=nnx.Rngs(0), compute=row.compute)
 
-    target = (Path(__file__).parent / "h100.txtpb").read_text()
+    target = (HERE / "h200.txtpb").read_text()
     topology = topologies.get_topology_desc(platform="cuda", target_config=target, topology="1x1x1")
     mesh = jax.sharding.Mesh(np.array(topology.devices), ("device",))
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     graph, state = nnx.split(nnx.eval_shape(make))
-    images = jax.ShapeDtypeStruct((case.batch, *case.config.image_shape, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((row.batch, *row.config.image_shape, 3), jnp.float32)
     state, images = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), (state, images)
     )
@@ -66,6 +72,7 @@ def compile_for_h100(case: Case, dtype: str = "bfloat16") -> Any:
         mock.patch(f"{checks}.check_cudnn_version", lambda: 91000),
         mock.patch(f"{checks}.check_compute_capability", lambda wanted: True),
         mock.patch.object(cudnn, "obstacle", lambda dtype, size: None),
+        mock.patch.object(hopper, "obstacle", lambda dtype, size: None),
         compiled_for("gpu"),
     ):
         model = jax.jit(
@@ -75,55 +82,68 @@ def compile_for_h100(case: Case, dtype: str = "bfloat16") -> Any:
         return model.lower(state, images).compile()
 
 
-def estimate(case: Case) -> dict[str, Any]:
-    """Estimate one row, without what needs the dense row."""
-    start = time.perf_counter()
-    compiled = compile_for_h100(case)
-    seconds = time.perf_counter() - start
-    listed = kernels(compiled.as_text())
+def rows(published: bool) -> Iterator[Row]:
+    """List what can be estimated: neither gradients nor what XLA tunes on the card."""
+    measured = [row for part in plan(small=False) for row in part]
+    yield from (row for row in measured if not row.gradient and not row.options)
+    if published:
+        known = {row.name for row in measured}
+        for case in published_cases("all", batch=BATCH):
+            method = method_name(case.reducer.name, case.reducer.options())
+            name = f"{model_name(case.config)} {method}"
+            if name not in known:
+                yield Row(name, case.config, case.reducer, BATCH, Compute("bfloat16"))
+
+
+def program(row: Row, folder: Path) -> str:
+    """Read a row's program, or compile it and keep its text."""
+    path = folder / program_name(row)
+    if not path.exists():
+        path.write_bytes(gzip.compress(compile_for_h200(row).as_text().encode()))
+    return gzip.decompress(path.read_bytes()).decode()
+
+
+def estimate(row: Row, listed: list[Kernel]) -> dict[str, Any]:
+    """Estimate one row from its kernels, without what needs the dense row."""
     by_kind = collections.Counter()
     for kernel in listed:
         by_kind[kernel.kind] += 1e3 * kernel.times * kernel.seconds
-    products = sum(kernel.times * kernel.flops for kernel in listed) / 2e9 / case.batch
+    products = sum(kernel.times * kernel.flops for kernel in listed) / 2e9 / row.batch
     return {
-        **_named(case),
+        "row": row.name,
+        "unrolled": row.compute.unroll,
+        "batch": row.batch,
+        "gflops": make_case(row.config, row.reducer, row.batch).gflops,
         "multiply_adds_of_products": round(products, 1),
-        "ms": round(1e3 * total(listed), 2),
-        "ms_by_kind": {kind: round(by_kind[kind], 2) for kind in KINDS},
-        "temporary_mib": compiled.memory_analysis().temp_size_in_bytes // 2**20,
-        "compile_seconds_here": round(seconds, 1),
+        "launches": sum(kernel.times for kernel in listed),
+        "ms": round(1e3 * total(listed), 3),
+        "ms_by_kind": {kind: round(by_kind[kind], 3) for kind in KINDS},
     }
 
 
-def _named(case: Case) -> dict[str, Any]:
-    row = dataclasses.asdict(case.row())
-    names = ("method", "model", "args", "resolution", "batch", "gflops", "tokens", "published")
-    return {name: row[name] for name in names}
+def compare(found: dict[str, Any], dense: dict[str, Any], measured: list[dict[str, Any]]) -> None:
+    """Add the speed-up over dense, its share of the GFLOPs' ratio, and the measured time."""
+    found["x_dense"] = round(dense["ms"] / found["ms"], 3)
+    found["share"] = round(found["x_dense"] * found["gflops"] / dense["gflops"], 3)
+    for row in measured:
+        if all(row.get(name) == found[name] for name in ("row", "unrolled", "batch")):
+            found["measured_ms"] = row["ms"]
 
 
-def compare(rows: list[dict[str, Any]], dense: dict[str, Any]) -> None:
-    """Add each row's speed-up over dense, and its share of the ratio of GFLOPs."""
-    for row in rows:
-        row["speedup_over_dense"] = round(dense["ms"] / row["ms"], 3)
-        share = row["speedup_over_dense"] * row["gflops"] / dense["gflops"]
-        row["share"] = round(share, 3)
-
-
-def table(rows: list[dict[str, Any]]) -> str:
+def table(found: list[dict[str, Any]]) -> str:
     """Write rows as Markdown."""
     kinds = "products", "attention", "the rest"
     lines = [
-        f"| model | method | GFLOPs | ms | {' | '.join(kinds)} | images/s | x dense | share |",
-        "|---|---|" + "---:|" * 8,
+        f"| row | GFLOPs | ms | {' | '.join(kinds)} | x dense | share | measured ms | off by |",
+        "|---|" + "---:|" * 9,
     ]
-    for row in rows:
-        parts, name = row["ms_by_kind"], method_name(row["method"], row["args"])
-        rest = parts["other"] + parts["sort"]
+    for row in found:
+        parts, name = row["ms_by_kind"], row["row"] + " (unrolled)" * row["unrolled"]
+        rest, real = parts["other"] + parts["sort"], row.get("measured_ms")
         lines.append(
-            f"| {row['model']} | {name} | {row['gflops']:.1f} | {row['ms']:.1f} "
-            f"| {parts['product']:.1f} | {parts['attention']:.1f} | {rest:.1f} "
-            f"| {1e3 * BATCH / row['ms']:.0f} | {row['speedup_over_dense']:.2f} "
-            f"| {row['share']:.2f} |"
+            f"| {name} | {row['gflops']:.1f} | {row['ms']:.1f} | {parts['product']:.1f} "
+            f"| {parts['attention']:.1f} | {rest:.1f} | {row['x_dense']:.2f} | {row['share']:.2f} "
+            + (f"| {real:.1f} | {row['ms'] / real - 1:+.1%} |" if real else "| | |")
         )
     return "\n".join(lines)
 
@@ -146,43 +166,48 @@ def operations(listed: list[Kernel], count: int = 25) -> str:
     return "\n".join(lines[: count + 2])
 
 
-def main() -> None:
-    """Estimate rows, or list one row's kernels."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Estimate rows, or list the kernels of some."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("rows", nargs="?", default="all", metavar="METHOD|MODEL|all")
-    parser.add_argument("--operations", nargs=3, metavar=("METHOD", "MODEL", "ROW"))
-    options = parser.parse_args()
-    if options.operations:
-        method, model, index = options.operations
-        cases = published_cases(method, batch=BATCH)
-        case = [case for case in cases if model_name(case.config) == model][int(index)]
-        print(operations(kernels(compile_for_h100(case).as_text())))
-        return
-    cases = published_cases(options.rows, batch=BATCH)
-    models = list(dict.fromkeys(model_name(case.config) for case in cases))
-    rows = []
-    for model in models:
-        dense = next(
-            c for c in published_cases("dense", batch=BATCH) if model_name(c.config) == model
-        )
-        chosen = [c for c in cases if model_name(c.config) == model and c.reducer.name != "dense"]
-        found = []
-        for case in (dense, *chosen):
-            found.append(estimate(case))
-            print(model, case.row().name, found[-1]["ms"], "ms", file=sys.stderr, flush=True)
-        compare(found, found[0])
-        rows += found
-    print(table(rows))
+    parser.add_argument("--rows", default="", help="only rows whose names this pattern is found in")
+    parser.add_argument("--published", action="store_true", help="all other published rows too")
+    parser.add_argument("--operations", action="store_true", help="list the kernels of each row")
+    parser.add_argument("--programs", type=Path, help="a folder for compiled programs")
+    parser.add_argument("--output", type=Path, help="where the results go, of some rows too")
+    options = parser.parse_args(arguments)
+    output = options.output or (None if options.rows else RESULT)
     about = {
         "what": "estimated from XLA's compiled programs by benchmarks/roofline.py; nothing was run",
-        "device": "NVIDIA H100 80GB HBM3, modelled",
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "flax")},
-        "dtype": "bfloat16",
+        "device": "NVIDIA H200, modelled",
+        "versions": {
+            "hvit_jax": hvit_jax.__version__,
+            **{name: version(name) for name in ("jax", "jaxlib", "flax")},
+        },
     }
-    if options.rows == "all":
-        RESULT.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    measured = json.loads(MEASURED.read_text())["rows"]
+    every, found, dense = list(rows(options.published)), [], {}
+    chosen = [row for row in every if re.search(options.rows, row.name)]
+    with tempfile.TemporaryDirectory() as passing:
+        folder = options.programs or Path(passing)
+        folder.mkdir(parents=True, exist_ok=True)
+        for row in chosen:
+            listed = kernels(program(row, folder))
+            if options.operations:
+                print(f"{row.name}\n\n{operations(listed)}\n", flush=True)
+                continue
+            found.append(estimate(row, listed))
+            size = row.config, row.batch
+            if size not in dense:
+                first = next(each for each in every if (each.config, each.batch) == size)
+                dense[size] = estimate(first, kernels(program(first, folder)))
+            compare(found[-1], dense[size], measured)
+            print(row.name, found[-1]["ms"], "ms", file=sys.stderr, flush=True)
+            if output:
+                output.write_text(json.dumps({**about, "rows": found}, indent=1) + "\n")
+    if found:
+        print(table(found))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@ from hvit_jax import InputError, ViTConfig, count_flops
 from hvit_jax.costs import at_cost, cost_share
 
 METHODS = sorted(hvit_jax.REDUCERS)
-REDUCING = ("hourglass", "evit", "tome", "evo", "ats")
+REDUCING = (
+    *("hourglass", "evit", "tome", "evo", "ats"),
+    *("pitome", "tofu", "diffrate", "atc", "mctf", "random", "pool"),
+)
 
 
 @pytest.mark.parametrize("method", METHODS)

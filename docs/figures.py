@@ -18,7 +18,7 @@ RESOLUTION = 128
 
 def main() -> None:
     """Draw all of them."""
-    every = {"images": PHOTOGRAPHS, "resolution": RESOLUTION, "compare": True}
+    every = {"images": PHOTOGRAPHS[::2], "resolution": RESOLUTION, "compare": True}
     visualize(VisualizeConfig(**every, output=FOLDER / "compare.jpg"))
     config = with_resolution(read_description(demo.checkpoint_dir()).config, RESOLUTION)
     for method in REDUCERS:

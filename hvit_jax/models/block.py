@@ -164,6 +164,11 @@ class Block(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         return self.rotate(q, coordinates), self.rotate(k, coordinates), v
 
+    def values(self, x: Float[Array, "B N C"]) -> Float[Array, "B N H D"]:
+        """Normalise tokens and project them to values alone; see `qkv`."""
+        parts = project_to_thirds(self.in_proj, self.ln_1(as_rows(x)))
+        return parts[2].reshape(*x.shape[:2], self.heads, -1)
+
     def rotate(
         self, x: Float[Array, "B N H D"], coordinates: Float[Array, "b P 2"] | None
     ) -> Float[Array, "B N H D"]:

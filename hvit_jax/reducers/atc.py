@@ -73,7 +73,8 @@ class ATC(Merging):
     @classmethod
     def strengths(cls, config: ViTConfig) -> Iterable[ATC]:
         """Vary how many tokens merge; see `Reducer.strengths`."""
-        return (cls(r=count) for count in range(config.num_patches // 2 + 1))
+        most = min(config.num_patches, 2 * config.num_patches // config.depth)
+        return (cls(r=count) for count in range(most + 1))
 
     @classmethod
     def candidates(cls, config: ViTConfig) -> Iterable[ATC]:

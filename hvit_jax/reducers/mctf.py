@@ -127,7 +127,7 @@ class MCTF(Merging):
         fused, state = state.merged(x, places, tokens=layer.tokens_out, means_by=weights)
         if self.one_step_ahead == 1:
             # Columns of a group are summed: attention to the value of the group, once for each.
-            values = gather(block.qkv(fused)[2], places)
+            values = gather(block.values(fused), places)
             rows = block.attend(q, k, values, key_bias=bias)
             flat = rows.reshape(*rows.shape[:2], -1)
             means = merge_groups(flat, weights, places, tokens=layer.tokens_out)[0]
@@ -163,6 +163,17 @@ class MCTF(Merging):
             factor = _power(values / values.max(1, keepdims=True), tau)
             score = score * (factor[:, ::2, None] * factor[:, None, 1::2])
         return score
+
+    def attended_source(
+        self,
+        block: Block,
+        x: Float[Array, "B N C"],
+        before: TokenState,
+        after: TokenState,
+        layer: Layer,
+    ) -> Int[Array, "B P"] | None:
+        """See `InPictures.attended_source`; tokens attend as before they fused, or anew."""
+        return before.source if self.one_step_ahead == 1 else after.source
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:
         """Count the block, the attention looked at before fusing, scores and means."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.fields import known, option, steps
@@ -129,6 +129,17 @@ class Pool(Reducer):
         counted = jnp.broadcast_to(jnp.asarray(counts, jnp.float32), (x.shape[0], counts.size))
         state = dataclasses.replace(state, coordinates=coordinates, sizes=counted)
         return jnp.concatenate([x[:, :prefix], pooled], axis=1), state
+
+    def attended_source(
+        self,
+        block: Block,
+        x: Float[Array, "B N C"],
+        before: TokenState,
+        after: TokenState,
+        layer: Layer,
+    ) -> Int[Array, "B P"] | None:
+        """See `InPictures.attended_source`; a block that pools attends to averages."""
+        return after.source
 
     def patch_sizes(self, x: Float[Array, "B N C"], state: PoolState) -> Float[Array, "B M"] | None:
         """Count the patches whose places each cell holds; see `Reducer.patch_sizes`."""

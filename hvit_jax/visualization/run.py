@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ from hvit_jax.visualization.maps import draw_maps
 from hvit_jax.visualization.view import BlockView, compile_views, whose_attention
 
 INCHES, TITLE_INCHES, LINE_INCHES = 2.4, 0.6, 0.18
+# Side by side; as many as can be told apart on a page.
+MOST_PANELS = 8
 Picture = UInt8[np.ndarray, "H W 3"]
 
 
@@ -141,20 +144,24 @@ def _span(counts: Sequence[int]) -> str:
 
 
 def _draw_figure(rows: Sequence[Sequence[Panel]], path: Path, title: str) -> None:
-    """Draw rows of panels, equally long, to a file."""
+    """Draw rows of panels, equally long, to a file; long ones go on below all of them."""
     height, width = rows[0][0].drawing.shape[:2]
     lines = max(panel.title.count("\n") + 1 for panel in rows[0])
-    across, down = INCHES * len(rows[0]), INCHES * height / width * len(rows)
-    size = across, down + TITLE_INCHES + LINE_INCHES * lines
+    count = len(rows[0])
+    parts = math.ceil(count / MOST_PANELS)
+    across = math.ceil(count / parts)
+    cut = [row[start : start + across] for start in range(0, count, across) for row in rows]
+    down = INCHES * height / width * len(cut) + TITLE_INCHES + LINE_INCHES * lines * parts
     figure, axes = pyplot().subplots(
-        len(rows), len(rows[0]), figsize=size, squeeze=False, layout="constrained"
+        len(cut), across, figsize=(INCHES * across, down), squeeze=False, layout="constrained"
     )
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
     figure.suptitle(title, fontsize=11)
-    for index, (places, panels) in enumerate(zip(axes, rows, strict=True)):
-        for place, panel in zip(places, panels, strict=True):
-            place.axis("off")
+    for place in axes.flat:
+        place.axis("off")
+    for index, (places, panels) in enumerate(zip(axes, cut, strict=True)):
+        for place, panel in zip(places, panels, strict=False):
             place.imshow(panel.drawing, interpolation="antialiased")
-            if index == 0:
+            if index % len(rows) == 0:
                 place.set_title(panel.title, fontsize=9)
     save_figure(figure, path, dpi=130)

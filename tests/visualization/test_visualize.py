@@ -1,4 +1,5 @@
-from pathlib import Path
+import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from hvit_jax.data.picture import ORIENTATION
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.visualization import VisualizeConfig, visualize
 from hvit_jax.visualization.draw import SHADE, draw_groups, enlarged, heat_map, lay_over
+from hvit_jax.visualization.run import INCHES, MOST_PANELS
 from hvit_jax.visualization.view import compile_views
 from tests.evaluation_setup import make_checkpoint
 from tests.reducers.test_contract import METHODS, make
@@ -28,6 +30,7 @@ def pixels(small_config):
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
+@pytest.mark.slow_for("pitome", "tofu", "diffrate", "atc", "random", "pool")
 @pytest.mark.parametrize("method", METHODS)
 def test_views_of_every_method(method, small_config, pixels):
     model = make(small_config, method)
@@ -67,6 +70,7 @@ def test_attention_is_the_row_of_cls(small_config, pixels):
         *[("tome", True, {"r": 6}), ("act", True, {"q_hashes": 8, "group_keys": True})],
         *[("smyrf", True, {"rounds": 4, "q_cluster_size": 10, "k_cluster_size": 10})],
         *[("evo", False, {"prune_location": 1}), ("tome_dense", True, {})],
+        *[("pool", False, {"pool_location": 1}), ("mctf", True, {"r": 9, "one_step_ahead": 2})],
     ],
 )
 def test_attention_is_what_the_block_computes_with(
@@ -86,7 +90,7 @@ def test_attention_is_what_the_block_computes_with(
         block.project_qkv = lambda *inputs: values.append(qkv(*inputs)) or values[-1]
         block.project = lambda out: attended.append(out) or project(out)
         model.reducer.block(block, features.tokens[0], features.states[0], layer, draws)
-        return values[0][2][:, :, 0], attended[0][:, :, 0], source
+        return values[-1][2][:, :, 0], attended[0][:, :, 0], source
 
     (view,), _ = compile_views(model, [1])(pixels)
     arrays = jax.device_get((*run(normalize(pixels)), view.attention))
@@ -241,15 +245,20 @@ def test_a_method_that_saves_nothing_is_named(tmp_path, capfd, checkpoint, words
     assert (told in capfd.readouterr().err) is warned
 
 
-def test_compares_all_methods(tmp_path, checkpoint):
-    out = tmp_path / "all.svg"
+def test_compares_all_methods(tmp_path, small_config):
+    out, short = tmp_path / "all.svg", dataclasses.replace(small_config, depth=2)
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", short)
     config = VisualizeConfig(
-        images=(PICTURES[0],), output=out, checkpoint=Path(checkpoint), compare=True, share=0.7
+        images=(PICTURES[0],), output=out, checkpoint=checkpoint, compare=True, share=0.7
     )
     (row,) = visualize(config)
     titles = [panel.title.split("\n")[0] for panel in row]
     assert titles == ["picture", *(name for name in hvit_jax.REDUCERS if name != "dense")]
-    assert out.stat().st_size > 10_000
+    drawing = out.read_text()
+    assert len(drawing) > 10_000
+    # Rows of so many panels go on below.
+    width = re.search(r'width="([\d.]+)pt"', drawing)
+    assert width and float(width[1]) < (MOST_PANELS + 1) * 72 * INCHES
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,6 @@ from hvit_jax.reducers.merging import (
 
 # A negative similarity can bring a weight to 0 or below, which has no logarithm.
 _LEAST = 1e-6
-# Published counts that a model of so many blocks takes by default, and their model's patches.
-_USUAL = {12: "ViT-B-DeiT:11.5", 24: "ViT-L-MAE:38.5", 32: "ViT-H-MAE:103.4"}
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class DiffRate(Merging):
     @classmethod
     def candidates(cls, config: ViTConfig) -> Iterable[DiffRate]:
         """Try all published counts of a model with as many blocks; see `Reducer.candidates`."""
-        usual = _USUAL.get(config.depth)
+        usual = usual_counts(config)
         if usual is None:
             return (cls(r=count) for count in counts_to_try(config))
         model = usual.partition(":")[0]
@@ -135,7 +133,7 @@ class DiffRate(Merging):
 
     def _lists(self, config: ViTConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Find the counts that are not given as lists."""
-        name = self.counts or (None if self.r is not None else _USUAL.get(config.depth))
+        name = self.counts or (usual_counts(config) if self.r is None else None)
         if name is not None:
             return scaled_counts(name, config)
         r = usual_count(config) if self.r is None else self.r
@@ -229,6 +227,16 @@ def published_counts() -> dict[str, dict[str, dict[str, list[int]]]]:
     """Read the authors' counts, by model and GFLOPs; each has `prune_kept` and `merge_kept`."""
     text = importlib.resources.files("hvit_jax").joinpath("diffrate_counts.json").read_text("utf-8")
     return json.loads(text)
+
+
+def usual_counts(config: ViTConfig) -> str | None:
+    """Name the published counts that a model takes by default: of one with as many blocks, if any.
+
+    Those of DeiT keep two patches in the end, so they are for heads that read CLS.
+    """
+    reads_patches = config.decoder is not None or config.pool not in ("cls", "two heads")
+    base = "ViT-B-MAE:11.5" if reads_patches else "ViT-B-DeiT:11.5"
+    return {12: base, 24: "ViT-L-MAE:38.5", 32: "ViT-H-MAE:103.4"}.get(config.depth)
 
 
 def scaled_counts(name: str, config: ViTConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,5 +1,7 @@
 """DiffRate: sorting, pruning and merging by given counts, and the published ones."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,9 @@ def test_published_counts_of_their_own_model():
     assert scaled_counts("ViT-B-DeiT:11.5", config) == expected
     resolved = DiffRate().resolve(config)
     assert (resolved.prune_kept, resolved.merge_kept) == expected
+    # A head that reads patches takes MAE's, which keep more of them.
+    pooled = dataclasses.replace(config, pool="avg")
+    assert DiffRate().resolve(pooled) == DiffRate(counts="ViT-B-MAE:11.5").resolve(pooled)
 
 
 def test_published_counts_on_another_grid():

@@ -109,7 +109,8 @@ class Chain(Reducer):
         """Fill in the options of both methods; see `Reducer.resolve`."""
         at = config.depth // 2 if self.chain_at is None else self.chain_at
         last = config.depth - 1
-        self.check(0 < at <= last, "chain_at", f"from 1 to {last}, the model's last block")
+        wanted = f"from 1 to {last}, the model's last block" if last else "the model has one block"
+        self.check(0 < at <= last, "chain_at", wanted)
         first, second = self.parts
         first = self._resolved(first, _before(config, at), f"before block {at}")
         behind = _behind(config, at, first)

@@ -71,7 +71,7 @@ class Trainer:
         return TrainState(step, parameters, self.optimizer.init(trained), average, no_sums())
 
     def teacher(self, parameters: Tree) -> Tree | None:
-        """Copy of what a run begins with that which it will change: its dense model teaches."""
+        """Copy those of the first parameters that steps will change, for the model that teaches."""
         return jax.tree.map(jnp.copy, self._split(parameters)[0]) if self.distill else None
 
     def result(self, state: TrainState) -> Tree:

@@ -301,7 +301,7 @@ def test_pictures_are_prepared_as_the_checkpoint_says(capsys, checkpoint, pictur
         read_folder(pictures),
     )
     pixels = np.stack([resize_and_crop(source.open(index), (40, 56), own) for index in range(7)])
-    states = model.features(normalize(pixels, own.mean, own.std)).states
+    features = hvit_jax.jit_model(model).features(normalize(pixels, own.mean, own.std))
     assert row["mean"] == pytest.approx(
-        np.asarray(model.reducer.counts(states[1])["tokens"]).mean()
+        np.asarray(model.reducer.counts(features.states[1])["tokens"]).mean()
     )

@@ -149,7 +149,7 @@ def test_features_of_a_model_without_a_head(tmp_path):
     value = {name: each["value"] for name, each in rows[1]["scores"].items()}
     assert value["cosine"] == pytest.approx(100 * cosines(one, other).mean(), abs=1e-4)
     assert value["knn"] == pytest.approx(100 * leave_one_out(other, labels, 20).mean())
-    one, other = (outputs_of(each, data, lambda model: model.dense_features)[0]
+    one, other = (outputs_of(each, data, lambda model: hvit_jax.jit_model(model).dense_features)[0]
                   for each in (dense, tome))  # fmt: skip
     assert value["patches"] == pytest.approx(100 * cosines(one, other).mean(), abs=0.02)
     assert 0 < rows[2]["scores"]["patches"]["value"] < 100

@@ -216,7 +216,7 @@ def test_pictures_are_upright_and_prepared_as_the_checkpoint_says(tmp_path, smal
     # Kept patches are those that get most of CLS's attention in the normalised picture.
     pixels = resize_and_crop(upright, small_config.image_shape, own)[None]
     model = hvit_jax.load(checkpoint, method)
-    features = model.features(normalize(pixels, own.mean, own.std))
+    features = hvit_jax.jit_model(model).features(normalize(pixels, own.mean, own.std))
     block, layer, draws = model.block_at(3)
     groups = model.reducer.groups(block, features.tokens[2], features.states[3], layer, draws)
     drawing = draw_groups(first.drawing, np.asarray(groups[0]), small_config.grid)

@@ -110,6 +110,7 @@ def _open_whole(
         labelling=config.labelling,
         classifying=config.classifying,
         labels=False if config.unlabelled else None,
+        advice="; --unlabelled leaves labels aside",
     )
     heads = inputs.sizes.num_classes or inputs.training or inputs.texts
     if not heads and config.labelling.labels is not None:

@@ -136,6 +136,7 @@ def open_inputs(
     labelling: Labelling = Labelling(),
     classifying: Classifying = Classifying(),
     labels: bool | None = True,
+    advice: str = "",
 ) -> Inputs:
     """Open data and checkpoint, and check that they and a method fit each other.
 
@@ -151,6 +152,7 @@ def open_inputs(
         labels: whether pictures need labels, and the model classes; if None, class folders are
             labels where there are any, and of a model without classes the folders are these; if
             False, no labels are read.
+        advice: follows what is said of labels that do not fit.
 
     Raises:
         InputError: if anything cannot be opened or does not fit.
@@ -170,8 +172,11 @@ def open_inputs(
         texts = _open_texts(classifying.text_embeddings, sizes)
     known = labels or labels is None and bool(source.classes or labelling.labels)
     if known:
-        own = None if labels else source
-        labelled = label_pictures(source, _classes(description, training, texts, own), labelling)
+        classes = _classes(description, training, texts, None if labels else source)
+        try:
+            labelled = label_pictures(source, classes, labelling)
+        except InputError as error:
+            raise InputError(f"{error}{advice}") from error
     else:
         labelled = Labelled(source, np.zeros(len(source), np.int32), None, (), "nothing", ())
     for note in (*source.notes, *(training.notes if training else ()), *labelled.notes):

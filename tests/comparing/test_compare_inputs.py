@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import hvit_jax
+from hvit_jax.commands.compare import main
 from hvit_jax.comparing import compare
 from hvit_jax.comparing.classifying import cosines, kl_divergence, leave_one_out
 from hvit_jax.comparing.scores import SCORES, values_of_draws
@@ -134,6 +135,15 @@ def test_without_labels_the_dense_model_is_the_measure(tmp_path, capsys, flag):
         divergence = float((p * np.log(p / q)).sum(1).mean())
         assert row["scores"]["kl"]["value"] == pytest.approx(divergence, rel=1e-3)
     assert rows[0]["scores"]["agreement"]["value"] == 100 and rows[2]["method"] == "lowres"
+
+
+def test_folders_that_are_no_classes_of_the_model(tmp_path, capsys):
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    data = make_pictures(tmp_path / "data", classes=3)
+    assert main([str(data), "--checkpoint", str(checkpoint)]) == 2
+    errors = capsys.readouterr().err
+    assert "the data has 3 classes, the checkpoint's head has 7" in errors
+    assert errors.endswith("; --unlabelled leaves labels aside\n") and errors.count("\n") == 1
 
 
 def test_features_of_a_model_without_a_head(tmp_path):

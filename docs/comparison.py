@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
+from scipy.stats import spearmanr
 
 from hvit_jax.comparing import CompareConfig, compare
 from hvit_jax.comparing.rows import Trial, at_level
@@ -41,8 +41,10 @@ def main() -> None:
         **{f"at {level:g} of the cost": at_level(rows, level) for level in LEVELS},
     }.items():
         lost = [row.loss for row in part]
-        ranks = [rank_correlation([-of(row, "agreement") for row in part], lost)]
-        ranks += [rank_correlation([of(row, "kl") for row in part], lost)]
+        ranks = [
+            spearmanr([sign * of(row, score) for row in part], lost).statistic
+            for score, sign in (("agreement", -1), ("kl", 1))
+        ]
         print(f"{name:20}{len(part):4}{ranks[0]:9.2f}{ranks[1]:15.2f}")
     gaps = [100 - of(row, "agreement") - row.loss for row in reduced]
     print(f"100 - agreement is {min(gaps):.1f} to {max(gaps):.1f} points more than what is lost")
@@ -52,16 +54,6 @@ def main() -> None:
 def of(row: Trial, name: str) -> float:
     """Give a score of a row."""
     return row.scores[name]["value"]
-
-
-def rank_correlation(one: list[float], other: list[float]) -> float:
-    """Correlate ranks (Spearman's rho); equal values share the mean of their ranks."""
-    return float(np.corrcoef(_ranks(one), _ranks(other))[0, 1])
-
-
-def _ranks(values: list[float]) -> np.ndarray:
-    array = np.array(values)
-    return np.array([(array < each).sum() + ((array == each).sum() - 1) / 2 for each in array])
 
 
 def draw(rows: list[Trial]) -> None:

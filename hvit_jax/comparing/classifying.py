@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import numpy as np
@@ -92,24 +92,27 @@ class Whole:
         self._pixels = Latest(self._load)
         self._weights = Latest(self.inputs.weights)
         self._counts = Latest(self._count)
-        self._load_dense: list[Batch] | None = None
+        self._kept: list[Batch] | None = None
 
     def batches(self, resolution: tuple[int, int]) -> list[Batch]:
         """Decode the pictures once for each resolution; those of the dense model are kept."""
         if resolution != self.sizes.image_shape:
             return self._pixels(resolution)
-        if self._load_dense is None:
-            self._load_dense = self._load(resolution)
-        return self._load_dense
+        if self._kept is None:
+            self._kept = self._load(resolution)
+        return self._kept
 
     def _load(self, resolution: tuple[int, int]) -> list[Batch]:
+        how = self.scoring.preprocessing
+        if resolution != self.sizes.image_shape:  # As `Description.at` has it.
+            how = replace(how, uncovered=(0, 0))
         return load_sample(
             self.sample,
             resolution,
             batch_size=self.batch,
             workers=self.workers,
             messages=self.messages,
-            preprocessing=self.scoring.preprocessing,
+            preprocessing=how,
             most_bytes=self.most_bytes,
         )
 

@@ -17,7 +17,7 @@ from hvit_jax.comparing.config import CompareConfig
 from hvit_jax.comparing.drawing import Picture, draw
 from hvit_jax.comparing.opening import Opened
 from hvit_jax.comparing.plots import plots
-from hvit_jax.comparing.report import commands, conclusion, failures, table
+from hvit_jax.comparing.report import commands, conclusion, failures, table, unsteady
 from hvit_jax.comparing.rows import (
     Comparison,
     Goal,
@@ -100,8 +100,11 @@ def _conclusion(done: Comparison, goal: Goal, config: CompareConfig, opened: Ope
     about = opened.about
     where = f"{about['device']} ({about['processor']}, {about['cpus']} cores)"
     many = f"{about['devices']} x " if about["devices"] > 1 else ""
-    note = f"Speeds are those of {many}{where}, at batch {done.rows[0].batch} {opened.unit}."
-    return f'<div class="said">{said}</div>{shown}<p class="note">{escape(note)}</p>'
+    notes = [f"Speeds are those of {many}{where}, at batch {done.rows[0].batch} {opened.unit}."]
+    shown += "".join(
+        f'<p class="note">{escape(note)}</p>' for note in (*notes, *unsteady(done.rows))
+    )
+    return f'<div class="said">{said}</div>{shown}'
 
 
 def _levels(done: Comparison, config: CompareConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,8 @@ from hvit_jax.evaluation import EvalConfig
 from hvit_jax.fields import given
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.reducers import make_reducer
+
+_STEADY = 1.3  # The fastest round over the slowest, of most settings on an idle machine.
 
 
 def table(rows: Sequence[Trial], unit: str) -> list[tuple[str, ...]]:
@@ -111,6 +114,8 @@ def conclusion(done: Comparison, goal: Goal) -> list[str]:
         return [f"nothing reaches {goal}: none of those tried is faster than dense here"]
     what = f"to use for {goal}" if done.reached else f"nothing reaches {goal}; nearest"
     lines = [f"{what}: {summary(chosen)}"]
+    if chosen.is_baseline:
+        lines.append(f"{chosen.method} is a baseline: no method that was tried does better here")
     for row in done.rivals:
         form = SCORES[row.first].form.replace("{:", "{:+")
         apart, (low, high) = difference(row, chosen)
@@ -120,6 +125,19 @@ def conclusion(done: Comparison, goal: Goal) -> list[str]:
             f"{row.speedup:.2f} x dense"
         )
     return lines
+
+
+def unsteady(rows: Sequence[Trial]) -> list[str]:
+    """Say where the machine was too busy for its speeds to be trusted."""
+    ranges = [row.speedup_range for row in measured(rows) if row.speedup_range is not None]
+    spread = statistics.median(high / low for low, high in ranges)
+    if spread < _STEADY:
+        return []
+    return [
+        f"speeds are uncertain: the fastest of five rounds beside dense was {spread:.1f} times the "
+        "slowest in half of the settings, as on a busy machine; --resume keeps them, a new run "
+        "measures again"
+    ]
 
 
 def failures(done: Comparison) -> list[str]:

@@ -207,7 +207,12 @@ def verdict(row: Trial, there: Sequence[Trial]) -> str:
 
 
 def rivals(rows: Sequence[Trial], chosen: Trial) -> list[Trial]:
-    """Find the baselines that are as good as a setting and cost no more, the fastest first."""
+    """Find the baselines that are as good as a setting and cost no more, the fastest first.
+
+    A setting that is a baseline itself has none.
+    """
+    if chosen.is_baseline:
+        return []
     found = [
         row
         for row in measured(rows)

@@ -20,6 +20,7 @@ from hvit_jax.comparing.report import (
     failures,
     result,
     table,
+    unsteady,
 )
 from hvit_jax.comparing.rows import Comparison, Goal, Trial, choose, csv_table, rivals
 from hvit_jax.comparing.settings import Chosen, Setting, choose_settings
@@ -173,7 +174,8 @@ def _print(
     """Print the table, what it says, and the setting to use."""
     head, *cells = table(done.rows, opened.unit)
     print_table(console, head, cells, names=2)
-    lines = [*failures(done), *at_levels(done.rows, config.levels), "", *conclusion(done, goal)]
+    lines = [*failures(done), *unsteady(done.rows), *at_levels(done.rows, config.levels)]
+    lines += ["", *conclusion(done, goal)]
     if done.chosen is not None:
         lines += ["", *commands(done.chosen, config, opened.bench)]
     console.print("\n".join(lines))

@@ -28,7 +28,7 @@ from hvit_jax.commands.eval import main as evaluate
 from hvit_jax.commands.flags import parse
 from hvit_jax.comparing import CompareConfig, compare
 from hvit_jax.comparing.classifying import load_sample
-from hvit_jax.comparing.report import summary, table
+from hvit_jax.comparing.report import summary, table, unsteady
 from hvit_jax.comparing.rows import Goal, Trial, choose, front, rivals, verdict
 from hvit_jax.comparing.settings import Setting
 from hvit_jax.comparing.trials import Trials
@@ -172,6 +172,12 @@ class TestChoice:
         goal = Goal().of(rows[0])
         assert goal.drop == pytest.approx(0.025) and choose(rows, goal)[0].model == "near"
         assert [each.model for each in front(rows)] == ["far", "near", "dense"]
+
+    def test_uncertain_speeds_are_said(self):
+        steady = row("steady", 2.0, 90.0, speedup_range=[1.9, 2.1])
+        torn = row("torn", 2.0, 90.0, speedup_range=[1.0, 3.0])
+        assert unsteady([steady, steady, torn]) == []
+        assert "was 3.0 times the slowest" in unsteady([steady, torn, torn])[0]
 
     def test_a_baseline_is_as_good_where_the_draws_do_not_tell_them_apart(self):
         chosen = row("chosen", 2.0, 90.0, draws="90,91,89")

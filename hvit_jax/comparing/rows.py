@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,8 @@ class Goal:
         speedup = row.speedup or 0.0
         if self.speedup is not None:
             return speedup >= self.speedup
-        return row.loss <= (self.drop or 0.0) and speedup > 1
+        # Differences of percentages are rounded: one point may come to a little more.
+        return row.loss <= (self.drop or 0.0) + 1e-9 and speedup > 1
 
 
 def measured(rows: Sequence[Trial]) -> list[Trial]:
@@ -164,8 +166,8 @@ def as_good(baseline: Trial, row: Trial) -> bool:
 def _is_worse(row: Trial, other: Trial) -> bool:
     """Tell whether a setting is worse than another one, as far as the pictures tell."""
     better = SCORES[row.first].better
-    low, high = sorted(better * end for end in difference(row, other)[1])
-    return low < 0 and high <= 0
+    high = max(better * end for end in difference(row, other)[1])
+    return high < 0
 
 
 def level_of(row: Trial, levels: Sequence[float]) -> float | None:
@@ -188,22 +190,47 @@ def middle(levels: Sequence[float]) -> float:
     return sorted(levels)[len(levels) // 2]
 
 
-def verdict(row: Trial, there: Sequence[Trial]) -> str:
+def lowres_at(rows: Sequence[Trial], cost: float) -> Trial | None:
+    """Give what lower resolutions come to at a cost, linear in it between the two measured beside.
+
+    That is what some pictures at the one and the others at the other would cost and reach. Dense
+    counts as the largest. None where there are no two such resolutions.
+    """
+    sizes = [row for row in measured(rows) if row.method in (LOWRES, Reducer.name)]
+    for less, more in itertools.pairwise(sorted(sizes, key=lambda row: row.cost)):
+        if less.cost <= cost <= more.cost:
+            share = (cost - less.cost) / (more.cost - less.cost)
+            value = (1 - share) * less.value + share * more.value
+            drawn = (1 - share) * less.drawn + share * more.drawn
+            scores = {less.first: {"value": value}}
+            return replace(less, cost=cost, scores=scores, draws=",".join(map(str, drawn)))
+    return None
+
+
+def verdict(row: Trial, there: Sequence[Trial], rows: Sequence[Trial]) -> str:
     """Say whether a setting is better than the best baseline beside it, and by how much.
+
+    Resolutions are few, and the one below may cost much less: `lowres_at` makes up for that.
 
     Args:
         row: the setting.
         there: all settings of its level of cost.
+        rows: all settings.
     """
-    baselines = [each for each in there if each.is_baseline]
-    if row.is_baseline or not baselines:
-        return "a baseline" if row.is_baseline else ""
-    best = max(baselines, key=lambda each: each.place[1])
+    if row.is_baseline:
+        return "a baseline"
+    baselines = {each.name: each for each in there if each.is_baseline}
+    if (between := lowres_at(rows, row.cost)) is not None:
+        baselines = {name: each for name, each in baselines.items() if each.method != LOWRES}
+        baselines[f"{LOWRES} at {row.cost:.2f}"] = between
+    if not baselines:
+        return ""
+    name, best = max(baselines.items(), key=lambda pair: pair[1].place[1])
     apart, ends = difference(row, best)
     word = "worse than" if _is_worse(row, best) else "not told from"
     word = "better than" if _is_worse(best, row) else word
     form = SCORES[row.first].form.replace("{:", "{:+")
-    return f"{word} {best.name} ({form.format(apart)}, {' to '.join(map(form.format, ends))})"
+    return f"{word} {name} ({form.format(apart)}, {' to '.join(map(form.format, ends))})"
 
 
 def rivals(rows: Sequence[Trial], chosen: Trial) -> list[Trial]:

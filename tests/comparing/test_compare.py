@@ -29,7 +29,7 @@ from hvit_jax.commands.flags import parse
 from hvit_jax.comparing import CompareConfig, compare
 from hvit_jax.comparing.classifying import load_sample
 from hvit_jax.comparing.report import summary, table, unsteady
-from hvit_jax.comparing.rows import Goal, Trial, choose, front, rivals, verdict
+from hvit_jax.comparing.rows import Goal, Trial, choose, front, lowres_at, rivals, verdict
 from hvit_jax.comparing.settings import Setting
 from hvit_jax.comparing.trials import Trials
 from hvit_jax.data.source import open_source, take_evenly
@@ -186,9 +186,32 @@ class TestChoice:
         dearer = row("dearer", 2.0, 90.0, method="lowres", draws=chosen.draws, cost=0.6)
         assert [each.model for each in rivals([chosen, *found, dearer], chosen)] == ["as good"]
         good, worse = found
-        assert verdict(chosen, [chosen, good]).startswith("not told from lowres 16x24 (+1.0, ")
-        assert verdict(chosen, [chosen, worse]) == "better than lowres 16x24 (+1.0, +1.0 to +1.0)"
-        assert verdict(worse, [chosen, worse]) == "a baseline"
+        some = [chosen, dataclasses.replace(good, cost=0.4)]
+        assert verdict(chosen, some, some).startswith("not told from lowres 16x24 (+1.0, ")
+        some = [chosen, dataclasses.replace(worse, cost=0.4)]
+        assert verdict(chosen, some, some) == "better than lowres 16x24 (+1.0, +1.0 to +1.0)"
+        assert verdict(worse, some, some) == "a baseline"
+
+    def test_a_difference_that_may_be_none_tells_nothing_apart(self):
+        chosen = row("chosen", 2.0, 90.0, draws=",".join(["90"] * 4 + ["91"] * 96))
+        other = row("other", 2.0, 90.0, method="random", draws=",".join(["90"] * 100))
+        assert verdict(chosen, [chosen, other], []) == "not told from random (+0.0, +0.0 to +1.0)"
+
+    def test_a_method_is_held_against_the_line_between_two_resolutions(self):
+        chosen = row("chosen", 2.0, 90.0, draws="90,90", cost=0.5)
+        less = row("less", 3.0, 80.0, method="lowres", draws="78,82", cost=0.4)
+        more = row("more", 1.5, 90.0, method="lowres", draws="86,94", cost=0.8)
+        dense = row("dense", 1.0, 95.0, method="dense", draws="95,95", cost=1.0)
+        rows = [dense, more, less, chosen]
+        found = verdict(chosen, [chosen, less], rows)
+        assert found == "better than lowres at 0.50 (+7.5, +5.1 to +9.9)"
+        assert lowres_at(rows, 0.9).value == pytest.approx(92.5)
+        assert lowres_at(rows, 0.3) is None
+
+    def test_one_point_is_one_point_however_it_is_rounded(self):
+        dense, one = 100 * 322 / 500, 100 * 317 / 500
+        assert dense - one > 1
+        assert Goal(drop=1.0).reached(row("one", 2.0, one, dense - one))
 
 
 def test_the_named_command_gives_what_was_measured(fast, tmp_path, capsys):

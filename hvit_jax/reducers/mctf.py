@@ -69,7 +69,7 @@ class MCTF(Merging):
         "attention", "what weighs tokens in a fused one", choices=("attention", "size")
     )
     one_step_ahead: int = option(
-        1, "1: average the attention before fusing; 2: attend anew", choices=(1, 2)
+        1, "1: average the attention before fusing; 2: attend anew", least=1, most=2
     )
     proportional_attention: bool = option(
         True, "weigh attention to a token by how many input tokens it stands for"
@@ -91,6 +91,7 @@ class MCTF(Merging):
         """Fill in `r` and the blocks, and check them; see `Reducer.resolve`."""
         blocks = tuple(range(1, config.depth)) if self.blocks is None else self.blocks
         r = usual_count(config, len(blocks)) if self.r is None else self.r
+        self.check(r < 1 or r == int(r), "r", "a whole number, or a part below 1")
         resolved = dataclasses.replace(self, r=r, blocks=blocks)
         resolved.check_blocks("blocks", config)
         return resolved

@@ -61,6 +61,14 @@ def test_tokens_after_every_block(options, tokens):
     assert [layer.tokens_out for layer in layers] == tokens
 
 
-def test_refuses_blocks_that_are_not_there():
-    with pytest.raises(InputError, match="mctf: blocks=.*: the model's blocks are 0 to 3"):
-        MCTF(blocks=(1, 4)).resolve(CONFIG)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blocks": (1, 4)}, "mctf: blocks=.*: the model's blocks are 0 to 3"),
+        ({"r": 4.5}, "mctf: r=4.5: a whole number, or a part below 1"),
+        ({"one_step_ahead": 0}, "mctf: one_step_ahead must be at least 1 and at most 2, got 0"),
+    ],
+)
+def test_refuses_what_is_out_of_range(options, message):
+    with pytest.raises(InputError, match=message):
+        MCTF(**options).resolve(CONFIG)

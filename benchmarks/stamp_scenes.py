@@ -166,7 +166,7 @@ class Scenes:
 
 
 def write_scenes(
-    output: Path, *, stamps: Path = STAMPS, size: int = 144, train: int = 2000, test: int = 200
+    output: Path, *, stamps: Path = STAMPS, size: int = 144, train: int = 4000, test: int = 200
 ) -> dict[str, int]:
     """Write all scenes; the same ones each time.
 

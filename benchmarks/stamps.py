@@ -317,7 +317,7 @@ def _main() -> None:
     parser.add_argument("work", type=Path, metavar="WORK")
     parser.add_argument("--stamps", type=Path, default=STAMPS, metavar="DIR")
     parser.add_argument(
-        "--epochs", type=float, nargs=2, default=(14.0, 0.5), metavar="N", help="of both stages"
+        "--epochs", type=float, nargs=2, default=(14.0, 0.4), metavar="N", help="of both stages"
     )
     parser.add_argument(
         "--scenes", type=int, default=40, metavar="N", help="to test on, of either kind"

@@ -48,7 +48,7 @@ def describe_model(model: ViT) -> dict[str, Any]:
     """Name a model as results do: method, options and sizes, cost, and the published row."""
     return {
         **describe_configuration(model.config, model.reducer),
-        "dtype": model.dtype.name,
+        "dtype": model.compute.dtype,
         "gflops": count_flops(model.config, model.reducer) / 1e9,
         "published": find_published(model.config, model.reducer),
     }

@@ -176,9 +176,9 @@ def test_results_do_not_depend_on_batches_or_workers(checkpoint, pictures, tmp_p
 
 def test_results_file_and_table(checkpoint, pictures, tmp_path, capsys):
     results, _ = results_of(
-        pictures, checkpoint, tmp_path, "-r", "32", "--dtype", "bfloat16", "--unroll", "-b", "64"
+        pictures, checkpoint, tmp_path, "-r", "32", "--dtype", "float8", "--unroll", "-b", "64"
     )
-    assert results["resolution"] == [32, 32] and results["dtype"] == "bfloat16"
+    assert results["resolution"] == [32, 32] and results["dtype"] == "float8"
     assert results["model"] == "custom" and results["args"] == {} and results["published"] is None
     assert results["images"] == 10 and results["batch_size"] == 10
     assert results["images_per_second"] > 0 and results["partial"] is False
@@ -190,9 +190,9 @@ def test_results_file_and_table(checkpoint, pictures, tmp_path, capsys):
     assert results["checkpoint"] == str(checkpoint) and results["data"] == str(pictures)
     assert results["device"] == "cpu" and results["versions"]["jax"] == jax.__version__
     captured = capsys.readouterr()
-    for text in ("top-1 (%)", "images/s", "GFLOPs", "dense, custom at 32x32, bfloat16"):
+    for text in ("top-1 (%)", "images/s", "GFLOPs", "dense, custom at 32x32, float8"):
         assert text in captured.out
-    assert captured.err.count("bfloat16 is slower than float32 on a CPU\n") == 1
+    assert captured.err.count("float8 is slower than float32 on a CPU\n") == 1
 
 
 def test_the_demo_runs_without_arguments(capsys):

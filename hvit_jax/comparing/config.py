@@ -42,8 +42,8 @@ class CompareConfig(OnPictures):
         group="labels",
     )
     classifying: Classifying = nested(Classifying)
-    truth: LabelTruth = nested(LabelTruth)
-    depth: DepthTruth = nested(DepthTruth, leave=("truth", "split"))
+    truth: LabelTruth = nested(LabelTruth, leave=("exif",))
+    depth: DepthTruth = nested(DepthTruth, leave=("truth", "split", "exif"))
     windows: Windows = nested(Windows)
     restore: str | None = option(
         None,

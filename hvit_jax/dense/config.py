@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hvit_jax.config import IN_COMMANDS, Compute, Windows
 from hvit_jax.dense.folders import DATASETS, NONE
@@ -20,6 +21,16 @@ _FOLDER = (
 )
 
 
+def _exif_option() -> Any:
+    """Declare whether pictures are turned; truth lies as its pictures are shown."""
+    return option(
+        False,
+        "turn pictures upright by the orientation in their EXIF data, as viewers and most tools "
+        "for labelling do",
+        group=_DATA,
+    )
+
+
 @dataclass(frozen=True)
 class LabelTruth(Options):
     """Where the true labels of pictures lie, and how they are read."""
@@ -34,6 +45,7 @@ class LabelTruth(Options):
         "in plain folders: 0 is ignored, and 1 is the first class (ADE20K is read so anyway)",
         group=_DATA,
     )
+    exif: bool = _exif_option()
 
     def __post_init__(self):
         super().__post_init__()
@@ -62,6 +74,7 @@ class DepthTruth(Options):
         least=0,
         group=_DATA,
     )
+    exif: bool = _exif_option()
 
     def __post_init__(self):
         super().__post_init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -135,6 +136,7 @@ class Scenes:
         kind: how these are read.
         dataset: the layout that was found.
         outputs: classes of the data set; None: as many as the model has.
+        exif: whether pictures are turned as their EXIF data says.
     """
 
     root: Path
@@ -143,13 +145,15 @@ class Scenes:
     kind: Labels | Depths
     dataset: str = "folders"
     outputs: int | None = None
+    exif: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def open(self, index: int) -> Image.Image:
         """Decode one picture to RGB; see `data.picture.open_picture`."""
-        return open_picture(self.root / self.paths[index], self.paths[index])
+        name = self.paths[index]
+        return open_picture(self.root / name, name, exif=self.exif)
 
     def truth(self, index: int, size: tuple[int, int], outputs: int) -> np.ndarray | None:
         """Read what is true of one picture; None for pictures without truth.
@@ -264,6 +268,7 @@ def open_scenes(
     split: str = "val",
     reduce_zero_label: bool = False,
     depth_scale: float | None = None,
+    exif: bool = False,
 ) -> Scenes:
     """List pictures and their truth.
 
@@ -275,6 +280,7 @@ def open_scenes(
         split: "val" or "train".
         reduce_zero_label: in plain folders, whether 0 is ignored and 1 the first class.
         depth_scale: metres of one step in a PNG, of depth; None: labels are wanted.
+        exif: turn pictures as their EXIF data says, when they are opened.
 
     Raises:
         InputError: if there is no such folder, no pictures are in it, two of them differ in the
@@ -302,7 +308,7 @@ def open_scenes(
         scenes = layout.read(place, split, truth)
     _refuse_missing(scenes)
     _refuse_twins(scenes)
-    return scenes
+    return dataclasses.replace(scenes, exif=exif)
 
 
 def _plain(root: Path, kind: Labels | Depths, truth: str | None, split: str) -> Scenes:

@@ -214,7 +214,7 @@ def _open(config: MapConfig, say: Callable[[str], object]) -> _Opened:
     else:
         assert isinstance(config, DepthConfig)
         truth = config.truth
-        wanted = {name: getattr(truth, name) for name in ("truth", "split", "depth_scale")}
+        wanted = {name: getattr(truth, name) for name in ("truth", "split", "depth_scale", "exif")}
         metric = Depth(*(truth.depth_range or decoder.depth_range))
     scenes = open_scenes(str(config.data), **wanted)
     if scenes.outputs not in (None, decoder.outputs):

@@ -28,12 +28,13 @@ _running = functools.partial(option, group="running")
 # What has an effect for one task alone.
 _OF_TASK = {
     "classification": {
-        *("crop_scale", "rand_augment", "mixup", "cutmix", "crop_pct", "interpolation", "exif"),
+        *("crop_scale", "rand_augment", "mixup", "cutmix", "crop_pct", "interpolation"),
     },
     "segmentation": {
         *("decoder", "scale_range"),
         *(field.name for kind in (LabelTruth, Windows) for field in dataclasses.fields(kind)),
-    },
+    }
+    - {"exif"},
 }
 
 
@@ -101,7 +102,7 @@ class TrainConfig(Options):
         above=0,
         metavar="LEAST,MOST",
     )
-    labelled: LabelTruth = nested(LabelTruth, leave=("split",))
+    labelled: LabelTruth = nested(LabelTruth, leave=("split", "exif"))
     windows: Windows = nested(Windows, leave=("window",))
 
     train: str = _recipe(

@@ -67,7 +67,7 @@ def open_data(config: TrainConfig) -> Data:
 
 def _open_scenes(config: TrainConfig) -> Data:
     """Do what `open_data` does for pictures whose pixels have classes."""
-    how: dict[str, Any] = {**vars(config.labelled)}
+    how: dict[str, Any] = {**vars(config.labelled), "exif": config.preparing.exif}
     del how["split"]
     pictures = open_scenes(config.data, split="train", **how)
     if not pictures.truths:

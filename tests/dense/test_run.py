@@ -9,6 +9,7 @@ from PIL import Image
 
 import hvit_jax
 from hvit_jax.config import Decoder, Windows
+from hvit_jax.data.picture import ORIENTATION
 from hvit_jax.dense import predict, predict_scores
 from hvit_jax.dense.metrics import Depth, Segmentation
 from hvit_jax.segmenter import (
@@ -187,6 +188,21 @@ def test_maps_that_would_be_in_the_way_are_refused(checkpoint, tmp_path, capsys)
     save(tmp_path / "p" / "one.bmp", noise((24, 24), 1))
     assert segmented(tmp_path / "p", checkpoint, *words, tmp_path / "maps") == 2
     assert "one.bmp and one.png in " in capsys.readouterr().err
+
+
+def test_pictures_are_turned_where_that_is_asked_for(checkpoint, tmp_path, capsys):
+    """They lie on their sides, and their truth is upright, as tools for labelling write it."""
+    plain = make_folder(tmp_path / "plain", (0, 1, 2), SIZES[:2])
+    turned = make_folder(tmp_path / "turned", (0, 1, 2), SIZES[:2])
+    for path in sorted((turned / "images").iterdir()):
+        picture = Image.open(path).transpose(Image.Transpose.ROTATE_90)
+        exif = picture.getexif()
+        exif[ORIENTATION] = 6
+        picture.save(path, exif=exif)
+    expected = results_of(plain, checkpoint, tmp_path)
+    assert results_of(turned, checkpoint, tmp_path, "--exif")["classes"] == expected["classes"]
+    assert segmented(turned, checkpoint) == 2
+    assert "truth labels/" in capsys.readouterr().err
 
 
 def break_folder(root, what):

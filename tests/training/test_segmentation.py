@@ -22,7 +22,7 @@ from hvit_jax.distributed.placement import place
 from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.training import TrainConfig
 from hvit_jax.training.data import AugmentedMaps
-from hvit_jax.training.start import begin
+from hvit_jax.training.start import begin, open_data
 from hvit_jax.training.trainer import Trainer, map_loss
 from tests.dense.test_windows import CONFIG
 from tests.training_setup import SIZES, column, parameters, rows
@@ -117,6 +117,13 @@ def test_it_learns_resumes_and_is_used(data, tmp_path, capsys):
     ):
         with pytest.raises(InputError, match=words):
             begin(parse(TrainConfig, [*again, *options], "x"), names)
+
+
+def test_pictures_are_turned_where_that_is_asked_for(data):
+    words = [str(data), "-o", "x", *SIZES, *TASK]
+    opened = open_data(parse(TrainConfig, [*words, "--exif"], "x"))
+    assert opened.pictures.exif and opened.held_out.exif
+    assert not open_data(parse(TrainConfig, words, "x")).pictures.exif
 
 
 def test_loss_is_that_of_the_pixels_that_count():

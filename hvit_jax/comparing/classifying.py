@@ -16,6 +16,7 @@ from hvit_jax.comparing.settings import Setting
 from hvit_jax.comparing.trials import Program, Values
 from hvit_jax.config import Compute, Preprocessing, ViTConfig
 from hvit_jax.data.loader import Batch, load_batches
+from hvit_jax.data.picture import PictureError
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.data.source import Source
 from hvit_jax.dense.windows import resize_pixels
@@ -242,7 +243,8 @@ def load_sample(
     """Decode pictures once, in batches of equal size that stay in memory.
 
     Raises:
-        InputError: if a picture cannot be read, or they would take more than `most_bytes`.
+        PictureError: if a picture cannot be read.
+        InputError: if they would take more than `most_bytes`.
     """
     height, width = resolution
     what, count = f"pictures of {height} x {width}", -(-len(pictures) // batch_size)
@@ -255,7 +257,7 @@ def load_sample(
         decoded = list(track(batches, "decoding", count, console=messages, disable=hidden))
     for batch in decoded:
         for problem in batch.problems.values():
-            raise InputError(problem)
+            raise PictureError(problem)
     return decoded
 
 

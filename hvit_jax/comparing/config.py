@@ -111,6 +111,8 @@ class CompareConfig(OnPictures):
             raise InputError("--methods names no method")
         if not self.levels:
             raise InputError("--levels needs at least one number")
+        if len(set(self.levels)) < len(self.levels):
+            raise InputError("--levels names a share twice")
         if self.unlabelled and (self.labelling.labels or self.truth.truth):
             raise InputError("--unlabelled leaves aside what --labels and --truth name")
         for method in self.methods:

@@ -25,6 +25,7 @@ from hvit_jax.comparing.report import (
 from hvit_jax.comparing.rows import Comparison, Goal, Trial, choose, csv_table, rivals
 from hvit_jax.comparing.settings import Chosen, Setting, choose_settings
 from hvit_jax.comparing.trials import Trials
+from hvit_jax.data.picture import PictureError
 from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError
 from hvit_jax.models.reducer import Reducer
@@ -160,9 +161,11 @@ def _try_all(
 
 
 def _try(setting: Setting, trials: Trials) -> Trial:
-    """Measure one setting, which may fail."""
+    """Measure one setting, which may fail; a picture that cannot be read is no fault of its."""
     try:
         return trials.measure(setting)
+    except PictureError:
+        raise
     except FAILURES as error:
         failure = describe_failure(error, trials.bench.batch)
         return replace(trials.row(setting), error=failure)

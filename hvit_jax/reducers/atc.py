@@ -45,8 +45,9 @@ class ATC(Merging):
     With `keep_rate` it clusters only in the blocks of `locations`, to keep_rate, then keep_rate
     squared of the input's patches, and so on.
 
-    Differs from the original: clusters are in the order of their first patches. It clusters on the
-    CPU, and removes one token less than `r` says, which `original_count` keeps.
+    Differs from the original: clusters are in the order of their first patches, and are found on
+    the device, not on the CPU. The original merges one token less in a block than `r` says, and so
+    does this one unless `original_count` is off.
     """
 
     name: ClassVar[str] = "atc"

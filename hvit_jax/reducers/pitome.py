@@ -61,8 +61,8 @@ class PiToMe(ByRatio, Merging):
     How many leave follows from `ratio`, the part of the patches that remains after each block, or
     from `r`, as in ToMe.
 
-    Differs from the paper: as in the official code, the first half of the blocks is bipartite,
-    similarities above the margin count by what exceeds it, and attention knows no sizes;
+    Differs from the paper, as the official code does: similarities above the margin count by what
+    exceeds it. The first half of the blocks is bipartite, and attention knows no sizes;
     `bipartite_blocks="none"` and `proportional_attention` give the paper's.
     """
 

@@ -437,6 +437,7 @@ def test_logits_that_are_not_finite(tmp_path, inputs, fast, capsys):
         (["--resume", "--output", "s.csv"], "--resume needs --output FILE.json"),
         (["--levels", "1.5"], "--levels must be above 0 and at most 1, got 1.5"),
         (["--levels", ","], "--levels needs at least one number"),
+        (["--levels", "0.6,0.8,0.6"], "--levels names a share twice"),
         (["--window", "16"], "--window is for models that make maps"),
         (["--truth", "x"], "--truth is for models that make maps"),
         (["--unlabelled", "--labels", "x.txt"], "--unlabelled leaves aside what --labels"),
@@ -489,4 +490,5 @@ def test_files_and_pictures_are_checked_before_the_work(fast, inputs, tmp_path, 
     for name in ("broken", "damaged"):
         (tmp_path / "data" / "c0" / f"{name}.png").write_bytes(b"no picture")
     assert main([str(tmp_path / "data"), *fast[1:]]) == 2
-    assert "picture c0/broken.png" in capsys.readouterr().err
+    # The picture's fault is not said to be the dense model's.
+    assert "hvit compare: picture c0/broken.png" in capsys.readouterr().err

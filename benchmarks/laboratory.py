@@ -196,6 +196,18 @@ def plan(small: bool) -> Iterator[list[Row]]:
     ]
 
 
+def reference(row: Row, rows: Iterable[Row]) -> Row:
+    """Find what a row of a part is held against: the part's first of that size and batch."""
+    return next(each for each in rows if (each.config, each.batch) == (row.config, row.batch))
+
+
+def choose(rows: Sequence[Row], pattern: str) -> list[Row]:
+    """Keep the rows of a part in whose names a pattern is found, and what they are held against."""
+    found = [row for row in rows if re.search(pattern, row.name)]
+    beside = [reference(row, rows) for row in found if not row.gradient]
+    return [row for row in rows if row in found or row in beside]
+
+
 def _config(name: str) -> ViTConfig:
     return next(c.config for c in published_cases("dense", batch=1) if model_name(c.config) == name)
 
@@ -270,7 +282,7 @@ class Laboratory:
         for row in rows:
             if row in ready and self.left > 3:
                 with self._reporting(row.name):
-                    self.add(self._time(row, ready))
+                    self.add(self._time(row, ready, reference(row, rows)))
 
     @contextlib.contextmanager
     def _reporting(self, name: str) -> Iterator[None]:
@@ -279,15 +291,14 @@ class Laboratory:
         except Exception as error:  # One row that fails leaves the others to be measured.
             self.add({"row": name, "error": repr(error)[:2000]})
 
-    def _time(self, row: Row, ready: dict[Row, Program]) -> dict[str, Any]:
-        program = ready[row]
+    def _time(self, row: Row, ready: dict[Row, Program], dense: Row) -> dict[str, Any]:
+        program, beside = ready[row], ready.get(dense)
         if row.gradient:
             return {"row": row.name, "norm": float(program()), "compile_s": program.seconds}
-        dense = next(each for each in ready if (each.config, each.batch) == (row.config, row.batch))
-        works = [program.work] + [ready[dense].work] * (row != dense)
+        works = [program.work] + ([beside.work] if beside and row != dense else [])
         own, *other = time_in_turns(works, seconds=0.02 if self.small else 0.12)
-        logits, expected = (np.asarray(each(), np.float32) for each in (program, ready[dense]))
-        case, reference = (
+        logits = np.asarray(program(), np.float32)
+        case, held_against = (
             make_case(each.config, each.reducer, each.batch) for each in (row, dense)
         )
         found = {
@@ -300,14 +311,17 @@ class Laboratory:
             "compile_s": program.seconds,
             "trace_s": program.trace_seconds,
             "finite": bool(np.isfinite(logits).all()),
-            "off_dense": float(np.sqrt(np.square(logits - expected).mean()) / expected.std()),
         }
+        if beside:
+            expected = np.asarray(beside(), np.float32)
+            off = np.sqrt(np.square(logits - expected).mean()) / expected.std()
+            found["off_dense"] = float(off)
         found["images_per_second"] = 1e3 * row.batch / found["ms"]
         found["tflops"] = 2e-3 * case.gflops * found["images_per_second"]
         if other:
             ratios = [theirs / ours for theirs, ours in zip(other[0], own, strict=True)]
             found["x_dense"] = statistics.median(ratios)
-            found["share"] = found["x_dense"] * case.gflops / reference.gflops
+            found["share"] = found["x_dense"] * case.gflops / held_against.gflops
         if row.batch == 1:
             found["latency_ms"] = 1e3 * statistics.median(time_alone(program.work, seconds=0.2))
         found["kernels"] = kernels(program.work)
@@ -414,7 +428,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="where the results go")
     parser.add_argument("--programs", type=Path, help="a folder for compiled programs")
     parser.add_argument("--small", action="store_true", help="a tiny model, on any device")
-    parser.add_argument("--rows", default="", help="only rows whose names this pattern is found in")
+    parser.add_argument("--rows", default="", help="only rows whose names match this, and dense")
     parser.add_argument("--torch", type=float, default=75.0, help="seconds for PyTorch; 0: none")
     given = parser.parse_args(arguments)
     device = jax.devices()[0].device_kind.lower().replace(" ", "-")
@@ -422,7 +436,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.programs is not None:
         given.programs.mkdir(parents=True, exist_ok=True)
     laboratory = Laboratory(given.seconds, output, given.programs, given.small)
-    parts = [[row for row in rows if re.search(given.rows, row.name)] for rows in plan(given.small)]
+    parts = [choose(rows, given.rows) for rows in plan(given.small)]
     for place, rows in enumerate(filter(None, parts)):
         if place == 1 and given.torch and laboratory.left > given.torch:
             laboratory.against_pytorch(given.torch)

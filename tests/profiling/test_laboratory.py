@@ -1,5 +1,6 @@
 """The laboratory's dry run: what a GPU measures in one call, on a tiny model and any device."""
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -22,7 +23,7 @@ def test_rows_are_written_one_by_one(laboratory, tmp_path, capsys):
         "--torch",
         "0",
         "--rows",
-        "^tiny (dense|tome)|exact GELU$|one",
+        "^tiny (dense,|tome)|exact GELU$|one",
     ]
     status = laboratory.main([*words, "--output", str(path), "--programs", str(programs)])
     found = json.loads(path.read_text())
@@ -48,6 +49,17 @@ def test_rows_are_written_one_by_one(laboratory, tmp_path, capsys):
         "exact-gelu.txt.gz",
     }
     assert capsys.readouterr().out.count("s left") == len(found["rows"])
+
+
+def test_a_row_without_its_dense_model_is_held_against_nothing_else(laboratory, tmp_path):
+    rows = laboratory.choose(next(laboratory.plan(True)), "tiny (tome|evit)")
+    assert [row.name for row in rows] == ["tiny dense", "tiny tome", "tiny evit"]
+    rows[0] = dataclasses.replace(rows[0], options={"no_such_option": True})
+    here = laboratory.Laboratory(300, tmp_path / "found.json", None, small=True)
+    here.measure(rows)
+    failed, *others = here.results["rows"]
+    assert "no_such_option" in failed["error"] and len(others) == 2
+    assert all(row["ms"] > 0 and not {"x_dense", "off_dense"} & row.keys() for row in others)
 
 
 def test_no_row_starts_when_the_time_is_up(laboratory, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ def plots(rows: Sequence[Trial], chosen: Trial | None) -> list[tuple[str, str]]:
     title = SCORES[rows[0].first].title
     return [
         (f"{title} against dense, and speed", _by_speed(good, rows[0], chosen)),
-        (f"{title} against dense, and cost", _by_cost(good, chosen)),
+        (f"{title} against dense, and cost", _by_cost(good)),
     ]
 
 
@@ -57,16 +58,15 @@ def _by_speed(rows: Sequence[Trial], dense: Trial, chosen: Trial | None) -> str:
             style = {**style, "ls": "none", "label": method}
             panel.errorbar(*zip(*places, strict=True), yerr=_errors(here), lw=0.6, ms=5, **style)
         panel.plot(1, 0, "s", color="black", label="dense", zorder=3)
-        best = [row for row in front([dense, *rows])]
-        line = [(row.speedup, _change(row) if row.method != "dense" else 0.0) for row in best]
+        line = [(row.speedup, _change(row)) for row in front([dense, *rows])]
         panel.plot(*zip(*line, strict=True), "-", color="0.7", zorder=0, label="Pareto front")
         if chosen is not None and chosen.method != "dense":
             star = {"color": "gold", "mec": "black", "ms": 15, "zorder": 4, "label": "to use"}
             panel.plot(chosen.speedup, _change(chosen), "*", **star)
-        return _svg(figure, panel)
+        return _svg(figure, panel, "speed")
 
 
-def _by_cost(rows: Sequence[Trial], chosen: Trial | None) -> str:
+def _by_cost(rows: Sequence[Trial]) -> str:
     with pyplot().rc_context(_TEXT):
         figure, panel = _panel(rows[0], "multiply-adds, x dense")
         for method, style in _styles(rows).items():
@@ -75,7 +75,7 @@ def _by_cost(rows: Sequence[Trial], chosen: Trial | None) -> str:
             style = {"ls": "-", **style, "label": method}
             panel.plot(*zip(*places, strict=True), ms=5, lw=1, **style)
         panel.invert_xaxis()
-        return _svg(figure, panel)
+        return _svg(figure, panel, "cost")
 
 
 def _change(row: Trial) -> float:
@@ -101,10 +101,11 @@ def _panel(row: Trial, across: str) -> tuple[Any, Any]:
     return figure, panel
 
 
-def _svg(figure: Any, panel: Any) -> str:
+def _svg(figure: Any, panel: Any, name: str) -> str:
     panel.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
     text = io.StringIO()
     figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
     pyplot().close(figure)
     whole = text.getvalue()
-    return whole[whole.index("<svg") :]
+    # The parts of two plots on one page must not have the same names.
+    return re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", whole[whole.index("<svg") :])

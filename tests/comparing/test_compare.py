@@ -268,6 +268,10 @@ def check_page(path, words, pictures):
     sizes = {Image.open(io.BytesIO(base64.b64decode(each))).size for each in found}
     assert text.count("<img ") == len(found) == pictures and all(min(size) >= 24 for size in sizes)
     assert not re.search(r"<(script|link|iframe)|(src|href)=.http", text)
+    names = re.findall(r' id="([^"]+)"', text)
+    assert len({*names}) == len(names) and {*re.findall(r'(?:url\(|href=")#([^")]+)', text)} <= {
+        *names
+    }
 
 
 def test_a_setting_that_fails_does_not_stop_the_others(fast, tmp_path, capsys):

@@ -55,7 +55,7 @@ def test_commands_of_the_guide(project, command):
 @pytest.mark.slow  # A minute: they build and trace every method's full sizes.
 def test_other_tests_pass_with_the_new_method(project):
     """All that are run for every method; none asks for published numbers or stored ones of it."""
-    names = ("test_strengths", "test_candidates", "test_flags", "test_gpu_programs")
+    names = ("test_strengths", "test_flags", "test_gpu_programs")
     files = [next(project.glob(f"tests/*/{name}.py")) for name in (*names, "test_visualize")]
     words = [sys.executable, "-m", "pytest", "-q", "-k", "pooling or all_methods", *files]
     environment = {**os.environ, "PYTHONPATH": str(project)}

@@ -28,6 +28,7 @@ from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError
 from hvit_jax.fields import as_json, flag, show
 from hvit_jax.models.parameters import build_model
+from hvit_jax.ops.precision import warn_if_slow
 from hvit_jax.published import describe_configuration
 from hvit_jax.reducers import Budgeted, as_budgeted
 from hvit_jax.system.files import check_writable, new_file, refuse_existing, write_json
@@ -85,6 +86,7 @@ def calibrate(
     size = placement.round_up(min(config.batch_size, len(part)))
     for note in pictures.notes:
         messages.print(note)
+    warn_if_slow(config.compute.dtype, messages.print)
     loading = load(
         part,
         sizes.image_shape,

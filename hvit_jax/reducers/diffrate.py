@@ -31,7 +31,7 @@ from hvit_jax.reducers.merging import (
     usual_count,
 )
 
-# A negative similarity can bring a weight to 0 or below, which has no logarithm.
+# A negative similarity can bring a weight to 0 or below, which has no logarithm and gives no mean.
 _LEAST = 1e-6
 
 
@@ -74,8 +74,8 @@ class DiffRate(Merging):
     the grid of this model. `prune_kept` and `merge_kept` give others, one number a block, CLS
     counted. `r` merges the same number in every block.
 
-    Differs from the original: that number is at least 1e-6 where its logarithm is taken, and
-    without CLS the score is the mean attention from all patches.
+    Differs from the original: that number is at least 1e-6 where its logarithm is taken or means
+    are weighted by it, and without CLS the score is the mean attention from all patches.
     """
 
     name: ClassVar[str] = "diffrate"
@@ -197,7 +197,8 @@ class DiffRate(Merging):
         places = jnp.concatenate([stay, prefix + targets], axis=1)
         shares = jnp.concatenate([jnp.ones((x.shape[0], tokens), wide), similar], axis=1)
         _, grown = merge_groups(x[..., :0], state.weights * shares, places, tokens=tokens)
-        weights = state.weights if self.weighted else jnp.ones_like(state.weights)
+        ones = jnp.ones_like(state.weights)
+        weights = jnp.maximum(state.weights, _LEAST) if self.weighted else ones
         return state.merged(x, places, tokens=tokens, means_by=weights, weights=grown)
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:

@@ -56,6 +56,13 @@ def test_merging_by_hand(weighted):
     assert state.sizes[0].tolist() == [1, 2, 1] and state.source[0].tolist() == [1, 2, 1]
 
 
+def test_a_mean_is_not_weighted_by_a_weight_below_0():
+    """Weights of 1 and -1 would have a sum of 0; the second counts 1e-6."""
+    x = jnp.array([[[9.0, 9], [1, 0], [2, 0]]])
+    merged, _ = DiffRate(weighted=True)._merge(x, state_of(x, jnp.array([[1.0, 1, -1]])), 2)
+    np.testing.assert_allclose(merged[0], [[9, 9], [1, 0]], atol=2e-6)
+
+
 def test_a_weight_that_falls_below_0_is_kept():
     """Attention takes its logarithm from 1e-6 on; see `TestContract` for finite results."""
     x = jnp.array([[[9.0, 9], [1, 0], [-1, 0.0]]])

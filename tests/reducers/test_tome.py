@@ -17,6 +17,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.models.vit import segments
 from hvit_jax.reducers import Reducer, ToMe
+from tests.reducers.merges import holdings
 from tests.small_models import compute_features
 
 TABLE = json.loads((resources.files("hvit_jax") / "published.json").read_text())["rows"]
@@ -126,7 +127,7 @@ def test_token_counts_follow_the_schedule(model, features):
 
 def test_trace_accounts_for_every_token(features):
     for tokens, state in zip(features.tokens, features.states, strict=True):
-        held = holdings(state)
+        held = holdings(np.pad(state.source, ((0, 0), (1, 0))))  # CLS stays token 0.
         assert held.shape[1] == tokens.shape[1]
         np.testing.assert_array_equal(held.sum(1), 1)
         np.testing.assert_array_equal(held.sum(2), state.sizes)

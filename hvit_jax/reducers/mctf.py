@@ -31,6 +31,9 @@ from hvit_jax.reducers.merging import (
     usual_count,
 )
 
+# Of the attention that a token gets: without any it has no weight, and means of such do not exist.
+_LEAST = 1e-12
+
 
 @dataclass(frozen=True)
 class MCTF(Merging):
@@ -48,6 +51,8 @@ class MCTF(Merging):
     were (`one_step_ahead=1`): rows and columns of fused tokens are averaged and summed, which is
     computed as attention to the fused values, without the map itself. With 2 it is computed anew.
     CLS and registers never fuse.
+
+    Differs from the original: what attention a token gets counts as 1e-12 at least.
     """
 
     name: ClassVar[str] = "mctf"
@@ -122,7 +127,7 @@ class MCTF(Merging):
         if layer.tokens_out == layer.tokens_in:
             x = x + block.project(block.attend(q, k, v, key_bias=bias))
             return x + block.mlp(x), state
-        received = block.attend_and_score(q, k, v, key_bias=bias)[1]
+        received = jnp.maximum(block.attend_and_score(q, k, v, key_bias=bias)[1], _LEAST)
         places = self._match(x, received, state, r=layer.tokens_in - layer.tokens_out)
         weights = self._weights(received, state)
         fused, state = state.merged(x, places, tokens=layer.tokens_out, means_by=weights)

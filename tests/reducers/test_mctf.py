@@ -12,6 +12,7 @@ from hvit_jax.reducers import MCTF
 from hvit_jax.reducers.merging import MergeState
 from tests.golden import Goldens
 from tests.reducers.merges import holdings
+from tests.small_models import SMALL, build, classify, noise, sharp_parameters
 
 # Four blocks of 20 patches.
 CONFIG = hvit_jax.ViTConfig((4, 5), 1, depth=4, width=4, heads=1, mlp_width=4)
@@ -72,3 +73,9 @@ def test_tokens_after_every_block(options, tokens):
 def test_refuses_what_is_out_of_range(options, message):
     with pytest.raises(InputError, match=message):
         MCTF(**options).resolve(CONFIG)
+
+
+def test_tokens_that_nothing_attends_to_have_a_mean():
+    """Attention so sharp that it is 0 for most keys; the dense model is finite too."""
+    model = build(SMALL, sharp_parameters(SMALL, 1000), method="mctf", r=2, blocks=(1,))
+    assert np.isfinite(classify(model, noise(SMALL))[0]).all()

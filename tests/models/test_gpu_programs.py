@@ -94,6 +94,22 @@ def test_our_kernel_at_full_size(method, monkeypatch):
     assert "mosaic_gpu" in program and ("__cudnn$fmha" in program) == (method == "ats")
 
 
+@pytest.mark.parametrize(("method", "batch"), [("dense", 1), ("evit", 8), ("tome", 8)])
+def test_a_gradient_where_our_kernel_attends(method, batch, monkeypatch):
+    """cuDNN has the backward pass: of joined heads, of scores, and with a bias."""
+    monkeypatch.setattr(hopper, "obstacle", lambda dtype, size: None)
+    config = ViTConfig(72, patch_size=8, depth=2, width=32, heads=2, mlp_width=64, num_classes=5)
+    options = {"evit": {"drop_locations": (0,)}, "tome": {"r": 8}}.get(method, {})
+    make = functools.partial(make_model, config, make_reducer(method, **options))
+    graph, state = nnx.split(nnx.eval_shape(make))
+    images = jax.ShapeDtypeStruct((batch, *config.image_shape, 3), jnp.float32)
+
+    def loss(state, images):
+        return jnp.square(nnx.merge(graph, state)(images)).sum()
+
+    assert "__cudnn$fmhaSoftmaxBackward" in lowered(jax.grad(loss), state, images)
+
+
 @pytest.mark.slow_for("pitome", "tofu", "atc", "random", "pool")
 @pytest.mark.parametrize("method", REDUCERS)
 def test_an_image_does_not_depend_on_its_batch(method, plain_cudnn, monkeypatch):

@@ -63,12 +63,13 @@ _attend = jax.custom_vjp(_run, nondiff_argnums=(4,))
 
 def _forward(q, k, v, key_bias, keys: int):
     """Run cuDNN where there will be a gradient: it has the backward pass."""
+    inputs = (q, k, v) if key_bias is None else (q, k, v, key_bias)
+    return jax.vjp(functools.partial(_by_cudnn, keys), *inputs)
+
+
+def _by_cudnn(keys: int, q, k, v, key_bias=None) -> Array:
     lengths = None if keys == k.shape[1] else jnp.full(k.shape[0], keys, jnp.int32)
-
-    def attend(q, k, v, key_bias=None):
-        return cudnn.attend(q, k, v, key_bias, lengths)
-
-    return jax.vjp(attend, q, k, v, *(() if key_bias is None else (key_bias,)))
+    return cudnn.attend(q, k, v, key_bias, lengths)
 
 
 def _backward(keys: int, pull, gradient):
@@ -96,11 +97,8 @@ def attend_joined(x: Float[Array, "B N H3 D"], keys: int) -> Float[Array, "B N H
 
 
 def _joined_forward(x, keys: int):
-    def cut(x):
-        q, k, v = jnp.split(x, 3, axis=2)
-        return _forward(q, k, v, None, keys)[0]
-
-    return jax.vjp(cut, x)
+    # Not by `_forward`: JAX cannot differentiate it, since it differentiates cuDNN itself.
+    return jax.vjp(lambda x: _by_cudnn(keys, *jnp.split(x, 3, axis=2)), x)
 
 
 attend_joined.defvjp(_joined_forward, lambda keys, pull, gradient: pull(gradient))

@@ -169,7 +169,8 @@ def _open_maps(
     messages: Console,
 ) -> Opened:
     """Open pictures for a model that makes maps."""
-    _refuse(config, ("labelling", "classifying", "preparing"), "models of classes")
+    prepared = replace(config, preparing=replace(config.preparing, exif=False))
+    _refuse(prepared, ("labelling", "classifying", "preparing"), "models of classes")
     if config.resolution is not None:
         raise InputError("--resolution is for models of classes; give --window")
     decoder = description.config.decoder
@@ -192,7 +193,7 @@ def _open_maps(
         wanted = {"truth": truth.truth, "split": truth.split}
         wanted["depth_scale"] = config.depth.depth_scale
         metric = Depth(*(config.depth.depth_range or decoder.depth_range))
-    scenes = open_scenes(data, **wanted)
+    scenes = open_scenes(data, **{**wanted, "exif": config.preparing.exif})
     if scenes.outputs not in (None, decoder.outputs):
         raise InputError(
             f"{scenes.dataset} has {scenes.outputs} classes, the decoder of {checkpoint} "

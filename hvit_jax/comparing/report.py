@@ -192,10 +192,12 @@ def _commands_of_maps(row: Trial, config: CompareConfig, bench: Maps) -> list[st
         "reducer": reducer,
     }
     if row.first == "miou":
-        mapping = SegmentConfig(**options, truth=config.truth)
+        truth = replace(config.truth, exif=config.preparing.exif)
+        mapping = SegmentConfig(**options, truth=truth)
         lines.append(shlex.join(["hvit", "segment", *mapping.words()]))
     elif row.first == "rmse":
-        truth = replace(config.depth, truth=config.truth.truth, split=config.truth.split)
+        own = {"truth": config.truth.truth, "split": config.truth.split}
+        truth = replace(config.depth, **own, exif=config.preparing.exif)
         mapping = DepthConfig(**options, truth=truth)
         lines.append(shlex.join(["hvit", "depth", *mapping.words()]))
     changed = row.method == LOWRES or config.windows != Windows()

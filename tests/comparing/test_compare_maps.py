@@ -35,11 +35,11 @@ def test_segments_beside_the_truth(tmp_path, capsys):
     """mIoU of each row is that of the command that is named for it, a lower resolution's too."""
     folder = make_folder(tmp_path / "data", range(5))
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
-    words = [folder, "--checkpoint", checkpoint, "-b", "4"]
-    rows, written = compared(tmp_path, *words, settings=[TOME, LOW])
+    words_of_data = [folder, "--checkpoint", checkpoint, "-b", "4"]
+    rows, written = compared(tmp_path, *words_of_data, settings=[TOME, LOW])
     assert [row["method"] for row in rows] == ["dense", "tome", "lowres"]
     assert written["task"] == "segmentation" and "windows/s" in capsys.readouterr().out
-    config = configured(*words)
+    config = configured(*words_of_data)
     bench = open_comparison(config, Console(stderr=True)).bench
     for row, words in zip(rows, ("", "--method tome --r 3", "--scales 0.75"), strict=True):
         assert list(row["scores"]) == ["miou", "pixels"]
@@ -49,6 +49,9 @@ def test_segments_beside_the_truth(tmp_path, capsys):
         assert row["scores"]["miou"]["value"] == pytest.approx(results["miou"])
         assert row["gflops"] == results["gflops"]
     assert "--window 24,24 --stride 18,18 --scales 0.75" in command
+    config = configured(*words_of_data, "--exif")
+    bench = open_comparison(config, Console(stderr=True)).bench
+    assert bench.scenes.exif and "--exif" in commands(Trial(**rows[1]), config, bench)[0]
 
 
 def test_segments_without_truth(tmp_path, capsys):

@@ -92,7 +92,7 @@ completed() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_hvit; echo ${COM
 completed hvit ev
 completed hvit export --weights ""
 completed hvit eval --keep-r
-completed hvit visualize --method to
+completed hvit visualize --method tom
 """
     done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["eval", "beside inside", "--keep-rate", "tome tome_dense"]

@@ -52,15 +52,19 @@ def fastest_rival(
 
     Raises:
         InputError: if the logits differ.
+        RuntimeError, MemoryError: if the first does not run.
     """
     running, problems = [], []
     for rival in rivals:
         try:
             theirs = as_numpy(rival.work.start())
         except Exception as error:  # torch.compile fails in many ways; eager runs go on.
-            if not running:
+            if not running and isinstance(error, RuntimeError | MemoryError):
                 raise
-            problems.append(f"{rival.name} does not run: {first_line(error)}")
+            problem = f"{rival.name} does not run: {first_line(error)}"
+            if not running:  # ONNX Runtime's errors are of no common kind.
+                raise RuntimeError(problem) from error
+            problems.append(problem)
             continue
         ours = np.asarray(expected, np.float32)
         off = np.sqrt(np.square(theirs - ours).mean()) / ours.std()

@@ -232,6 +232,8 @@ def test_ways_of_pytorch_that_do_not_run_are_left_out_but_not_the_plain_one():
     assert best is eager and told.startswith(problem[:30])
     with pytest.raises(RuntimeError):
         fastest(rival("eager", logits=None))
+    with pytest.raises(RuntimeError, match="^PyTorch eager does not run: too many dimensions"):
+        fastest(rival("eager", logits="words"))
 
 
 def test_pytorch_with_other_logits_is_refused():

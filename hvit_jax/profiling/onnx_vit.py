@@ -20,14 +20,14 @@ from hvit_jax.profiling.rivals import Rival
 
 
 def check_onnx(config: ViTConfig) -> None:
-    """Find out whether ONNX Runtime is installed, and JAX runs on a CPU as it does.
+    """Find out whether ONNX and ONNX Runtime are installed, and JAX runs on a CPU as they do.
 
     Raises:
         InputError: if not.
     """
-    import_optional(
-        "onnxruntime", "--against onnxruntime needs ONNX Runtime: pip install 'hvit-jax[onnx]'"
-    )
+    for module, name in (("onnx", "ONNX"), ("onnxruntime", "ONNX Runtime")):
+        needs = f"--against onnxruntime needs {name}: pip install 'hvit-jax[onnx]'"
+        import_optional(module, needs)
     if jax.default_backend() != "cpu":
         raise InputError(
             "--against onnxruntime compares on a CPU, and JAX runs on a "

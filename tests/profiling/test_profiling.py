@@ -488,6 +488,9 @@ def test_missing_libraries_name_their_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main([*FAST, "--against", "torch"]) == 2
     assert "torch" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert main([*FAST, "--against", "onnxruntime"]) == 2
+    assert "needs ONNX: pip install 'hvit-jax[onnx]'" in capsys.readouterr().err
 
 
 def test_other_settings_are_refused(tmp_path, capsys):

@@ -53,7 +53,8 @@ def pytest_collection_modifyitems(items):
     """Leave a test to the slow run for the methods that its mark `slow_for` names."""
     for item in items:
         mark = item.get_closest_marker("slow_for")
-        if mark is not None and item.callspec.params["method"] in mark.args:
+        parameters = item.callspec.params if mark is not None else {}
+        if mark is not None and parameters.get("method", parameters.get("case")) in mark.args:
             item.add_marker(pytest.mark.slow)
 
 

@@ -124,7 +124,9 @@ def waits(failing, fault, seconds=100):
     [
         (1, "os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
         (0, "raise InputError('7 is odd')", 2, "x: 7 is odd\n"),
-        (1, "raise InputError('7 is odd')", 2, "x: 7 is odd\n"),
+        pytest.param(
+            *(1, "raise InputError('7 is odd')", 2, "x: 7 is odd\n"), marks=pytest.mark.slow
+        ),
         (1, "1 / 0", 1, "ZeroDivisionError: division by zero\n"),
         (1, "return 130", 130, ""),
     ],
@@ -245,7 +247,7 @@ def test_commands_of_one_process_refuse_launchers(command, words, monkeypatch, c
     assert f"{command.PROGRAM} runs in one process, with all" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_processes_that_never_come_are_named_at_once_and_not_waited_for(index):
     where, began = f"127.0.0.1:{free_port()}", time.monotonic()
     words = ("--coordinator", where, "--processes", 3, "--process-id", index)

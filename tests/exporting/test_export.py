@@ -62,6 +62,7 @@ def prepared(paths, resolution):
     return np.stack([classify.prepared(path, about) for path in paths])
 
 
+@pytest.mark.slow_for("pitome", "tofu", "diffrate", "atc", "random", "pool", "tome_dense")
 @pytest.mark.parametrize("case", CASES)
 def test_one_program_gives_the_models_logits_for_any_batch(tmp_path, small_config, case):
     checkpoint = make_checkpoint(tmp_path / "checkpoint", small_config)

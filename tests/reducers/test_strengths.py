@@ -21,7 +21,7 @@ def test_strengths_run_on_small_and_large_models(method, small_config):
 
 
 @pytest.mark.parametrize("method", REDUCING)
-@pytest.mark.parametrize("share", [0.5, 0.6, 0.8])
+@pytest.mark.parametrize("share", [0.5, 0.8, pytest.param(0.6, marks=pytest.mark.slow)])
 def test_finds_the_cost_that_is_asked_for(method, share):
     config = ViTConfig.vit_l16()
     found = at_cost(method, config, share)

@@ -7,7 +7,8 @@ import dataclasses
 import functools
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -39,8 +40,43 @@ from hvit_jax.profiling.rivals import Rival, fastest_rival
 from hvit_jax.profiling.timm_vit import check_timm, timm_model
 from hvit_jax.profiling.torch_vit import check_torch, torch_model, torch_rivals
 
-# By --against: what refuses models that the rival does not have.
-CHECKS = {"torch": check_torch, "timm": check_timm, "onnxruntime": check_onnx}
+
+@dataclass(frozen=True)
+class Against:
+    """What --against names.
+
+    Attributes:
+        check: refuses models that the rival does not have.
+        ways: makes the ways to run one, of its sizes, weights, batch and type.
+        packages: whose versions are told.
+    """
+
+    check: Callable[[ViTConfig], None]
+    ways: Callable[[ViTConfig, Tree, Program, str], Iterator[Rival]]
+    packages: tuple[str, ...]
+
+
+RIVALS = {
+    "torch": Against(
+        check_torch,
+        lambda sizes, weights, batch, dtype: torch_rivals(
+            torch_model(sizes, weights), "PyTorch", batch.images, dtype
+        ),
+        ("torch",),
+    ),
+    "timm": Against(
+        check_timm,
+        lambda sizes, weights, batch, dtype: torch_rivals(
+            timm_model(sizes, weights), "timm", batch.images, dtype
+        ),
+        ("timm", "torch"),
+    ),
+    "onnxruntime": Against(
+        check_onnx,
+        lambda sizes, weights, batch, dtype: onnx_rivals(sizes, weights, batch.pixels),
+        ("onnxruntime",),
+    ),
+}
 # Of images, and of weights where no checkpoint brings them.
 SEED = 0
 
@@ -169,12 +205,7 @@ class Profiler:
 
     def _find_rival(self, sizes: ViTConfig, batch: int) -> Rival:
         dense, dtype = self._dense(sizes, batch), self.config.compute.dtype
-        weights, images = self._weights(sizes), dense.images
-        rivals = {
-            "torch": lambda: torch_rivals(torch_model(sizes, weights), "PyTorch", images, dtype),
-            "timm": lambda: torch_rivals(timm_model(sizes, weights), "timm", images, dtype),
-            "onnxruntime": lambda: onnx_rivals(sizes, weights, dense.pixels),
-        }[str(self.config.against)]()
+        rivals = RIVALS[str(self.config.against)].ways(sizes, self._weights(sizes), dense, dtype)
         options = {"seconds": self.config.seconds, "latency": self.config.latency}
         best, self.problems = fastest_rival(rivals, dense(), dtype, **options)
         return best

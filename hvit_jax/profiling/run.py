@@ -17,7 +17,7 @@ from hvit_jax.checkpoint import (
 from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.ops.precision import warn_if_slow
-from hvit_jax.profiling.bench import CHECKS, SEED, Profiler
+from hvit_jax.profiling.bench import RIVALS, SEED, Profiler
 from hvit_jax.profiling.cases import Case, make_case, published_cases, with_dense
 from hvit_jax.profiling.config import ProfileConfig
 from hvit_jax.profiling.device import describe_device
@@ -75,7 +75,7 @@ def profile(
         check_writable(config.trace)
     if config.against is not None:  # What it lacks is found before anything is computed.
         for sizes in dict.fromkeys(case.config for case in cases):
-            CHECKS[config.against](sizes)
+            RIVALS[config.against].check(sizes)
     top1 = _accuracies(config, [case.row() for case in cases])
     results = open_results(config)
     if config.gflops_only:
@@ -146,8 +146,7 @@ def _accuracies(config: ProfileConfig, rows: Sequence[Measurement]) -> Accuracie
 
 def open_results(config: ProfileConfig) -> Results[Measurement]:
     """Open the files of --output; see `Results`."""
-    rivals = {None: (), "torch": ("torch",), "timm": ("timm", "torch")}
-    beside = rivals.get(config.against, (config.against,))
+    beside = RIVALS[config.against].packages if config.against else ()
     about = {
         **describe_device(beside=beside),
         "seed": SEED,

@@ -35,7 +35,7 @@ import numpy as np
 from flax import nnx
 from hlo_costs import Kernel, kernels, total
 from jax.experimental import topologies
-from laboratory import BATCH, Row, plan, program_name
+from laboratory import BATCH, Row, plan, program_name, reference
 
 import hvit_jax
 from hvit_jax.architectures import model_name
@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found.append(estimate(row, listed))
             size = row.config, row.batch
             if size not in dense:
-                first = next(each for each in every if (each.config, each.batch) == size)
+                first = reference(row, every)
                 dense[size] = estimate(first, kernels(program(first, folder)))
             compare(found[-1], dense[size], measured)
             print(row.name, found[-1]["ms"], "ms", file=sys.stderr, flush=True)

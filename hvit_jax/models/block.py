@@ -165,7 +165,10 @@ class Block(nnx.Module):
         return self.rotate(q, coordinates), self.rotate(k, coordinates), v
 
     def values(self, x: Float[Array, "B N C"]) -> Float[Array, "B N H D"]:
-        """Normalise tokens and project them to values alone; see `qkv`."""
+        """Normalise tokens and project them to values alone; see `qkv`.
+
+        Pictures show attention by the queries and keys that `qkv` gave last.
+        """
         parts = project_to_thirds(self.in_proj, self.ln_1(as_rows(x)))
         return parts[2].reshape(*x.shape[:2], self.heads, -1)
 

@@ -30,7 +30,7 @@ def pixels(small_config):
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-@pytest.mark.slow_for("pitome", "tofu", "diffrate", "atc", "mctf", "random", "pool")
+@pytest.mark.slow_for("pitome", "tofu", "diffrate", "atc", "random", "pool")
 @pytest.mark.parametrize("method", METHODS)
 def test_views_of_every_method(method, small_config, pixels):
     model = make(small_config, method)

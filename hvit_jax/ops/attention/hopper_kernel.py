@@ -47,10 +47,10 @@ def attend(
     k: Float[Array, "B Nk H D"],
     v: Float[Array, "B Nk H D"],
     key_bias: Float[Array, "B h Nk"] | None,
-    keys: int | None = None,
+    keys: int,
 ) -> Float[Array, "B Nq H D"]:
-    """Attend; see `hvit_jax.ops.attention.hopper.attend`. It has no gradient."""
-    return _attend(q, k, v, key_bias, keys or k.shape[1], logs=False)[0]
+    """Attend to the first keys; see `hvit_jax.ops.attention.hopper.attend`. It has no gradient."""
+    return _attend(q, k, v, key_bias, keys, logs=False)[0]
 
 
 @functools.partial(jax.jit, static_argnums=1)

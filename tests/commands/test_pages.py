@@ -94,6 +94,14 @@ def test_commands_parse(page, tmp_path, monkeypatch):
             parse(records()[name][1], words, f"hvit {name}")
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_that_are_named_exist(page):
+    """Those of an earlier release, too, would be no command of `test_commands_parse`."""
+    text = (ROOT / page).read_text()
+    named = set(re.findall(r"(?:^|`)(?:srun )?hvit ([a-z]\w*)", text, re.MULTILINE))
+    assert named <= set(records())
+
+
 def test_few_snippets_are_not_run():
     reasons = [each.reason for page in PAGES for each in snippets(page) if each.reason]
     everything = [each for page in PAGES for each in snippets(page)]
@@ -124,7 +132,7 @@ def environment(tmp_path_factory):
     }
 
 
-@pytest.mark.slow  # Minutes: they evaluate, profile, sweep, calibrate, train, export and draw.
+@pytest.mark.slow  # Minutes: they evaluate, profile, compare, calibrate, train, export and draw.
 @pytest.mark.parametrize("page", [page for page in PAGES if page != GUIDE])
 def test_snippets_run(page, environment, tmp_path):
     """All of a page in one folder: first its commands, then its Python, each in one process."""

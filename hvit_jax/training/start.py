@@ -162,12 +162,12 @@ def _begin_map(
     description = read_description(config.checkpoint)
     stored, begun = description.config, description.at(config.resolution)
     kept = not config.new_head and _keeps_decoder(config, description, classes)
+    if config.distill and not kept:
+        raise _cannot_teach(config.decoder + " decoder", classes)
     sizes = begun.config
     sizes = sizes if kept else _with_decoder(sizes, config.decoder, len(classes))
     parameters = load_parameters(config.checkpoint, stored)
     parameters = resize_parameters(parameters, stored, sizes)
-    if not kept and config.distill:
-        raise _cannot_teach(config.decoder + " decoder", classes)
     if not kept:  # As part of a whole model, of which the rest is not computed.
         draw = jax.jit(lambda: init_parameters(sizes, config.seed)["decoder"])
         parameters["decoder"] = draw()
@@ -222,9 +222,9 @@ def _heads(
         )
         note = fewer if len(classes) < len(names) else None
         return jax.tree.map(lambda leaf: leaf[..., kept], heads), note
-    if config.distill and sizes.num_classes != len(classes):
-        raise _cannot_teach("head", classes)
     if config.new_head or sizes.num_classes != len(classes):
+        if config.distill:
+            raise _cannot_teach("head", classes)
         smallest = dataclasses.replace(
             sizes, depth=1, resolution=sizes.patch_size, num_classes=len(classes), projection=0
         )

@@ -6,6 +6,7 @@ was built.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -55,21 +56,19 @@ def try_out(wheel: Path, folder: Path) -> None:
         subprocess.run([programs / words[0], *words[1:]], cwd=folder, check=True)
 
 
-def main(folder: Path) -> None:
-    """Build wheel and sdist into a folder, and check them."""
+def main(folder: Path | None) -> None:
+    """Build wheel and sdist, check them, and put them into a folder."""
     with tempfile.TemporaryDirectory() as name:
         trial = Path(name)
-        wheel = build(folder)  # Of the sdist, which is built first.
+        wheel = build(trial / "built")  # Of the sdist, which is built first.
         if contents(wheel) != contents(build(trial / "direct", "--wheel")):
             raise SystemExit("the sdist makes another wheel than the checkout")
         check_contents(wheel)
-        try_out(wheel.resolve(), trial)
-    print(f"{wheel} holds what it should, and works")
+        try_out(wheel, trial)
+        if folder is not None:
+            shutil.copytree(wheel.parent, folder, dirs_exist_ok=True)
+    print(f"{wheel.name} holds what it should, and works")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(Path(sys.argv[1]))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            main(Path(folder))
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)

@@ -92,11 +92,6 @@ class Maps:
     def model(self, setting: Setting) -> ViT:
         """Build the model under a setting."""
         sizes = setting.sizes(self.sizes)
-        if setting.method in ("dense", "lowres") and sizes.decoder is not None:
-            # Where a method's tokens become the grid is nothing that the dense model has.
-            sizes = dataclasses.replace(
-                sizes, decoder=dataclasses.replace(sizes.decoder, restore=None)
-            )
         model = build_model(sizes, setting.reducer, self._weights(sizes), self.compute)
         model.preprocessing = self.description.preprocessing
         return model

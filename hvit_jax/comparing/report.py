@@ -29,8 +29,6 @@ from hvit_jax.config import Windows
 from hvit_jax.dense.config import DepthConfig, SegmentConfig
 from hvit_jax.evaluation import EvalConfig
 from hvit_jax.fields import given
-from hvit_jax.models.reducer import Reducer
-from hvit_jax.reducers import make_reducer
 
 _STEADY = 1.3  # The fastest round over the slowest, of most settings on an idle machine.
 
@@ -152,8 +150,7 @@ def commands(row: Trial, config: CompareConfig, bench: Bench) -> list[str]:
     """Write a setting as a command that measures it on all pictures, if one does, and as Python."""
     if isinstance(bench, Maps):
         return _commands_of_maps(row, config, bench)
-    reducer = Reducer() if row.method == LOWRES else make_reducer(row.method, **row.args)
-    resolution = _resolution(row) if row.method == LOWRES else config.resolution
+    resolution = row.shape if row.method == LOWRES else config.resolution
     lines = []
     if row.first == "top1":
         evaluation = EvalConfig(
@@ -165,7 +162,7 @@ def commands(row: Trial, config: CompareConfig, bench: Bench) -> list[str]:
             classifying=config.classifying,
             compute=config.compute,
             batch_size=row.batch,
-            reducer=reducer,
+            reducer=row.reducer,
         )
         lines.append(shlex.join(["hvit", "eval", *evaluation.words()]))
     return [*lines, _python(row, config, resolution)]
@@ -173,13 +170,11 @@ def commands(row: Trial, config: CompareConfig, bench: Bench) -> list[str]:
 
 def _commands_of_maps(row: Trial, config: CompareConfig, bench: Maps) -> list[str]:
     """Write a setting of a model that makes maps; lower resolutions are windows and a scale."""
-    reducer, windows, scales = Reducer(), config.windows, (1.0,)
+    windows, scales = config.windows, (1.0,)
     if row.method == LOWRES:
-        view = bench.view_at(_resolution(row))
+        view = bench.view_at(row.shape)
         windows = replace(windows, window=view.layout.window, stride=view.layout.stride)
         scales = (view.scale,)
-    else:
-        reducer = make_reducer(row.method, **row.args)
     lines = []
     options: dict[str, Any] = {
         "data": config.data,
@@ -189,7 +184,7 @@ def _commands_of_maps(row: Trial, config: CompareConfig, bench: Maps) -> list[st
         "restore": None if row.method == LOWRES else config.restore,
         "compute": config.compute,
         "batch_size": row.batch,
-        "reducer": reducer,
+        "reducer": row.reducer,
     }
     if row.first == "miou":
         truth = replace(config.truth, exif=config.preparing.exif)
@@ -201,12 +196,7 @@ def _commands_of_maps(row: Trial, config: CompareConfig, bench: Maps) -> list[st
         mapping = DepthConfig(**options, truth=truth)
         lines.append(shlex.join(["hvit", "depth", *mapping.words()]))
     changed = row.method == LOWRES or config.windows != Windows()
-    return [*lines, _python(row, config, _resolution(row) if changed else None)]
-
-
-def _resolution(row: Trial) -> tuple[int, int]:
-    height, width = row.resolution
-    return height, width
+    return [*lines, _python(row, config, row.shape if changed else None)]
 
 
 def _python(row: Trial, config: CompareConfig, resolution: int | tuple[int, int] | None) -> str:
@@ -214,7 +204,7 @@ def _python(row: Trial, config: CompareConfig, resolution: int | tuple[int, int]
     folder = "hvit_jax.demo.checkpoint_dir()"
     if config.checkpoint is not None:
         folder = repr(str(config.checkpoint))
-    method = Reducer() if row.method == LOWRES else make_reducer(row.method, **row.args)
+    method = row.reducer
     size = {} if resolution is None else {"resolution": resolution}
     restore = {} if config.restore is None or row.method == LOWRES else {"restore": config.restore}
     options = {**given(method), **size, **restore, **given(config.compute)}

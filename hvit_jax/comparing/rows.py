@@ -48,10 +48,19 @@ class Trial(Row):
 
     def setting(self, config: ViTConfig) -> Setting:
         """Give the setting for a model of these sizes; budgets are those that were measured."""
-        if self.method == LOWRES:
-            height, width = self.resolution
-            return Setting(Reducer().resolve(config), resolution=(height, width))
-        return Setting(make_reducer(self.method, **self.args).resolve(config))
+        resolution = self.shape if self.method == LOWRES else None
+        return Setting(self.reducer.resolve(config), resolution=resolution)
+
+    @property
+    def reducer(self) -> Reducer:
+        """The method that ran; at a lower resolution none did."""
+        return Reducer() if self.method == LOWRES else make_reducer(self.method, **self.args)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the pictures."""
+        height, width = self.resolution
+        return height, width
 
     @property
     def is_baseline(self) -> bool:

@@ -60,14 +60,14 @@ def open_comparison(config: CompareConfig, messages: Console) -> Opened:
     """
     data, checkpoint = config.inputs
     description = read_description(checkpoint).at(config.resolution)
-    placement, device = place(), describe_device(place().devices)
+    placement = place()
     opened = _open_maps if description.config.decoder is not None else _open_whole
     if config.classifying.probe is not None:
         opened = _open_whole
     found = opened(config, data, checkpoint, description, placement, messages)
     bootstrap = {"draws": DRAWS, "seed": SEED, "confidence": CONFIDENCE}
     about = {
-        **device,
+        **describe_device(placement.devices),
         "pictures": len(found.pictures),
         "sampling": SAMPLING,
         "bootstrap": bootstrap,

@@ -17,7 +17,7 @@ from hvit_jax.comparing.config import CompareConfig
 from hvit_jax.comparing.drawing import Picture, draw
 from hvit_jax.comparing.opening import Opened
 from hvit_jax.comparing.plots import plots
-from hvit_jax.comparing.report import commands, conclusion, failures, table, unsteady
+from hvit_jax.comparing.report import commands, conclusion, failures, machine, table, unsteady
 from hvit_jax.comparing.rows import (
     Comparison,
     Goal,
@@ -97,10 +97,8 @@ def _conclusion(done: Comparison, goal: Goal, config: CompareConfig, opened: Ope
     said = "".join(f"<p>{escape(line)}</p>" for line in conclusion(done, goal))
     lines = [] if done.chosen is None else commands(done.chosen, config, opened.bench)
     shown = f"<pre>{escape(chr(10).join(lines))}</pre>" if lines else ""
-    about = opened.about
-    where = f"{about['device']} ({about['processor']}, {about['cpus']} cores)"
-    many = f"{about['devices']} x " if about["devices"] > 1 else ""
-    notes = [f"Speeds are those of {many}{where}, at batch {done.rows[0].batch} {opened.unit}."]
+    where, batch = machine(opened.about), done.rows[0].batch
+    notes = [f"Speeds are those of {where}, at batch {batch} {opened.unit}."]
     shown += "".join(
         f'<p class="note">{escape(note)}</p>' for note in (*notes, *unsteady(done.rows))
     )

@@ -67,6 +67,12 @@ def table(rows: Sequence[Trial], unit: str) -> list[tuple[str, ...]]:
     return lines
 
 
+def machine(device: dict[str, Any]) -> str:
+    """Name the machine of a comparison, as `describe_device` has it."""
+    many = f"{device['devices']} x " if device["devices"] > 1 else ""
+    return f"{many}{device['device']} ({device['processor']}, {device['cpus']} cores)"
+
+
 def _on_devices(row: Trial) -> str:
     return f" on {row.devices} devices" if row.devices > 1 else ""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -18,6 +17,7 @@ from hvit_jax.comparing.report import (
     commands,
     conclusion,
     failures,
+    machine,
     result,
     table,
     unsteady,
@@ -111,8 +111,8 @@ def _announce(config: CompareConfig, opened: Opened, chosen: Chosen, messages: C
     if (method := trained_with(read_description(config.inputs[1]))) is not None:
         messages.print(f"trained with {method}; changes are counted from the dense model")
     warn_if_slow(config.compute.dtype, messages.print)
-    machine, pictures = _machine(opened.about), len(opened.pictures)
-    messages.print(f"{machine}, {pictures} pictures, {len(chosen.settings)} settings")
+    where, pictures = machine(opened.about), len(opened.pictures)
+    messages.print(f"{where}, {pictures} pictures, {len(chosen.settings)} settings")
     for each in chosen.settings:
         if each.percentile is None:  # Else budgets are measured.
             warn_without_budgets(each.reducer, opened.bench.sizes, messages.print)
@@ -126,11 +126,6 @@ def _choose(config: CompareConfig, opened: Opened, settings: Sequence[Setting] |
         return found
     own = [replace(each, reducer=each.reducer.resolve(sizes)) for each in settings]
     return Chosen((found.settings[0], *own), {})
-
-
-def _machine(device: dict[str, Any]) -> str:
-    many = f"{device['devices']} x " if device["devices"] > 1 else ""
-    return f"{many}{device['device']} ({device['processor']}, {device['cpus']} cores)"
 
 
 def _try_all(

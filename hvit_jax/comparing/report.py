@@ -121,12 +121,10 @@ def conclusion(done: Comparison, goal: Goal) -> list[str]:
     if chosen.is_baseline:
         lines.append(f"{chosen.method} is a baseline: no method that was tried does better here")
     for row in done.rivals:
-        form = SCORES[row.first].form.replace("{:", "{:+")
-        apart, (low, high) = difference(row, chosen)
+        change, ends = SCORES[row.first].show_change(*difference(row, chosen))
         lines.append(
             f"as good, as far as {done.pictures} pictures tell: the baseline {row.name}, "
-            f"{form.format(apart)} ({form.format(low)} to {form.format(high)}) against it, "
-            f"{row.speedup:.2f} x dense"
+            f"{change} ({ends}) against it, {row.speedup:.2f} x dense"
         )
     return lines
 

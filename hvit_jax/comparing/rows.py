@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hvit_jax.comparing.scores import SCORES, Score, interval
+from hvit_jax.comparing.scores import SCORES, interval
 from hvit_jax.comparing.settings import LOWRES, Setting, name_of
 from hvit_jax.config import ViTConfig
 from hvit_jax.profiling.plot import pareto_front
@@ -238,8 +238,8 @@ def verdict(row: Trial, there: Sequence[Trial], rows: Sequence[Trial]) -> str:
     apart, ends = difference(row, best)
     word = "worse than" if _is_worse(row, best) else "not told from"
     word = "better than" if _is_worse(best, row) else word
-    form = SCORES[row.first].form.replace("{:", "{:+")
-    return f"{word} {name} ({form.format(apart)}, {' to '.join(map(form.format, ends))})"
+    change, ends = SCORES[row.first].show_change(apart, ends)
+    return f"{word} {name} ({change}, {ends})"
 
 
 def rivals(rows: Sequence[Trial], chosen: Trial) -> list[Trial]:
@@ -289,7 +289,6 @@ def show_change(row: Trial, name: str) -> str:
     """Write how a score differs from the dense model's, with the 95 % interval."""
     if row.method == "dense":
         return ""
-    score: Score = SCORES[name]
-    form = score.form.replace("{:", "{:+")
-    low, high = row.scores[name]["change_interval"]
-    return f"{form.format(row.scores[name]['change'])} ({form.format(low)} to {form.format(high)})"
+    score = row.scores[name]
+    change, ends = SCORES[name].show_change(score["change"], score["change_interval"])
+    return f"{change} ({ends})"

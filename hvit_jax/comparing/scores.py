@@ -8,7 +8,7 @@ draw by draw.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,11 @@ class Score:
     of: Callable[[Any, int], Float[np.ndarray, " R"]] = _percent
     better: int = 1
     room: float | None = 1.0
+
+    def show_change(self, change: float, ends: Sequence[float]) -> tuple[str, str]:
+        """Write a difference between two settings, and the interval that it lies in."""
+        form = self.form.replace("{:", "{:+")
+        return form.format(change), " to ".join(map(form.format, ends))
 
     @property
     def in_percent(self) -> bool:

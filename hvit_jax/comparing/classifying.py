@@ -22,7 +22,7 @@ from hvit_jax.data.source import Source
 from hvit_jax.dense.windows import resize_pixels
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.heads import TEMPERATURE
+from hvit_jax.evaluation.heads import TEMPERATURE, unit_length, unit_rows
 from hvit_jax.evaluation.inputs import Inputs
 from hvit_jax.evaluation.loop import labels_of
 from hvit_jax.evaluation.step import Outputs, Scoring, Step, compile_features, compile_step
@@ -189,8 +189,7 @@ class Whole:
         def features(weights, pixels):
             images = normalize(pixels, how.mean, how.std)
             found = with_weights(weights).dense_features(images)
-            lengths = jax.numpy.linalg.norm(found, axis=-1, keepdims=True)
-            return (found / jax.numpy.maximum(lengths, 1e-12)).astype(jax.numpy.float16)
+            return unit_length(found).astype(jax.numpy.float16)
 
         compiled = self.placement.compile(features, arrays=1)
         weights, put = self.placement.replicate(weights), self.placement.shard_batch
@@ -298,8 +297,7 @@ def leave_one_out(
 
     Votes weigh as in `evaluation.heads.Neighbours`.
     """
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    units = (features / np.maximum(lengths, 1e-12)).astype(np.float32)
+    units = unit_rows(features).astype(np.float32)
     k, right = min(k, len(units) - 1), []
     for start in range(0, len(units), _ROWS):
         alike = units[start : start + _ROWS] @ units.T

@@ -67,8 +67,7 @@ class Neighbours:
         cls, features: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"], classes: int, k: int
     ) -> Neighbours:
         """Make it of training pictures, at least `k` of them."""
-        lengths = np.linalg.norm(features, axis=1, keepdims=True)
-        chunks, places = in_chunks(features / np.maximum(lengths, _SHORT), labels)
+        chunks, places = in_chunks(unit_rows(features), labels)
         return cls(chunks, places, classes, k)
 
     def __call__(self, features: Float[Array, "B C"]) -> Float[Array, "B classes"]:
@@ -103,10 +102,16 @@ Head = Linear | Neighbours
 _SHORT = 1e-12  # Features are divided by no shorter lengths.
 
 
-def unit_length(features: Float[Array, "B C"]) -> Float[Array, "B C"]:
+def unit_length(features: Float[Array, "*rows C"]) -> Float[Array, "*rows C"]:
     """Divide features by their lengths."""
     lengths = jnp.linalg.norm(features, axis=-1, keepdims=True)
     return features / jnp.maximum(lengths, _SHORT)
+
+
+def unit_rows(features: Float[np.ndarray, "N C"]) -> Float[np.ndarray, "N C"]:
+    """Divide features by their lengths, on the host."""
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.maximum(lengths, _SHORT)
 
 
 def in_chunks(

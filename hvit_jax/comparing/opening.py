@@ -20,7 +20,7 @@ from hvit_jax.data.source import SAMPLING, even_places, take_evenly
 from hvit_jax.dense.config import LabelTruth
 from hvit_jax.dense.folders import NONE, describe_scenes, open_scenes
 from hvit_jax.dense.metrics import Depth, Segmentation, class_names
-from hvit_jax.dense.windows import Layout
+from hvit_jax.dense.windows import fit_windows
 from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.inputs import Inputs, open_inputs
@@ -175,11 +175,8 @@ def _open_maps(
         raise InputError("--resolution is for models of classes; give --window")
     decoder = description.config.decoder
     assert decoder is not None
-    sizes = description.config
-    if config.restore is not None:
-        sizes = replace(sizes, decoder=replace(decoder, restore=config.restore))
-    layout = Layout.of(sizes, config.windows.over(description.windows))
-    sizes = replace(sizes, resolution=layout.resolution(sizes.patch_size))
+    windows = config.windows.over(description.windows)
+    sizes, layout = fit_windows(description.config, windows, config.restore)
     truth = config.truth
     if config.unlabelled:
         truth = LabelTruth(truth=NONE, split=truth.split)
@@ -194,11 +191,7 @@ def _open_maps(
         wanted["depth_scale"] = config.depth.depth_scale
         metric = Depth(*(config.depth.depth_range or decoder.depth_range))
     scenes = open_scenes(data, **{**wanted, "exif": config.preparing.exif})
-    if scenes.outputs not in (None, decoder.outputs):
-        raise InputError(
-            f"{scenes.dataset} has {scenes.outputs} classes, the decoder of {checkpoint} "
-            f"{decoder.outputs}"
-        )
+    scenes.refuse_other_classes(decoder.outputs, checkpoint)
     if not scenes.truths:
         messages.print("no truth: compared with what the dense model says")
     places = even_places(config.pictures, len(scenes))

@@ -150,6 +150,17 @@ class Scenes:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def refuse_other_classes(self, outputs: int, checkpoint: Path) -> None:
+        """Refuse a decoder that tells another number of classes apart than the data set has.
+
+        Raises:
+            InputError: that names both.
+        """
+        if self.outputs not in (None, outputs):
+            raise InputError(
+                f"{self.dataset} has {self.outputs} classes, the decoder of {checkpoint} {outputs}"
+            )
+
     def open(self, index: int) -> Image.Image:
         """Decode one picture to RGB; see `data.picture.open_picture`."""
         name = self.paths[index]

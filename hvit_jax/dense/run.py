@@ -33,7 +33,7 @@ from hvit_jax.dense.reading import Read, job_of
 from hvit_jax.dense.results import print_results, read_results, running_scores, scores
 from hvit_jax.dense.stream import Job, WindowStream
 from hvit_jax.dense.tally import MapTally
-from hvit_jax.dense.windows import Layout
+from hvit_jax.dense.windows import Layout, fit_windows
 from hvit_jax.distributed.placement import Placement, place
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.results import describe
@@ -217,11 +217,7 @@ def _open(config: MapConfig, say: Callable[[str], object]) -> _Opened:
         wanted = {name: getattr(truth, name) for name in ("truth", "split", "depth_scale", "exif")}
         metric = Depth(*(truth.depth_range or decoder.depth_range))
     scenes = open_scenes(str(config.data), **wanted)
-    if scenes.outputs not in (None, decoder.outputs):
-        raise InputError(
-            f"{scenes.dataset} has {scenes.outputs} classes, the decoder of {config.checkpoint} "
-            f"{decoder.outputs}"
-        )
+    scenes.refuse_other_classes(decoder.outputs, config.checkpoint)
     return _Opened(config, scenes, description, sizes, layout, reducer, metric, place())
 
 
@@ -239,12 +235,7 @@ def _sizes(config: MapConfig, description: Description) -> tuple[ViTConfig, Layo
         raise InputError(
             f"the decoder of {config.checkpoint} is for {sizes.decoder.task}; use {other}"
         )
-    if config.restore is not None:
-        decoder = dataclasses.replace(sizes.decoder, restore=config.restore)
-        sizes = dataclasses.replace(sizes, decoder=decoder)
-    layout = Layout.of(sizes, config.windows.over(description.windows))
-    resolution = layout.resolution(sizes.patch_size)
-    return dataclasses.replace(sizes, resolution=resolution), layout
+    return fit_windows(sizes, config.windows.over(description.windows), config.restore)
 
 
 def _check_folder(config: MapConfig, scenes: Scenes) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Num, UInt8
@@ -224,6 +224,25 @@ class Layout:
         _, height, width, channels = maps.shape
         laid = maps.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
         return laid.reshape(rows * height, columns * width, channels)
+
+
+def fit_windows(
+    config: ViTConfig, windows: Windows, restore: str | None = None
+) -> tuple[ViTConfig, Layout]:
+    """Give a model's sizes for its windows, and how pictures become these.
+
+    Args:
+        config: the model's sizes.
+        windows: what is wanted.
+        restore: where a method's tokens become the full grid; None: where the sizes say so.
+
+    Raises:
+        InputError: if the model has no decoder, or the sizes do not fit each other.
+    """
+    if restore is not None and config.decoder is not None:
+        config = replace(config, decoder=replace(config.decoder, restore=restore))
+    layout = Layout.of(config, windows)
+    return replace(config, resolution=layout.resolution(config.patch_size)), layout
 
 
 def _starts(side: int, window: int, stride: int) -> tuple[int, ...]:

@@ -9,21 +9,19 @@ from rich.console import Console
 
 from hvit_jax.comparing.config import CompareConfig
 from hvit_jax.comparing.opening import open_comparison
-from hvit_jax.comparing.rows import Trial
+from hvit_jax.comparing.rows import Trial, measured
 from hvit_jax.comparing.scores import SCORES
 from hvit_jax.comparing.trials import Trials
 from hvit_jax.errors import InputError
-from hvit_jax.evaluation.verify import LOSS, POINTS
+from hvit_jax.evaluation.verify import LOSS, POINTS, print_changes
 from hvit_jax.fields import from_json
 from hvit_jax.system.files import read_json
 from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import plain_console, show_progress
-from hvit_jax.system.provenance import changes
 from hvit_jax.system.signals import sigterm_raises
 
 _SAME = ("data_sha256", "labels_sha256", "checkpoint_sha256", "train_data_sha256")
 _SAME += ("text_embeddings_sha256", "pictures", "bootstrap")
-_FREE = ("device", "devices", "matmul_precision", "versions")
 # What does not come from the file.
 _NOT_REPEATED = ("workers", "output", "resume", "verify")
 
@@ -81,16 +79,14 @@ def verify(
     content, rows = read_comparison(config.verify)
     use_compilation_cache(config.cache)
     opened = open_comparison(config, messages)
-    before, now = ({name: about.get(name) for name in _FREE} for about in (content, opened.about))
-    for change in changes(before, now):
-        console.print(f"recorded {change}")
+    print_changes(console, content, opened.about)
     found = [
         f"{name} was {content.get(name)} and is {opened.about[name]}"
         for name in _SAME
         if name in opened.about and content.get(name) != opened.about[name]
     ]
     trials = Trials(opened.bench, None)
-    rows = [row for row in rows if row.error is None]
+    rows = measured(rows)
     with sigterm_raises(), show_progress(messages, len(rows), unit="settings") as show:
         for number, row in enumerate(rows, 1):
             found += differences(row, trials.measure(row.setting(opened.bench.sizes)))

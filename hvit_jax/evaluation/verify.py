@@ -87,6 +87,13 @@ def differences(
     return found
 
 
+def print_changes(console: Console, recorded: dict[str, Any], now: dict[str, Any]) -> None:
+    """Print which of the things that results may differ in have changed: devices and versions."""
+    before, after = ({name: about.get(name) for name in _FREE} for about in (recorded, now))
+    for change in changes(before, after):
+        console.print(f"recorded {change}")
+
+
 def print_verification(
     console: Console,
     recorded: dict[str, Any],
@@ -103,9 +110,7 @@ def print_verification(
         limits: of their scores.
         moved: says how far the first of these moved.
     """
-    before, now = ({name: about.get(name) for name in _FREE} for about in (recorded, results))
-    for change in changes(before, now):
-        console.print(f"recorded {change}")
+    print_changes(console, recorded, results)
     found = differences(recorded, results, limits)
     for line in found:
         console.print(f"differs: {line}")

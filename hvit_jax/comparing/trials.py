@@ -69,6 +69,15 @@ class Bench(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """Scores by their names, of the pictures and of their draws, and what the method reports."""
+
+    values: dict[str, float]
+    drawn: dict[str, np.ndarray]
+    report: dict[str, float]
+
+
 @dataclass
 class Trials:
     """Tries settings on the same pictures."""
@@ -100,20 +109,19 @@ class Trials:
             RuntimeError: if the device runs out of memory.
         """
         tried, setting = setting.tried, self.bench.with_budgets(setting)
-        dense, found_dense = self._dense
-        program, found = dense, found_dense
-        if setting.method != Reducer.name:
+        dense, _ = self._dense
+        if setting.method == Reducer.name:
+            program, scored = dense, self._of_dense
+        else:
             program = self.bench.prepare(setting)
-            found = program.run()
-        values, report = self.bench.values(found, found_dense)
-        drawn = {name: values_of_draws(SCORES[name], each) for name, each in values.items()}
+            scored = self._scored(program.run())
         row = replace(
             self.row(setting),
             tried=tried,
             memory_bytes=program.memory_bytes,
-            report=report,
-            scores={name: self._score(name, each, drawn[name]) for name, each in values.items()},
-            draws=",".join(f"{each:.{_DIGITS}g}" for each in next(iter(drawn.values()))),
+            report=scored.report,
+            scores={name: self._score(name, scored) for name in scored.values},
+            draws=",".join(f"{each:.{_DIGITS}g}" for each in next(iter(scored.drawn.values()))),
         )
         return row if self.seconds is None else self._timed(row, program, dense)
 
@@ -136,21 +144,25 @@ class Trials:
         return program, program.run()
 
     @functools.cached_property
-    def _of_dense(self) -> dict[str, tuple[float, np.ndarray]]:
-        """The dense model's scores, of the pictures and of their draws."""
-        found = self._dense[1]
-        values, _ = self.bench.values(found, found)
-        return {
-            name: (value_of(SCORES[name], each), values_of_draws(SCORES[name], each))
-            for name, each in values.items()
-        }
+    def _of_dense(self) -> _Scored:
+        """The dense model's scores."""
+        return self._scored(self._dense[1])
 
-    def _score(self, name: str, values: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:
+    def _scored(self, found: Any) -> _Scored:
+        """Score what `Program.run` has found."""
+        values, report = self.bench.values(found, self._dense[1])
+        return _Scored(
+            {name: value_of(SCORES[name], each) for name, each in values.items()},
+            {name: values_of_draws(SCORES[name], each) for name, each in values.items()},
+            report,
+        )
+
+    def _score(self, name: str, scored: _Scored) -> dict[str, Any]:
         """Give a score, and what it differs from the dense model's."""
-        value, (dense, drawn_dense) = value_of(SCORES[name], values), self._of_dense[name]
+        value, drawn = scored.values[name], scored.drawn[name]
         return {
             "value": value,
             "interval": interval(drawn),
-            "change": value - dense,
-            "change_interval": interval(drawn - drawn_dense),
+            "change": value - self._of_dense.values[name],
+            "change_interval": interval(drawn - self._of_dense.drawn[name]),
         }

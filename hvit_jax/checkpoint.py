@@ -169,7 +169,7 @@ def parse_description(content: dict[str, Any]) -> Description:
         InputError, ValueError, KeyError, TypeError, AttributeError: if it is none.
     """
     sizes, classes = dict(content["config"]), tuple(content["classes"])
-    config = from_json(ViTConfig, sizes)
+    config = from_json(ViTConfig, {**sizes, "resolution": as_pair(sizes["resolution"])})
     outputs = config.num_classes if config.decoder is None else config.decoder.outputs
     if classes and len(set(classes)) != outputs:
         raise InputError(f"{len(set(classes))} different classes for {outputs} outputs")

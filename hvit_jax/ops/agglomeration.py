@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.ops.arrays import gather
-from hvit_jax.ops.precision import accumulator, accurate_einsum
+from hvit_jax.ops.merging import unit_vectors
+from hvit_jax.ops.precision import accurate_einsum
 
 
 def cosine_distances(metric: Float[Array, "B P D"]) -> Float[Array, "B P P"]:
     """Compute 1 - cosine of all pairs in float32; no gradient flows through it."""
-    metric = jax.lax.stop_gradient(metric.astype(accumulator(metric.dtype)))
-    unit = metric / jnp.maximum(jnp.linalg.norm(metric, axis=-1, keepdims=True), 1e-12)
+    unit = unit_vectors(metric)
     return 1 - accurate_einsum("bnd,bmd->bnm", unit, unit)
 
 

@@ -40,6 +40,12 @@ class Matching:
     apart: int = dataclasses.field(metadata={"static": True})
 
 
+def unit_vectors(x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+    """Scale vectors to unit length in float32, for cosines; no gradient flows through it."""
+    x = jax.lax.stop_gradient(x.astype(accumulator(x.dtype)))
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
 def merge_counts(
     r: int | Sequence[int | float], blocks: int, *, method: str = "tome"
 ) -> tuple[int, ...]:
@@ -124,9 +130,8 @@ def match_tokens(metric: Float[Array, "B N D"], *, r: int, prefix: int = 1) -> M
 
 def _proposals(metric):
     """Find the best similarity of every token of A to B, and with which token of B it is."""
-    metric = jax.lax.stop_gradient(metric.astype(accumulator(metric.dtype)))
-    metric = metric / jnp.maximum(jnp.linalg.norm(metric, axis=-1, keepdims=True), 1e-12)
-    similarity = accurate_einsum("bnd,bmd->bnm", metric[:, ::2], metric[:, 1::2])
+    unit = unit_vectors(metric)
+    similarity = accurate_einsum("bnd,bmd->bnm", unit[:, ::2], unit[:, 1::2])
     return similarity.max(-1), similarity.argmax(-1).astype(jnp.int32)
 
 

@@ -20,7 +20,7 @@ from hvit_jax.fields import known, option, steps
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, TokenState, initial_state, pool_by_size
 from hvit_jax.ops.arrays import gather
-from hvit_jax.ops.merging import merge_groups
+from hvit_jax.ops.merging import merge_groups, unit_vectors
 from hvit_jax.ops.precision import accumulator, accurate_einsum
 from hvit_jax.ops.selection import behind_prefix, best_places, descending_order
 from hvit_jax.reducers.merging import (
@@ -217,8 +217,7 @@ def _most_similar(
     x: Float[Array, "B P C"], kept: int
 ) -> tuple[Float[Array, "B R"], Int[Array, "B R"]]:
     """Find for the patches behind the first ones which of these they are most like, by cosine."""
-    x = jax.lax.stop_gradient(x.astype(accumulator(x.dtype)))
-    unit = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    unit = unit_vectors(x)
     similarity = accurate_einsum("brc,bkc->brk", unit[:, kept:], unit[:, :kept])
     return similarity.max(-1), similarity.argmax(-1).astype(jnp.int32)
 

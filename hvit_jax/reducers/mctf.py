@@ -17,8 +17,8 @@ from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, TokenState, pool_by_size
 from hvit_jax.ops import flops
 from hvit_jax.ops.arrays import gather
-from hvit_jax.ops.merging import merge_groups
-from hvit_jax.ops.precision import accumulator, accurate_einsum
+from hvit_jax.ops.merging import merge_groups, unit_vectors
+from hvit_jax.ops.precision import accurate_einsum
 from hvit_jax.ops.selection import behind_prefix
 from hvit_jax.ops.sorting import ranks
 from hvit_jax.reducers.merging import (
@@ -159,9 +159,8 @@ class MCTF(Merging):
 
     def _scores(self, x, received, sizes) -> Float[Array, "B A O"]:
         """Score all pairs of an even and an odd token, in float32; no gradient flows into it."""
-        x, received, sizes = jax.lax.stop_gradient((x, received, sizes))
-        x, received = x.astype(accumulator(x.dtype)), received.astype(sizes.dtype)
-        unit = x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+        received, sizes = jax.lax.stop_gradient((received.astype(sizes.dtype), sizes))
+        unit = unit_vectors(x)
         cosine = accurate_einsum("bac,boc->bao", unit[:, ::2], unit[:, 1::2])
         # Rounded, a cosine can be below -1.
         score = _power(jnp.maximum((cosine + 1) / 2, 0), self.tau_similarity)

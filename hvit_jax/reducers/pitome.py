@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -14,7 +13,7 @@ from hvit_jax.fields import option
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, TokenState, pool_by_size
 from hvit_jax.ops.arrays import gather
-from hvit_jax.ops.merging import match_tokens
+from hvit_jax.ops.merging import match_tokens, unit_vectors
 from hvit_jax.ops.precision import accurate_einsum
 from hvit_jax.ops.selection import behind_prefix, descending_order
 from hvit_jax.ops.sorting import inverse
@@ -137,8 +136,7 @@ def energies(metric: Float[Array, "B P D"], *, margin: float, alpha: float) -> F
     Returns:
         Energies in float32; no gradient flows into them.
     """
-    metric = jax.lax.stop_gradient(metric)
-    unit = metric / jnp.maximum(jnp.linalg.norm(metric, axis=-1, keepdims=True), 1e-12)
+    unit = unit_vectors(metric)
     beyond = accurate_einsum("bnd,bmd->bnm", unit, unit) - margin
     below = alpha * (jnp.exp(jnp.minimum(beyond, 0)) - 1)
     return jnp.where(beyond > 0, beyond, below).mean(-1)

@@ -205,7 +205,7 @@ def merge_groups(
     places: Int[Array, "B N"],
     *,
     tokens: int,
-) -> tuple[Float[Array, "B M C"], Float[Array, "B M"]]:
+) -> Float[Array, "B M C"]:
     """Merge groups of any number of tokens: weighted means, computed in float32.
 
     Args:
@@ -215,13 +215,24 @@ def merge_groups(
         tokens: how many new tokens there are; each has at least one part.
 
     Returns:
-        The means in the dtype of `x`, and the sums of their parts' weights.
+        The means in the dtype of `x`.
     """
+    parts = _parts(weights, places, tokens)
+    sums = accurate_einsum("bmn,bnc->bmc", parts, x.astype(accumulator(x.dtype)))
+    return (sums / parts.sum(-1, keepdims=True)).astype(x.dtype)
+
+
+def sum_groups(
+    weights: Float[Array, "B N"], places: Int[Array, "B N"], *, tokens: int
+) -> Float[Array, "B M"]:
+    """Add up the weights of each group; see `merge_groups`."""
+    return _parts(weights, places, tokens).sum(-1)
+
+
+def _parts(weights, places, tokens: int) -> Float[Array, "B M N"]:
+    """Spread weights over a row for each group, in which those of others are 0."""
     here = places[:, None, :] == jnp.arange(tokens, dtype=places.dtype)[None, :, None]
-    parts = jnp.where(here, weights[:, None, :], 0)
-    total, wide = parts.sum(-1), accumulator(x.dtype)
-    sums = accurate_einsum("bmn,bnc->bmc", parts, x.astype(wide))
-    return (sums / total[..., None]).astype(x.dtype), total
+    return jnp.where(here, weights[:, None, :], 0)
 
 
 def count_by_ratio(ratio: float, tokens: int) -> int:

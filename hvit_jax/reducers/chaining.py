@@ -17,6 +17,7 @@ from hvit_jax.fields import hints, known, option
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.ops.arrays import gather
+from hvit_jax.ops.merging import sum_groups
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,8 @@ class Chain(Reducer):
         second = state.parts[1]
         if state.handed is None or second.source is None:
             return self.parts[1].patch_sizes(x, second)
-        held = second.source[..., None] == jnp.arange(state.prefix, x.shape[1])[None, None]
-        return jnp.where(held, state.handed[..., None], 0).sum(1)
+        left = x.shape[1] - state.prefix
+        return sum_groups(state.handed, second.source - state.prefix, tokens=left)
 
     def groups(
         self, block: Block, x: Float[Array, "B N C"], after: ChainState, layer: Layer, draws: Any

@@ -20,7 +20,7 @@ from hvit_jax.fields import known, option, steps
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, TokenState, initial_state, pool_by_size
 from hvit_jax.ops.arrays import gather
-from hvit_jax.ops.merging import merge_groups, unit_vectors
+from hvit_jax.ops.merging import sum_groups, unit_vectors
 from hvit_jax.ops.precision import accumulator, accurate_einsum
 from hvit_jax.ops.selection import behind_prefix, best_places, descending_order
 from hvit_jax.reducers.merging import (
@@ -196,7 +196,7 @@ class DiffRate(Merging):
         stay = jnp.broadcast_to(jnp.arange(tokens, dtype=targets.dtype), (x.shape[0], tokens))
         places = jnp.concatenate([stay, prefix + targets], axis=1)
         shares = jnp.concatenate([jnp.ones((x.shape[0], tokens), wide), similar], axis=1)
-        _, grown = merge_groups(x[..., :0], state.weights * shares, places, tokens=tokens)
+        grown = sum_groups(state.weights * shares, places, tokens=tokens)
         ones = jnp.ones_like(state.weights)
         weights = jnp.maximum(state.weights, _LEAST) if self.weighted else ones
         return state.merged(x, places, tokens=tokens, means_by=weights, weights=grown)

@@ -136,7 +136,7 @@ class MCTF(Merging):
             values = gather(block.values(fused), places)
             rows = block.attend(q, k, values, key_bias=bias)
             flat = rows.reshape(*rows.shape[:2], -1)
-            means = merge_groups(flat, weights, places, tokens=layer.tokens_out)[0]
+            means = merge_groups(flat, weights, places, tokens=layer.tokens_out)
             attended = means.reshape(x.shape[0], layer.tokens_out, *rows.shape[2:])
         else:
             bias = jnp.log(state.sizes) if self.proportional_attention else None

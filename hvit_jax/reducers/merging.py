@@ -16,7 +16,7 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.fields import option, steps
 from hvit_jax.models.block import Block, KeyBias
 from hvit_jax.models.reducer import Layer, Reducer, TokenState, initial_state
-from hvit_jax.ops.merging import count_by_ratio, merge_counts, merge_groups
+from hvit_jax.ops.merging import count_by_ratio, merge_counts, merge_groups, sum_groups
 from hvit_jax.ops.precision import accumulator
 
 PROPORTIONAL = "proportional attention"
@@ -64,11 +64,11 @@ class MergeState(TokenState):
             The means, and the state with their sizes and coordinates.
         """
         weights = self.sizes if means_by is None else means_by
-        means, _ = merge_groups(x, weights, places, tokens=tokens)
-        _, sizes = merge_groups(x[..., :0], self.sizes, places, tokens=tokens)
+        means = merge_groups(x, weights, places, tokens=tokens)
+        sizes = sum_groups(self.sizes, places, tokens=tokens)
         coordinates = self.coordinates_of_all(x.shape[0])
         if coordinates is not None:
-            moved, _ = merge_groups(coordinates, weights, places, tokens=tokens)
+            moved = merge_groups(coordinates, weights, places, tokens=tokens)
             coordinates = moved[:, self.prefix :]
         state = self.moved(x, places)
         return means, dataclasses.replace(state, sizes=sizes, coordinates=coordinates, **changes)

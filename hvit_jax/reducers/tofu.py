@@ -19,9 +19,9 @@ from hvit_jax.ops.merging import (
     drop_places,
     drop_tokens,
     match_tokens,
-    merge_groups,
     merge_tokens,
     most_merges,
+    sum_groups,
 )
 from hvit_jax.ops.precision import accumulator
 from hvit_jax.reducers.merging import ByRatio, MergeState, Merging, attend_and_compare
@@ -97,7 +97,7 @@ class ToFu(ByRatio, Merging):
         r, prunes = layer.tokens_in - layer.tokens_out, layer.mode == "prune"
         matching = match_tokens(metric, r=r, prefix=state.prefix)
         places = drop_places(matching) if prunes else matching.places
-        _, sizes = merge_groups(x[..., :0], state.sizes, places, tokens=layer.tokens_out)
+        sizes = sum_groups(state.sizes, places, tokens=layer.tokens_out)
         coordinates = state.coordinates_of_all(x.shape[0])
         if coordinates is not None:
             reduce = drop_tokens if prunes else _mean

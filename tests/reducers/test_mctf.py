@@ -35,7 +35,7 @@ def test_parity_fusing(name, goldens):
         fused, state = state.merged(x, places, tokens=left, means_by=weights)
         # Values that tell which fused token they are make of attention's rows those of the map.
         rows = (attention @ jnp.eye(left)[places][:, None]).swapaxes(1, 2)
-        means, _ = merge_groups(rows.reshape(*x.shape[:2], -1), weights, places, tokens=left)
+        means = merge_groups(rows.reshape(*x.shape[:2], -1), weights, places, tokens=left)
         return places, fused, state.sizes, means.reshape(len(x), left, -1, left)
 
     sizes = case["size"][..., 0] if "size" in case else np.ones(case["x"].shape[:2], np.float32)

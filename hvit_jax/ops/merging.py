@@ -163,6 +163,11 @@ def merge_tokens(
     )
 
 
+def average_tokens(x: Float[Array, "B N C"], matching: Matching) -> Float[Array, "B M C"]:
+    """Merge matched tokens to plain means, whatever they stand for."""
+    return merge_tokens(x, jnp.ones(x.shape[:2], accumulator(x.dtype)), matching)[0]
+
+
 def drop_tokens(x: Float[Array, "B N C"], matching: Matching) -> Float[Array, "B M C"]:
     """Drop the tokens that leave, instead of merging them into those that they join."""
     return gather(x, _sources(matching))

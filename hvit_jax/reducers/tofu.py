@@ -16,10 +16,10 @@ from hvit_jax.models.reducer import Layer, TokenState, pool_by_size
 from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.merging import (
     Matching,
+    average_tokens,
     drop_places,
     drop_tokens,
     match_tokens,
-    merge_tokens,
     most_merges,
     sum_groups,
 )
@@ -100,7 +100,7 @@ class ToFu(ByRatio, Merging):
         sizes = sum_groups(state.sizes, places, tokens=layer.tokens_out)
         coordinates = state.coordinates_of_all(x.shape[0])
         if coordinates is not None:
-            reduce = drop_tokens if prunes else _mean
+            reduce = drop_tokens if prunes else average_tokens
             coordinates = reduce(coordinates, matching)[:, state.prefix :]
         state = state.moved(x, places)
         x = drop_tokens(x, matching) if prunes else self._fuse(x, matching)
@@ -108,7 +108,9 @@ class ToFu(ByRatio, Merging):
         return x + block.mlp(x), state
 
     def _fuse(self, x, matching: Matching):
-        return mlerp(x, matching, norm=self.norm) if self.fuse == "mlerp" else _mean(x, matching)
+        if self.fuse == "mlerp":
+            return mlerp(x, matching, norm=self.norm)
+        return average_tokens(x, matching)
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:
         """Count the block, the similarities and what merging takes."""
@@ -119,10 +121,6 @@ class ToFu(ByRatio, Merging):
             if layer.mode == "fuse":
                 total += (before + 3 * odd if self.fuse == "mlerp" else odd) * config.width
         return total
-
-
-def _mean(x: Float[Array, "B N C"], matching: Matching) -> Float[Array, "B M C"]:
-    return merge_tokens(x, jnp.ones(x.shape[:2], accumulator(x.dtype)), matching)[0]
 
 
 def mlerp(
@@ -137,7 +135,7 @@ def mlerp(
             join, or the "mean"'s own, which gives the result exactly the largest norm.
     """
     wide, targets = accumulator(x.dtype), matching.targets
-    norms, merged = jnp.linalg.norm(x.astype(wide), axis=-1), _mean(x, matching)
+    norms, merged = jnp.linalg.norm(x.astype(wide), axis=-1), average_tokens(x, matching)
     receivers = norms[:, matching.apart + 1 :: 2]
     left = matching.order.shape[1] - targets.shape[1]
     leaving = gather(norms, matching.order[:, left:])

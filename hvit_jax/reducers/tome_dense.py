@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import ViTConfig
@@ -14,7 +13,7 @@ from hvit_jax.fields import option, steps
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.ops import flops
-from hvit_jax.ops.merging import Matching, match_tokens, merge_tokens, unmerge_tokens
+from hvit_jax.ops.merging import average_tokens, match_tokens, unmerge_tokens
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,12 @@ class ToMeDense(Reducer):
         normed = block.ln_1(x)
         matching = match_tokens(normed, r=layer.merged, prefix=state.prefix)
         places = state.coordinates_of_all(x.shape[0])
-        places = None if places is None else _merge(places, matching)[:, state.prefix :]
-        attended = block.attend(*block.project_qkv(_merge(normed, matching), places))
+        places = None if places is None else average_tokens(places, matching)[:, state.prefix :]
+        attended = block.attend(*block.project_qkv(average_tokens(normed, matching), places))
         x = x + unmerge_tokens(block.project(attended), matching)
         normed = block.ln_2(x)
         matching = match_tokens(normed, r=layer.merged, prefix=state.prefix)
-        return x + unmerge_tokens(block.run_mlp(_merge(normed, matching)), matching), state
+        return x + unmerge_tokens(block.run_mlp(average_tokens(normed, matching)), matching), state
 
     def groups(
         self, block: Block, x: Float[Array, "B N C"], after: TokenState, layer: Layer, draws: Any
@@ -113,8 +112,3 @@ class ToMeDense(Reducer):
             similarity = (tokens + (tokens - odd) * odd) * width
             total += 2 * (similarity + layer.merged * width) + 10 * layer.merged * width
         return total
-
-
-def _merge(x: Float[Array, "B N C"], matching: Matching) -> Float[Array, "B M C"]:
-    """Make tokens that merge their plain mean."""
-    return merge_tokens(x, jnp.ones(x.shape[:2], jnp.float32), matching)[0]

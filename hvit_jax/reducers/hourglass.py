@@ -118,16 +118,14 @@ class Hourglass(Reducer):
     def strengths(cls, config: ViTConfig) -> Iterable[Hourglass]:
         """Vary the grid of centroids; see `Reducer.strengths`."""
         for fraction in steps(max(config.grid)):
-            rows, columns = (max(1, round(fraction * side)) for side in config.grid)
-            yield cls(num_clusters=(rows, columns))
+            yield cls(num_clusters=scaled_grid(config, fraction))
 
     @classmethod
     def candidates(cls, config: ViTConfig) -> Iterable[Hourglass]:
         """Try three places and three grids of centroids; see `Reducer.candidates`."""
         places = config.blocks_at(1 / 6, 1 / 3, 1 / 2)
         for place, fraction in itertools.product(places, (0.5, 0.65, 0.8)):
-            rows, columns = (max(1, round(fraction * side)) for side in config.grid)
-            yield cls(cluster_location=place, num_clusters=(rows, columns))
+            yield cls(cluster_location=place, num_clusters=scaled_grid(config, fraction))
 
     def resolve(self, config: ViTConfig) -> Hourglass:
         """Fill in location and cluster grid, a square as one number; see `Reducer.resolve`."""
@@ -305,6 +303,12 @@ class Hourglass(Reducer):
     def encoder_dropout_flops(self, config: ViTConfig) -> int:
         """Count dropout once a block, as the tables do for this method."""
         return sum(_inside(layer) for layer in self.schedule(config)) * config.width
+
+
+def scaled_grid(config: ViTConfig, fraction: float) -> tuple[int, int]:
+    """Scale the sides of the grid of patches; each is 1 at least."""
+    rows, columns = config.grid
+    return max(1, round(fraction * rows)), max(1, round(fraction * columns))
 
 
 def _inside(layer: Layer) -> int:

@@ -18,6 +18,7 @@ from hvit_jax.fields import known, option, steps
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, Reducer, TokenState, initial_state, pool_by_size
 from hvit_jax.ops.clustering import initial_labels, pool_tokens
+from hvit_jax.reducers.hourglass import scaled_grid
 
 
 @dataclass(frozen=True)
@@ -65,17 +66,14 @@ class Pool(Reducer):
     @classmethod
     def strengths(cls, config: ViTConfig) -> Iterable[Pool]:
         """Vary the grid; see `Reducer.strengths`."""
-        for fraction in steps(max(config.grid)):
-            rows, columns = (max(1, round(fraction * side)) for side in config.grid)
-            yield cls(grid=(rows, columns))
+        return (cls(grid=scaled_grid(config, fraction)) for fraction in steps(max(config.grid)))
 
     @classmethod
     def candidates(cls, config: ViTConfig) -> Iterable[Pool]:
         """Try three places and three grids; see `Reducer.candidates`."""
         for place in config.blocks_at(1 / 6, 1 / 3, 1 / 2):
             for fraction in (0.5, 0.65, 0.8):
-                rows, columns = (max(1, round(fraction * side)) for side in config.grid)
-                yield cls(pool_location=place, grid=(rows, columns))
+                yield cls(pool_location=place, grid=scaled_grid(config, fraction))
 
     def resolve(self, config: ViTConfig) -> Pool:
         """Fill in location and grid; see `Reducer.resolve`."""

@@ -310,6 +310,11 @@ def pool_by_size() -> Any:
     )
 
 
+def pools_patches(config: ViTConfig) -> bool:
+    """Tell whether the model pools its patches; others read tokens of the prefix alone."""
+    return config.pool in ("avg", "cls+avg", "map")
+
+
 def initial_state(
     x: Float[Array, "B N C"], config: ViTConfig, *, trace: bool, by_image: bool = False
 ) -> dict[str, Any]:

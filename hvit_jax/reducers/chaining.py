@@ -15,7 +15,7 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.errors import InputError
 from hvit_jax.fields import hints, known, option
 from hvit_jax.models.block import Block
-from hvit_jax.models.reducer import Layer, Reducer, TokenState
+from hvit_jax.models.reducer import Layer, Reducer, TokenState, pools_patches
 from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.merging import sum_groups
 
@@ -163,7 +163,7 @@ class Chain(Reducer):
         if layer.begins is None:
             return state
         (first,), handed = state.parts, None
-        if layer.begins.pool in ("avg", "cls+avg", "map"):  # Others read no patches.
+        if pools_patches(layer.begins):
             handed = self.parts[0].patch_sizes(x, first)
         trace = first.source is not None or handed is not None
         second = self.parts[1].init(x, layer.begins, trace=trace)

@@ -18,7 +18,7 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.errors import unknown
 from hvit_jax.fields import known, option, steps
 from hvit_jax.models.block import Block
-from hvit_jax.models.reducer import Layer, TokenState, initial_state, pool_by_size
+from hvit_jax.models.reducer import Layer, TokenState, initial_state, pool_by_size, pools_patches
 from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.merging import sum_groups, unit_vectors
 from hvit_jax.ops.precision import accumulator, accurate_einsum
@@ -234,7 +234,7 @@ def usual_counts(config: ViTConfig) -> str | None:
 
     Those of DeiT keep two patches in the end, so they are for heads that read CLS.
     """
-    reads_patches = config.decoder is not None or config.pool not in ("cls", "two heads")
+    reads_patches = config.decoder is not None or pools_patches(config)
     base = "ViT-B-MAE:11.5" if reads_patches else "ViT-B-DeiT:11.5"
     return {12: base, 24: "ViT-L-MAE:38.5", 32: "ViT-H-MAE:103.4"}.get(config.depth)
 

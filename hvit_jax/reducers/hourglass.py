@@ -16,7 +16,14 @@ from jaxtyping import Array, Float, Int
 from hvit_jax.config import ViTConfig
 from hvit_jax.fields import known, option, steps
 from hvit_jax.models.block import Block
-from hvit_jax.models.reducer import Layer, Reducer, TokenState, initial_state, pool_by_size
+from hvit_jax.models.reducer import (
+    Layer,
+    Reducer,
+    TokenState,
+    initial_state,
+    pool_by_size,
+    pools_patches,
+)
 from hvit_jax.ops import flops
 from hvit_jax.ops.clustering import cluster_labels, cluster_tokens, reconstruct_tokens
 
@@ -184,7 +191,7 @@ class Hourglass(Reducer):
         """All patches up to `cluster_location`, centroids from there on, or as far as is asked."""
         clusters, location = self.cluster_grid, known(self.cluster_location)
         full, reduced = config.num_tokens, math.prod(clusters) + config.prefix_tokens
-        counts = self.pool_by_size and config.pool in ("avg", "cls+avg", "map")
+        counts = self.pool_by_size and pools_patches(config)
         cluster = ClusterLayer(full, reduced, "cluster", config.grid, clusters, counts)
         before, inside = (Layer(full, full),) * location, Layer(reduced, reduced)
         if self.reconstruct_location is None:

@@ -103,6 +103,23 @@ class Merging(Reducer):
         return total
 
 
+def counts_option(
+    about: str = "tokens merged a block",
+    default: str = " (default: 47% of the patches over the depth)",
+) -> Any:
+    """Declare an option that tells, as `merge_counts` reads it, how many tokens leave each block.
+
+    Args:
+        about: which tokens.
+        default: what stands for None, as the help has it; nothing for a way in place of another.
+    """
+    return option(
+        None,
+        f"{about}: a number, a list with one a block, or a number and an inflection written with a "
+        f"point, such as 8,-0.5{default}",
+    )
+
+
 @dataclass(frozen=True)
 class ByRatio(Reducer):
     """Base of the methods by which a part of the tokens remains after every block."""
@@ -114,11 +131,7 @@ class ByRatio(Reducer):
         above=0,
         most=1,
     )
-    r: Counts | None = option(
-        None,
-        "in place of --ratio, tokens that leave in each block: a number, a list with one a block, "
-        "or a number and an inflection written with a point, such as 8,-0.5",
-    )
+    r: Counts | None = counts_option("in place of --ratio, tokens that leave in each block", "")
 
     @classmethod
     def strengths(cls: type[Ratio], config: ViTConfig) -> Iterable[Ratio]:
@@ -152,15 +165,6 @@ class ByRatio(Reducer):
             return min(merge_counts(self.r, config.depth, method=self.name)[block], most)
         assert self.ratio is not None, "resolve fills it in"
         return min(count_by_ratio(self.ratio, tokens), most)
-
-
-def counts_option() -> Any:
-    """Declare how many tokens merge in every block."""
-    return option(
-        None,
-        "tokens merged a block: a number, a list with one a block, or a number and an inflection "
-        "written with a point, such as 8,-0.5 (default: 47% of the patches over the depth)",
-    )
 
 
 def usual_count(config: ViTConfig, blocks: int | None = None) -> int:

@@ -18,7 +18,7 @@ from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.ops.merging import merge_counts
 from hvit_jax.ops.selection import best_places, descending_order, kept_tokens, take_tokens
 from hvit_jax.ops.sorting import sort
-from hvit_jax.reducers.merging import Counts
+from hvit_jax.reducers.merging import Counts, counts_option
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,7 @@ class Random(Reducer):
     drop_locations: tuple[int, ...] | None = option(
         None, "blocks that drop, counted from 0 (default: a quarter, half, 3/4 of the depth)"
     )
-    r: Counts | None = option(
-        None,
-        "in place of keep_rate, tokens that go in each block: a number, a list with one a block, "
-        "or a number and an inflection written with a point, such as 8,-0.5",
-    )
+    r: Counts | None = counts_option("in place of keep_rate, tokens that go in each block", "")
     drop_seed: int = option(0, "seed of the choice", least=0, most=2**32 - 1)
 
     @classmethod

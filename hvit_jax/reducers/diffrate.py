@@ -122,12 +122,12 @@ class DiffRate(Merging):
             prune, merge = known(self.prune_kept), known(self.merge_kept)
         else:
             prune, merge = self._lists(config)
-        least = config.prefix_tokens + 1
+        least = _fewest(config)
         for name, kept in (("prune_kept", prune), ("merge_kept", merge)):
             resolved = dataclasses.replace(self, **{name: kept})
             wanted = f"one number for each of {config.depth} blocks"
             resolved.check(len(kept) == config.depth, name, wanted)
-            resolved.check(min(kept) >= max(2, least), name, f"at least {max(2, least)}")
+            resolved.check(min(kept) >= least, name, f"at least {least}")
         # The lists stand for what they came from, so that resolving once more changes nothing.
         return dataclasses.replace(self, counts=None, r=None, prune_kept=prune, merge_kept=merge)
 
@@ -137,7 +137,7 @@ class DiffRate(Merging):
         if name is not None:
             return scaled_counts(name, config)
         r = usual_count(config) if self.r is None else self.r
-        least = max(2, config.prefix_tokens + 1)
+        least = _fewest(config)
         kept = [max(least, config.num_tokens - r * block) for block in range(config.depth + 1)]
         return tuple(kept[:-1]), tuple(kept[1:])
 
@@ -213,6 +213,11 @@ class DiffRate(Merging):
         return total
 
 
+def _fewest(config: ViTConfig) -> int:
+    """Count the tokens that every block must keep: one patch, and two in all."""
+    return max(2, config.prefix_tokens + 1)
+
+
 def _most_similar(
     x: Float[Array, "B P C"], kept: int
 ) -> tuple[Float[Array, "B R"], Int[Array, "B R"]]:
@@ -258,7 +263,7 @@ def scaled_counts(name: str, config: ViTConfig) -> tuple[tuple[int, ...], tuple[
         names = [f"{each}:{at}" for each, all_at in published_counts().items() for at in all_at]
         raise unknown("diffrate: counts", name, names)
     reference = 256 if model == "ViT-H-MAE" else 196
-    least = max(2, config.prefix_tokens + 1)
+    least = _fewest(config)
 
     def scale(kept: int) -> int:
         patches = round((kept - 1) * config.num_patches / reference)

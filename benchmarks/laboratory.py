@@ -3,8 +3,8 @@
 `python benchmarks/laboratory.py --seconds 420` writes benchmarks/results/DEVICE.json after every
 row, the most important rows first: every method of ViT-L/16 and ViT-H/14 in bfloat16 at batch 32
 beside the dense model, with its kernels, some of them in float8 too; single images; dense ViT-L/16
-without each of `SWITCHES`; PyTorch's fastest dense models; a step's gradient and a golden
-configuration of every method.
+without each of `SWITCHES`; PyTorch's fastest dense models; ViT-L/16 with the methods that have no
+published rows; a step's gradient and a golden configuration of every method.
 `--programs FOLDER` keeps some compiled programs. `--small` runs a tiny model on any device.
 """
 
@@ -189,6 +189,8 @@ def plan(small: bool) -> Iterator[list[Row]]:
     ]
     yield parts[0] + switches + singles
     yield from parts[1:]
+    if not small:
+        yield _later_methods(compute)
     config = TINY if small else replace(ViTConfig.vit_b16(), resolution=224)
     yield [
         Row(f"gradient of {method}", config, make_reducer(method), 8, compute, gradient=True)
@@ -229,6 +231,14 @@ def _methods(name: str, config: ViTConfig, compute: Compute, small: bool) -> lis
         if row.reducer.name in FLOAT8[name]
     ]
     return rows + eights
+
+
+def _later_methods(compute: Compute) -> list[Row]:
+    """List the methods without published rows, by default as strong as ToMe's middle row."""
+    config = _config("vit_l16")
+    published = {case.reducer.name for case in published_cases("all", batch=BATCH)}
+    methods = ["dense", *(name for name in REDUCERS if name not in published)]
+    return [Row(f"vit_l16 {name}", config, make_reducer(name), BATCH, compute) for name in methods]
 
 
 def _about(reducer: Reducer) -> dict[str, Any]:

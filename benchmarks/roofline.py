@@ -84,7 +84,8 @@ def compile_for_h200(row: Row) -> Any:
 
 def rows(published: bool) -> Iterator[Row]:
     """List what can be estimated: neither gradients nor what XLA tunes on the card."""
-    measured = [row for part in plan(small=False) for row in part]
+    # Each part has its dense model.
+    measured = {(row.name, row.compute): row for part in plan(small=False) for row in part}.values()
     yield from (row for row in measured if not row.gradient and not row.options)
     if published:
         known = {row.name for row in measured}

@@ -38,9 +38,9 @@ import hvit_jax
 from hvit_jax.architectures import model_name
 from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.convert import convert_file
+from hvit_jax.models.compiled import part_weights
 from hvit_jax.models.parameters import build_model, init_parameters
 from hvit_jax.models.reducer import Reducer
-from hvit_jax.models.vit import part_weights
 from hvit_jax.ops.platform import compiler_options
 from hvit_jax.profiling.cases import make_case, published_cases
 from hvit_jax.profiling.device import (

@@ -35,8 +35,8 @@ from hvit_jax.data.preprocess import normalize
 from hvit_jax.dense.folders import open_scenes
 from hvit_jax.dense.metrics import IGNORED, Segmentation
 from hvit_jax.dense.windows import resize_pixels
+from hvit_jax.models.compiled import part_weights
 from hvit_jax.models.parameters import build_model
-from hvit_jax.models.vit import part_weights
 from hvit_jax.ops.resizing import resize_map
 from hvit_jax.profiling.device import describe_device, device_work, time_in_turns
 from hvit_jax.system.figures import pyplot, save_figure

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from hvit_jax.config import Compute, ViTConfig
     from hvit_jax.costs import count_flops
     from hvit_jax.data.preprocess import normalize
-    from hvit_jax.models.vit import Features, ViT, jit_model
+    from hvit_jax.models.compiled import jit_model
+    from hvit_jax.models.vit import Features, ViT
     from hvit_jax.reducers import REDUCERS, Reducer, chain, make_reducer
 
 __all__ = [
@@ -42,7 +43,8 @@ _PLACES = {
     "config": ("Compute", "ViTConfig"),
     "costs": ("count_flops",),
     "data.preprocess": ("normalize",),
-    "models.vit": ("Features", "ViT", "jit_model"),
+    "models.compiled": ("jit_model",),
+    "models.vit": ("Features", "ViT"),
     "reducers": ("REDUCERS", "Reducer", "chain", "make_reducer"),
 }
 _PARTS = tuple(part.name for part in pkgutil.iter_modules(__path__) if part.name != "__main__")

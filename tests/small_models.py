@@ -8,8 +8,8 @@ import numpy as np
 from flax import nnx
 
 from hvit_jax.config import Compute, Rope, ViTConfig
+from hvit_jax.models.compiled import jit_model
 from hvit_jax.models.parameters import abstract_parameters, build_model, flatten, init_parameters
-from hvit_jax.models.vit import jit_model
 from hvit_jax.reducers import make_reducer
 
 

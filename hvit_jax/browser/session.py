@@ -16,8 +16,8 @@ from PIL import Image
 from hvit_jax.checkpoint import fitted_parameters, read_description, trained_with
 from hvit_jax.costs import at_cost, cost_share
 from hvit_jax.data.preprocess import normalize, resize_and_crop
+from hvit_jax.models.compiled import jit_model
 from hvit_jax.models.parameters import build_model
-from hvit_jax.models.vit import jit_model
 from hvit_jax.profiling.device import device_work, time_in_turns
 from hvit_jax.reducers import Reducer, method_name
 from hvit_jax.visualization.draw import draw_groups, enlarged, heat_map, lay_over

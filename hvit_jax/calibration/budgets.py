@@ -15,7 +15,8 @@ from hvit_jax.data.loader import Batch
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
-from hvit_jax.models.vit import ViT, part_weights
+from hvit_jax.models.compiled import part_weights
+from hvit_jax.models.vit import ViT
 from hvit_jax.reducers import Budgeted, as_budgeted
 
 # Matrix products on GPUs work in tiles of 8 rows and more.

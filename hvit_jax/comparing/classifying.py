@@ -26,9 +26,10 @@ from hvit_jax.evaluation.heads import TEMPERATURE, unit_length, unit_rows
 from hvit_jax.evaluation.inputs import Inputs
 from hvit_jax.evaluation.loop import labels_of
 from hvit_jax.evaluation.step import Outputs, Scoring, Step, compile_features, compile_step
+from hvit_jax.models.compiled import part_weights
 from hvit_jax.models.parameters import build_model
 from hvit_jax.models.reducer import Reducer
-from hvit_jax.models.vit import ViT, part_weights
+from hvit_jax.models.vit import ViT
 from hvit_jax.profiling.device import Latest, device_work, program_memory
 from hvit_jax.reducers import as_budgeted
 

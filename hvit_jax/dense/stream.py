@@ -20,7 +20,8 @@ from jaxtyping import Num
 from hvit_jax.dense.picture import start_finishing, window_maps
 from hvit_jax.dense.windows import Layout, View
 from hvit_jax.distributed.placement import Placement
-from hvit_jax.models.vit import ViT, part_weights
+from hvit_jax.models.compiled import part_weights
+from hvit_jax.models.vit import ViT
 
 _IN_FLIGHT = 2
 

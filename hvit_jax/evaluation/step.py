@@ -16,7 +16,8 @@ from hvit_jax.config import Preprocessing
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.evaluation.heads import Head
-from hvit_jax.models.vit import ViT, part_weights
+from hvit_jax.models.compiled import part_weights
+from hvit_jax.models.vit import ViT
 from hvit_jax.ops.arrays import Anywhere
 
 TOP = 5

@@ -19,7 +19,6 @@ from hvit_jax.models.block import Block, LayerNorm, stack_blocks
 from hvit_jax.models.decoders import Tap, make_decoder
 from hvit_jax.models.pooling import AttentionPool, mean_of_patches
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
-from hvit_jax.ops.platform import compiler_options
 from hvit_jax.ops.precision import accumulator
 from hvit_jax.ops.resizing import resize_map
 
@@ -217,9 +216,7 @@ class ViT(nnx.Module):
     ) -> tuple[Float[Array, "B ..."], dict[str, Float[Array, " B"]]]:
         """Classify images, and tell what the method has to report of each of them.
 
-        Args:
-            images: as for calling the model.
-            draws: as for calling the model.
+        Arguments are as for calling the model.
 
         Returns:
             What `model(images)` returns, and `Reducer.report`.
@@ -236,9 +233,7 @@ class ViT(nnx.Module):
     ) -> Float[Array, "B h w n"]:
         """Compute a decoder's map before it is enlarged to the images' size.
 
-        Args:
-            images: as for calling the model.
-            draws: as for calling the model.
+        Arguments are as for calling the model.
 
         Raises:
             InputError: if the model has no decoder.
@@ -251,9 +246,7 @@ class ViT(nnx.Module):
     ) -> Features:
         """Classify images, and keep the tokens and the method's state after every block.
 
-        Args:
-            images: as for calling the model.
-            draws: as for calling the model.
+        Arguments are as for calling the model.
         """
         x, state, steps = self._encode(images, draws, trace=True, collect=True)
         tokens, states = zip(*steps.values(), strict=True)
@@ -268,9 +261,7 @@ class ViT(nnx.Module):
     ) -> Float[Array, "B C"]:
         """Compute the feature that a head reads, before any head or projection, in float32.
 
-        Args:
-            images: as for calling the model.
-            draws: as for calling the model.
+        Arguments are as for calling the model.
         """
         x, state, _ = self._encode(images, draws, trace=False)
         return self._pool(x, state)
@@ -280,9 +271,7 @@ class ViT(nnx.Module):
     ) -> Float[Array, "B E"]:
         """Scale what the model returns to unit length, as CLIP compares pictures with texts.
 
-        Args:
-            images: as for calling the model.
-            draws: as for calling the model.
+        Arguments are as for calling the model.
         """
         output = self(images, draws=draws)
         return output / jnp.linalg.norm(output, axis=-1, keepdims=True)
@@ -293,9 +282,7 @@ class ViT(nnx.Module):
     ) -> dict[str, Float[Array, "B *shape C"]]:
         """Compute the final tokens, by name.
 
-        Args:
-            images: as for calling the model.
-            draws: as for calling the model.
+        Arguments are as for calling the model.
 
         Returns:
             "patches" (B, h, w, C), as `dense_features`, and of "cls" (B, C), "distillation" (B, C)
@@ -316,9 +303,7 @@ class ViT(nnx.Module):
     ) -> Float[Array, "B h w C"]:
         """Compute a feature for every patch, for dense prediction with a reduced model.
 
-        Args:
-            images: as for calling the model.
-            draws: as for calling the model.
+        Arguments are as for calling the model.
 
         Returns:
             Features on the grid of patches after the last block, put back by `Reducer.restore` and
@@ -541,103 +526,3 @@ def patchify(images: Num[Array, "B H W 3"], patch_size: int) -> Float[Array, "B 
     rows, columns = height // patch_size, width // patch_size
     cut = images.reshape(batch, rows, patch_size, columns, patch_size, channels)
     return cut.swapaxes(2, 3).reshape(batch, rows * columns, -1)
-
-
-def part_weights(model: ViT) -> tuple[Callable[[list[Array]], ViT], list[Array]]:
-    """Part a model from its weights, to compile it as a function of them.
-
-    They are a plain list: a call handles the 300 arrays of an unrolled ViT-L/16 in 0.2 ms, and
-    those of nnx's state in 1.1 ms.
-
-    Returns:
-        A function that makes the model of its weights, and the weights.
-    """
-    graph, state = nnx.split(model)
-    weights, structure = jax.tree.flatten(state)
-    return lambda weights: nnx.merge(graph, structure.unflatten(weights)), weights
-
-
-class CompiledModel:
-    """A model whose outputs are compiled, each when it is first asked for and once a batch shape.
-
-    `jit_model` makes it. Calling it, and its methods, take and return what those of `ViT` do.
-
-    Attributes:
-        config: the model's sizes.
-        reducer: its method.
-        run: the compiled function of weights, images, draws and the name of an output.
-    """
-
-    def __init__(self, model: ViT):
-        """Part the model from its weights; see `jit_model`."""
-        self.config, self.reducer = model.config, model.reducer
-        with_weights, self._weights = part_weights(model)
-
-        @functools.partial(jax.jit, static_argnums=3, compiler_options=compiler_options())
-        def run(weights, images, draws, output: str):
-            return getattr(with_weights(weights), output)(images, draws=draws)
-
-        self.run = run
-
-    def __call__(
-        self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
-    ) -> Float[Array, "B ..."]:
-        """Classify images; see `ViT.__call__`."""
-        return self.run(self._weights, images, draws, "__call__")
-
-    def classify(
-        self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
-    ) -> tuple[Float[Array, "B ..."], dict[str, Float[Array, " B"]]]:
-        """Classify images, with what the method reports; see `ViT.classify`."""
-        return self.run(self._weights, images, draws, "classify")
-
-    def features(
-        self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
-    ) -> Features:
-        """Keep tokens and state after every block; see `ViT.features`."""
-        return self.run(self._weights, images, draws, "features")
-
-    def dense_features(
-        self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
-    ) -> Float[Array, "B h w C"]:
-        """Compute a feature for every patch; see `ViT.dense_features`."""
-        return self.run(self._weights, images, draws, "dense_features")
-
-    def masks(
-        self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
-    ) -> Float[Array, "B h w n"]:
-        """Compute a decoder's map on its own grid; see `ViT.masks`."""
-        return self.run(self._weights, images, draws, "masks")
-
-    def pooled(
-        self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
-    ) -> Float[Array, "B C"]:
-        """Compute the feature that a head reads; see `ViT.pooled`."""
-        return self.run(self._weights, images, draws, "pooled")
-
-    def image_embedding(
-        self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
-    ) -> Float[Array, "B E"]:
-        """Compute an embedding of unit length; see `ViT.image_embedding`."""
-        return self.run(self._weights, images, draws, "image_embedding")
-
-    def tokens(
-        self, images: Num[Array, "B H W 3"], draws: tuple[Any, ...] | None = None
-    ) -> dict[str, Float[Array, "B *shape C"]]:
-        """Compute the final tokens by name; see `ViT.tokens`."""
-        return self.run(self._weights, images, draws, "tokens")
-
-
-def jit_model(model: ViT) -> CompiledModel:
-    """Compile a model: all that it computes of images.
-
-    A call without this runs operation by operation, which is a hundred times slower and more.
-    Weights are arguments of the compiled programs, not constants in them.
-
-    Args:
-        model: a model; later changes to it are not seen.
-
-    Returns:
-        What is called like the model.
-    """
-    return CompiledModel(model)

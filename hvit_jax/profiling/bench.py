@@ -19,9 +19,10 @@ from jaxtyping import Array, Float
 from hvit_jax.checkpoint import fitted_parameters
 from hvit_jax.config import ViTConfig
 from hvit_jax.data.preprocess import normalize
+from hvit_jax.models.compiled import part_weights
 from hvit_jax.models.parameters import Tree, build_model, count_parameters, init_parameters
 from hvit_jax.models.reducer import Reducer
-from hvit_jax.models.vit import ViT, part_weights
+from hvit_jax.models.vit import ViT
 from hvit_jax.ops.platform import compiler_options
 from hvit_jax.profiling.cases import Case
 from hvit_jax.profiling.config import ProfileConfig

@@ -20,9 +20,10 @@ from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError
 from hvit_jax.fields import show
+from hvit_jax.models.compiled import jit_model
 from hvit_jax.models.parameters import build_model
 from hvit_jax.models.reducer import Reducer
-from hvit_jax.models.vit import ViT, jit_model
+from hvit_jax.models.vit import ViT
 from hvit_jax.reducers import REDUCERS, method_name, warn_without_budgets
 from hvit_jax.system.figures import check_plot, pyplot, save_figure
 from hvit_jax.system.programs import use_compilation_cache

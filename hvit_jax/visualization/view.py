@@ -16,8 +16,9 @@ from hvit_jax.config import Preprocessing, ViTConfig
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block
+from hvit_jax.models.compiled import part_weights
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
-from hvit_jax.models.vit import ViT, part_weights
+from hvit_jax.models.vit import ViT
 from hvit_jax.ops.arrays import Anywhere, gather
 from hvit_jax.ops.attention import attention_weights
 from hvit_jax.ops.attention.xla import count_meetings

@@ -13,7 +13,8 @@ import pytest
 import hvit_jax
 from hvit_jax import REDUCERS
 from hvit_jax.commands.main import COMMANDS
-from hvit_jax.models.vit import CompiledModel, ViT
+from hvit_jax.models.compiled import CompiledModel
+from hvit_jax.models.vit import ViT
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from hvit_jax.models.vit import jit_model
+from hvit_jax.models.compiled import jit_model
 from hvit_jax.reducers import ATS, REDUCERS
 from hvit_jax.reducers.merging import PROPORTIONAL
 from tests.ats_reference import sample

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -63,17 +63,13 @@ class Rope(Options):
             D / 2 behind it.
     """
 
+    called: ClassVar[str] = "rope: {}"  # As model.json has it.
     periods: tuple[float, ...] = option(above=0)
     coordinates: str = option("centred", choices=("centred", "grid"))
     reference: tuple[int, int] | None = option((1, 1), least=1)
     offset: float = option(0.0)
     first_axis: str = option("y", choices=("y", "x"))
     interleaved: bool = option(False)
-
-    @classmethod
-    def label(cls, name: str) -> str:
-        """Name a field in messages as `model.json` does."""
-        return f"rope: {name}"
 
     @classmethod
     def spaced(cls, head_dim: int, base: int | float = 100, **switches: Any) -> Rope:
@@ -115,6 +111,7 @@ class Decoder(Options):
             can do.
     """
 
+    called: ClassVar[str] = "decoder: {}"
     kind: str = option(choices=("linear", "mask", "bn_linear", "depth_linear", "depth_dpt"))
     outputs: int = _size()
     taps: tuple[int, ...] = option((), least=0)
@@ -125,11 +122,6 @@ class Decoder(Options):
     tap_channels: tuple[int, ...] = option((), least=1)
     depth_range: tuple[float, float] = option((0.001, 10.0), above=0)
     restore: str | None = option(None, choices=("masks", "tokens", "block"))
-
-    @classmethod
-    def label(cls, name: str) -> str:
-        """Name a field in messages as `model.json` does."""
-        return f"decoder: {name}"
 
     @property
     def task(self) -> str:
@@ -190,6 +182,7 @@ class ViTConfig(Options):
         InputError: for a value that is not accepted, or values that do not fit each other.
     """
 
+    called: ClassVar[str] = "{}"
     resolution: int | tuple[int, int] = option()
     patch_size: int = _size()
     depth: int = _size()
@@ -256,11 +249,6 @@ class ViTConfig(Options):
                 f"rotary positions of {len(self.rope.periods)} periods are for heads of "
                 f"{4 * len(self.rope.periods)} channels, not {self.head_dim}"
             )
-
-    @classmethod
-    def label(cls, name: str) -> str:
-        """Name a field in messages as `model.json` does."""
-        return name
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -346,6 +334,7 @@ class Compute(Options):
         InputError: for a value that is not accepted, or float64 where JAX does not compute in it.
     """
 
+    called: ClassVar[str] = "{}"
     dtype: str = option("float32", "number format that blocks compute in", choices=DTYPES)
     param_dtype: str | None = option(
         None, "what the blocks' weights are stored in (default: as --dtype)", choices=STORED_DTYPES
@@ -375,11 +364,6 @@ class Compute(Options):
             raise InputError("dtype 'float64' needs JAX_ENABLE_X64=1 in the environment")
         if self.float8 and self.param_dtype is not None:
             raise InputError("dtype 'float8' stores weights in float8; leave param_dtype out")
-
-    @classmethod
-    def label(cls, name: str) -> str:
-        """Name a field in messages as `hvit_jax.load` does; command lines name their own flags."""
-        return name
 
     @property
     def types(self) -> tuple[jnp.dtype, jnp.dtype]:
@@ -413,6 +397,7 @@ class Preprocessing(Options):
         InputError: for a value that is not accepted.
     """
 
+    called: ClassVar[str] = "{}"
     crop_pct: float = option(
         1.0, "share of the resized picture's side that the crop keeps", above=0, most=1
     )
@@ -441,11 +426,6 @@ class Preprocessing(Options):
         least=0,
         most=LARGEST,
     )
-
-    @classmethod
-    def label(cls, name: str) -> str:
-        """Name a field in messages as `model.json` does."""
-        return name
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from hvit_jax.errors import InputError
 
@@ -95,6 +95,9 @@ class Options:
         InputError: for a value that its field does not accept.
     """
 
+    # What messages call a field, such as "rope: {}"; "": its flag.
+    called: ClassVar[str] = ""
+
     def __post_init__(self):
         kinds = hints(type(self))
         for field in dataclasses.fields(self):
@@ -107,8 +110,8 @@ class Options:
 
     @classmethod
     def label(cls, name: str) -> str:
-        """Name a field in messages; the command line's flag stands for it."""
-        return flag(name)
+        """Name a field in messages; see `called`."""
+        return cls.called.format(name) if cls.called else flag(name)
 
     def words(self) -> list[str]:
         """Write the record as the words of its command line; defaults are left out."""

@@ -37,12 +37,13 @@ from hvit_jax import InputError, Reducer, make_reducer
 from hvit_jax.api import with_resolution
 from hvit_jax.architectures import named_config
 from hvit_jax.commands.flags import ArgumentParser
-from hvit_jax.config import Compute, Preprocessing, ViTConfig
+from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.costs import cost_share
 from hvit_jax.exporting import ExportConfig
 from hvit_jax.exporting.forward import forward, named_weights
 from hvit_jax.exporting.onnx.file import MODEL, write_onnx
 from hvit_jax.models.parameters import build_model, init_parameters
+from hvit_jax.pictures import Preprocessing
 from hvit_jax.profiling.device import describe_device
 from hvit_jax.profiling.torch_vit import torch_model
 from hvit_jax.system.files import check_destination, write_json

@@ -29,7 +29,6 @@ from stamp_scenes import CLASSES, STAMPS, write_scenes
 import hvit_jax
 from hvit_jax import Reducer, ViT, ViTConfig
 from hvit_jax.checkpoint import fitted_parameters, read_description
-from hvit_jax.config import Preprocessing
 from hvit_jax.costs import at_cost, count_flops
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.dense.folders import open_scenes
@@ -38,6 +37,7 @@ from hvit_jax.dense.windows import resize_pixels
 from hvit_jax.models.compiled import part_weights
 from hvit_jax.models.parameters import build_model
 from hvit_jax.ops.resizing import resize_map
+from hvit_jax.pictures import Preprocessing
 from hvit_jax.profiling.device import describe_device, device_work, time_in_turns
 from hvit_jax.system.figures import pyplot, save_figure
 from hvit_jax.system.files import read_json, write_json

@@ -20,13 +20,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import type_handlers
 
-from hvit_jax.config import Preprocessing, ViTConfig, Windows, as_pair
+from hvit_jax.config import ViTConfig, as_pair
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
 from hvit_jax.fields import from_json
 from hvit_jax.models.parameters import Tree, abstract_parameters, count_parameters, flatten
 from hvit_jax.models.positions import resize_positions
 from hvit_jax.models.reducer import Reducer
+from hvit_jax.pictures import Preprocessing, Windows
 from hvit_jax.reducers import make_reducer, method_name
 from hvit_jax.system.files import checksums, damages, new_folder, require_space
 from hvit_jax.system.library_messages import why_failed, without_messages_of_orbax

@@ -1,9 +1,8 @@
-"""Sizes of a vision transformer, how it is computed, and how pictures are prepared for it."""
+"""Sizes of a vision transformer, and how it is computed."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from hvit_jax.errors import InputError
-from hvit_jax.fields import Options, given, option
+from hvit_jax.fields import Options, option
 
 STORED_DTYPES = ("float32", "bfloat16", "float64")
 DTYPES = (*STORED_DTYPES, "float8")
@@ -20,7 +19,6 @@ DTYPES = (*STORED_DTYPES, "float8")
 IN_COMMANDS = {"dtype": ("float32", "bfloat16", "float8")}
 WITHOUT_FLOAT8 = {"dtype": ("float32", "bfloat16")}
 ATTENTION = ("auto", "hopper", "cudnn", "xla")
-INTERPOLATIONS = ("bicubic", "bilinear", "lanczos", "nearest")
 GELU = ("auto", "exact", "tanh")
 # How tables of learned positions are fitted to another grid; see `hvit_jax.ops.resizing`.
 RESIZING = ("swag", "bicubic", "bicubic_antialias", "dinov2", "bilinear", "bilinear_antialias")
@@ -378,151 +376,6 @@ class Compute(Options):
     def float8(self) -> bool:
         """Whether the blocks' linear layers multiply numbers in float8."""
         return self.dtype == "float8"
-
-
-Triple = tuple[float, float, float]  # Of red, green and blue.
-# ImageNet's mean and standard deviation of red, green and blue, on a scale from 0 to 1.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Preprocessing(Options):
-    """How a picture becomes a model's input; the default is SWAG's.
-
-    The picture is resized to the model's resolution divided by `crop_pct`, rounded down, and cut to
-    the resolution. `crop_pct=0.875` at 224 is torchvision's `Resize(256)` and `CenterCrop(224)`.
-
-    Raises:
-        InputError: for a value that is not accepted.
-    """
-
-    called: ClassVar[str] = "{}"
-    crop_pct: float = option(
-        1.0, "share of the resized picture's side that the crop keeps", above=0, most=1
-    )
-    crop_mode: str = option(
-        "center",
-        "center keeps the aspect and cuts off what is too long; squash changes the aspect; border "
-        "shows the whole picture with margins in the mean colour",
-        choices=("center", "squash", "border"),
-    )
-    rounding: str = option(
-        "torchvision",
-        "whose rounding of sizes and margins; they differ by one pixel",
-        choices=("torchvision", "timm", "transformers"),
-    )
-    interpolation: str = option(
-        "bicubic",
-        "how pictures are resized, with antialiasing",
-        choices=INTERPOLATIONS,
-    )
-    mean: tuple[float, float, float] = option(MEAN, "subtracted from red, green and blue in [0, 1]")
-    std: tuple[float, float, float] = option(STD, "what they are divided by then", above=0)
-    uncovered: tuple[int, int] = option(
-        (0, 0),
-        "rows and columns of the crop beyond the resolution, below and on the right, that no patch "
-        "covers: they are cut off (SigLIP: 6 of 384 pixels, in patches of 14)",
-        least=0,
-        most=LARGEST,
-    )
-
-
-@dataclass(frozen=True)
-class Preparing(Options):
-    """What a command changes of the preprocessing that a checkpoint stores."""
-
-    crop_pct: float | None = option(
-        None,
-        "share of the resized picture's side that the crop keeps, such as 0.875 (default: the "
-        "checkpoint's)",
-        above=0,
-        most=1,
-        metavar="SHARE",
-        group="preprocessing",
-    )
-    interpolation: str | None = option(
-        None,
-        "how pictures are resized (default: the checkpoint's)",
-        choices=INTERPOLATIONS,
-        group="preprocessing",
-    )
-    exif: bool = option(
-        False,
-        "turn pictures upright by the orientation in their EXIF data; torchvision does not",
-        group="preprocessing",
-    )
-
-    def changed(self, stored: Preprocessing) -> Preprocessing:
-        """Give a checkpoint's preprocessing with what is changed of it."""
-        changes = {name: value for name, value in given(self).items() if name != "exif"}
-        return dataclasses.replace(stored, **changes)
-
-
-_WINDOWS = "windows that pictures are cut into"
-
-
-@dataclass(frozen=True)
-class Windows(Options):
-    """How a picture of any size is scaled, and cut into windows of one size, to make a map of it.
-
-    Checkpoints store theirs, and commands may change it. What is None in both is as the texts say.
-
-    Raises:
-        InputError: for a value that is not accepted.
-    """
-
-    short_side: int | None = option(
-        None,
-        "scale pictures so that the short side has so many pixels; 0: not at all (default: the "
-        "checkpoint's, else 0)",
-        metavar="PIXELS",
-        least=0,
-        most=LARGEST,
-        group=_WINDOWS,
-    )
-    long_side: int | None = option(
-        None,
-        "but so that the long side has no more than these (default: the checkpoint's, else any)",
-        metavar="PIXELS",
-        least=1,
-        most=LARGEST,
-        group=_WINDOWS,
-    )
-    window: int | tuple[int, int] | None = option(
-        None,
-        "size of a window, one number or height,width (default: the checkpoint's, else its "
-        "resolution)",
-        least=1,
-        most=LARGEST,
-        group=_WINDOWS,
-    )
-    stride: int | tuple[int, int] | None = option(
-        None,
-        "pixels from one window to the next, at most a window (default: the checkpoint's, else "
-        "windows side by side)",
-        least=1,
-        most=LARGEST,
-        group=_WINDOWS,
-    )
-    small: str | None = option(
-        None,
-        "what becomes of pictures that are smaller than a window (default: the checkpoint's, else "
-        "enlarge)",
-        choices=("enlarge", "pad"),
-        group=_WINDOWS,
-    )
-
-    def over(self, stored: Windows) -> Windows:
-        """Give a checkpoint's windows with what is changed of them."""
-        return dataclasses.replace(stored, **given(self))
-
-
-def crop_share(kept: int, resized: int) -> float:
-    """Find the `crop_pct` under which a side of `resized` pixels is cut to `kept`, exactly."""
-    share = kept / resized
-    # For sides such as 354 and 224 the quotient rounds to a number that gives one pixel less.
-    return share if int(kept / share) == resized else math.nextafter(share, 0)
 
 
 def _type_name(dtype: Any) -> Any:

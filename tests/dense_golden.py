@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hvit_jax.config import MEAN, STD
+from hvit_jax.pictures import MEAN, STD
 
 FOLDER = Path(os.environ.get("HVIT_DENSE_GOLDENS") or Path(__file__).parent / "dense" / "goldens")
 

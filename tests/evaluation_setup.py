@@ -15,10 +15,10 @@ from PIL import Image
 import hvit_jax
 from hvit_jax.checkpoint import TRAINED, Description, save_checkpoint
 from hvit_jax.commands.eval import PROGRAM, main, read
-from hvit_jax.config import Preprocessing
 from hvit_jax.evaluation.run import Seams
 from hvit_jax.evaluation.run import evaluate as evaluate_config
 from hvit_jax.models.parameters import init_parameters
+from hvit_jax.pictures import Preprocessing
 from hvit_jax.system.run import run
 
 ROOT = Path(__file__).parents[1]

@@ -9,10 +9,11 @@ import hvit_jax
 from hvit_jax.checkpoint import Description, save_checkpoint
 from hvit_jax.commands import depth, segment
 from hvit_jax.commands.flags import parse
-from hvit_jax.config import Decoder, Preprocessing, Windows
+from hvit_jax.config import Decoder
 from hvit_jax.dense.config import DepthConfig, SegmentConfig
 from hvit_jax.dense.run import Seams, map_pictures
 from hvit_jax.models.parameters import init_parameters
+from hvit_jax.pictures import Preprocessing, Windows
 from hvit_jax.system.run import run
 
 HALF = Preprocessing(mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from hvit_jax.config import Preprocessing, ViTConfig
+from hvit_jax.config import ViTConfig
 from hvit_jax.data.loader import Batch
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
 from hvit_jax.models.compiled import part_weights
 from hvit_jax.models.vit import ViT
+from hvit_jax.pictures import Preprocessing
 from hvit_jax.reducers import Budgeted, as_budgeted
 
 # Matrix products on GPUs work in tiles of 8 rows and more.

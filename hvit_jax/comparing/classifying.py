@@ -14,7 +14,7 @@ from rich.progress import track
 from hvit_jax.calibration.budgets import BlockCounts, measure, propose
 from hvit_jax.comparing.settings import Setting
 from hvit_jax.comparing.trials import Program, Values
-from hvit_jax.config import Compute, Preprocessing, ViTConfig
+from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.data.loader import Batch, load_batches
 from hvit_jax.data.picture import PictureError
 from hvit_jax.data.preprocess import normalize
@@ -30,6 +30,7 @@ from hvit_jax.models.compiled import part_weights
 from hvit_jax.models.parameters import build_model
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.models.vit import ViT
+from hvit_jax.pictures import Preprocessing
 from hvit_jax.profiling.device import Latest, device_work, program_memory
 from hvit_jax.reducers import as_budgeted
 

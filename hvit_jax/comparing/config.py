@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvit_jax.config import Windows
 from hvit_jax.data.labels import Labelling
 from hvit_jax.dense.config import DepthTruth, LabelTruth
 from hvit_jax.errors import InputError, unknown
 from hvit_jax.evaluation.config import Classifying, OnPictures
 from hvit_jax.fields import nested, option
 from hvit_jax.models.reducer import Reducer
+from hvit_jax.pictures import Windows
 from hvit_jax.reducers import REDUCERS
 
 METHODS = tuple(name for name in REDUCERS if name != Reducer.name)

@@ -25,10 +25,10 @@ from hvit_jax.comparing.rows import (
 from hvit_jax.comparing.scores import SCORES
 from hvit_jax.comparing.settings import LOWRES
 from hvit_jax.comparing.trials import Bench
-from hvit_jax.config import Windows
 from hvit_jax.dense.config import DepthConfig, SegmentConfig
 from hvit_jax.evaluation import EvalConfig
 from hvit_jax.fields import given
+from hvit_jax.pictures import Windows
 
 _STEADY = 1.3  # The fastest round over the slowest, of most settings on an idle machine.
 

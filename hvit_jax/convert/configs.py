@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hvit_jax.architectures import ACTIVATIONS, architecture_config, architectures
-from hvit_jax.config import Preprocessing, Rope, Windows, as_pair
+from hvit_jax.config import Rope, as_pair
 from hvit_jax.convert.licences import card_licence
 from hvit_jax.convert.pictures import (
     FAMILIES,
@@ -29,6 +29,7 @@ from hvit_jax.convert.variant import (
     variant_windows,
 )
 from hvit_jax.errors import InputError
+from hvit_jax.pictures import Preprocessing, Windows
 from hvit_jax.system.files import read_json
 
 

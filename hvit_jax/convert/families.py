@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from hvit_jax.architectures import model_name
-from hvit_jax.config import Preprocessing, ViTConfig, crop_share
+from hvit_jax.config import ViTConfig
 from hvit_jax.convert.keys import Layout
 from hvit_jax.convert.pictures import FAMILIES
 from hvit_jax.errors import unknown
+from hvit_jax.pictures import Preprocessing, crop_share
 
 # By the names of `--preprocessing`.
 PREPROCESSING = {

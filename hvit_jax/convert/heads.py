@@ -8,13 +8,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from hvit_jax.config import Decoder, ViTConfig, Windows
+from hvit_jax.config import Decoder, ViTConfig
 from hvit_jax.convert.dense_layouts import HEAD
 from hvit_jax.convert.keys import Entry, Form
 from hvit_jax.convert.reader import StateDict
 from hvit_jax.convert.switches import Stated
 from hvit_jax.convert.variant import DATA_SETS, usual_windows
 from hvit_jax.errors import InputError
+from hvit_jax.pictures import Windows
 
 # Which parameters only one kind of decoder has.
 _MARKS = {

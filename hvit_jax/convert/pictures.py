@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hvit_jax.config import MEAN, STD, Preprocessing, ViTConfig, as_pair, crop_share
+from hvit_jax.config import ViTConfig, as_pair
 from hvit_jax.errors import InputError, unknown
+from hvit_jax.pictures import MEAN, STD, Preprocessing, crop_share
 from hvit_jax.system.files import read_json
 
 Size = tuple[int, int]

@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from hvit_jax.config import Windows, as_pair
+from hvit_jax.config import as_pair
 from hvit_jax.errors import InputError, first_line, unknown
+from hvit_jax.pictures import Windows
 
 VARIANT = "variant.yml"
 DATA_SETS = {150: "ade20k", 60: "pascal_context", 19: "cityscapes"}  # By their classes.

@@ -20,11 +20,11 @@ import numpy as np
 from absl import flags
 from jaxtyping import UInt8
 
-from hvit_jax.config import Preprocessing
 from hvit_jax.data.picture import PictureError
 from hvit_jax.data.preprocess import resize_and_crop
 from hvit_jax.data.source import Source
 from hvit_jax.errors import InputError, first_line
+from hvit_jax.pictures import Preprocessing
 from hvit_jax.system.library_messages import ignore_warnings_of_pillow, is_dead_worker
 
 Item = TypeVar("Item")

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Array, Float, Num, UInt8
 from PIL import Image
 
-from hvit_jax.config import MEAN, STD, Preprocessing, Triple
 from hvit_jax.data.picture import to_rgb
+from hvit_jax.pictures import MEAN, STD, Preprocessing, Triple
 
 
 def resized_size(

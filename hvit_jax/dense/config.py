@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hvit_jax.config import IN_COMMANDS, Compute, Windows
+from hvit_jax.config import IN_COMMANDS, Compute
 from hvit_jax.dense.folders import DATASETS, NONE
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.config import workers_option
 from hvit_jax.fields import Options, nested, option
+from hvit_jax.pictures import Windows
 from hvit_jax.reducers import Reducer, method_of_checkpoint
 from hvit_jax.system.programs import CACHE_HELP
 

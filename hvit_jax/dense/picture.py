@@ -16,7 +16,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Num, UInt8
 from PIL import Image
 
-from hvit_jax.config import Preprocessing, Windows
 from hvit_jax.data.picture import open_picture, to_rgb
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.dense.windows import Layout, View
@@ -25,6 +24,7 @@ from hvit_jax.models.vit import ViT
 from hvit_jax.ops.arrays import pad_end
 from hvit_jax.ops.platform import backend, compiler_options
 from hvit_jax.ops.precision import accurate_einsum
+from hvit_jax.pictures import Preprocessing, Windows
 
 Picture = UInt8[np.ndarray, "H W 3"] | Image.Image | str | Path
 _SIDES = 128  # Sides of pictures are rounded up to multiples: fewer sizes to compile.
@@ -42,9 +42,9 @@ def predict(
 ) -> np.ndarray:
     """Label every pixel of a picture, or tell its depth.
 
-    The picture is scaled and cut into windows as the checkpoint says, see `hvit_jax.config.Windows`
-    and docs/dense-prediction.md; windows overlap where their stride says so, and are averaged. The
-    model is compiled once for all pictures.
+    The picture is scaled and cut into windows as the checkpoint says, see
+    `hvit_jax.pictures.Windows` and docs/dense-prediction.md; windows overlap where their stride
+    says so, and are averaged. The model is compiled once for all pictures.
 
     Args:
         model: from `hvit_jax.load`, with a decoder.

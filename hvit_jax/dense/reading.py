@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from hvit_jax.config import Triple
 from hvit_jax.data.picture import PictureError
 from hvit_jax.dense.folders import Scenes
 from hvit_jax.dense.stream import Job
 from hvit_jax.dense.windows import Layout, View
+from hvit_jax.pictures import Triple
 
 
 @dataclass(frozen=True)

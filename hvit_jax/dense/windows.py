@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Num, UInt8
 
-from hvit_jax.config import Triple, ViTConfig, Windows, as_pair
+from hvit_jax.config import ViTConfig, as_pair
 from hvit_jax.errors import InputError
+from hvit_jax.pictures import Triple, Windows
 
 
 def resize_axis(x: Num[np.ndarray, " n *rest"], size: int) -> Num[np.ndarray, " m *rest"]:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from hvit_jax import demo
-from hvit_jax.config import IN_COMMANDS, Compute, Preparing
+from hvit_jax.config import IN_COMMANDS, Compute
 from hvit_jax.data.labels import Labelling
 from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, nested, option
+from hvit_jax.pictures import Preparing
 from hvit_jax.reducers import Reducer, method_of_checkpoint
 from hvit_jax.system.programs import CACHE_HELP
 

@@ -17,7 +17,7 @@ from hvit_jax.checkpoint import (
     fitted_parameters,
     read_description,
 )
-from hvit_jax.config import Compute, Preparing, Preprocessing, ViTConfig
+from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.folder import TRAIN
 from hvit_jax.data.labels import Classes, Labelled, Labelling, label_pictures
@@ -30,6 +30,7 @@ from hvit_jax.fields import as_json
 from hvit_jax.models.parameters import Tree, abstract_parameters, build_model
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.models.vit import ViT
+from hvit_jax.pictures import Preparing, Preprocessing
 
 # What commands that have this option say of a folder without class folders.
 WITHOUT_CLASSES = "for pictures without class folders, give --labels FILE"

@@ -12,13 +12,13 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from hvit_jax.config import Preprocessing
 from hvit_jax.data.loader import Batch, load_batches
 from hvit_jax.data.picture import PictureError
 from hvit_jax.data.source import Source, Subset
 from hvit_jax.distributed.gathering import gather
 from hvit_jax.evaluation.step import PADDING, UNREADABLE, Step
 from hvit_jax.evaluation.tally import Tally
+from hvit_jax.pictures import Preprocessing
 
 _IN_FLIGHT = 2
 

@@ -12,13 +12,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from hvit_jax.config import Preprocessing
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.evaluation.heads import Head
 from hvit_jax.models.compiled import part_weights
 from hvit_jax.models.vit import ViT
 from hvit_jax.ops.arrays import Anywhere
+from hvit_jax.pictures import Preprocessing
 
 TOP = 5
 # What stands for a label in rows of padding, and of pictures that cannot be read.

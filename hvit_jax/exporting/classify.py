@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hvit_jax.config import Preprocessing
 from hvit_jax.data.picture import open_picture
 from hvit_jax.data.preprocess import resize_and_crop
 from hvit_jax.errors import InputError
+from hvit_jax.pictures import Preprocessing
 
 ABOUT = "Classify pictures, or their pixels, with the exported model beside this file."
 AT_ONCE, SHOWN = 32, 5

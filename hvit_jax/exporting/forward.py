@@ -11,12 +11,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from hvit_jax.config import Preprocessing
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.models.compiled import part_weights
 from hvit_jax.models.parameters import flatten
 from hvit_jax.models.vit import ViT
+from hvit_jax.pictures import Preprocessing
 
 Weights = dict[str, np.ndarray]
 

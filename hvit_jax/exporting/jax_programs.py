@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hvit_jax.config import Preprocessing
 from hvit_jax.exporting.config import PLATFORMS, ExportConfig
 from hvit_jax.exporting.forward import Weights, explain_unknown_batch, forward, pictures
 from hvit_jax.models.vit import ViT
 from hvit_jax.ops.platform import compiled_for
+from hvit_jax.pictures import Preprocessing
 
 WEIGHTS = "weights.npz"
 

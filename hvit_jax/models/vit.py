@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from hvit_jax.config import Compute, Preprocessing, ViTConfig, Windows
+from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block, LayerNorm, stack_blocks
 from hvit_jax.models.decoders import Tap, make_decoder
@@ -21,6 +21,7 @@ from hvit_jax.models.pooling import AttentionPool, mean_of_patches
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.ops.precision import accumulator
 from hvit_jax.ops.resizing import resize_map
+from hvit_jax.pictures import Preprocessing, Windows
 
 Output = TypeVar("Output", bound=Callable[..., Any])
 

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, UInt8
 
-from hvit_jax.config import Compute, Preprocessing, ViTConfig
+from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.errors import InputError, import_optional
 from hvit_jax.models.parameters import Tree, build_model
 from hvit_jax.models.reducer import Reducer
+from hvit_jax.pictures import Preprocessing
 from hvit_jax.profiling.device import Work
 from hvit_jax.profiling.rivals import Rival
 

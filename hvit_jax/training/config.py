@@ -10,12 +10,13 @@ from typing import Any
 
 from hvit_jax.api import with_resolution
 from hvit_jax.architectures import named_config
-from hvit_jax.config import WITHOUT_FLOAT8, Compute, Preparing, ViTConfig, Windows
+from hvit_jax.config import WITHOUT_FLOAT8, Compute, ViTConfig
 from hvit_jax.dense.config import LabelTruth
 from hvit_jax.distributed.processes import Processes
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, flag, given, nested, option, show
 from hvit_jax.models.reducer import Reducer
+from hvit_jax.pictures import Preparing, Windows
 from hvit_jax.system.programs import CACHE_HELP
 from hvit_jax.training.augment import STRENGTHS
 

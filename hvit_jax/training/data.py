@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from hvit_jax.checkpoint import Description
-from hvit_jax.config import Triple
 from hvit_jax.data.loader import explain_lost_worker, parse_flags, start_worker
 from hvit_jax.data.picture import PictureError
 from hvit_jax.data.source import Source
 from hvit_jax.dense.folders import Scenes
 from hvit_jax.dense.metrics import IGNORED
 from hvit_jax.dense.windows import Layout
+from hvit_jax.pictures import Triple
 from hvit_jax.training.augment import rand_augment
 from hvit_jax.training.config import TrainConfig
 

@@ -17,7 +17,7 @@ from hvit_jax.checkpoint import (
     resize_parameters,
     trained_with,
 )
-from hvit_jax.config import Decoder, Preprocessing, ViTConfig
+from hvit_jax.config import Decoder, ViTConfig
 from hvit_jax.data.folder import SPLITS, TEST, TRAIN, first_number
 from hvit_jax.data.labels import difference
 from hvit_jax.data.source import Source, open_source
@@ -26,6 +26,7 @@ from hvit_jax.dense.folders import Scenes, open_scenes
 from hvit_jax.dense.metrics import IGNORED, class_names
 from hvit_jax.errors import InputError
 from hvit_jax.models.parameters import Tree, abstract_parameters, init_parameters
+from hvit_jax.pictures import Preprocessing
 from hvit_jax.training.config import TrainConfig
 from hvit_jax.training.trainer import HEADS
 

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Num, UInt8
 
-from hvit_jax.config import Compute, Preprocessing, ViTConfig, Windows
+from hvit_jax.config import Compute, ViTConfig
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.dense.metrics import IGNORED
 from hvit_jax.distributed.placement import Placement
 from hvit_jax.models.parameters import Tree, abstract_parameters, build_model
 from hvit_jax.models.vit import ViT
+from hvit_jax.pictures import Preprocessing, Windows
 from hvit_jax.reducers import Reducer
 from hvit_jax.training.augment import mix
 from hvit_jax.training.sharding import gather_block, gather_parameters, on_all_devices

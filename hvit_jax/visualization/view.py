@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from hvit_jax.config import Preprocessing, ViTConfig
+from hvit_jax.config import ViTConfig
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.errors import InputError
 from hvit_jax.models.block import Block
@@ -25,6 +25,7 @@ from hvit_jax.ops.attention.xla import count_meetings
 from hvit_jax.ops.grouping import copy_to_members
 from hvit_jax.ops.platform import compiler_options
 from hvit_jax.ops.precision import accurate_einsum
+from hvit_jax.pictures import Preprocessing
 from hvit_jax.reducers import Budgeted
 
 

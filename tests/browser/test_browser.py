@@ -16,9 +16,10 @@ from hvit_jax import InputError, demo
 from hvit_jax.browser.page import example_pictures, make_page
 from hvit_jax.browser.session import KEPT_MODELS, Session
 from hvit_jax.commands.demo import main
-from hvit_jax.config import Decoder, Preprocessing, ViTConfig
+from hvit_jax.config import Decoder, ViTConfig
 from hvit_jax.costs import at_cost
 from hvit_jax.data.preprocess import normalize, resize_and_crop
+from hvit_jax.pictures import Preprocessing
 from tests.evaluation_setup import make_checkpoint
 from tests.small_models import with_registers
 

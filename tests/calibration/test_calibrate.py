@@ -18,12 +18,12 @@ from hvit_jax.checkpoint import (
 )
 from hvit_jax.commands.calibrate import main
 from hvit_jax.commands.flags import read_method_args
-from hvit_jax.config import Preprocessing
 from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.data.source import Source, take_evenly
 from hvit_jax.models.parameters import init_parameters
+from hvit_jax.pictures import Preprocessing
 from hvit_jax.reducers import Budgeted
 from tests.evaluation_setup import make_checkpoint
 from tests.small_models import with_registers

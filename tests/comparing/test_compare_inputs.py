@@ -15,9 +15,9 @@ from hvit_jax.comparing.classifying import cosines, kl_divergence, leave_one_out
 from hvit_jax.comparing.scores import SCORES, values_of_draws
 from hvit_jax.comparing.settings import Setting
 from hvit_jax.comparing.trials import Trials
-from hvit_jax.config import Preprocessing
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.preprocess import normalize, resize_and_crop
+from hvit_jax.pictures import Preprocessing
 from tests.comparing.test_compare import configured, twice_as_fast
 from tests.evaluation_setup import CONFIG, make_checkpoint, make_pictures, results_of
 

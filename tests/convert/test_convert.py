@@ -17,12 +17,12 @@ from safetensors.torch import save_file as save_safetensors
 import hvit_jax
 from hvit_jax.checkpoint import Description, load_parameters, read_description, save_checkpoint
 from hvit_jax.commands.convert import main
-from hvit_jax.config import Preprocessing
 from hvit_jax.convert import convert_file, export_file
 from hvit_jax.convert.detect import detect
 from hvit_jax.convert.reader import StateDict
 from hvit_jax.convert.switches import Stated
 from hvit_jax.models.parameters import abstract_parameters, flatten
+from hvit_jax.pictures import Preprocessing
 from tests.convert.arrays import assert_same_arrays
 from tests.torch_files import as_torchvision, save, swag_state
 

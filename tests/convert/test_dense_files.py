@@ -13,11 +13,12 @@ from safetensors.numpy import load_file, save_file
 import hvit_jax
 from hvit_jax import InputError
 from hvit_jax.checkpoint import Description, load_parameters, save_checkpoint
-from hvit_jax.config import MEAN, Decoder, Windows
+from hvit_jax.config import Decoder
 from hvit_jax.convert import convert_file, export_file
 from hvit_jax.convert.heads import usual_taps
 from hvit_jax.convert.variant import read_yaml
 from hvit_jax.models.parameters import init_parameters
+from hvit_jax.pictures import MEAN, Windows
 from tests.convert.arrays import arrays, assert_same_arrays
 from tests.dense_golden import FOLDER, DenseGoldens
 

@@ -5,10 +5,11 @@ import pytest
 from hvit_jax import MODELS, InputError, ViTConfig
 from hvit_jax.checkpoint import read_description
 from hvit_jax.commands.convert import main
-from hvit_jax.config import Preprocessing, as_pair
+from hvit_jax.config import as_pair
 from hvit_jax.convert import convert_file, export_file
 from hvit_jax.convert.families import preprocessing_of
 from hvit_jax.data.preprocess import resized_size
+from hvit_jax.pictures import Preprocessing
 from tests.torch_files import as_torchvision, save, swag_state
 
 SWAG = Preprocessing(crop_pct=1.0, interpolation="bicubic")

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image, ImageOps
 
 from hvit_jax import InputError
-from hvit_jax.config import Preprocessing
 from hvit_jax.data.folder import SPLITS, TRAIN, read_folder
 from hvit_jax.data.loader import fits_shared_memory, load_batches, load_rows
 from hvit_jax.data.picture import PictureError, open_picture
 from hvit_jax.data.preprocess import resize_and_crop
 from hvit_jax.data.source import Subset
+from hvit_jax.pictures import Preprocessing
 
 SQUASH = Preprocessing(crop_mode="squash", interpolation="nearest")
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hvit_jax.config import Preprocessing, crop_share
 from hvit_jax.data.picture import open_picture
 from hvit_jax.data.preprocess import normalize, resize_and_crop, resized_size
 from hvit_jax.errors import InputError
 from hvit_jax.fields import from_json
+from hvit_jax.pictures import Preprocessing, crop_share
 from tests.golden import Goldens
 
 CASES = [name.rsplit("/", 1) for name in Goldens().preprocess]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import hvit_jax
-from hvit_jax.config import Windows
 from hvit_jax.dense import predict
 from hvit_jax.dense.picture import layout_of, map_views, run_windows
+from hvit_jax.pictures import Windows
 from tests.dense_golden import DenseGoldens
 from tests.golden import method_args
 

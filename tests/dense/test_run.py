@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 import hvit_jax
-from hvit_jax.config import Decoder, Windows
+from hvit_jax.config import Decoder
 from hvit_jax.data.picture import ORIENTATION
 from hvit_jax.dense import predict, predict_scores
 from hvit_jax.dense.metrics import Depth, Segmentation
+from hvit_jax.pictures import Windows
 from hvit_jax.segmenter import (
     find_segmenter_row,
     segmenter_config,

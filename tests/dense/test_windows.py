@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import hvit_jax
-from hvit_jax.config import Decoder, Windows
+from hvit_jax.config import Decoder
 from hvit_jax.dense.windows import Layout, resize_pixels
 from hvit_jax.errors import InputError
+from hvit_jax.pictures import Windows
 
 CONFIG = hvit_jax.ViTConfig(
     (32, 32), 8, depth=1, width=16, heads=2, mlp_width=32, decoder=Decoder("linear", 3)

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import hvit_jax
-from hvit_jax.config import Preprocessing
 from hvit_jax.data.preprocess import normalize, resize_and_crop
+from hvit_jax.pictures import Preprocessing
 from tests.evaluation_setup import CONFIG, evaluate, make_checkpoint, make_pictures, results_of
 
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")

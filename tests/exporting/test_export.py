@@ -15,13 +15,14 @@ import hvit_jax
 from hvit_jax import InputError, demo
 from hvit_jax.checkpoint import checkpoint_sha256
 from hvit_jax.commands.export import main
-from hvit_jax.config import Compute, Preprocessing
+from hvit_jax.config import Compute
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.picture import ORIENTATION
 from hvit_jax.data.preprocess import normalize, resize_and_crop
 from hvit_jax.exporting import ExportConfig, classify, loader
 from hvit_jax.exporting import export as export_model
 from hvit_jax.fields import as_json
+from hvit_jax.pictures import Preprocessing
 from tests.evaluation_setup import CONFIG, make_checkpoint, make_pictures
 from tests.reducers.test_contract import CASES, name
 

@@ -12,12 +12,13 @@ import pytest
 import hvit_jax
 from hvit_jax import InputError
 from hvit_jax.commands.export import main
-from hvit_jax.config import Decoder, Preprocessing, Rope
+from hvit_jax.config import Decoder, Rope
 from hvit_jax.data.preprocess import normalize
 from hvit_jax.exporting import ExportConfig
 from hvit_jax.exporting import export as export_model
 from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.platform import compiled_for
+from hvit_jax.pictures import Preprocessing
 from tests.evaluation_setup import CONFIG, make_checkpoint, make_pictures
 from tests.reducers.test_contract import CASES, name
 

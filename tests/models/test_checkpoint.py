@@ -17,8 +17,8 @@ from hvit_jax.checkpoint import (
     resize_parameters,
     save_checkpoint,
 )
-from hvit_jax.config import Preprocessing
 from hvit_jax.models.parameters import abstract_parameters, flatten
+from hvit_jax.pictures import Preprocessing
 from hvit_jax.system.files import checksums
 
 CONFIG = ViTConfig((8, 12), patch_size=4, depth=2, width=4, heads=2, mlp_width=6, num_classes=3)

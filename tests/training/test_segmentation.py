@@ -14,12 +14,13 @@ from hvit_jax import InputError, dense
 from hvit_jax.checkpoint import read_description
 from hvit_jax.commands.flags import parse
 from hvit_jax.commands.train import main
-from hvit_jax.config import Decoder, Windows
+from hvit_jax.config import Decoder
 from hvit_jax.dense.folders import open_scenes
 from hvit_jax.dense.metrics import Segmentation
 from hvit_jax.dense.windows import Layout
 from hvit_jax.distributed.placement import place
 from hvit_jax.models.parameters import build_model, init_parameters
+from hvit_jax.pictures import Windows
 from hvit_jax.training import TrainConfig
 from hvit_jax.training.data import AugmentedMaps
 from hvit_jax.training.start import begin, open_data

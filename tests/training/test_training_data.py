@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from hvit_jax.checkpoint import read_description
-from hvit_jax.config import Preprocessing, ViTConfig
+from hvit_jax.config import ViTConfig
 from hvit_jax.data.folder import read_folder
 from hvit_jax.data.picture import ORIENTATION, PictureError
+from hvit_jax.pictures import Preprocessing
 from hvit_jax.training.data import Augmented, training_batches
 from tests.evaluation_setup import make_checkpoint
 from tests.training_setup import column, command, make_data, rows, train

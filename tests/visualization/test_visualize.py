@@ -10,9 +10,10 @@ from PIL import Image
 import hvit_jax
 from hvit_jax import InputError, demo
 from hvit_jax.commands.visualize import main
-from hvit_jax.config import Preprocessing, Rope
+from hvit_jax.config import Rope
 from hvit_jax.data.picture import ORIENTATION
 from hvit_jax.data.preprocess import normalize, resize_and_crop
+from hvit_jax.pictures import Preprocessing
 from hvit_jax.visualization import VisualizeConfig, visualize
 from hvit_jax.visualization.draw import SHADE, draw_groups, enlarged, heat_map, lay_over
 from hvit_jax.visualization.run import INCHES, MOST_PANELS

@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from hvit_jax.config import Preprocessing
 from hvit_jax.exporting.config import ExportConfig
 from hvit_jax.exporting.forward import Weights, explain_unknown_batch, forward, pictures
 from hvit_jax.exporting.onnx.graph import Graph, Shape, constant
 from hvit_jax.exporting.onnx.translate import translate
 from hvit_jax.models.vit import ViT
 from hvit_jax.ops.platform import compiled_for
+from hvit_jax.pictures import Preprocessing
 
 # The first with GELU.
 OPSET = 20

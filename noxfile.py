@@ -37,6 +37,14 @@ def slow(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "-m", "slow", env=OPTIMIZED)
 
 
+@nox.session(python="3.12")
+def kernels(session: nox.Session) -> None:
+    """Interpret our kernels for GPUs on the CPU, which JAX does from 0.11 on."""
+    session.install("-e", ".[test]", "jax>=0.11")
+    env = {"PJRT_NPROC": "8"}
+    session.run("python", "-m", "pytest", "tests/ops/test_hopper_kernels.py", env=env)
+
+
 @nox.session(python="3.11")
 def parity(session: nox.Session) -> None:
     """Compare small models of timm, transformers and OpenCLIP with what becomes of them here."""

@@ -1,0 +1,108 @@
+"""Our kernels for Hopper GPUs, against float64 NumPy: on the card, or interpreted on a CPU."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hvit_jax.ops.attention import hopper
+from tests.ops import gpu_interpreter
+from tests.ops.test_attention import heads, reference
+
+NO_HOPPER = hopper.obstacle(jnp.bfloat16, 64)
+CANNOT_RUN = f"our kernels cannot run here: {NO_HOPPER}"
+
+
+def on_the_card(*case):
+    """Mark a case that the interpreter takes too long for, or whose kernel is cuDNN's."""
+    marks = pytest.mark.gpu, pytest.mark.skipif(NO_HOPPER is not None, reason=CANNOT_RUN)
+    return pytest.param(*case, marks=marks)
+
+
+@pytest.fixture(autouse=True)
+def kernels_run():
+    if NO_HOPPER is None:
+        yield
+    elif obstacle := gpu_interpreter.obstacle():
+        pytest.skip(f"{CANNOT_RUN}. {obstacle}")
+    else:
+        with gpu_interpreter.interpreted():
+            yield
+
+
+def make_bias(count, keys):
+    """A bias of so many heads, which masks a key; None for no heads."""
+    if not count:
+        return None
+    bias = np.random.default_rng(1).normal(size=(2, count, keys))
+    return jnp.asarray(bias, jnp.float32).at[:, :, 3:4].set(-jnp.inf)
+
+
+def check(out, expected):
+    np.testing.assert_allclose(np.asarray(out, np.float64), expected, atol=0.06)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "size", "heads_of_bias"),
+    [
+        (1, 1, 16, 0),
+        (50, 64, 48, 1),
+        (200, 300, 64, 0),
+        (70, 385, 80, 3),
+        (130, 257, 128, 1),
+        *(
+            on_the_card(queries, keys, size, heads_of_bias)
+            for queries, keys in [(1, 1), (50, 64), (130, 257), (1025, 1025)]
+            for size in [16, 48, 64, 80, 96, 128]
+            for heads_of_bias in [0, 1, 3]
+        ),
+    ],
+)
+def test_attention(queries, keys, size, heads_of_bias):
+    q, k, v = heads(queries, keys, size=size, dtype=jnp.bfloat16)
+    bias = make_bias(heads_of_bias, keys)
+    check(hopper.attend(q, k, v, bias), reference(q, k, v, bias)[1])
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "size", "heads_of_bias"),
+    [
+        (50, 64, 48, 0),
+        (70, 130, 80, 3),
+        *(on_the_card(1025, 1025, 64, count) for count in [0, 1, 3]),
+        *(on_the_card(257, 130, 80, count) for count in [0, 1, 3]),
+    ],
+)
+def test_attention_with_scores(queries, keys, size, heads_of_bias):
+    q, k, v = heads(queries, keys, size=size, dtype=jnp.bfloat16)
+    bias = make_bias(heads_of_bias, keys)
+    out, columns = hopper.attend_and_score(q, k, v, bias)
+    weights, expected = reference(q, k, v, bias)
+    check(out, expected)
+    np.testing.assert_allclose(columns, weights.mean((1, 2)), rtol=2e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size", "keys"),
+    [(9, 16, 9), (136, 64, 131), on_the_card(1032, 64, 1025), on_the_card(1376, 80, 1370)],
+)
+def test_joined_heads(tokens, size, keys):
+    q, k, v = heads(tokens, tokens, size=size, dtype=jnp.bfloat16)
+    out = hopper.attend_joined(jnp.concatenate([q, k, v], axis=2), keys)
+    check(out, reference(q, k[:, :keys], v[:, :keys])[1])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "length"),
+    [(136, 100), *(on_the_card(1032, length) for length in [1, 100, 128, 1025])],
+)
+def test_one_length_of_all_images(tokens, length):
+    q, k, v = heads(tokens, tokens, size=64, dtype=jnp.bfloat16)
+    out = hopper.attend(q, k, v, key_lengths=length)
+    check(out, reference(q, k[:, :length], v[:, :length])[1])
+
+
+@pytest.mark.parametrize("lengths", [on_the_card([257, 254])])
+def test_lengths(lengths):
+    q, k, v = heads(130, 257, size=64, dtype=jnp.bfloat16)
+    lengths = jnp.array(lengths)
+    check(hopper.attend(q, k, v, None, lengths), reference(q, k, v, None, lengths)[1])

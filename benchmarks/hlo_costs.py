@@ -263,7 +263,10 @@ def _cudnn_attention(operands, backward) -> tuple[float, float, float]:
 
 
 def _own_attention(operands, instruction, sums: bool) -> tuple[float, float, float]:
-    """Time our kernel in whole waves of its blocks; sums of columns take no second product."""
+    """Time our kernel in whole waves of its blocks, and weights of pairs, which it reads.
+
+    Sums of columns take no second product.
+    """
     batch, rows, _, size = operands[0].shapes[0][1]
     heads = instruction.shapes[0][1][1 if sums else 2]
     keys = operands[1].shapes[0][1][1]
@@ -273,8 +276,10 @@ def _own_attention(operands, instruction, sums: bool) -> tuple[float, float, flo
     # A warpgroup attends for 64 rows.
     work = (2 if sums else 4) * 64 * plan.groups * length * size
     rate = RATES["own attention"][plan.groups] / PROCESSORS
-    seconds = waves * (ATTENTION_START + work / rate)
-    return seconds, 0.0, (2 if sums else 4) * batch * heads * rows * keys * size
+    pairs = (x for x in operands if x.shapes[0][1][::2] == (batch * heads, plan.padded))
+    read = sum(operand.bytes for operand in pairs)
+    seconds = waves * (ATTENTION_START + work / rate) + read / RATES["bytes"]
+    return seconds, read, (2 if sums else 4) * batch * heads * rows * keys * size
 
 
 def _sort(instruction) -> float:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hvit_jax.errors import InputError
 from hvit_jax.ops import clustered_attention as module
-from hvit_jax.ops.attention import attend, attend_in_clusters, cudnn
+from hvit_jax.ops.attention import attend, attend_in_clusters, cudnn, hopper, meetings
 from hvit_jax.ops.hashing import ProjectionDraws, draw_projections, project_asymmetric
 from tests.golden import Goldens
 
@@ -217,6 +217,43 @@ def test_cudnn_gets_the_counts_as_a_bias(at_once, plain_cudnn):
     slopes = (jax.grad(lambda *x, f=f: loss(f, *x), (0, 1, 2))(q, k, v) for f in (fused, plain))
     for ours, theirs in zip(*slopes, strict=True):
         np.testing.assert_array_equal(ours.astype(jnp.float32), theirs.astype(jnp.float32))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(("rounds", "float8"), [(32, False), (32, True), (1024, True)])
+def test_products_of_codes_count_meetings(rounds, float8, dtype):
+    """Exactly, in 8 bits too; bfloat16 holds whole numbers up to 256 and then eight bits."""
+    rng = np.random.default_rng(0)
+    q_clusters, k_clusters = (rng.integers(0, 3, (1, 2, rounds, size)) for size in (11, 13))
+    k_clusters[0, :, :, 4] = q_clusters[0, :, :, 2]  # These two meet in every round.
+    expected = (q_clusters[..., :, None] == k_clusters[..., None, :]).sum(2)
+    counts = meetings.count_meetings(
+        jnp.asarray(q_clusters, jnp.int8),
+        jnp.asarray(k_clusters, jnp.int8),
+        3,
+        shape=(16, 64),
+        dtype=dtype,
+        float8=float8,
+    )
+    counts = np.asarray(counts, np.float64)
+    rounding = 2**-8 if rounds > 256 and dtype == jnp.bfloat16 else 0
+    np.testing.assert_allclose(counts[:, :, :11, :13], expected, rtol=rounding)
+    assert counts[0, 0, 2, 4] == rounds
+    assert not counts[:, :, 11:].any() and not counts[..., 13:].any()
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "dtype"),
+    [(1025, 64, jnp.bfloat16), (1370, 80, jnp.float16), (50, 128, jnp.bfloat16)],
+)
+def test_our_kernel_gets_the_counts_as_weights(size, width, dtype):
+    heads = jax.ShapeDtypeStruct((2, size, 3, width), dtype)
+    clusters = jax.ShapeDtypeStruct((2, 3, 7, size), jnp.int8)
+    attend = jax.jit(functools.partial(hopper.attend_in_clusters, clusters=5))
+    traced = attend.trace(heads, heads, heads, clusters, clusters)
+    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "mosaic_gpu" in program and "f8E4M3FN" in program
+    assert "stablehlo.log" not in program and "stablehlo.slice" not in program
 
 
 def test_cluster_sizes_that_do_not_match():

@@ -106,3 +106,31 @@ def test_lengths(lengths):
     q, k, v = heads(130, 257, size=64, dtype=jnp.bfloat16)
     lengths = jnp.array(lengths)
     check(hopper.attend(q, k, v, None, lengths), reference(q, k, v, None, lengths)[1])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "size", "dtype"),
+    [
+        (5, 16, jnp.bfloat16),
+        (131, 64, jnp.bfloat16),
+        (257, 80, jnp.float16),
+        on_the_card(1025, 64, jnp.bfloat16),
+        on_the_card(1370, 80, jnp.bfloat16),
+        on_the_card(300, 128, jnp.float16),
+    ],
+)
+def test_weights_are_multiplied_by_counts_of_meetings(tokens, size, dtype):
+    """A query takes nothing from a key that it does not meet, however large their product."""
+    q, k, v = heads(tokens, tokens, size=size, dtype=dtype)
+    k = k.at[:, 1].set(30 * q[:, 0])
+    rng = np.random.default_rng(1)
+    clusters = rng.integers(1, 5, (2, 2, 3, 7, tokens))
+    # The first query meets the first key alone.
+    clusters[..., 0] = 0
+    out = hopper.attend_in_clusters(q, k, v, *(jnp.asarray(x, jnp.int8) for x in clusters), 5)
+    counts = (clusters[0][..., None] == clusters[1][..., None, :]).sum(2)
+    scores = np.einsum("bnhd,bmhd->bhnm", *(np.asarray(x, np.float64) for x in (q, k))) / size**0.5
+    scores = np.where(counts > 0, scores, -np.inf)
+    weights = counts * np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    check(out, np.einsum("bhnm,bmhd->bnhd", weights, np.asarray(v, np.float64)))

@@ -139,6 +139,15 @@ def test_our_attention(costs):
     assert (attention.kind, sums.kind) == ("attention", "attention")
 
 
+def test_our_attention_reads_weights_of_pairs(costs):
+    weighted = ATTENTION.replace(
+        "custom-call(%x, %x, %x)", "custom-call(%x, %x, %x, %weights)"
+    ).replace("  %k =", "  %weights = bf16[512,1040,1088]{2,1,0} constant({...})\n  %k =")
+    (plain, _), (attention, _) = costs.kernels(ATTENTION), costs.kernels(weighted)
+    assert attention.bytes == 2 * 512 * 1040 * 1088
+    assert attention.seconds == pytest.approx(plain.seconds + attention.bytes / 3.0e12)
+
+
 def test_rounding_cutting_scattering_and_sorting(costs):
     cut, rounded, scattered, ordered = costs.kernels(ARITHMETIC)
     # Of 24 blocks' weights one is read and written, with its number.

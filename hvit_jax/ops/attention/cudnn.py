@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from hvit_jax.ops.arrays import largest_divisor, pad_end
-from hvit_jax.ops.attention import xla
+from hvit_jax.ops.arrays import pad_end
+from hvit_jax.ops.attention import meetings, xla
 from hvit_jax.ops.platform import backend
 
 _DTYPES = (jnp.bfloat16, jnp.float16)
@@ -134,7 +132,6 @@ def attend_and_score_backward(inputs, gradients):
 attend_and_score.defvjp(_attend_and_score_forward, attend_and_score_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def attend_in_clusters(
     q: Float[Array, "B Nq H D"],
     k: Float[Array, "B Nk H D"],
@@ -144,54 +141,20 @@ def attend_in_clusters(
     clusters: int,
     at_once: int = _PAIRS,
 ) -> Float[Array, "B Nq H D"]:
-    """Attend inside clusters, a few images at a time: their counts of meetings exist as a bias.
+    """Attend inside clusters, with logarithms of the counts of meetings as a bias.
 
     See `hvit_jax.ops.attention.attend_in_clusters`. That bias has so many numbers `at_once`, or
     those of one image if it has more.
     """
-
-    def some_images(images):
-        q, k, v, *numbers = images
-        # The kernel loads 16 bytes of a row at a time.
-        q_codes, k_codes = (_codes(x, -x.shape[-1] % 8, clusters, q.dtype) for x in numbers)
-        counts = jnp.einsum("bhnc,bhmc->bhnm", q_codes, k_codes, preferred_element_type=q.dtype)
-        bias = jnp.where(counts > 0, jnp.log(counts.astype(jnp.float32)), _MASKED)
-        rows, keys, values = (pad_end(x, -x.shape[1] % 8, axis=1) for x in (q, k, v))
-        bias = bias.astype(q.dtype)
-        out = jax.nn.dot_product_attention(rows, keys, values, bias, implementation="cudnn")
-        return out[:, : q.shape[1]]
-
-    batch, size, heads, _ = q.shape
-    width = max(k.shape[1], q_clusters.shape[2] * clusters)
-    group = (
-        largest_divisor(batch, at_once // (heads * size * width)) if isinstance(batch, int) else 1
-    )
-    groups = jax.tree.map(
-        lambda x: x.reshape(-1, group, *x.shape[1:]), (q, k, v, q_clusters, k_clusters)
-    )
-    return jax.lax.map(some_images, groups).reshape(q.shape)
+    arrays = q, k, v, q_clusters, k_clusters
+    return meetings.attend_in_clusters(_attend_with_counts, *arrays, clusters, at_once)
 
 
-def _codes(numbers: Int[Array, "B H R N"], spare: int, clusters: int, dtype) -> Array:
-    """Write a token's clusters as ones among zeros: products of two codes count meetings.
-
-    That is eight times as fast on a GPU as to compare the clusters of all pairs. Tokens that are
-    appended are in no cluster.
-    """
-    numbers = pad_end(numbers.astype(jnp.int32), spare, axis=-1, constant_values=clusters)
-    codes = numbers.swapaxes(-1, -2)[..., None] == jnp.arange(clusters).reshape(1, 1, 1, 1, -1)
-    return codes.astype(dtype).reshape(*codes.shape[:-2], -1)
-
-
-def _attend_in_clusters_forward(*inputs):
-    return attend_in_clusters(*inputs), inputs[:5]
-
-
-def _attend_in_clusters_backward(clusters, at_once, inputs, gradient):
-    """Differentiate the same figures computed head by head: no gradient needs the bias then."""
-    q, k, v, q_clusters, k_clusters = inputs
-    pull = jax.vjp(lambda q, k, v: xla.attend_in_clusters(q, k, v, q_clusters, k_clusters), q, k, v)
-    return *pull[1](gradient), None, None
-
-
-attend_in_clusters.defvjp(_attend_in_clusters_forward, _attend_in_clusters_backward)
+def _attend_with_counts(q, k, v, q_clusters, k_clusters, clusters):
+    # The kernel loads 16 bytes of a row at a time.
+    rows, keys, values = (pad_end(x, -x.shape[1] % 8, axis=1) for x in (q, k, v))
+    shape = rows.shape[1], keys.shape[1]
+    counts = meetings.count_meetings(q_clusters, k_clusters, clusters, shape=shape, dtype=q.dtype)
+    bias = jnp.where(counts > 0, jnp.log(counts.astype(jnp.float32)), _MASKED).astype(q.dtype)
+    out = jax.nn.dot_product_attention(rows, keys, values, bias, implementation="cudnn")
+    return out[:, : q.shape[1]]

@@ -14,8 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from hvit_jax.ops.attention import cudnn, xla
+from hvit_jax.ops.attention import cudnn, meetings, xla
 from hvit_jax.ops.platform import is_exported
+
+# Counts of meetings that exist at once: 2 GB.
+_PAIRS = 2**30
 
 
 def obstacle(dtype: jax.typing.DTypeLike, head_dim: int) -> str | None:
@@ -122,3 +125,30 @@ def _score_forward(q, k, v, key_bias):
 
 
 attend_and_score.defvjp(_score_forward, cudnn.attend_and_score_backward)
+
+
+def attend_in_clusters(
+    q: Float[Array, "B Nq H D"],
+    k: Float[Array, "B Nk H D"],
+    v: Float[Array, "B Nk H D"],
+    q_clusters: Int[Array, "B H R Nq"],
+    k_clusters: Int[Array, "B H R Nk"],
+    clusters: int,
+) -> Float[Array, "B Nq H D"]:
+    """Attend inside clusters; see `hvit_jax.ops.attention.attend_in_clusters`.
+
+    The kernel multiplies weights by the counts of meetings.
+    """
+    arrays = q, k, v, q_clusters, k_clusters
+    return meetings.attend_in_clusters(_attend_with_counts, *arrays, clusters, _PAIRS)
+
+
+def _attend_with_counts(q, k, v, q_clusters, k_clusters, clusters):
+    from hvit_jax.ops.attention import hopper_kernel
+
+    # Products of float8 take rows by 16.
+    shape = q.shape[1] + -q.shape[1] % 16, hopper_kernel.Plan.of(k.shape[1], q.shape[-1]).padded
+    counts = meetings.count_meetings(
+        q_clusters, k_clusters, clusters, shape=shape, dtype=q.dtype, float8=True
+    )
+    return hopper_kernel.attend_weighted(q, k, v, counts)

@@ -71,6 +71,11 @@ class Plan:
         """Count the blocks of threads that a head's rows take."""
         return pl.cdiv(rows, self.groups * ROWS)
 
+    @property
+    def padded(self) -> int:
+        """Keys of whole blocks."""
+        return self.full * KEYS + self.last
+
     def length(self, block: int) -> int:
         """Count the keys of a block."""
         return KEYS if block < self.full else self.last
@@ -131,6 +136,55 @@ class Stream:
     used: Any
     bias: tuple[Any, Any] | None = None
 
+    def copy(self, plan: Plan, span: Any, slot: Any, part: Any) -> None:
+        """Start to copy some keys or values."""
+        image, head, here = lax.axis_index("image"), lax.axis_index("head"), self.here.at[slot]
+        _copy_pieces(plan, self.source, (image, span, head), self.buffer, (slot, part), here)
+        if self.bias is not None:
+            source, target = self.bias
+            row = source.at[image, 0 if source.shape[1] == 1 else head, span]
+            plgpu.copy_gmem_to_smem(row, target.at[slot, part], here)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of pairs on their way through shared memory, for all rows of a block of threads.
+
+    Attributes:
+        source: where they come from, an array (B * H, Nq, Nk).
+        buffer: where they are put, as the results of matrix instructions lie.
+        here: tell that a block has arrived.
+        used: tell that it may be written over.
+    """
+
+    source: Any
+    buffer: Any
+    here: Any
+    used: Any
+
+    @staticmethod
+    def shape(plan: Plan, dtype: Any) -> Any:
+        """Make room in shared memory."""
+        views = plgpu.TilingTransform((8, KEYS // 2)), plgpu.SwizzleTransform(KEYS)
+        return plgpu.SMEM((plan.stages, plan.groups * ROWS, KEYS), dtype, transforms=views)
+
+    def copy(self, plan: Plan, span: Any, slot: Any, part: Any) -> None:
+        """Start to copy those of all rows and some keys."""
+        head = lax.axis_index("image") * lax.axis_size("head") + lax.axis_index("head")
+        count = plan.groups * ROWS
+        rows = pl.ds(lax.axis_index("tile") * count, count)
+        # Of a shorter last block too: only a whole one lies in one piece.
+        tile = self.source.at[head, rows, pl.ds(span.start, KEYS)]
+        plgpu.copy_gmem_to_smem(tile, self.buffer.at[slot], self.here.at[slot])
+
+    def load(self, group: Any, slot: Any, part: Any) -> Any:
+        """Wait for those of a group's rows and some keys, and read them."""
+        plgpu.barrier_wait(self.here.at[slot])
+        tile = self.buffer[slot, pl.ds(group * ROWS, ROWS), part]
+        tile = plgpu.layout_cast(tile, plgpu.Layout.WGMMA)
+        plgpu.barrier_arrive(self.used.at[slot])
+        return tile
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -170,7 +224,7 @@ def launch(plan: Plan, kernel, rows: jax.Array | jax.ShapeDtypeStruct, results):
 
 def padded_bias(plan: Plan, bias: Float[Array, "B h N"]) -> Float[Array, "B h M"]:
     """Mask the keys by which the last block is filled up."""
-    spare = plan.full * KEYS + plan.last - bias.shape[-1]
+    spare = plan.padded - bias.shape[-1]
     return jnp.pad(bias, ((0, 0), (0, 0), (0, spare)), constant_values=MASKED)
 
 
@@ -204,9 +258,8 @@ def split(plan: Plan, compute, fetch) -> None:
         fetch()
 
 
-def fetch(plan: Plan, *streams: Stream) -> None:
-    """Copy block after block of keys, their bias and values to shared memory."""
-    image, head = lax.axis_index("image"), lax.axis_index("head")
+def fetch(plan: Plan, *streams: Stream | Weights) -> None:
+    """Copy block after block of keys, their bias, weights and values to shared memory."""
 
     def copy(block, slot, length: int, *, reuse: bool):
         # A start that is known only when the kernel runs may lie less than a block from the end.
@@ -214,14 +267,7 @@ def fetch(plan: Plan, *streams: Stream) -> None:
         for stream in streams:
             if reuse:
                 plgpu.barrier_wait(stream.used.at[slot])
-            here = stream.here.at[slot]
-            _copy_pieces(
-                plan, stream.source, (image, span, head), stream.buffer, (slot, part), here
-            )
-            if stream.bias is not None:
-                source, target = stream.bias
-                row = source.at[image, 0 if source.shape[1] == 1 else head, span]
-                plgpu.copy_gmem_to_smem(row, target.at[slot, part], here)
+            stream.copy(plan, span, slot, part)
 
     for block in range(plan.stages):
         copy(block, block, plan.length(block), reuse=False)

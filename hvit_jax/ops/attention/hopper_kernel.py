@@ -24,6 +24,7 @@ from hvit_jax.ops.attention.hopper_blocks import (
     Plan,
     Rows,
     Stream,
+    Weights,
     arrived,
     fetch,
     launch,
@@ -61,6 +62,29 @@ def attend_joined(x: Float[Array, "B N H3 D"], keys: int) -> Float[Array, "B N H
 
 
 @jax.jit
+def attend_weighted(
+    q: Float[Array, "B Nq H D"],
+    k: Float[Array, "B Nk H D"],
+    v: Float[Array, "B Nk H D"],
+    weights: Float[Array, "B H rows columns"],
+) -> Float[Array, "B Nq H D"]:
+    """Attend with every pair's `exp(score)` multiplied by a weight of its own. It has no gradient.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        weights: in the dtype of `q`; 0 for pairs that are none. What is not such a pair is filled
+            up with zeros: columns to `Plan.padded`, and rows to a multiple of 8.
+
+    Returns:
+        Attended values; NaN for a query whose weights are all 0.
+    """
+    weights = weights.reshape(-1, *weights.shape[2:])
+    return _attend(q, k, v, None, k.shape[1], logs=False, weights=weights)[0]
+
+
+@jax.jit
 def attend_and_score(
     q: Float[Array, "B Nq H D"],
     k: Float[Array, "B Nk H D"],
@@ -81,7 +105,9 @@ def attend_and_score(
     return out, sums.mean(1) / q.shape[1]
 
 
-def _attend(q, k, v, key_bias, keys: int, *, logs: bool, first=(0, 0, 0)) -> tuple[Array, ...]:
+def _attend(
+    q, k, v, key_bias, keys: int, *, logs: bool, first=(0, 0, 0), weights=None
+) -> tuple[Array, ...]:
     """Attend; `first` numbers the first head of q, k and v each in its array."""
     batch, rows, heads, size = *q.shape[:2], v.shape[2] - first[2], q.shape[3]
     plan = Plan.of(keys, size)
@@ -92,10 +118,14 @@ def _attend(q, k, v, key_bias, keys: int, *, logs: bool, first=(0, 0, 0)) -> tup
     out = jax.ShapeDtypeStruct((batch, rows, heads, size), q.dtype)
     results = [out, numbers_of_rows(plan, out)][: 1 + logs]
 
+    if weights is not None:
+        arrays.append(weights)
+
     def hopper_attention(q_ref, k_ref, v_ref, *refs):
         bias_ref, refs = (None, refs) if key_bias is None else (refs[0], refs[1:])
+        weights_ref, refs = (None, refs) if weights is None else (refs[0], refs[1:])
         q, k, v = zip((q_ref, k_ref, v_ref), first, strict=True)
-        _run(plan, q, k, v, bias_ref, refs[0], refs[1] if logs else None)
+        _run(plan, q, k, v, bias_ref, weights_ref, refs[0], refs[1] if logs else None)
 
     return tuple(launch(plan, hopper_attention, out, results)(*arrays))
 
@@ -113,24 +143,25 @@ def _column_sums(
     return kernel(k, q, padded_bias(plan, -logs))[0][..., : k.shape[1]]
 
 
-def _run(plan: Plan, q, k, v, bias_ref, out_ref, logs_ref) -> None:
+def _run(plan: Plan, q, k, v, bias_ref, weights_ref, out_ref, logs_ref) -> None:
     """Run one block of threads: a few rows of queries, and all keys."""
     dtype = out_ref.dtype
     biases, logs = (
         shared_numbers(plan.stages, KEYS, bias_ref),
         shared_numbers(plan.groups, ROWS, logs_ref),
     )
+    used = plgpu.Barrier(num_arrivals=plan.groups, num_barriers=plan.stages)
 
-    def scoped(queries, keys, values, biases, logs, q_here, k_here, v_here, k_used, v_used):
+    def scoped(queries, keys, values, biases, logs, q_here, k_here, v_here, k_used, v_used, pairs):
         bias = None if bias_ref is None else (bias_ref, biases)
         key_stream = Stream(k, Buffer.of(keys), k_here, k_used, bias)
         value_stream = Stream(v, Buffer.of(values), v_here, v_used)
+        weights = None if weights_ref is None else Weights(weights_ref, *pairs)
 
         def compute():
             rows = rows_of_group(plan, q, Buffer.of(queries), q_here)
-            carry = loop(
-                plan, _attend_step(plan, rows, key_stream, value_stream, dtype), _nothing(plan)
-            )
+            step = _attend_step(plan, rows, key_stream, weights, value_stream, dtype)
+            carry = loop(plan, step, _nothing(plan))
             highest, total, sums = carry
             if logs is not None:
                 logs[rows.group] = highest + jnp.log(total) * LOG2_E
@@ -145,8 +176,11 @@ def _run(plan: Plan, q, k, v, bias_ref, out_ref, logs_ref) -> None:
                 plgpu.copy_smem_to_gmem(logs.at[rows.group], rows.numbers(logs_ref))
             plgpu.wait_smem_to_gmem(0)
 
-        split(plan, compute, lambda: fetch(plan, key_stream, value_stream))
+        streams = (key_stream, value_stream)
+        streams = streams if weights is None else (key_stream, weights, value_stream)
+        split(plan, compute, lambda: fetch(plan, *streams))
 
+    here = plgpu.Barrier(num_arrivals=1, num_barriers=plan.stages)
     pl.run_scoped(
         scoped,
         Buffer.shape(plan, dtype, plan.groups, ROWS),
@@ -157,7 +191,9 @@ def _run(plan: Plan, q, k, v, bias_ref, out_ref, logs_ref) -> None:
         arrived(plan, plan.groups),
         arrived(plan, plan.stages, bias=bias_ref is not None),
         arrived(plan, plan.stages),
-        *[plgpu.Barrier(num_arrivals=plan.groups, num_barriers=plan.stages)] * 2,
+        used,
+        used,
+        None if weights_ref is None else (Weights.shape(plan, dtype), here, used),
         collective_axes="group",
     )
 
@@ -223,18 +259,27 @@ def _scores(plan: Plan, rows: Rows, keys: Stream, block, *, last: bool):
     return scores
 
 
-def _attend_step(plan: Plan, rows: Rows, keys: Stream, values: Stream, dtype):
+def _attend_step(
+    plan: Plan, rows: Rows, keys: Stream, pairs: Weights | None, values: Stream, dtype
+):
     """Make the step of a softmax that grows block by block."""
 
     def step(block, carry, *, last: bool = False):
         highest, total, sums = carry
         slot, part = slot_of(plan, block, last)
         scores = _scores(plan, rows, keys, block, last=last)
+        factors = None
+        if pairs is not None:
+            factors = pairs.load(rows.group, slot, part)
+            # A score that does not count must not be the highest, by far, of those that do.
+            scores = jnp.where(factors > 0, scores, MASKED)
         # Without a bias the scale is applied with the subtraction.
         scale = plan.scale if keys.bias is None else 1.0
         higher = jnp.maximum(highest, scores.max(axis=1) * scale)
         shrink = jnp.exp2(highest - higher)
         weights = jnp.exp2(scores * scale - lax.broadcast_in_dim(higher, scores.shape, [0]))
+        if factors is not None:
+            weights = weights * factors.astype(jnp.float32)
         total = total * shrink + weights.sum(axis=1)
         sums = tuple(x * lax.broadcast_in_dim(shrink, x.shape, [0]) for x in sums)
         weights = weights.astype(dtype)

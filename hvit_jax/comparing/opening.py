@@ -18,7 +18,7 @@ from hvit_jax.comparing.trials import Bench
 from hvit_jax.data.fingerprint import data_sha256
 from hvit_jax.data.source import SAMPLING, even_places, take_evenly
 from hvit_jax.dense.config import LabelTruth
-from hvit_jax.dense.folders import NONE, describe_scenes, open_scenes
+from hvit_jax.dense.folders import NONE, open_scenes
 from hvit_jax.dense.metrics import Depth, Segmentation, class_names
 from hvit_jax.dense.windows import fit_windows
 from hvit_jax.distributed.placement import Placement, place
@@ -213,7 +213,7 @@ def _open_maps(
     )
     about = {
         "task": decoder.task,
-        **describe_scenes(scenes),
+        **scenes.describe(),
         "cut": dataclasses.asdict(layout),
         "preprocessing": as_json(description.preprocessing),
     }

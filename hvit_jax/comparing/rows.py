@@ -179,11 +179,6 @@ def _is_worse(row: Trial, other: Trial) -> bool:
     return high < 0
 
 
-def level_of(row: Trial, levels: Sequence[float]) -> float | None:
-    """Give the level of cost that a setting stands for: the lowest one that is not below it."""
-    return min((level for level in levels if level >= row.cost), default=None)
-
-
 def at_level(rows: Sequence[Trial], level: float) -> list[Trial]:
     """Give each method's setting of the highest cost that is not above a level, best first."""
     below: dict[str, Trial] = {}

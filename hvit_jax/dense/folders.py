@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from PIL import Image
 
 from hvit_jax.data.folder import EXTENSIONS, SPLITS, TRAIN
@@ -42,13 +42,8 @@ class Labels:
         Raises:
             PictureError: if the file cannot be read, or is a picture in colour.
         """
-        with _reading(path, name) as image:
-            if image.mode not in _INDEXED:
-                raise PictureError(
-                    f"truth {name} is a picture in {image.mode}; truth has one number a pixel, the "
-                    "class, in grey or as index of a palette"
-                )
-            labels = np.asarray(image).astype(np.int32)
+        wanted = "truth has one number a pixel, the class, in grey or as index of a palette"
+        labels = _numbers(path, name, wanted).astype(np.int32)
         if not self.values:
             return labels
         values = np.array(self.values, np.int32)
@@ -95,34 +90,21 @@ class Depths:
             if depth.ndim != 2:
                 raise PictureError(f"truth {name} has the shape {depth.shape}, not (height, width)")
             return np.nan_to_num(depth, nan=0.0, posinf=0.0, neginf=0.0)
-        with _reading(path, name) as image:
-            if image.mode not in _INDEXED:
-                raise PictureError(
-                    f"truth {name} is a picture in {image.mode}; depth is grey, of 16 bits"
-                )
-            return np.asarray(image).astype(np.float32) * np.float32(self.scale)
-
-    def check(self, depth: Float[np.ndarray, "H W"], name: str, outputs: int) -> None:
-        """Accept any depth: the metric's range says what counts."""
+        steps = _numbers(path, name, "depth is grey, of 16 bits")
+        return steps.astype(np.float32) * np.float32(self.scale)
 
 
-class _reading:
-    """Open a picture of Pillow's; what it raises names the truth."""
-
-    def __init__(self, path: Path, name: str):
-        self.path, self.name = path, name
-
-    def __enter__(self) -> Image.Image:
-        try:
-            self.image = Image.open(self.path)
-            self.image.load()
-        except Exception as error:  # Pillow's decoders raise almost anything on damaged files.
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise PictureError(f"truth {self.name}: {reason}") from error
-        return self.image
-
-    def __exit__(self, *_: object) -> None:
-        self.image.close()
+def _numbers(path: Path, name: str, wanted: str) -> Shaped[np.ndarray, "H W"]:
+    """Read a picture of one number a pixel; `wanted` says what it should be if it has more."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged files.
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise PictureError(f"truth {name}: {reason}") from error
+    if image.mode not in _INDEXED:
+        raise PictureError(f"truth {name} is a picture in {image.mode}; {wanted}")
+    return np.asarray(image)
 
 
 @dataclass(frozen=True)
@@ -187,7 +169,8 @@ class Scenes:
                 f"truth {name} is of {rows} x {columns} pixels, its picture {self.paths[index]} of "
                 f"{height} x {width}"
             )
-        self.kind.check(truth, name, outputs)
+        if isinstance(self.kind, Labels):
+            self.kind.check(truth, name, outputs)
         return truth
 
     def sha256(self) -> str:
@@ -198,8 +181,12 @@ class Scenes:
             digest.update(f"{path}\0{size}\0".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
+    def describe(self) -> dict[str, Any]:
+        """Name them as results do."""
+        return {"dataset": self.dataset, "data_sha256": self.sha256()}
 
-def _ade20k(root: Path, split: str, _: str | None) -> Scenes:
+
+def _ade20k(root: Path, split: str) -> Scenes:
     name = {"val": "validation", "train": "training"}[split]
     pictures = _files(root, Path("images", name), (".jpg",))
     truths = [f"annotations/{name}/{Path(path).stem}.png" for path in pictures]
@@ -207,7 +194,7 @@ def _ade20k(root: Path, split: str, _: str | None) -> Scenes:
     return Scenes(root, tuple(pictures), tuple(truths), labels, "ade20k", 150)
 
 
-def _cityscapes(root: Path, split: str, _: str | None) -> Scenes:
+def _cityscapes(root: Path, split: str) -> Scenes:
     end = "_leftImg8bit.png"
     pictures = _files(root, Path("leftImg8bit", split), (end,))
     bases = [
@@ -224,7 +211,7 @@ def _cityscapes(root: Path, split: str, _: str | None) -> Scenes:
     return Scenes(root, tuple(pictures), truths, labels, "cityscapes", 19)
 
 
-def _pascal_context(root: Path, split: str, _: str | None) -> Scenes:
+def _pascal_context(root: Path, split: str) -> Scenes:
     listed = root / "ImageSets" / "SegmentationContext" / f"{split}.txt"
     try:
         names = sorted(listed.read_text(encoding="utf-8").split())
@@ -246,7 +233,7 @@ def _without_zero() -> tuple[int, ...]:
 class _Layout:
     """A known data set: how it is read, by which folders it is known, and where these may lie."""
 
-    read: Callable[[Path, str, str | None], Scenes]
+    read: Callable[[Path, str], Scenes]
     folders: tuple[str, ...]
     below: tuple[str, ...]
 
@@ -316,7 +303,7 @@ def open_scenes(
             raise InputError(
                 f"{data} holds no {dataset}: it has no folders {' and '.join(layout.folders)}"
             )
-        scenes = layout.read(place, split, truth)
+        scenes = layout.read(place, split)
     _refuse_missing(scenes)
     _refuse_twins(scenes)
     return dataclasses.replace(scenes, exif=exif)
@@ -400,8 +387,3 @@ def _refuse_twins(scenes: Scenes) -> None:
                 f"{other} and {path} in {scenes.root} would share their truth and their map; "
                 "rename one of them"
             )
-
-
-def describe_scenes(scenes: Scenes) -> dict[str, Any]:
-    """Name them as results do."""
-    return {"dataset": scenes.dataset, "data_sha256": scenes.sha256()}

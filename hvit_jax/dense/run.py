@@ -27,7 +27,7 @@ from hvit_jax.data.loader import load_rows
 from hvit_jax.data.picture import PictureError
 from hvit_jax.dense.config import DepthConfig, MapConfig, SegmentConfig
 from hvit_jax.dense.drawing import save_depth, save_labels
-from hvit_jax.dense.folders import Scenes, describe_scenes, open_scenes
+from hvit_jax.dense.folders import Scenes, open_scenes
 from hvit_jax.dense.metrics import Depth, Metric, Segmentation, class_names
 from hvit_jax.dense.reading import Read, job_of
 from hvit_jax.dense.results import print_results, read_results, running_scores, scores
@@ -110,7 +110,7 @@ class _Opened:
             "cut": dataclasses.asdict(self.layout),
             **describe_runtime(self.placement.devices),
             "batch_size": self.batch_size,
-            **describe_scenes(self.scenes),
+            **self.scenes.describe(),
             "preprocessing": as_json(self.description.preprocessing),
             **describe_checkpoint(self.config.checkpoint),
             "config": as_json(self.config),

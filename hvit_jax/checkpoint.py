@@ -25,8 +25,8 @@ from hvit_jax.distributed.placement import Placement
 from hvit_jax.errors import InputError
 from hvit_jax.fields import from_json
 from hvit_jax.models.parameters import Tree, abstract_parameters, count_parameters, flatten
-from hvit_jax.models.positions import resize_positions
 from hvit_jax.models.reducer import Reducer
+from hvit_jax.ops.resizing import resize_positions
 from hvit_jax.pictures import Preprocessing, Windows
 from hvit_jax.reducers import make_reducer, method_name
 from hvit_jax.system.files import checksums, damages, new_folder, require_space

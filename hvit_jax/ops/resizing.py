@@ -97,6 +97,35 @@ def resizing_matrix(size: int, out: int, rule: str) -> np.ndarray:
     return rules[rule]()
 
 
+def resize_positions(
+    positions: np.ndarray,
+    grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    *,
+    rule: str,
+    prefix: int,
+) -> np.ndarray:
+    """Fit a table of position embeddings to another grid; entries before the patches are kept.
+
+    Args:
+        positions: float32 array (prefix + h * w, C), the grid row-major.
+        grid: its rows and columns.
+        new_grid: rows and columns wanted.
+        rule: see `resizing_matrix`; a name in `hvit_jax.config.RESIZING`.
+        prefix: entries before the patches.
+
+    Returns:
+        Float32 array (prefix + new h * new w, C).
+    """
+    if grid == new_grid:
+        return positions
+    cells = positions[prefix:].reshape(*grid, -1).astype(np.float64)
+    rows, columns = (resizing_matrix(*sizes, rule) for sizes in zip(grid, new_grid, strict=True))
+    resized = np.einsum("ih,jw,hwc->ijc", rows, columns, cells, optimize=True)
+    flat = resized.reshape(-1, positions.shape[-1])
+    return np.concatenate([positions[:prefix], flat.astype(np.float32)])
+
+
 def resize_map(
     x: Float[Array, "B h w C"], size: tuple[int, int], rule: str = "bilinear"
 ) -> Float[Array, "B H W C"]:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvit_jax.models.positions import resize_positions
+from hvit_jax.ops.resizing import resize_positions
 from tests.golden import Goldens
 
 CASES = Goldens().cases("pos_")

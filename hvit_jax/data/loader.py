@@ -84,10 +84,6 @@ class _Stateless(Iterator[Item]):
         """Give an empty state; who continues loads the pictures that are left instead."""
         return {}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Refuse; see `get_state`."""
-        raise NotImplementedError("these batches have no state")
-
 
 class _Rows(_Stateless[dict[str, Any]]):
     """Grain's rows; counting them spares the wait for every worker to say that it has no more."""
@@ -163,12 +159,8 @@ def load_batches(
         Batches in the source's order. Leaving the context stops the workers.
 
     Raises:
-        InputError: for a batch size below 1 or a negative number of workers, or if a worker dies.
+        InputError: if a worker dies.
     """
-    if batch_size < 1 or workers < 0:
-        raise InputError(
-            f"batch size must be at least 1 and workers at least 0, got {batch_size} and {workers}"
-        )
     decode, pictures = _Decode(source, resolution, preprocessing), len(source)
     workers = min(workers, pictures)
     ahead = max(2, -(-batch_size // max(1, workers)))

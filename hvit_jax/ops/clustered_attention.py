@@ -50,19 +50,11 @@ def clustered_attention(
         Attended values in the dtype of `q`. Beside a few numbers a token and head, its projections,
         rank and cluster, memory does not grow with the rounds.
 
-    Raises:
-        InputError: if queries and keys give different numbers of clusters, or as for `attend`.
-
     Differs from the original: it cuts the joined list of all rounds, images and heads, so that
     clusters straddle them unless the size divides N; see `straddling_attention`.
     """
     size = q.shape[1]
-    clusters, k_clusters = -(-size // q_cluster_size), -(-size // k_cluster_size)
-    if clusters != k_clusters:
-        raise InputError(
-            f"{size} tokens make {clusters} clusters of {q_cluster_size} queries but {k_clusters} "
-            f"of {k_cluster_size} keys; the numbers must be equal"
-        )
+    clusters = -(-size // q_cluster_size)
     projections = project_asymmetric(q.swapaxes(1, 2), k.swapaxes(1, 2), draws)
     numbers = (
         jnp.moveaxis(ranks(projected) // length, 0, 2).astype(smallest_integer(clusters - 1))

@@ -2,7 +2,7 @@
 
 import sys
 
-from hvit_jax.commands.main import main
+from hvit_jax.commands.main import program
 
 if __name__ == "__main__":
-    sys.exit(main(["eval", *sys.argv[1:]]))
+    program(["eval", *sys.argv[1:]])

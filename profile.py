@@ -20,8 +20,8 @@ def _hand_over(name: str) -> None:
 
 
 if __name__ == "__main__":
-    from hvit_jax.commands.main import main
+    from hvit_jax.commands.main import program
 
-    sys.exit(main(["profile", *sys.argv[1:]]))
+    program(["profile", *sys.argv[1:]])
 
 _hand_over(__name__)

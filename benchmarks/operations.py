@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import functools
 import statistics
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,7 +29,7 @@ from hvit_jax.ops.merging import match_tokens, merge_tokens
 from hvit_jax.ops.selection import descending_order, keep_best
 from hvit_jax.ops.sorting import ranks
 from hvit_jax.profiling.device import describe_device, device_work, time_in_turns
-from hvit_jax.system.run import run
+from hvit_jax.system.run import leave, run
 
 Operation = tuple[str, str, Callable[..., Any], tuple[Any, ...]]
 
@@ -119,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "operations.py"))
+    leave(run(main, "operations.py"))

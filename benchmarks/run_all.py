@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from hvit_jax.profiling.results import Measurement, markdown_table
 from hvit_jax.profiling.run import open_results, run_cases
 from hvit_jax.reducers import make_reducer
 from hvit_jax.system.programs import use_compilation_cache
-from hvit_jax.system.run import run
+from hvit_jax.system.run import leave, run
 
 RESULTS = Path(__file__).parent / "results"
 CPU_METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -101,4 +100,4 @@ def measure(cases: list[Case], config: ProfileConfig) -> list[Measurement]:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, "run_all.py"))
+    leave(run(main, "run_all.py"))

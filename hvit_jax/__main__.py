@@ -1,8 +1,6 @@
 """`python -m hvit_jax`: the program `hvit`."""
 
-import sys
-
-from hvit_jax.commands.main import main
+from hvit_jax.commands.main import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from hvit_jax.errors import unknown
 from hvit_jax.fields import Options
-from hvit_jax.system.run import run
+from hvit_jax.system.run import leave, run
 from hvit_jax.system.signals import loading
 from hvit_jax.version import __version__
 
@@ -47,6 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default the process's own; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     return run(lambda: _main(words), "hvit")
+
+
+def program(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line as the whole of this process, and end it with the exit status."""
+    leave(main(arguments))
 
 
 def _main(words: list[str]) -> int | None:

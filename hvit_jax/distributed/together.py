@@ -18,7 +18,7 @@ import jax
 from hvit_jax.distributed.processes import HOW_TO_MEET, Processes
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.system.library_messages import is_lost_connection
-from hvit_jax.system.run import run
+from hvit_jax.system.run import leave_at_once, run
 
 _LOST = 1  # Exit status where another process is gone, or this one has a defect.
 _ABSENT = 2  # Exit status where other processes never came.
@@ -64,9 +64,7 @@ def run_together(
         else:
             traceback.print_exc()
     if not done or status >= _STOPPED:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)  # Leaving in order would wait for the others.
+        leave_at_once(status)  # Leaving in order would wait for the others.
     jax.distributed.shutdown()
     return status
 

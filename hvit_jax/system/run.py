@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import io
 import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.system.library_messages import (
@@ -17,6 +20,7 @@ from hvit_jax.system.library_messages import (
 from hvit_jax.system.signals import Stopped, insistent, unmasked
 
 _USAGE_ERROR, _BROKEN_PIPE = 2, 141
+_INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def run(main: Callable[[], int | None], program: str) -> int:
@@ -60,6 +64,26 @@ def run(main: Callable[[], int | None], program: str) -> int:
         if not is_out_of_memory(error):
             raise
         return _complain(program, f"out of memory: {first_line(error)}", _USAGE_ERROR)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process: after Ctrl-C or SIGTERM at once, else as Python does it.
+
+    What was interrupted may have been a wait for XLA, whose threads go on compiling. In order, the
+    process would wait for them, and then crash, as they use what it has freed.
+    """
+    if status in _INTERRUPTED:
+        leave_at_once(status)
+    sys.exit(status)
+
+
+def leave_at_once(status: int) -> NoReturn:
+    """End the process without waiting for threads, or for other processes."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):  # Ctrl-C ends the reader too, as of `| tee log`.
+            print(end="", file=stream, flush=True)
+    gc.collect()  # Else Python's tracker calls semaphores leaked that dead workers have left.
+    os._exit(status)
 
 
 def _complain(program: str, message: str, status: int) -> int:

@@ -169,8 +169,7 @@ def address():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = "import sys; from hvit_jax.commands.main import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "demo", "--port", str(port)]
+    command = [sys.executable, "-m", "hvit_jax", "demo", "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None and b"open http" in process.stdout.readline()

@@ -1,5 +1,8 @@
 """Signals that libraries lose or turn into something else."""
 
+import subprocess
+import sys
+
 import pytest
 
 from hvit_jax.system.run import run
@@ -28,3 +31,31 @@ def test_every_command_ends_as_by_the_signal(capsys):
 def test_other_system_errors_pass():
     with pytest.raises(SystemError, match="of another kind"), unmasked():
         raise SystemError("of another kind")
+
+
+# Compiles for seconds. Ctrl-C comes meanwhile, at which jaxlib stops waiting for its thread.
+COMPILING = """
+import signal, threading
+import jax, jax.numpy as jnp
+from hvit_jax.system.run import leave, run
+
+def deep(x):
+    for _ in range(150):
+        x = jnp.sort(jnp.sin(x @ x), axis=0)
+    return x
+
+def main():
+    program = jax.jit(deep).lower(jnp.ones((8, 8)))
+    threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+    print("begun")
+    program.compile()
+    print("compiled")
+
+leave(run(main, "x"))
+"""
+
+
+def test_what_still_compiles_does_not_crash_the_end():
+    words = [sys.executable, "-c", COMPILING]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "begun\n", "x: interrupted\n")

@@ -143,16 +143,13 @@ def run_windows(
         batch = np.stack(pieces[start : start + batch_size])
         filled = np.zeros((batch_size, *batch.shape[1:]), batch.dtype)
         filled[: len(batch)] = batch
-        found = _program()(graph, layout.window, model.preprocessing, state, filled)
+        found = _program()(graph, model.preprocessing, state, filled)
         maps.append(np.asarray(found)[: len(batch)])
     return np.concatenate(maps)
 
 
 def window_maps(
-    model: ViT,
-    pixels: Num[Array, "B h w 3"],
-    window: tuple[int, int],
-    preprocessing: Preprocessing,
+    model: ViT, pixels: Num[Array, "B h w 3"], preprocessing: Preprocessing
 ) -> Float[Array, "B rows columns n"]:
     """Normalise windows, pad them evenly to whole patches, and make their maps."""
     images = normalize(pixels, preprocessing.mean, preprocessing.std)
@@ -168,15 +165,15 @@ def pad_evenly(images: Float[Array, "B h w C"], size: tuple[int, int]) -> Float[
 
 @functools.cache
 def _program() -> Callable[..., Array]:
-    """Compile `window_maps` as a function of a model's structure, of numbers, and of its weights.
+    """Compile `window_maps` as a function of a model's structure, and of its weights.
 
     A structure is hashable: JAX itself knows for which ones it has compiled.
     """
 
-    def run(graph, window, preprocessing, state, pixels):
-        return window_maps(nnx.merge(graph, state), pixels, window, preprocessing)
+    def run(graph, preprocessing, state, pixels):
+        return window_maps(nnx.merge(graph, state), pixels, preprocessing)
 
-    return jax.jit(run, static_argnums=(0, 1, 2), compiler_options=compiler_options())
+    return jax.jit(run, static_argnums=(0, 1), compiler_options=compiler_options())
 
 
 def finish(

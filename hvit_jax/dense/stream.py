@@ -71,7 +71,7 @@ class WindowStream:
         with_weights, weights = part_weights(model)
 
         def step(weights, pixels):
-            return window_maps(with_weights(weights), pixels, layout.window, model.preprocessing)
+            return window_maps(with_weights(weights), pixels, model.preprocessing)
 
         self._step = placement.compile(step, arrays=1)
         self._programs: dict[np.dtype, jax.stages.Compiled] = {}

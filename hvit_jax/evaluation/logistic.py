@@ -78,14 +78,14 @@ def fit_logistic(
                 f"{len(labels)} training pictures are too few to choose a weight decay by; give "
                 "--probe-weight-decay X"
             )
-        weight_decay = _choose(data, len(labels), classes, on_step)
+        weight_decay = _choose(data, classes, on_step)
     start = data.zeros(classes)
     weights, steps = data.fit(start, places, weight_decay, on_step)
     loss = data.loss(weights, places)
     return Fit(Linear(*data.unscaled(weights)), weight_decay, loss, steps)
 
 
-def _choose(data: _Data, count: int, classes: int, on_step: Callable[[int, str], None]) -> float:
+def _choose(data: _Data, classes: int, on_step: Callable[[int, str], None]) -> float:
     """Find the weight decay whose fit to nine tenths of the pictures suits the others best.
 
     Each fit begins with the last one's weights. Once the loss rises, weaker decays are not tried.

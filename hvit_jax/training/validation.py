@@ -110,7 +110,7 @@ def _make_validate_maps(
     rows = here.round_up(max(1, config.batch_size // config.accumulate // processes))
 
     def step(parameters: Tree, pixels: Num[Array, "B h w 3"]) -> Float[Array, "B rows columns n"]:
-        return window_maps(trainer.model(parameters), pixels, layout.window, trainer.preprocessing)
+        return window_maps(trainer.model(parameters), pixels, trainer.preprocessing)
 
     compiled = here.compile(step, arrays=1)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from hvit_jax.comparing.rows import (
     Trial,
     at_level,
     measured,
-    middle,
     show_change,
     show_score,
     verdict,
@@ -171,7 +171,7 @@ def _table(
 
 def _drawings(done: Comparison, config: CompareConfig, opened: Opened, messages: Console) -> str:
     """Show some pictures under every method at the middle level of cost."""
-    level = middle(config.levels)
+    level = sorted(config.levels)[len(config.levels) // 2]
     rows = [done.rows[0], *at_level(done.rows, level)]
     places = even_places(config.drawn, len(opened.pictures))
     if not places or len(rows) == 1:
@@ -179,9 +179,9 @@ def _drawings(done: Comparison, config: CompareConfig, opened: Opened, messages:
     columns = [("the picture", draw(opened.bench, places, None))]
     with show_progress(messages, len(rows), unit="methods drawn") as show:
         for number, row in enumerate(rows, 1):
-            columns += _column(row, lambda row=row: draw(
-                opened.bench, places, row.setting(opened.bench.sizes)
-            ))  # fmt: skip
+            with contextlib.suppress(*FAILURES):  # Then it is left out, as its numbers say why.
+                drawn = draw(opened.bench, places, row.setting(opened.bench.sizes))
+                columns.append((f"{row.method}, {row.cost:.2f}", drawn))
             show(number, row.name)
     parts = []
     for number, place in enumerate(places):
@@ -199,14 +199,6 @@ def _drawings(done: Comparison, config: CompareConfig, opened: Opened, messages:
     )
     title = f"Pictures at {level:g} of the dense model's cost"
     return f'<h2>{title}</h2><p class="note">{what}</p>{"".join(parts)}'
-
-
-def _column(row: Trial, drawn: Callable[[], list[Picture]]) -> list[tuple[str, list[Picture]]]:
-    """Draw a method; one that cannot be is left out, as its numbers say why."""
-    try:
-        return [(f"{row.method}, {row.cost:.2f}", drawn())]
-    except FAILURES:
-        return []
 
 
 def _image(picture: Picture) -> str:

@@ -14,10 +14,10 @@ from hvit_jax.comparing.rows import (
     Comparison,
     Goal,
     Trial,
-    as_good,
     at_level,
     difference,
     front,
+    is_worse,
     measured,
     show_change,
     show_score,
@@ -103,7 +103,7 @@ def at_levels(rows: Sequence[Trial], levels: Sequence[float]) -> list[str]:
         if not there:
             continue
         best = there[0]
-        equal = [row.name for row in there[1:] if row.is_baseline and as_good(row, best)]
+        equal = [row.name for row in there[1:] if row.is_baseline and not is_worse(row, best)]
         lines.append(
             f"at {level:g} of the cost: {best.name} ({show_change(best, best.first)})"
             + (f"; as good, as far as the pictures tell: {', '.join(equal)}" if equal else "")

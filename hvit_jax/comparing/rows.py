@@ -167,12 +167,7 @@ def difference(row: Trial, other: Trial) -> tuple[float, list[float]]:
     return row.value - other.value, interval(row.drawn - other.drawn)
 
 
-def as_good(baseline: Trial, row: Trial) -> bool:
-    """Tell whether a baseline is as good as a setting, or better, as far as the pictures tell."""
-    return not _is_worse(baseline, row)
-
-
-def _is_worse(row: Trial, other: Trial) -> bool:
+def is_worse(row: Trial, other: Trial) -> bool:
     """Tell whether a setting is worse than another one, as far as the pictures tell."""
     better = SCORES[row.first].better
     high = max(better * end for end in difference(row, other)[1])
@@ -187,11 +182,6 @@ def at_level(rows: Sequence[Trial], level: float) -> list[Trial]:
             best = below.get(row.method)
             below[row.method] = row if best is None or row.cost > best.cost else best
     return sorted(below.values(), key=lambda row: row.place[1], reverse=True)
-
-
-def middle(levels: Sequence[float]) -> float:
-    """Choose the level that pictures are drawn at."""
-    return sorted(levels)[len(levels) // 2]
 
 
 def lowres_at(rows: Sequence[Trial], cost: float) -> Trial | None:
@@ -231,8 +221,8 @@ def verdict(row: Trial, there: Sequence[Trial], rows: Sequence[Trial]) -> str:
         return ""
     name, best = max(baselines.items(), key=lambda pair: pair[1].place[1])
     apart, ends = difference(row, best)
-    word = "worse than" if _is_worse(row, best) else "not told from"
-    word = "better than" if _is_worse(best, row) else word
+    word = "worse than" if is_worse(row, best) else "not told from"
+    word = "better than" if is_worse(best, row) else word
     change, ends = SCORES[row.first].show_change(apart, ends)
     return f"{word} {name} ({change}, {ends})"
 
@@ -249,7 +239,7 @@ def rivals(rows: Sequence[Trial], chosen: Trial) -> list[Trial]:
         for row in measured(rows)
         if row.is_baseline and row is not chosen and row.cost <= chosen.cost
     ]
-    good = [row for row in found if as_good(row, chosen)]
+    good = [row for row in found if not is_worse(row, chosen)]
     return sorted(good, key=lambda row: row.place[0], reverse=True)
 
 

@@ -239,20 +239,17 @@ def _gated_mlp(given: dict[str, Any]) -> str | None:
 
 def _mlp(given: dict[str, Any]) -> dict[str, Any]:
     """Read the MLP: a gated one's width is that of one half."""
-    width = int(given["embed_dim"] * given["mlp_ratio"])
-    if given.get("swiglu_mlp"):
+    width, kind = int(given["embed_dim"] * given["mlp_ratio"]), _gated_mlp(given)
+    if swiglu := given.get("swiglu_mlp", False):
         width += -width % (given["swiglu_align_to"] or 1)
-        return {
-            **{"mlp_width": width, "gated": True, "activation": "silu"},
-            "mlp_norm": given["scale_mlp"],
-        }
-    activation = ACTIVATIONS[str(given.get("act_layer", "gelu")).lower()]
-    kind, norm = _gated_mlp(given), given.get("scale_mlp", False)
-    # timm's GluMlp is given the width of both halves, its SwiGLU that of one.
-    width = width // 2 if kind == "glumlp" else width
+    elif kind == "glumlp":  # timm's GluMlp is given the width of both halves, its SwiGLU of one.
+        width //= 2
+    activation = "silu" if swiglu else str(given.get("act_layer", "gelu")).lower()
     return {
-        **{"mlp_width": width, "gated": kind is not None, "activation": activation},
-        "mlp_norm": norm,
+        "mlp_width": width,
+        "gated": swiglu or kind is not None,
+        "activation": ACTIVATIONS[activation],
+        "mlp_norm": given.get("scale_mlp", False),
     }
 
 

@@ -13,19 +13,20 @@ from hvit_jax.models.gpu import (
     as_rows,
     choose_activation,
     pad_tokens,
-    project_to_thirds,
+    project_apart,
 )
 from hvit_jax.ops.activations import ACTIVATIONS
 from hvit_jax.ops.arrays import pad_end
 from hvit_jax.ops.attention import (
+    Heads,
     KeyBias,
+    array_of,
     attend,
     attend_and_score,
     attend_in_clusters,
     average_groups,
     choose_implementation,
     class_attention,
-    hopper,
 )
 from hvit_jax.ops.grouping import Groups
 from hvit_jax.ops.platform import one_operation
@@ -118,7 +119,8 @@ class Block(nnx.Module):
             return nnx.Param(ones) if config.layer_scale else None
 
         width, hidden = config.width, config.mlp_width
-        self.heads, self.implementation = config.heads, compute.attention
+        self.heads, self.head_dim = config.heads, config.head_dim
+        self.dtype, self.implementation = dtype, compute.attention
         self.class_token, self.rope, self.gated = config.class_token, config.rope, config.gated
         self.activation, self.gelu = config.activation, compute.gelu
         self.ln_1 = norm(width)
@@ -134,16 +136,23 @@ class Block(nnx.Module):
         self.ls_2 = scale()
 
     def qkv(
-        self, x: Float[Array, "B N C"], coordinates: Float[Array, "b P 2"] | None = None
-    ) -> tuple[Float[Array, "B N H D"], Float[Array, "B N H D"], Float[Array, "B N H D"]]:
-        """Normalise tokens and project them to queries, keys and values.
+        self,
+        x: Float[Array, "B N C"],
+        coordinates: Float[Array, "b P 2"] | None = None,
+        *,
+        apart: str = "",
+    ) -> tuple[Heads, Heads, Heads]:
+        """Normalise tokens and project them to queries, keys and values, (B, N, H, D) each.
 
         Args:
             x: tokens.
             coordinates: the patches' places, by which queries and keys are turned; None: not yet,
                 or the model has no rotary positions.
+            apart: "q" if the queries will be multiplied by other than keys, "qkv" if keys or values
+                will too: as parts of one array they would be copied for that.
         """
-        return self.project_qkv(self._normed(self.ln_1, x, self.in_proj), coordinates)
+        normed = self._normed(self.ln_1, x, self.in_proj)
+        return self.project_qkv(normed, coordinates, apart=apart)
 
     def _normed(
         self, norm: LayerNorm, x: Float[Array, "B N C"], layer: nnx.Linear | Float8Linear
@@ -155,36 +164,55 @@ class Block(nnx.Module):
         return norm(rows).reshape(x.shape)
 
     def project_qkv(
-        self, x: Float[Array, "B N C"], coordinates: Float[Array, "b P 2"] | None = None
-    ) -> tuple[Float[Array, "B N H D"], Float[Array, "B N H D"], Float[Array, "B N H D"]]:
+        self,
+        x: Float[Array, "B N C"],
+        coordinates: Float[Array, "b P 2"] | None = None,
+        *,
+        apart: str = "",
+    ) -> tuple[Heads, Heads, Heads]:
         """Project normalised tokens; see `qkv`."""
-        parts = project_to_thirds(self.in_proj, as_rows(x))
-        q, k, v = (part.reshape(*x.shape[:2], self.heads, -1) for part in parts)
+        thirds = self._thirds(apart)
+        products = project_apart(self.in_proj, as_rows(x), thirds)
+        q, k, v = (
+            Heads(
+                product.reshape(*x.shape[:2], count * self.heads, -1),
+                place * self.heads,
+                self.heads,
+            )
+            for product, count in zip(products, thirds, strict=True)
+            for place in range(count)
+        )
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = Heads.of(self.q_norm(q.array)), Heads.of(self.k_norm(k.array))
         return self.rotate(q, coordinates), self.rotate(k, coordinates), v
+
+    def _thirds(self, apart: str) -> tuple[int, ...]:
+        """Tell which of q, k and v come in one array: our kernel reads them there."""
+        turned = self.q_norm is not None or self.rope is not None
+        chosen = choose_implementation(self.implementation, self.dtype, self.head_dim)
+        if turned or chosen != "hopper":
+            return 1, 1, 1
+        return {"": (3,), "q": (1, 2), "qkv": (1, 1, 1)}[apart]
 
     def values(self, x: Float[Array, "B N C"]) -> Float[Array, "B N H D"]:
         """Normalise tokens and project them to values alone; see `qkv`.
 
         Pictures show attention by the queries and keys that `qkv` gave last.
         """
-        parts = project_to_thirds(self.in_proj, self.ln_1(as_rows(x)))
+        parts = project_apart(self.in_proj, self.ln_1(as_rows(x)))
         return parts[2].reshape(*x.shape[:2], self.heads, -1)
 
-    def rotate(
-        self, x: Float[Array, "B N H D"], coordinates: Float[Array, "b P 2"] | None
-    ) -> Float[Array, "B N H D"]:
+    def rotate(self, x: Heads, coordinates: Float[Array, "b P 2"] | None) -> Heads:
         """Turn queries or keys by the places of their patches, if the model does so."""
         if self.rope is None or coordinates is None:
             return x
-        return rotate(x, coordinates, self.rope)
+        return Heads.of(rotate(x.array, coordinates, self.rope))
 
     def attend(
         self,
-        q: Float[Array, "B Nq H D"],
-        k: Float[Array, "B Nk H D"],
-        v: Float[Array, "B Nk H D"],
+        q: Heads | Float[Array, "B Nq H D"],
+        k: Heads | Float[Array, "B Nk H D"],
+        v: Heads | Float[Array, "B Nk H D"],
         *,
         key_bias: KeyBias | None = None,
         key_lengths: Int[Array, " B"] | int | None = None,
@@ -196,9 +224,9 @@ class Block(nnx.Module):
 
     def attend_and_score(
         self,
-        q: Float[Array, "B Nq H D"],
-        k: Float[Array, "B Nk H D"],
-        v: Float[Array, "B Nk H D"],
+        q: Heads | Float[Array, "B Nq H D"],
+        k: Heads | Float[Array, "B Nk H D"],
+        v: Heads | Float[Array, "B Nk H D"],
         *,
         key_bias: KeyBias | None = None,
     ) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B Nk"]]:
@@ -207,9 +235,9 @@ class Block(nnx.Module):
 
     def attend_and_score_patches(
         self,
-        q: Float[Array, "B Nq H D"],
-        k: Float[Array, "B Nk H D"],
-        v: Float[Array, "B Nk H D"],
+        q: Heads | Float[Array, "B Nq H D"],
+        k: Heads | Float[Array, "B Nk H D"],
+        v: Heads | Float[Array, "B Nk H D"],
         *,
         prefix: int,
         key_bias: KeyBias | None = None,
@@ -226,19 +254,24 @@ class Block(nnx.Module):
             key_bias: as for `attend`.
         """
         if self.class_token:
-            scores = class_attention(q, k, prefix=prefix, key_bias=key_bias)
+            scores = class_attention(
+                array_of(q)[:, :1], array_of(k), prefix=prefix, key_bias=key_bias
+            )
             return self.attend(q, k, v, key_bias=key_bias), scores
-        attended, columns = self.attend_and_score(q[:, prefix:], k, v, key_bias=key_bias)
-        if prefix:
-            first = self.attend(q[:, :prefix], k, v, key_bias=key_bias)
-            attended = jnp.concatenate([first, attended], axis=1)
-        return attended, columns[:, prefix:]
+        if not prefix:
+            return self.attend_and_score(q, k, v, key_bias=key_bias)
+        rows = array_of(q)
+        attended, columns = self.attend_and_score(rows[:, prefix:], k, v, key_bias=key_bias)
+        first = self.attend(rows[:, :prefix], k, v, key_bias=key_bias)
+        return jnp.concatenate([first, attended], axis=1), columns[:, prefix:]
 
     def attend_in_clusters(self, *arrays: Array, clusters: int) -> Float[Array, "B N H D"]:
         """Attend inside clusters of several rounds; see `ops.attention`."""
         return attend_in_clusters(*arrays, clusters=clusters, implementation=self.implementation)
 
-    def average_groups(self, x: Float[Array, "B N H D"], groups: Groups) -> Float[Array, "B K H D"]:
+    def average_groups(
+        self, x: Heads | Float[Array, "B N H D"], groups: Groups
+    ) -> Float[Array, "B K H D"]:
         """Average tokens over groups, each head its own; see `ops.attention`."""
         return average_groups(x, groups, implementation=self.implementation)
 
@@ -267,20 +300,8 @@ class Block(nnx.Module):
         x, lengths = pad_tokens(x, 16 if isinstance(self.linear_1, Float8Linear) else 8)
         if coordinates is not None:
             coordinates = pad_end(coordinates, x.shape[1] - tokens, axis=1)
-        x = x + self.project(self._attend_to_all(x, coordinates, lengths))
+        x = x + self.project(self.attend(*self.qkv(x, coordinates), key_lengths=lengths))
         return (x + self.mlp(x))[:, :tokens]
-
-    def _attend_to_all(
-        self, x: Float[Array, "B N C"], coordinates: Float[Array, "b P 2"] | None, real: int | None
-    ) -> Float[Array, "B N H D"]:
-        turned = self.q_norm is not None or (self.rope is not None and coordinates is not None)
-        size = x.shape[-1] // self.heads
-        if turned or choose_implementation(self.implementation, x.dtype, size) != "hopper":
-            return self.attend(*self.qkv(x, coordinates), key_lengths=real)
-        # It reads q, k and v where one product puts them.
-        joined = self.in_proj(as_rows(self._normed(self.ln_1, x, self.in_proj)))
-        joined = joined.reshape(*x.shape[:2], 3 * self.heads, size)
-        return hopper.attend_joined(joined, real or joined.shape[1])
 
 
 def _scaled(x: Float[Array, "*rows C"], scale: nnx.Param | None) -> Float[Array, "*rows C"]:

@@ -5,6 +5,7 @@ Measured on an H200; docs/performance.md tells how.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import jax
@@ -46,39 +47,51 @@ def choose_activation(activation: str, gelu: str, dtype: jax.typing.DTypeLike) -
     return "gelu_tanh" if gelu == "tanh" or fast else "gelu"
 
 
-def project_to_thirds(
-    project: nnx.Linear | Float8Linear, x: Float[Array, "*rows C"]
+def project_apart(
+    project: nnx.Linear | Float8Linear,
+    x: Float[Array, "*rows C"],
+    thirds: tuple[int, ...] = (1, 1, 1),
 ) -> list[Array]:
-    """Apply a linear layer, and cut its outputs in three.
+    """Apply a linear layer, and give its outputs in arrays of one or more thirds.
 
-    On a GPU, except for few rows, and in ONNX by three products: cutting what one gives copies it.
+    On a GPU, except for few rows, and in ONNX by a product for each: cutting what one gives copies
+    it.
 
     Args:
         project: a layer of 3 E outputs.
         x: tokens.
+        thirds: how many make each array, three in all.
 
     Returns:
-        Three arrays (*rows, E).
+        Arrays (*rows, E), or two or three times as wide.
     """
+    if len(thirds) == 1:
+        return [project(x)]
     rows = math.prod(x.shape[:-1])
     few = isinstance(rows, int) and rows < _SEPARATE_ROWS
     if backend() not in ("gpu", "onnx") or (backend() == "gpu" and few):
-        return jnp.split(project(x), 3, axis=-1)
+        return _split(project(x), thirds, axis=-1)
     if isinstance(project, Float8Linear):
         rounded, multiply = project.round(x), project.multiply
         # XLA takes none of these products for cuBLAS's of float8 if it sees the cut.
-        kernels = jax.lax.optimization_barrier(jnp.split(project.kernel[...], 3, axis=0))
+        kernels = jax.lax.optimization_barrier(_split(project.kernel[...], thirds, axis=0))
     else:
         rounded, multiply = x, jnp.matmul
-        kernels = jnp.split(project.kernel[...].astype(x.dtype), 3, axis=1)
+        kernels = _split(project.kernel[...].astype(x.dtype), thirds, axis=1)
     # XLA joins products up to 32 MB, unless they seem to have different operands.
-    apart = jax.lax.optimization_barrier((rounded,) * 3)
+    apart = jax.lax.optimization_barrier((rounded,) * len(thirds))
     parts = [multiply(each, kernel) for each, kernel in zip(apart, kernels, strict=True)]
     if project.bias is None:
         return parts
-    biases = jnp.split(project.bias[...].astype(parts[0].dtype), 3)
+    biases = _split(project.bias[...].astype(parts[0].dtype), thirds, axis=0)
     row = (1,) * (x.ndim - 1) + (-1,)
     return [part + bias.reshape(row) for part, bias in zip(parts, biases, strict=True)]
+
+
+def _split(x: Array, thirds: tuple[int, ...], *, axis: int) -> list[Array]:
+    width = x.shape[axis] // 3
+    ends = itertools.accumulate(width * count for count in thirds)
+    return jnp.split(x, list(ends)[:-1], axis=axis)
 
 
 def pad_tokens(x: Float[Array, "B N C"], multiple: int) -> tuple[Float[Array, "B M C"], int | None]:

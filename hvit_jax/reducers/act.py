@@ -137,7 +137,8 @@ class ACT(HashedAttention, Budgeted):
         """Run one block, in the range on cluster means."""
         if not isinstance(layer, ActLayer):
             return block(x, state.coordinates), state
-        q, k, v = block.qkv(x, state.coordinates)
+        apart = "qkv" if self.group_keys else "q"
+        q, k, v = block.qkv(x, state.coordinates, apart=apart)
         queries, keys = self._cluster(q, k, layer, draws)
         means, bias = q if queries is None else block.average_groups(q, queries), None
         if keys is not None:
@@ -167,8 +168,8 @@ class ACT(HashedAttention, Budgeted):
         None stands for what is not grouped.
         """
         return (
-            _group(q, draws.queries, layer, scale=q.shape[-1] ** -0.5),
-            _group(k, draws.keys, layer),
+            _group(q.array, draws.queries, layer, scale=q.shape[-1] ** -0.5),
+            _group(k.array, draws.keys, layer),
         )
 
     def report(self, state: ActState) -> dict[str, Float[Array, " B"]]:

@@ -173,13 +173,14 @@ class ATS(Budgeted):
         if isinstance(layer, SampleLayer):
             return self._sample(block, x, state, layer)
         if layer.mode == "padded":
-            qkv = block.qkv(x, state.coordinates)
+            qkv = block.qkv(x, state.coordinates, apart="qkv")
             x = x + block.project(block.attend(*qkv, key_lengths=state.rows))
             return x + block.mlp(x), state
         return block(x, state.coordinates), state
 
     def _sample(self, block, x, state, layer):
-        q, k, v = block.qkv(x, state.coordinates)
+        qkv = block.qkv(x, state.coordinates, apart="qkv")
+        q, k, v = (each.array for each in qkv)
         valid = jnp.arange(layer.tokens_in)[None] < state.lengths[:, None]
         # The tokens stand in their places' order, so that masks of queries and keys are the same.
         if block.class_token:

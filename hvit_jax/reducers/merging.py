@@ -213,7 +213,7 @@ def attend_and_compare(
         tokens hold, not of where they are, so before the keys are turned.
     """
     q, k, v = block.qkv(x)
-    compared = k.mean(2, dtype=accumulator(k.dtype))
+    compared = k.array.mean(2, dtype=accumulator(k.dtype))
     q, k = block.rotate(q, coordinates), block.rotate(k, coordinates)
     return x + block.project(block.attend(q, k, v, key_bias=key_bias)), compared
 

@@ -104,7 +104,8 @@ class SMYRF(HashedAttention):
         """Run one block, in the range with clustered attention."""
         if draws is None:
             return block(x, state.coordinates), state
-        attended = self._attend(block, *block.qkv(x, state.coordinates), draws)
+        q, k, v = (each.array for each in block.qkv(x, state.coordinates, apart="qkv"))
+        attended = self._attend(block, q, k, v, draws)
         x = x + block.project(attended)
         return x + block.mlp(x), state
 
@@ -115,7 +116,7 @@ class SMYRF(HashedAttention):
         if draws is None:
             return super().groups(block, x, after, layer, draws)
         q, k, _ = block.qkv(x, after.coordinates)
-        q, k = (heads.swapaxes(1, 2)[:, :1] for heads in (q, k))
+        q, k = (heads.array.swapaxes(1, 2)[:, :1] for heads in (q, k))
         projected = project_asymmetric(q, k, draws)[0][0, :, 0]
         return ranks(projected)[:, after.prefix :] // self.q_cluster_size
 

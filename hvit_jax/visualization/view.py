@@ -20,7 +20,7 @@ from hvit_jax.models.compiled import part_weights
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.models.vit import ViT
 from hvit_jax.ops.arrays import Anywhere, gather
-from hvit_jax.ops.attention import attention_weights
+from hvit_jax.ops.attention import Heads, array_of, attention_weights
 from hvit_jax.ops.attention.xla import count_meetings
 from hvit_jax.ops.grouping import copy_to_members
 from hvit_jax.ops.platform import compiler_options
@@ -97,7 +97,8 @@ def _view(model: ViT, index: int, x, before, after) -> BlockView:
     model.reducer.block(block, x, before, layer, draws)
     source = model.reducer.attended_source(block, x, before, after, layer)
     assert source is not None, "both states are traced"
-    attention = _attention(source, model.config.class_token, **seen)
+    q, k = (array_of(seen.pop(name)) for name in ("q", "k"))
+    attention = _attention(source, model.config.class_token, q=q, k=k, **seen)
     return BlockView(groups, attention, _tokens(model.reducer, after, layer, len(x)))
 
 
@@ -113,12 +114,14 @@ def _watch(block: Block) -> dict[str, Any]:
     project, rotate, average = block.project_qkv, block.rotate, block.average_groups
     attend, in_clusters = block.attend, block.attend_in_clusters
 
-    def noting_qkv(x: Float[Array, "B N C"], coordinates: Float[Array, "b P 2"] | None = None):
-        q, k, v = project(x, coordinates)
+    def noting_qkv(
+        x: Float[Array, "B N C"], coordinates: Float[Array, "b P 2"] | None = None, **options: str
+    ):
+        q, k, v = project(x, coordinates, **options)
         seen.update(q=q, k=k)
         return q, k, v
 
-    def follow(before: Array, after: Array) -> None:
+    def follow(before: Heads | Array, after: Heads | Array) -> None:
         """Note what a method makes of its queries or keys in their place."""
         seen.update({name: after for name in ("q", "k") if before is seen.get(name)})
 

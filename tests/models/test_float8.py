@@ -75,7 +75,7 @@ def test_no_token_exceeds_the_limits(blocks):
     singles = jnp.eye(width)
     x = jnp.stack([100 * singles, -singles, jax.random.normal(jax.random.key(0), (width, width))])
     seen = {"in_proj": exact.ln_1(x), "linear_1": exact.ln_2(x)}
-    seen["out_proj"] = exact.qkv(x)[2].reshape(x.shape)
+    seen["out_proj"] = exact.qkv(x)[2].array.reshape(x.shape)
     exact.linear_2 = lambda hidden: seen.setdefault("linear_2", hidden)[..., :width]
     exact.run_mlp(seen["linear_1"])
     largest = {

@@ -94,7 +94,7 @@ def test_our_kernel_at_full_size(method, monkeypatch):
     assert "mosaic_gpu" in program and ("__cudnn$fmha" in program) == (method == "ats")
 
 
-@pytest.mark.parametrize(("method", "batch"), [("dense", 1), ("evit", 8), ("tome", 8)])
+@pytest.mark.parametrize(("method", "batch"), [("dense", 1), ("evit", 8), ("tome", 8), ("act", 8)])
 def test_a_gradient_where_our_kernel_attends(method, batch, monkeypatch):
     """cuDNN has the backward pass: of joined heads, of scores, and with a bias."""
     monkeypatch.setattr(hopper, "obstacle", lambda dtype, size: None)

@@ -1,6 +1,7 @@
 """Every way to compute attention, against float64 NumPy."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from hvit_jax.errors import InputError
 from hvit_jax.ops.arrays import largest_divisor
 from hvit_jax.ops.attention import (
+    Heads,
     attend,
     attend_and_score,
     attention_weights,
@@ -223,14 +225,53 @@ def test_scores_with_a_bias(implementation, plain_cudnn):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), slopes, plain)
 
 
-def test_the_gradient_of_joined_heads_is_that_of_cudnn(plain_cudnn):
+def parts(joined, count):
+    """Three parts of an array."""
+    return tuple(Heads(joined, place * count, count) for place in range(3))
+
+
+def test_heads_of_a_joined_array(plain_cudnn):
+    """What cannot read them where they lie gets them cut out."""
     q, k, v = heads(7, 7)
+    joined = jnp.concatenate([q, k, v], axis=2)
+    for part, x in zip(parts(joined, 3), (q, k, v), strict=True):
+        np.testing.assert_array_equal(part.array, x)
+        assert (part.shape, part.dtype) == (x.shape, x.dtype)
+    assert Heads.of(q).array is q
+    for implementation in ("xla", "cudnn"):
+        for operation in (attend, attend_and_score):
+            found = operation(*parts(joined, 3), implementation=implementation)
+            expected = operation(q, k, v, implementation=implementation)
+            jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_the_gradient_of_joined_heads_is_that_of_cudnn(apart, plain_cudnn):
+    q, k, v = heads(7, 7)
+    bias = jnp.asarray(np.random.default_rng(1).normal(size=(2, 1, 7)), jnp.float32)
     lengths = jnp.array([5, 5])
-    slopes = jax.grad(lambda x: jnp.sin(hopper.attend_joined(x, 5)).sum())(
-        jnp.concatenate([q, k, v], axis=2)
-    )
-    plain = jax.grad(lambda *x: jnp.sin(xla.attend(*x, None, lengths)).sum(), (0, 1, 2))(q, k, v)
-    np.testing.assert_allclose(slopes, jnp.concatenate(plain, axis=2), atol=1e-5)
+
+    def loss(joined, q, bias):
+        own, k, v = parts(joined, 3)
+        q = q if apart else own
+        return (
+            jnp.sin(hopper.attend(q, k, v, bias)).sum()
+            + jnp.cos(hopper.attend(q, k, v, None, 5)).sum()
+        )
+
+    def plain(q, k, v, bias):
+        return (
+            jnp.sin(xla.attend(q, k, v, bias)).sum()
+            + jnp.cos(xla.attend(q, k, v, None, lengths)).sum()
+        )
+
+    joined = jnp.concatenate([q, k, v], axis=2)
+    slopes, of_q, of_bias = jax.grad(loss, (0, 1, 2))(joined, q, bias)
+    expected = jax.grad(plain, (0, 1, 2, 3))(q, k, v, bias)
+    np.testing.assert_allclose(of_q if apart else slopes[:, :, :3], expected[0], atol=2e-5)
+    np.testing.assert_allclose(slopes[:, :, 3:], jnp.concatenate(expected[1:3], 2), atol=2e-5)
+    np.testing.assert_allclose(of_bias, expected[3], atol=2e-5)
+    assert set(plain_cudnn) == {"cudnn"}
 
 
 @pytest.mark.parametrize("implementation", ["xla", "cudnn"])
@@ -377,7 +418,16 @@ class TestHopper:
             np.testing.assert_allclose(got, expected, atol=2e-4)
 
     def test_joined_for_a_gpu(self):
+        """No heads are cut out. Queries may be others than those beside the keys."""
         x = jax.ShapeDtypeStruct((1, 264, 12, 64), jnp.bfloat16)
-        traced = jax.jit(lambda x: hopper.attend_joined(x, 257)).trace(x)
+        q = jax.ShapeDtypeStruct((1, 50, 4, 64), jnp.bfloat16)
+        bias = jax.ShapeDtypeStruct((1, 1, 264), jnp.float32)
+
+        def run(x, q, bias):
+            own, k, v = parts(x, 4)
+            scored = hopper.attend_and_score(own, k, v)[0]
+            return hopper.attend(own, k, v, None, 257), hopper.attend(q, k, v, bias), scored
+
+        traced = jax.jit(run).trace(x, q, bias)
         program = traced.lower(lowering_platforms=("cuda",)).as_text()
-        assert "mosaic_gpu" in program and "stablehlo.slice" not in program
+        assert "mosaic_gpu" in program and not re.search(r"stablehlo.slice.*bf16", program)

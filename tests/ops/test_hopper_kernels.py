@@ -6,7 +6,7 @@ import pytest
 
 from hvit_jax.ops.attention import hopper
 from tests.ops import gpu_interpreter
-from tests.ops.test_attention import heads, reference
+from tests.ops.test_attention import heads, parts, reference
 
 NO_HOPPER = hopper.obstacle(jnp.bfloat16, 64)
 CANNOT_RUN = f"our kernels cannot run here: {NO_HOPPER}"
@@ -87,8 +87,28 @@ def test_attention_with_scores(queries, keys, size, heads_of_bias):
 )
 def test_joined_heads(tokens, size, keys):
     q, k, v = heads(tokens, tokens, size=size, dtype=jnp.bfloat16)
-    out = hopper.attend_joined(jnp.concatenate([q, k, v], axis=2), keys)
-    check(out, reference(q, k[:, :keys], v[:, :keys])[1])
+    own, *others = parts(jnp.concatenate([q, k, v], axis=2), 3)
+    check(hopper.attend(own, *others, None, keys), reference(q, k[:, :keys], v[:, :keys])[1])
+
+
+@pytest.mark.parametrize(("queries", "keys", "size"), [(50, 70, 48), on_the_card(995, 1025, 64)])
+def test_joined_keys_and_values(queries, keys, size):
+    """Of queries that lie apart, and with a bias."""
+    q, k, v = heads(queries, keys, size=size, dtype=jnp.bfloat16)
+    bias = make_bias(1, keys)
+    others = parts(jnp.concatenate([v, k, v], axis=2), 3)[1:]
+    check(hopper.attend(q, *others, bias), reference(q, k, v, bias)[1])
+
+
+@pytest.mark.parametrize(("tokens", "size"), [(70, 48), on_the_card(1025, 64)])
+def test_joined_heads_with_scores(tokens, size):
+    q, k, v = heads(tokens, tokens, size=size, dtype=jnp.bfloat16)
+    bias = make_bias(1, tokens)
+    joined = jnp.concatenate([q, k, v], axis=2)
+    out, columns = hopper.attend_and_score(*parts(joined, 3), bias)
+    weights, expected = reference(q, k, v, bias)
+    check(out, expected)
+    np.testing.assert_allclose(columns, weights.mean((1, 2)), rtol=2e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_a_rate_that_rounds_up_to_all_tokens_drops_nothing(small_config):
 def test_drops_by_attention(small_config, images, score):
     model = make(small_config, score=score, drop_locations=(1,), unroll=True)
     features = compute_features(model, images)
-    q, k, _ = map(np.asarray, block_of(model, 1).qkv(features.tokens[0]))
+    q, k, _ = (np.asarray(x.array) for x in block_of(model, 1).qkv(features.tokens[0]))
     scores = np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(q.shape[-1])
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     rows = weights[:, :, :1] if score == "cls" else weights

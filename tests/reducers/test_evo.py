@@ -131,7 +131,7 @@ def test_scores_and_placeholders_follow_the_rule(small_config, images, tradeoff)
         active = jnp.concatenate([before[:, :1], ordered[:, :24]], axis=1)
         block = block_of(model, index)
         np.testing.assert_allclose(after[:, :25], block(active), atol=2e-5)
-        q, k, _ = map(np.asarray, block.qkv(active))
+        q, k, _ = (np.asarray(each.array) for each in block.qkv(active))
         weights = np.exp(np.einsum("bhd,bmhd->bhm", q[:, 0], k) / np.sqrt(q.shape[-1]))
         new = (weights / weights.sum(-1, keepdims=True)).mean(1)[:, 1:]
         expected = np.take_along_axis(old, order, axis=1)
@@ -143,7 +143,7 @@ def test_first_scores_are_the_class_tokens_attention(small_config, images):
     model = make(small_config, prune_location=3, unroll=True)
     features = compute_features(model, images)
     # The state after block 1 is the running mean, from which block 1's own attention follows.
-    q, k, _ = map(np.asarray, block_of(model, 1).qkv(features.tokens[0]))
+    q, k, _ = (np.asarray(x.array) for x in block_of(model, 1).qkv(features.tokens[0]))
     weights = np.exp(np.einsum("bhd,bmhd->bhm", q[:, 0], k) / np.sqrt(q.shape[-1]))
     second = (weights / weights.sum(-1, keepdims=True)).mean(1)[:, 1:]
     first = np.asarray(features.states[0].scores)

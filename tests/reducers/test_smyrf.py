@@ -92,7 +92,7 @@ class TestStraddling:
         seen = compute_features(model, images)
         block, draws = block_of(model, 3), model.reducer.draws(small_config)[3]
         x = seen.tokens[2]
-        q, k, v = block.qkv(x)
+        q, k, v = (each.array for each in block.qkv(x))
         attended = straddling_attention(q, k, v, draws, cluster_size=8)
         assert np.abs(attended - attend(q, k, v)).max() > 1e-3
         x = x + block.project(attended)

@@ -59,7 +59,7 @@ def test_attention_is_the_row_of_cls(small_config, pixels):
     model = hvit_jax.create(small_config, seed=1)
     (view,), _ = compile_views(model, [0])(pixels)
     x, _ = model.embed(normalize(pixels), trace=True)
-    q, k, _ = model.block_at(0)[0].qkv(x)
+    q, k, _ = (each.array for each in model.block_at(0)[0].qkv(x))
     scores = np.einsum("bhd,bnhd->bhn", q[:, 0], k) / small_config.head_dim**0.5
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     np.testing.assert_allclose(view.attention, weights.mean(1)[:, 1:], atol=1e-6)
@@ -88,10 +88,10 @@ def test_attention_is_what_the_block_computes_with(
         block, layer, draws = model.block_at(1)
         values, attended, qkv, project = [], [], block.project_qkv, block.project
         source = model.reducer.attended_source(block, features.tokens[0], *features.states, layer)
-        block.project_qkv = lambda *inputs: values.append(qkv(*inputs)) or values[-1]
+        block.project_qkv = lambda *inputs, **_: values.append(qkv(*inputs)) or values[-1]
         block.project = lambda out: attended.append(out) or project(out)
         model.reducer.block(block, features.tokens[0], features.states[0], layer, draws)
-        return values[-1][2][:, :, 0], attended[0][:, :, 0], source
+        return values[-1][2].array[:, :, 0], attended[0][:, :, 0], source
 
     (view,), _ = compile_views(model, [1])(pixels)
     arrays = jax.device_get((*run(normalize(pixels)), view.attention))

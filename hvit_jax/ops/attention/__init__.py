@@ -15,6 +15,7 @@ from hvit_jax.config import ATTENTION
 from hvit_jax.errors import InputError
 from hvit_jax.ops.arrays import softmax
 from hvit_jax.ops.attention import cudnn, hopper, onnx, xla
+from hvit_jax.ops.attention.heads import Heads, array_of
 from hvit_jax.ops.grouping import Groups, group_means, member_codes
 from hvit_jax.ops.platform import backend
 
@@ -54,14 +55,14 @@ def choose_implementation(requested: str, dtype: jax.typing.DTypeLike, head_dim:
     return "xla"
 
 
-def _chosen(requested: str, x: Float[Array, "B N H D"]) -> str:
+def _chosen(requested: str, x: Heads | Float[Array, "B N H D"]) -> str:
     return choose_implementation(requested, x.dtype, x.shape[-1])
 
 
 def attend(
-    q: Float[Array, "B Nq H D"],
-    k: Float[Array, "B Nk H D"],
-    v: Float[Array, "B Nk H D"],
+    q: Heads | Float[Array, "B Nq H D"],
+    k: Heads | Float[Array, "B Nk H D"],
+    v: Heads | Float[Array, "B Nk H D"],
     *,
     key_bias: KeyBias | None = None,
     key_lengths: Int[Array, " B"] | int | None = None,
@@ -85,16 +86,18 @@ def attend(
     Raises:
         InputError: if "hopper" or "cudnn" is asked for where it cannot run.
     """
-    kernels = _KERNELS[_chosen(implementation, q)]
-    if isinstance(key_lengths, int) and kernels is not hopper:
+    chosen, bias = _chosen(implementation, q), _with_heads(key_bias)
+    if chosen == "hopper":
+        return hopper.attend(q, k, v, bias, key_lengths)
+    if isinstance(key_lengths, int):
         key_lengths = jnp.full(q.shape[0], key_lengths, jnp.int32)
-    return kernels.attend(q, k, v, _with_heads(key_bias), key_lengths)
+    return _KERNELS[chosen].attend(*map(array_of, (q, k, v)), bias, key_lengths)
 
 
 def attend_and_score(
-    q: Float[Array, "B Nq H D"],
-    k: Float[Array, "B Nk H D"],
-    v: Float[Array, "B Nk H D"],
+    q: Heads | Float[Array, "B Nq H D"],
+    k: Heads | Float[Array, "B Nk H D"],
+    v: Heads | Float[Array, "B Nk H D"],
     *,
     key_bias: KeyBias | None = None,
     implementation: str = "auto",
@@ -116,8 +119,10 @@ def attend_and_score(
     Raises:
         InputError: as for `attend`.
     """
-    chosen = _chosen(implementation, q)
-    return _KERNELS[chosen].attend_and_score(q, k, v, _with_heads(key_bias))
+    chosen, bias = _chosen(implementation, q), _with_heads(key_bias)
+    if chosen == "hopper":
+        return hopper.attend_and_score(q, k, v, bias)
+    return _KERNELS[chosen].attend_and_score(*map(array_of, (q, k, v)), bias)
 
 
 def attend_in_clusters(
@@ -159,7 +164,7 @@ def attend_in_clusters(
 
 
 def average_groups(
-    x: Float[Array, "B N H D"], groups: Groups, *, implementation: str = "auto"
+    x: Heads | Float[Array, "B N H D"], groups: Groups, *, implementation: str = "auto"
 ) -> Float[Array, "B K H D"]:
     """Average the vectors of each group.
 
@@ -179,7 +184,7 @@ def average_groups(
     """
     size, chosen = x.shape[-1], _chosen(implementation, x)
     if chosen in ("onnx", "xla") or groups.counts.shape[-1] > 2**size:
-        return group_means(x, groups)
+        return group_means(array_of(x), groups)
     queries, keys = member_codes(groups, size=size, dtype=x.dtype)
     return attend(queries, keys, x, implementation=chosen)
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.ops.attention import cudnn, meetings, xla
+from hvit_jax.ops.attention.heads import Heads, array_of
 from hvit_jax.ops.platform import is_exported
 
 # Counts of meetings that exist at once: 2 GB.
@@ -36,9 +37,9 @@ def obstacle(dtype: jax.typing.DTypeLike, head_dim: int) -> str | None:
 
 
 def attend(
-    q: Float[Array, "B Nq H D"],
-    k: Float[Array, "B Nk H D"],
-    v: Float[Array, "B Nk H D"],
+    q: Heads | Float[Array, "B Nq H D"],
+    k: Heads | Float[Array, "B Nk H D"],
+    v: Heads | Float[Array, "B Nk H D"],
     key_bias: Float[Array, "B h Nk"] | None = None,
     key_lengths: Int[Array, " B"] | int | None = None,
 ) -> Float[Array, "B Nq H D"]:
@@ -50,7 +51,7 @@ def attend(
     if isinstance(key_lengths, int):
         return _attend(q, k, v, key_bias, key_lengths)
     if key_bias is None and key_lengths is not None:
-        return cudnn.attend(q, k, v, None, key_lengths)
+        return cudnn.attend(array_of(q), array_of(k), array_of(v), None, key_lengths)
     return _attend(q, k, v, xla.mask_keys(key_bias, key_lengths, k.shape[1]), k.shape[1])
 
 
@@ -72,7 +73,7 @@ def _forward(q, k, v, key_bias, keys: int):
 
 def _by_cudnn(keys: int, q, k, v, key_bias=None) -> Array:
     lengths = None if keys == k.shape[1] else jnp.full(k.shape[0], keys, jnp.int32)
-    return cudnn.attend(q, k, v, key_bias, lengths)
+    return cudnn.attend(array_of(q), array_of(k), array_of(v), key_bias, lengths)
 
 
 def _backward(keys: int, pull, gradient):
@@ -83,35 +84,11 @@ def _backward(keys: int, pull, gradient):
 _attend.defvjp(_forward, _backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def attend_joined(x: Float[Array, "B N H3 D"], keys: int) -> Float[Array, "B N H3//3 D"]:
-    """Attend with queries, keys and values that lie behind each other, as one product gives them.
-
-    Args:
-        x: the queries' heads, the keys', and the values'.
-        keys: how many keys of each image count, the first ones.
-
-    Returns:
-        Attended values in the dtype of `x`.
-    """
-    from hvit_jax.ops.attention import hopper_kernel
-
-    return hopper_kernel.attend_joined(x, keys)
-
-
-def _joined_forward(x, keys: int):
-    # Not by `_forward`: JAX cannot differentiate it, since it differentiates cuDNN itself.
-    return jax.vjp(lambda x: _by_cudnn(keys, *jnp.split(x, 3, axis=2)), x)
-
-
-attend_joined.defvjp(_joined_forward, lambda keys, pull, gradient: pull(gradient))
-
-
 @jax.custom_vjp
 def attend_and_score(
-    q: Float[Array, "B Nq H D"],
-    k: Float[Array, "B Nk H D"],
-    v: Float[Array, "B Nk H D"],
+    q: Heads | Float[Array, "B Nq H D"],
+    k: Heads | Float[Array, "B Nk H D"],
+    v: Heads | Float[Array, "B Nk H D"],
     key_bias: Float[Array, "B h Nk"] | None = None,
 ) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B Nk"]]:
     """Attend, and average each key's weights; see `hvit_jax.ops.attention.attend_and_score`."""
@@ -124,7 +101,14 @@ def _score_forward(q, k, v, key_bias):
     return attend_and_score(q, k, v, key_bias), (q, k, v, key_bias)
 
 
-attend_and_score.defvjp(_score_forward, cudnn.attend_and_score_backward)
+def _score_backward(inputs, gradients):
+    *heads, key_bias = inputs
+    arrays, pull = jax.vjp(lambda *heads: [array_of(x) for x in heads], *heads)
+    *slopes, of_bias = cudnn.attend_and_score_backward((*arrays, key_bias), gradients)
+    return *pull(slopes), of_bias
+
+
+attend_and_score.defvjp(_score_forward, _score_backward)
 
 
 def attend_in_clusters(

@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
+from hvit_jax.ops.attention.heads import Heads
 from hvit_jax.ops.attention.hopper_blocks import (
     KEYS,
     LOG2_E,
@@ -44,21 +45,14 @@ _ACC: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 
 @functools.partial(jax.jit, static_argnums=4)
 def attend(
-    q: Float[Array, "B Nq H D"],
-    k: Float[Array, "B Nk H D"],
-    v: Float[Array, "B Nk H D"],
+    q: Heads | Float[Array, "B Nq H D"],
+    k: Heads | Float[Array, "B Nk H D"],
+    v: Heads | Float[Array, "B Nk H D"],
     key_bias: Float[Array, "B h Nk"] | None,
     keys: int,
 ) -> Float[Array, "B Nq H D"]:
     """Attend to the first keys; see `hvit_jax.ops.attention.hopper.attend`. It has no gradient."""
     return _attend(q, k, v, key_bias, keys, logs=False)[0]
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def attend_joined(x: Float[Array, "B N H3 D"], keys: int) -> Float[Array, "B N H3//3 D"]:
-    """Attend; see `hvit_jax.ops.attention.hopper.attend_joined`. It has no gradient."""
-    heads = x.shape[2] // 3
-    return _attend(x, x, x, None, keys, logs=False, first=(0, heads, 2 * heads))[0]
 
 
 @jax.jit
@@ -86,9 +80,9 @@ def attend_weighted(
 
 @jax.jit
 def attend_and_score(
-    q: Float[Array, "B Nq H D"],
-    k: Float[Array, "B Nk H D"],
-    v: Float[Array, "B Nk H D"],
+    q: Heads | Float[Array, "B Nq H D"],
+    k: Heads | Float[Array, "B Nk H D"],
+    v: Heads | Float[Array, "B Nk H D"],
     key_bias: Float[Array, "B h Nk"] | None,
 ) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B Nk"]]:
     """Attend, and average each key's weights; see `hvit_jax.ops.attention.attend_and_score`.
@@ -105,42 +99,42 @@ def attend_and_score(
     return out, sums.mean(1) / q.shape[1]
 
 
-def _attend(
-    q, k, v, key_bias, keys: int, *, logs: bool, first=(0, 0, 0), weights=None
-) -> tuple[Array, ...]:
-    """Attend; `first` numbers the first head of q, k and v each in its array."""
-    batch, rows, heads, size = *q.shape[:2], v.shape[2] - first[2], q.shape[3]
-    plan = Plan.of(keys, size)
-    arrays = [q, k, v]
+def _attend(q, k, v, key_bias, keys: int, *, logs: bool, weights=None) -> tuple[Array, ...]:
+    q, k, v = (Heads.of(x) for x in (q, k, v))
+    plan = Plan.of(keys, q.shape[3])
+    arrays = [x.whole for x in (q, k, v)]
     if key_bias is not None:
         bias = key_bias.astype(jnp.float32)[..., :keys] * LOG2_E
         arrays.append(padded_bias(plan, jnp.maximum(bias, MASKED)))
-    out = jax.ShapeDtypeStruct((batch, rows, heads, size), q.dtype)
-    results = [out, numbers_of_rows(plan, out)][: 1 + logs]
-
     if weights is not None:
         arrays.append(weights)
+    out = jax.ShapeDtypeStruct(q.shape, q.dtype)
+    results = [out, numbers_of_rows(plan, out)][: 1 + logs]
 
     def hopper_attention(q_ref, k_ref, v_ref, *refs):
         bias_ref, refs = (None, refs) if key_bias is None else (refs[0], refs[1:])
         weights_ref, refs = (None, refs) if weights is None else (refs[0], refs[1:])
-        q, k, v = zip((q_ref, k_ref, v_ref), first, strict=True)
-        _run(plan, q, k, v, bias_ref, weights_ref, refs[0], refs[1] if logs else None)
+        sources = (q_ref, q.first), (k_ref, k.first), (v_ref, v.first)
+        _run(plan, *sources, bias_ref, weights_ref, refs[0], refs[1] if logs else None)
 
     return tuple(launch(plan, hopper_attention, out, results)(*arrays))
 
 
 def _column_sums(
-    q: Float[Array, "B Nq H D"], k: Float[Array, "B Nk H D"], logs: Float[Array, "B H Nq"]
+    q: Heads | Float[Array, "B Nq H D"],
+    k: Heads | Float[Array, "B Nk H D"],
+    logs: Float[Array, "B H Nq"],
 ) -> Float[Array, "B H Nk"]:
     """Sum each key's weights over the queries, of whose sums there are logarithms in base 2."""
-    plan = Plan.of(q.shape[1], q.shape[-1])
+    q, k = Heads.of(q), Heads.of(k)
+    plan = Plan.of(q.shape[1], q.shape[3])
 
     def hopper_column_sums(k_ref, q_ref, bias_ref, out_ref):
-        _run_columns(plan, k_ref, q_ref, bias_ref, out_ref)
+        _run_columns(plan, (k_ref, k.first), (q_ref, q.first), bias_ref, out_ref)
 
-    kernel = launch(plan, hopper_column_sums, k, [numbers_of_rows(plan, k)])
-    return kernel(k, q, padded_bias(plan, -logs))[0][..., : k.shape[1]]
+    rows = jax.ShapeDtypeStruct(k.shape, k.dtype)
+    kernel = launch(plan, hopper_column_sums, rows, [numbers_of_rows(plan, rows)])
+    return kernel(k.whole, q.whole, padded_bias(plan, -logs))[0][..., : k.shape[1]]
 
 
 def _run(plan: Plan, q, k, v, bias_ref, weights_ref, out_ref, logs_ref) -> None:
@@ -198,14 +192,14 @@ def _run(plan: Plan, q, k, v, bias_ref, weights_ref, out_ref, logs_ref) -> None:
     )
 
 
-def _run_columns(plan: Plan, k_ref, q_ref, bias_ref, out_ref) -> None:
+def _run_columns(plan: Plan, k, q, bias_ref, out_ref) -> None:
     """Run one block of threads: sum the weights of a few keys over all queries."""
 
     def scoped(keys, queries, biases, sums, k_here, q_here, q_used):
-        stream = Stream((q_ref, 0), Buffer.of(queries), q_here, q_used, (bias_ref, biases))
+        stream = Stream(q, Buffer.of(queries), q_here, q_used, (bias_ref, biases))
 
         def compute():
-            rows = rows_of_group(plan, (k_ref, 0), Buffer.of(keys), k_here)
+            rows = rows_of_group(plan, k, Buffer.of(keys), k_here)
 
             def step(block, total, *, last: bool = False):
                 scores = _scores(plan, rows, stream, block, last=last)
@@ -220,8 +214,8 @@ def _run_columns(plan: Plan, k_ref, q_ref, bias_ref, out_ref) -> None:
 
     pl.run_scoped(
         scoped,
-        Buffer.shape(plan, q_ref.dtype, plan.groups, ROWS),
-        Buffer.shape(plan, q_ref.dtype, plan.stages, KEYS),
+        Buffer.shape(plan, q[0].dtype, plan.groups, ROWS),
+        Buffer.shape(plan, q[0].dtype, plan.stages, KEYS),
         shared_numbers(plan.stages, KEYS, bias_ref),
         shared_numbers(plan.groups, ROWS, out_ref),
         arrived(plan, plan.groups),

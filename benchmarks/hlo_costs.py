@@ -33,8 +33,9 @@ RATES = {
     "own attention": {3: 500e12, 2: 420e12},
     # 128 lanes of every processor at 1.55 GHz.
     "instructions": 26e12,
-    # 16,384 rows of 1,025 and of 1,370.
-    "comparisons of a sort": 1.2e12,
+    # 16,384 rows of 1,025 and of 1,370, of which three arrays were sorted together; how much faster
+    # two or one are is estimated, from the instructions of XLA's kernels.
+    "comparisons of a sort": {3: 1.2e12, 2: 1.5e12, 1: 2.4e12},
 }
 # Between two kernels (idle_ms / launches: 0.5 to 1.4 us), and what the smallest kernels take.
 IDLE, SHORTEST = 1.4e-6, 1.5e-6
@@ -49,7 +50,7 @@ ATTENTION_START = 3.6e-6
 SECTOR = 32
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "f32": 4, "s32": 4, "u32": 4}
-_BYTES["f8e4m3fn"] = 1
+_BYTES |= {"f8e4m3fn": 1, "s64": 8}
 _FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "iota", "after-all"}
 _FREE_IN_FUSIONS = _FREE | {"broadcast", "reshape", "slice", "dynamic-slice", "fusion", "transpose"}
 # Instructions for one result: comparisons and whole numbers run at half rate, and what is done to
@@ -287,7 +288,8 @@ def _sort(instruction) -> float:
     *rows, length = instruction.shapes[0][1]
     stages = math.ceil(math.log2(length))
     waves = math.ceil(math.prod(rows) / PROCESSORS)
-    return waves * PROCESSORS * length * stages * (stages + 1) / 2 / RATES["comparisons of a sort"]
+    rate = RATES["comparisons of a sort"][min(len(instruction.shapes), 3)]
+    return waves * PROCESSORS * length * stages * (stages + 1) / 2 / rate
 
 
 def _fusion_traffic(instruction, operands, body) -> float:

@@ -14,7 +14,7 @@ from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.attention import attend_in_clusters
 from hvit_jax.ops.hashing import ProjectionDraws, project_asymmetric
 from hvit_jax.ops.precision import accumulator, smallest_integer
-from hvit_jax.ops.sorting import argsort, inverse, ranks
+from hvit_jax.ops.sorting import argsort, inverse, numbers_of_parts
 
 
 def clustered_attention(
@@ -57,7 +57,7 @@ def clustered_attention(
     clusters = -(-size // q_cluster_size)
     projections = project_asymmetric(q.swapaxes(1, 2), k.swapaxes(1, 2), draws)
     numbers = (
-        jnp.moveaxis(ranks(projected) // length, 0, 2).astype(smallest_integer(clusters - 1))
+        jnp.moveaxis(numbers_of_parts(projected, length), 0, 2).astype(smallest_integer(clusters))
         for projected, length in zip(projections, (q_cluster_size, k_cluster_size), strict=True)
     )
     return attend(q, k, v, *numbers, clusters=clusters)

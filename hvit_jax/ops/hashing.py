@@ -159,6 +159,8 @@ def project_asymmetric(
 
     def project(x, norms, extra):
         projected = accurate_einsum("bhnd,dr->rbhn", x, draws.alpha[:-2].astype(x.dtype))
+        if backend() == "gpu":  # Else the rest is written out first, for the product to add it.
+            projected = jax.lax.optimization_barrier(projected)
         missing = jnp.sqrt(radius - norms)[None]
         return projected + _per_round(extra) * missing + _per_round(draws.beta)
 

@@ -66,15 +66,70 @@ def order_and_ranks(*words: Numbers) -> tuple[Int[Array, "*rows N"], Int[Array, 
     if backend() == "onnx":
         order = _order_without_ties(words)
         return order, inverse(order)
-    keys = [_ordered_integers(jax.lax.stop_gradient(word)) for word in words]
-    # Computed once: two fused kernels may round the same number differently.
-    keys = jax.lax.optimization_barrier([key.reshape(-1, key.shape[-1]) for key in keys])
+    keys = _keys(words)
     if backend() == "gpu":
-        places = jax.lax.broadcasted_iota(jnp.int32, keys[0].shape, 1)
-        order = jax.lax.sort((*keys, places), num_keys=len(keys))[-1].reshape(words[0].shape)
+        order = _places_in_order(keys).reshape(words[0].shape)
         return order, inverse(order)
     places = _count(keys).reshape(words[0].shape)
     return inverse(places), places
+
+
+def numbers_of_parts(values: Numbers, length: int) -> Int[Array, "*rows N"]:
+    """Cut each row, in ascending order, into parts: each value's is `rank // length`, from 0.
+
+    On a GPU no rank needs to be known for that: values are compared with the first of every part.
+
+    Args:
+        values: numbers, as for `order_and_ranks`.
+        length: values of a part; the last one takes what is left.
+    """
+    if backend() != "gpu" or values.dtype.itemsize > 4:
+        return ranks(values) // length
+    (key,) = _keys([values])
+    with jax.enable_x64(True):
+        firsts = _every(_with_places(key), length)
+        # Joined again: what is needed after a sort would be copied.
+        joined = _with_places(jax.lax.optimization_barrier(key))
+        # The sum is over parts.
+        numbers = (firsts.T[:, :, None] <= joined).sum(0, dtype=jnp.int32)
+    return numbers.reshape(values.shape)
+
+
+def _keys(words):
+    keys = [_ordered_integers(jax.lax.stop_gradient(word)) for word in words]
+    # Computed once: two fused kernels may round the same number differently.
+    return jax.lax.optimization_barrier([key.reshape(-1, key.shape[-1]) for key in keys])
+
+
+def _places_in_order(keys):
+    if len(keys) > 1 or keys[0].dtype.itemsize > 4:
+        places = jax.lax.broadcasted_iota(jnp.int32, keys[0].shape, 1)
+        # XLA would make a stable sort of it by more places.
+        return jax.lax.sort((*keys, places), num_keys=len(keys) + 1, is_stable=False)[-1]
+    with jax.enable_x64(True):
+        return jax.lax.sort(_with_places(*keys), is_stable=False).astype(jnp.int32)
+
+
+def _with_places(key):
+    """Join numbers of up to 32 bits and their places: half of the work of a sort of both."""
+    places = jax.lax.broadcasted_iota(jnp.int64, key.shape, 1)
+    # Unsigned numbers of 32 bits reach as far as signed ones from their middle on.
+    middle = 2**31 if jnp.issubdtype(key.dtype, jnp.unsignedinteger) else 0
+    return (key.astype(jnp.int64) - middle) << 32 | places
+
+
+def _every(joined, length: int):
+    """Find what stands at places `length`, twice it and so on of each row in ascending order."""
+    size = joined.shape[1]
+    # One more than a power of two, as tokens with CLS are, costs a sort of twice as many.
+    if size < 3 or (size - 1) & (size - 2):
+        return jax.lax.sort(joined, is_stable=False)[:, length::length]
+    ordered = jax.lax.sort(joined[:, 1:], is_stable=False)
+    below, above = ordered[:, length - 1 :: length], ordered[:, length::length]
+    most = jnp.iinfo(jnp.int64).max
+    above = pad_end(above, below.shape[1] - above.shape[1], axis=1, constant_values=most)
+    # The first value pushes up by one what is larger than it.
+    return jnp.clip(joined[:, :1], below, above)
 
 
 def _order_without_ties(words):

@@ -17,7 +17,7 @@ from hvit_jax.models.reducer import Layer, TokenState
 from hvit_jax.ops import flops
 from hvit_jax.ops.clustered_attention import clustered_attention, straddling_attention
 from hvit_jax.ops.hashing import ProjectionDraws, draw_projections, project_asymmetric
-from hvit_jax.ops.sorting import ranks
+from hvit_jax.ops.sorting import numbers_of_parts
 from hvit_jax.reducers.hashed import HashedAttention
 
 MAX_ROUNDS = 1024
@@ -118,7 +118,7 @@ class SMYRF(HashedAttention):
         q, k, _ = block.qkv(x, after.coordinates)
         q, k = (heads.array.swapaxes(1, 2)[:, :1] for heads in (q, k))
         projected = project_asymmetric(q, k, draws)[0][0, :, 0]
-        return ranks(projected)[:, after.prefix :] // self.q_cluster_size
+        return numbers_of_parts(projected, self.q_cluster_size)[:, after.prefix :]
 
     def _attend(self, block, q, k, v, draws):
         if self.straddle:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hvit_jax.ops.platform import compiled_for
-from hvit_jax.ops.sorting import argsort, inverse, ranks, sort
+from hvit_jax.ops.sorting import argsort, inverse, numbers_of_parts, ranks, sort
 
 SHAPES = [(3, 2, 17), (4, 130), (1, 1)]
 
@@ -37,6 +37,19 @@ def test_equal_values_keep_their_order(shape, dtype):
     np.testing.assert_array_equal(argsort(x), order)
     np.testing.assert_array_equal(ranks(x), np.argsort(order))
     np.testing.assert_array_equal(sort(x), np.sort(wide))
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(1, jnp.int32), (12, jnp.uint32), (5, jnp.bfloat16), (17, jnp.float32)]
+)
+def test_parts_of_the_order(size, dtype):
+    """Equal values come into different parts by their places; of 5 or 17, one is not sorted."""
+    x = jnp.stack([values((size + 20,), dtype)[start : start + size] for start in range(20)])
+    order = np.argsort(np.asarray(x, np.float64), kind="stable")
+    lengths = (1, 4, size)
+    found = jax.jit(lambda x: [numbers_of_parts(x, length) for length in lengths])(x)
+    for length, numbers in zip(lengths, found, strict=True):
+        np.testing.assert_array_equal(numbers, np.argsort(order) // length)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

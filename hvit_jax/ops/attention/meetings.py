@@ -98,7 +98,7 @@ def count_meetings(
 
 def _codes(numbers: Int[Array, "B H R N"], spare: int, clusters: int, dtype) -> Array:
     """Write a token's clusters as ones among zeros; tokens that are appended are in no cluster."""
-    numbers = pad_end(numbers.astype(jnp.int32), spare, axis=-1, constant_values=clusters)
+    numbers = pad_end(numbers, spare, axis=-1, constant_values=clusters)
     # Neighbours in memory are rounds, whose numbers are read together.
     codes = (
         numbers.swapaxes(-1, -2)[..., None, :] == jnp.arange(clusters)[None, None, None, :, None]

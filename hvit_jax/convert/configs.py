@@ -7,7 +7,7 @@ import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,7 @@ def _not_plain(name: str) -> str | None:
 # transformers
 
 
-# Fields that a config.json may leave out, as its class takes them, and the usual processor.
+# Fields that a config.json may leave out, as its class takes them.
 _PLAIN = {"num_attention_heads": 12, "hidden_act": "gelu", "image_size": 224}
 _CLIP = {**_PLAIN, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 _SIGLIP = {**_PLAIN, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
@@ -194,17 +194,6 @@ _VIT = {**_PLAIN, "layer_norm_eps": 1e-12, "qkv_bias": True}
 _DINOV3 = {
     **{**_PLAIN, "num_attention_heads": 6, "layer_norm_eps": 1e-5, "use_gated_mlp": False},
     **{"query_bias": True, "key_bias": False, "value_bias": True, "rope_theta": 100.0},
-}
-_TYPES = {
-    "vit": (_VIT, "ViT"),
-    "deit": (_VIT, "DeiT"),
-    "vit_mae": (_VIT, "ViT"),
-    "dinov2": (_DINOV2, "Bit"),
-    "dinov2_with_registers": (_DINOV2, "Bit"),
-    "dinov3_vit": (_DINOV3, "DINOv3ViT"),
-    "clip": (_CLIP, "CLIP"),
-    "siglip": (_SIGLIP, "Siglip"),
-    "siglip2": ({**_SIGLIP, "num_patches": 256, "image_size": None}, "Siglip2"),
 }
 # What comes of the tokens, by the end of the name of the class that was saved.
 _HEADS = ("ForImageClassification", "ForImageClassificationWithTeacher")
@@ -226,7 +215,7 @@ def _transformers(config: dict[str, Any], folder: Path) -> Facts:
         reason = _not_plain(kind)
         words = f"a plain vision transformer: {reason}" if reason else f"read; these are: {known}"
         raise InputError(f"model_type {config['model_type']!r} is not {words}")
-    defaults, processor = _TYPES[kind]
+    defaults, processor, read_switches = _TYPES[kind]
     stated = config["vision_config"] if "vision_config" in config else config
     about = {**defaults, **{key: each for key, each in stated.items() if each is not None}}
     if about.get("num_channels", 3) != 3:
@@ -237,7 +226,7 @@ def _transformers(config: dict[str, Any], folder: Path) -> Facts:
         "norm_eps": about["layer_norm_eps"],
         "activation": _activation(about["hidden_act"]),
         "position_resizing": "bicubic",
-        **_KINDS[kind](about),
+        **read_switches(about),
     }
     saved = (config.get("architectures") or ["Model"])[0]
     switches |= _pool(kind, saved, about)
@@ -341,10 +330,18 @@ def _siglip2(about: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_KINDS = {
-    **{"vit": _vit, "deit": _deit, "vit_mae": _vit, "dinov2": _dinov2},
-    **{"dinov2_with_registers": _dinov2_with_registers, "dinov3_vit": _dinov3},
-    **{"clip": _clip, "siglip": _siglip, "siglip2": _siglip2},
+# By model_type: the fields that a config.json may leave out, the class of the usual processor, and
+# what reads the switches.
+_TYPES: dict[str, tuple[dict[str, Any], str, Callable[[dict[str, Any]], dict[str, Any]]]] = {
+    "vit": (_VIT, "ViT", _vit),
+    "deit": (_VIT, "DeiT", _deit),
+    "vit_mae": (_VIT, "ViT", _vit),
+    "dinov2": (_DINOV2, "Bit", _dinov2),
+    "dinov2_with_registers": (_DINOV2, "Bit", _dinov2_with_registers),
+    "dinov3_vit": (_DINOV3, "DINOv3ViT", _dinov3),
+    "clip": (_CLIP, "CLIP", _clip),
+    "siglip": (_SIGLIP, "Siglip", _siglip),
+    "siglip2": ({**_SIGLIP, "num_patches": 256, "image_size": None}, "Siglip2", _siglip2),
 }
 
 

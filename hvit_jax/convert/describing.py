@@ -6,11 +6,10 @@ import dataclasses
 from typing import Any
 
 from hvit_jax.checkpoint import Description
-from hvit_jax.convert.configs import Facts
 from hvit_jax.convert.detect import Found
-from hvit_jax.convert.families import family_of, preprocessing_of
+from hvit_jax.convert.facts import Facts
+from hvit_jax.convert.families import family_of, preprocessing_of, without_rest
 from hvit_jax.convert.heads import windows_of
-from hvit_jax.convert.pictures import without_rest
 from hvit_jax.convert.reader import StateDict
 from hvit_jax.errors import InputError
 from hvit_jax.pictures import Preprocessing

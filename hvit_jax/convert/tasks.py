@@ -30,10 +30,11 @@ from hvit_jax.checkpoint import (
     save_checkpoint,
 )
 from hvit_jax.config import ViTConfig
-from hvit_jax.convert.configs import Facts, read_facts
+from hvit_jax.convert.configs import read_facts
 from hvit_jax.convert.dense_layouts import HEAD
 from hvit_jax.convert.describing import describe
 from hvit_jax.convert.detect import Found, detect
+from hvit_jax.convert.facts import Facts
 from hvit_jax.convert.heads import join_head
 from hvit_jax.convert.keys import PERIODS, Entry, Form, depths_of
 from hvit_jax.convert.layouts import LAYOUTS, WRITTEN

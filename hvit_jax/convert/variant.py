@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 
 from hvit_jax.config import as_pair
+from hvit_jax.convert.facts import Facts
+from hvit_jax.convert.families import FAMILIES
 from hvit_jax.errors import InputError, first_line, unknown
 from hvit_jax.pictures import Windows
 
@@ -48,12 +50,23 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return content
 
 
-def variant_switches(net: dict[str, Any]) -> dict[str, Any]:
-    """Read what `net_kwargs` states of a model, by fields of `ViTConfig`.
+def read_segmenter(config: dict[str, Any], folder: Path) -> Facts:
+    """Read what `variant.yml` says; see `configs.read_facts`."""
+    net = config["net_kwargs"]
+    kind = net.get("normalization")
+    data_set = (config.get("dataset_kwargs") or {}).get("dataset")
+    said = {"data_set": data_set, "normalization": kind}
+    return Facts(
+        "Segmenter",
+        _switches(net),
+        FAMILIES.get(f"Segmenter {kind}"),
+        windows=_windows(config, data_set),
+        notes={name: str(value) for name, value in said.items() if value is not None},
+    )
 
-    Raises:
-        InputError: for a decoder that is not known.
-    """
+
+def _switches(net: dict[str, Any]) -> dict[str, Any]:
+    """Read what `net_kwargs` states of a model, by fields of `ViTConfig`."""
     decoder = net["decoder"]
     name = decoder["name"]
     kinds = [kind for word, kind in _DECODERS.items() if word in name]
@@ -94,18 +107,11 @@ def usual_windows(
     return Windows(short_side, long_side, window, stride or step or window)
 
 
-def variant_windows(config: dict[str, Any]) -> Windows:
+def _windows(config: dict[str, Any], data_set: str | None) -> Windows:
     """Read how pictures are cut into windows."""
     said = config.get("inference_kwargs") or {}
     window = _pair(said.get("window_size") or config["net_kwargs"]["image_size"])
-    return usual_windows(
-        data_set_of(config), window, _pair(said.get("im_size")), said.get("window_stride")
-    )
-
-
-def data_set_of(config: dict[str, Any]) -> str | None:
-    """Name the data set that a model was trained on; None: not said."""
-    return (config.get("dataset_kwargs") or {}).get("dataset")
+    return usual_windows(data_set, window, _pair(said.get("im_size")), said.get("window_stride"))
 
 
 def _pair(value: Any) -> Any:

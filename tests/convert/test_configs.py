@@ -7,9 +7,9 @@ import pytest
 
 from hvit_jax.architectures import architecture_config
 from hvit_jax.convert.configs import read_facts
+from hvit_jax.convert.families import FAMILIES, without_rest
 from hvit_jax.convert.layouts import LAYOUTS
 from hvit_jax.convert.licences import licence_line
-from hvit_jax.convert.pictures import FAMILIES, without_rest
 from hvit_jax.errors import InputError
 from hvit_jax.pictures import MEAN, STD, Preprocessing
 

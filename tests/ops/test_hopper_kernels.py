@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hvit_jax.ops.attention import hopper
+from hvit_jax.ops.attention import hopper, hopper_kernel
+from hvit_jax.ops.float8 import FLOAT8
 from tests.ops import gpu_interpreter
 from tests.ops.test_attention import heads, parts, reference
 
@@ -154,3 +155,22 @@ def test_weights_are_multiplied_by_counts_of_meetings(tokens, size, dtype):
     weights = counts * np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     check(out, np.einsum("bhnm,bmhd->bnhd", weights, np.asarray(v, np.float64)))
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "size", "heads_of_bias"),
+    [(70, 130, 80, 1), (9, 9, 16, 0), on_the_card(1025, 1025, 64, 0), on_the_card(64, 300, 128, 3)],
+)
+def test_attention_rounded_to_float8(queries, keys, size, heads_of_bias):
+    """Every channel by its own power of two; what is too large becomes the largest."""
+    arrays = heads(queries, keys, size=size, dtype=jnp.bfloat16)
+    bias = make_bias(heads_of_bias, keys)
+    powers = np.random.default_rng(2).integers(-2, 9, (3, size))
+    factor = jnp.asarray(2.0**powers, jnp.bfloat16)
+    out = hopper_kernel.attend(*arrays, bias, keys, factor.reshape(-1))
+    assert out.dtype == FLOAT8
+    exact = hopper_kernel.attend(*arrays, bias, keys).astype(jnp.float32) * factor
+    out, exact = np.asarray(out, np.float32), np.clip(exact, -448, 448)
+    # Half a step each of e4m3, whose steps are 2^-9 at least, and of bfloat16.
+    np.testing.assert_allclose(out, exact, rtol=2**-4 + 2**-9, atol=2**-10)
+    assert 0.01 < np.mean(np.abs(out) == 448) < 0.05

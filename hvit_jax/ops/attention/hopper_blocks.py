@@ -102,9 +102,11 @@ class Buffer:
         """Make room for so many times so many rows."""
         unions = []
         for _, width in plan.pieces:
-            swizzle = plgpu.SwizzleTransform(2 * width)
-            tiling = plgpu.TilingTransform((8, width))
-            views = (swizzle,), (tiling, swizzle)
+            views, bytes = ((), ()), width * jnp.dtype(dtype).itemsize
+            if bytes > 16:
+                swizzle = plgpu.SwizzleTransform(bytes)
+                tiling = plgpu.TilingTransform((8, width))
+                views = (swizzle,), (tiling, swizzle)
             unions.append(
                 plgpu.RefUnion(
                     *(plgpu.SMEM((*leading, width), dtype, transforms=view) for view in views)

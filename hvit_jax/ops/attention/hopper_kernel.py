@@ -38,6 +38,7 @@ from hvit_jax.ops.attention.hopper_blocks import (
     slot_of,
     split,
 )
+from hvit_jax.ops.float8 import FLOAT8, LARGEST
 
 # JAX's own kernels take it from here too.
 _ACC: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
@@ -50,9 +51,13 @@ def attend(
     v: Heads | Float[Array, "B Nk H D"],
     key_bias: Float[Array, "B h Nk"] | None,
     keys: int,
+    factor: Float[Array, " C"] | None = None,
 ) -> Float[Array, "B Nq H D"]:
-    """Attend to the first keys; see `hvit_jax.ops.attention.hopper.attend`. It has no gradient."""
-    return _attend(q, k, v, key_bias, keys, logs=False)[0]
+    """Attend to the first keys; see `hvit_jax.ops.attention.hopper.attend`. It has no gradient.
+
+    With a factor the result is multiplied by it, and rounded to e4m3.
+    """
+    return _attend(q, k, v, key_bias, keys, logs=False, factor=factor)[0]
 
 
 @jax.jit
@@ -99,7 +104,9 @@ def attend_and_score(
     return out, sums.mean(1) / q.shape[1]
 
 
-def _attend(q, k, v, key_bias, keys: int, *, logs: bool, weights=None) -> tuple[Array, ...]:
+def _attend(
+    q, k, v, key_bias, keys: int, *, logs: bool, weights=None, factor=None
+) -> tuple[Array, ...]:
     q, k, v = (Heads.of(x) for x in (q, k, v))
     plan = Plan.of(keys, q.shape[3])
     arrays = [x.whole for x in (q, k, v)]
@@ -108,14 +115,18 @@ def _attend(q, k, v, key_bias, keys: int, *, logs: bool, weights=None) -> tuple[
         arrays.append(padded_bias(plan, jnp.maximum(bias, MASKED)))
     if weights is not None:
         arrays.append(weights)
-    out = jax.ShapeDtypeStruct(q.shape, q.dtype)
+    if factor is not None:
+        arrays.append(factor.reshape(q.shape[2:]))
+    out = jax.ShapeDtypeStruct(q.shape, q.dtype if factor is None else FLOAT8)
     results = [out, numbers_of_rows(plan, out)][: 1 + logs]
 
     def hopper_attention(q_ref, k_ref, v_ref, *refs):
         bias_ref, refs = (None, refs) if key_bias is None else (refs[0], refs[1:])
         weights_ref, refs = (None, refs) if weights is None else (refs[0], refs[1:])
+        factor_ref, refs = (None, refs) if factor is None else (refs[0], refs[1:])
         sources = (q_ref, q.first), (k_ref, k.first), (v_ref, v.first)
-        _run(plan, *sources, bias_ref, weights_ref, refs[0], refs[1] if logs else None)
+        extra = bias_ref, weights_ref, factor_ref
+        _run(plan, *sources, *extra, refs[0], refs[1] if logs else None)
 
     return tuple(launch(plan, hopper_attention, out, results)(*arrays))
 
@@ -137,16 +148,21 @@ def _column_sums(
     return kernel(k.whole, q.whole, padded_bias(plan, -logs))[0][..., : k.shape[1]]
 
 
-def _run(plan: Plan, q, k, v, bias_ref, weights_ref, out_ref, logs_ref) -> None:
+def _run(plan: Plan, q, k, v, bias_ref, weights_ref, factor_ref, out_ref, logs_ref) -> None:
     """Run one block of threads: a few rows of queries, and all keys."""
-    dtype = out_ref.dtype
+    dtype = q[0].dtype
     biases, logs = (
         shared_numbers(plan.stages, KEYS, bias_ref),
         shared_numbers(plan.groups, ROWS, logs_ref),
     )
+    rounded = None
+    if factor_ref is not None:
+        rounded = Buffer.shape(plan, FLOAT8, plan.groups, ROWS)
     used = plgpu.Barrier(num_arrivals=plan.groups, num_barriers=plan.stages)
 
-    def scoped(queries, keys, values, biases, logs, q_here, k_here, v_here, k_used, v_used, pairs):
+    def scoped(
+        queries, keys, values, biases, logs, rounded, q_here, k_here, v_here, k_used, v_used, pairs
+    ):
         bias = None if bias_ref is None else (bias_ref, biases)
         key_stream = Stream(k, Buffer.of(keys), k_here, k_used, bias)
         value_stream = Stream(v, Buffer.of(values), v_here, v_used)
@@ -159,10 +175,14 @@ def _run(plan: Plan, q, k, v, bias_ref, weights_ref, out_ref, logs_ref) -> None:
             highest, total, sums = carry
             if logs is not None:
                 logs[rows.group] = highest + jnp.log(total) * LOG2_E
-            for x, tile in zip(sums, rows.buffer.tiles, strict=True):
-                tile[rows.group] = (x / lax.broadcast_in_dim(total, x.shape, [0])).astype(dtype)
+            sums = (x / lax.broadcast_in_dim(total, x.shape, [0]) for x in sums)
+            buffer = rows.buffer
+            if factor_ref is not None:
+                sums, buffer = _to_float8(plan, rows, sums, factor_ref), Buffer.of(rounded)
+            for x, tile in zip(sums, buffer.tiles, strict=True):
+                tile[rows.group] = x.astype(out_ref.dtype)
             plgpu.commit_smem()
-            for (first, width), piece in zip(plan.pieces, rows.buffer.rows, strict=True):
+            for (first, width), piece in zip(plan.pieces, buffer.rows, strict=True):
                 # Rows beyond the last query are not written.
                 target = out_ref.at[(*rows.place, pl.ds(first, width))]
                 plgpu.copy_smem_to_gmem(piece.at[rows.group], target)
@@ -182,6 +202,7 @@ def _run(plan: Plan, q, k, v, bias_ref, weights_ref, out_ref, logs_ref) -> None:
         Buffer.shape(plan, dtype, plan.stages, KEYS),
         biases,
         logs,
+        rounded,
         arrived(plan, plan.groups),
         arrived(plan, plan.stages, bias=bias_ref is not None),
         arrived(plan, plan.stages),
@@ -190,6 +211,15 @@ def _run(plan: Plan, q, k, v, bias_ref, weights_ref, out_ref, logs_ref) -> None:
         None if weights_ref is None else (Weights.shape(plan, dtype), here, used),
         collective_axes="group",
     )
+
+
+def _to_float8(plan: Plan, rows: Rows, sums, factor_ref):
+    """Scale channels and cut off what is too large, as `ops.float8.to_float8` does."""
+    for (first, width), x in zip(plan.pieces, sums, strict=True):
+        place, layout = (rows.place[-1], pl.ds(first, width)), plgpu.Layout.WGMMA.reduce(0)
+        factor = plgpu.load(factor_ref, place, layout=layout, optimized=False)
+        x = x * lax.broadcast_in_dim(factor.astype(x.dtype), x.shape, [1])
+        yield jnp.clip(x, -LARGEST, LARGEST)
 
 
 def _run_columns(plan: Plan, k, q, bias_ref, out_ref) -> None:

@@ -216,7 +216,7 @@ def _cost(instruction, operands, body) -> tuple[str, float, float, float]:
     if "fmha" in target:
         return "attention", *_cudnn_attention(operands, "ackward" in target)
     if "mosaic" in target:
-        return "attention", *_own_attention(operands, instruction, "hopper_column_sums" in source)
+        return "attention", *_own_attention(operands, instruction, source)
     if instruction.op == "sort" or any(part.op == "sort" for part in body):
         return "sort", _sort(instruction), traffic, 0.0
     if body:
@@ -263,24 +263,26 @@ def _cudnn_attention(operands, backward) -> tuple[float, float, float]:
     return seconds, bias, 4 * batch * heads * size * queries * keys
 
 
-def _own_attention(operands, instruction, sums: bool) -> tuple[float, float, float]:
-    """Time our kernel in whole waves of its blocks, and weights of pairs, which it reads.
+def _own_attention(operands, instruction, source: str) -> tuple[float, float, float]:
+    """Time our kernels in whole waves of their blocks, and weights of pairs, which are read.
 
-    Sums of columns take no second product.
+    Sums of columns, and means of groups, which have no queries, take one product, not two.
     """
-    batch, rows, _, size = operands[0].shapes[0][1]
+    sums, means = "hopper_column_sums" in source, "hopper_means" in source
+    batch, rows, _, size = (instruction if means else operands[0]).shapes[0][1]
     heads = instruction.shapes[0][1][1 if sums else 2]
-    keys = operands[1].shapes[0][1][1]
+    keys = operands[0 if means else 1].shapes[0][1][1]
+    products = 1 if sums or means else 2
     plan = Plan.of(keys, size)
     length = sum(map(plan.length, range(plan.full + (plan.last > 0))))
     waves = math.ceil(batch * heads * plan.tiles(rows) / PROCESSORS)
     # A warpgroup attends for 64 rows.
-    work = (2 if sums else 4) * 64 * plan.groups * length * size
+    work = 2 * products * 64 * plan.groups * length * size
     rate = RATES["own attention"][plan.groups] / PROCESSORS
     pairs = (x for x in operands if x.shapes[0][1][::2] == (batch * heads, plan.padded))
     read = sum(operand.bytes for operand in pairs)
     seconds = waves * (ATTENTION_START + work / rate) + read / RATES["bytes"]
-    return seconds, read, (2 if sums else 4) * batch * heads * rows * keys * size
+    return seconds, read, 2 * products * batch * heads * rows * keys * size
 
 
 def _sort(instruction) -> float:

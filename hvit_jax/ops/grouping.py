@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.ops.arrays import gather, pad_end
-from hvit_jax.ops.hashing import HashDraws, hash_bins, pack_bins
+from hvit_jax.ops.hashing import HashDraws, hash_words
 from hvit_jax.ops.platform import backend
 from hvit_jax.ops.precision import accurate_einsum
-from hvit_jax.ops.sorting import order_and_ranks
+from hvit_jax.ops.sorting import put_back, sort_words
 
 CHUNK = 128
 
@@ -57,9 +57,7 @@ def group_tokens(
 
     Differs from the original: it makes as many groups as it finds hashes.
     """
-    words = pack_bins(hash_bins(x, draws, scale=scale))
-    order, places = order_and_ranks(*words)
-    ordered = [gather(word, order, axis=-1) for word in words]
+    ordered, order = sort_words(*hash_words(x, draws, scale=scale))
     pairs = [word[..., 1:] != word[..., :-1] for word in ordered]
     differs = functools.reduce(jnp.logical_or, pairs)
     numbers = jnp.pad(jnp.cumsum(differs, axis=-1, dtype=jnp.int32), ((0, 0), (0, 0), (1, 0)))
@@ -67,7 +65,7 @@ def group_tokens(
     slots = jnp.where(distinct > max_groups, numbers * max_groups // distinct, numbers)
     starts = _starts(slots, max_groups)
     return Groups(
-        members=gather(slots, places, axis=-1),
+        members=put_back(slots, order),
         order=order,
         slots=slots,
         starts=starts,

@@ -68,14 +68,48 @@ def hash_bins(
     Returns:
         Bins minus their minimum over the N vectors of the same image and head.
     """
+    bins = jnp.moveaxis(_bins(x, draws, scale), (0, 3), (3, 1))
+    return bins - bins.min(axis=2, keepdims=True)
+
+
+def _bins(x, draws, scale) -> Int32[Array, "hashes B N H"]:
     projection = draws.projection
     if x.dtype == accumulator(x.dtype):
         x = scale * x
     else:
         projection = (scale * projection).astype(x.dtype)
-    projected = accurate_einsum("bnhd,de->bhne", x, projection)
-    bins = jnp.floor((projected + draws.offset[None, None, None]) / BIN_WIDTH).astype(jnp.int32)
-    return bins - bins.min(axis=2, keepdims=True)
+    projected = accurate_einsum("bnhd,de->ebnh", x, projection)
+    offset = draws.offset.reshape(-1, 1, 1, 1)
+    return jnp.floor((projected + offset) / BIN_WIDTH).astype(jnp.int32)
+
+
+def hash_words(
+    x: Float[Array, "B N H D"], draws: HashDraws, *, scale: float = 1.0
+) -> tuple[Integer[Array, "B H N"], ...]:
+    """Hash vectors to words that are equal and ordered as those of their bins, packed.
+
+    The lowest bins are subtracted from the sums, not from every bin: that is the same, and saves a
+    pass over all bins. Sums of up to 16 hashes do not wrap, whatever the bins are, so that nothing
+    is subtracted from them: it would not change their order.
+
+    Args:
+        x: as for `hash_bins`.
+        draws: as for `hash_bins`.
+        scale: as for `hash_bins`.
+
+    Returns:
+        Words as of `pack_bins`.
+    """
+    if backend() == "onnx":
+        return pack_bins(hash_bins(x, draws, scale=scale))
+    bins = _bins(x, draws, scale)
+    # As lists, or else XLA would turn the bins, of which there are many more than of words.
+    high, low = (word.reshape(bins.shape[1:]) for word in _pack(bins.reshape(len(bins), -1)))
+    if len(bins) > 16:
+        least_high, least_low = _pack(bins.min(axis=2, keepdims=True))
+        high = high - least_high - (low < least_low).astype(jnp.int32)
+        low = low - least_low
+    return high.swapaxes(1, 2), low.swapaxes(1, 2)
 
 
 def pack_bins(bins: Int32[Array, "B H N hashes"]) -> tuple[Integer[Array, "B H N"], ...]:
@@ -85,7 +119,7 @@ def pack_bins(bins: Int32[Array, "B H N hashes"]) -> tuple[Integer[Array, "B H N
     default: comparing them one after the other orders the signed numbers.
 
     Args:
-        bins: bins from 0 on, at most 32 hashes.
+        bins: bins of at most 32 hashes; in ONNX from 0 on.
 
     Returns:
         The high word, signed, and the low one, unsigned. In ONNX, whose runtimes do not all have
@@ -93,15 +127,20 @@ def pack_bins(bins: Int32[Array, "B H N hashes"]) -> tuple[Integer[Array, "B H N
     """
     if backend() == "onnx":
         return _pack_digits(bins)
-    high = low = jnp.zeros(bins.shape[:-1], jnp.uint32)
-    for index in range(bins.shape[-1]):
-        value, shift = bins[..., index].astype(jnp.uint32), 2 * index
+    return _pack(jnp.moveaxis(bins, -1, 0))
+
+
+def _pack(bins) -> tuple[Integer[Array, "*rows"], ...]:
+    high = low = jnp.zeros(bins.shape[1:], jnp.uint32)
+    for index, value in enumerate(bins):
+        shift, digits = 2 * index, value.astype(jnp.uint32)
         if shift >= 32:
-            high += value << (shift - 32)
+            high += digits << (shift - 32)
             continue
-        total = low + (value << shift)
+        total = low + (digits << shift)
         carry = (total < low).astype(jnp.uint32)
-        high += carry + (value >> (32 - shift) if shift else 0)
+        # What leaves the low word, with copies of the sign before it.
+        high += carry + (value >> min(32 - shift, 31)).astype(jnp.uint32)
         low = total
     return jax.lax.bitcast_convert_type(high, jnp.int32), low
 

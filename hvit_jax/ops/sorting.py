@@ -15,9 +15,9 @@ Numbers = Float[Array, "*rows N"] | Int[Array, "*rows N"] | UInt[Array, "*rows N
 _COMPARED = 16
 
 
-def argsort(values: Numbers) -> Int[Array, "*rows N"]:
+def argsort(*words: Numbers) -> Int[Array, "*rows N"]:
     """Sort each row in ascending order, equal values from left to right; see `order_and_ranks`."""
-    return order_and_ranks(values)[0]
+    return order_and_ranks(*words)[0]
 
 
 def ranks(*words: Numbers) -> Int[Array, "*rows N"]:
@@ -36,17 +36,39 @@ def inverse(order: Int[Array, "*rows N"]) -> Int[Array, "*rows N"]:
         here = jax.lax.broadcasted_iota(jnp.int32, order.shape, order.ndim - 1)
         return jax.lax.sort((order, here), num_keys=1, is_stable=False)[1]
 
-    def invert(order):
-        places = jnp.arange(order.shape[0], dtype=jnp.int32)
-        # Every entry is written once, so that this needs neither atomic operations nor a sort.
+    return put_back(jax.lax.broadcasted_iota(jnp.int32, order.shape, order.ndim - 1), order)
+
+
+def put_back(values: Numbers, order: Int[Array, "*rows N"]) -> Numbers:
+    """Undo `gather(x, order)`: value number i goes to place `order[i]` of its row."""
+    if backend() == "onnx":
+        return gather(values, inverse(order), axis=-1)
+
+    def put(values, order):
         return (
-            jnp.zeros_like(places)
+            jnp.zeros_like(values)
             .at[order]
-            .set(places, unique_indices=True, mode="promise_in_bounds", wrap_negative_indices=False)
+            .set(values, unique_indices=True, mode="promise_in_bounds", wrap_negative_indices=False)
         )
 
-    rows = order.reshape(-1, order.shape[-1])
-    return jax.vmap(invert)(rows).reshape(order.shape)
+    rows = (x.reshape(-1, x.shape[-1]) for x in (values, order))
+    return jax.vmap(put)(*rows).reshape(values.shape)
+
+
+def sort_words(*words: Numbers) -> tuple[list[Numbers], Int[Array, "*rows N"]]:
+    """Put the integers of each row in ascending order; see `order_and_ranks`.
+
+    Returns:
+        The words in that order, and the value that comes to each place.
+    """
+    if backend() != "gpu":
+        order = argsort(*words)
+        return [gather(word, order, axis=-1) for word in words], order
+    rows = jax.lax.optimization_barrier([word.reshape(-1, word.shape[-1]) for word in words])
+    # As the last key it leaves no equal ones: a stable sort would carry a number of its own.
+    places = jax.lax.broadcasted_iota(jnp.int32, rows[0].shape, 1)
+    *rows, order = jax.lax.sort((*rows, places), num_keys=len(rows) + 1, is_stable=False)
+    return [row.reshape(words[0].shape) for row in rows], order.reshape(words[0].shape)
 
 
 def order_and_ranks(*words: Numbers) -> tuple[Int[Array, "*rows N"], Int[Array, "*rows N"]]:

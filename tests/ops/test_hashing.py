@@ -14,6 +14,7 @@ from hvit_jax.ops.hashing import (
     draw_hashes,
     draw_projections,
     hash_bins,
+    hash_words,
     pack_bins,
     project_asymmetric,
 )
@@ -71,6 +72,19 @@ class TestBins:
         assert abs(float(draws.projection.std()) - 1) < 0.02
         assert abs(float(draws.projection.mean())) < 0.02
         assert 0 <= float(draws.offset.min()) < 0.02 and 0.98 < float(draws.offset.max()) < 1
+
+    @pytest.mark.parametrize("hashes", [3, 16, 17, 32])
+    @pytest.mark.parametrize("spread", [10, 1e5])
+    def test_words_are_those_of_packed_bins_or_ordered_alike(self, hashes, spread):
+        x = spread * jax.random.normal(jax.random.key(0), (2, 60, 3, 8))
+        x = x.at[:, 1::2].set(x[:, ::2])
+        draws = draw_hashes(jax.random.key(1), 8, hashes)
+        expected = packed_numbers(hash_bins(x, draws))
+        high, low = hash_words(x, draws)
+        words = (np.asarray(high, np.int64) << 32) | np.asarray(low, np.int64)
+        # What words of up to 16 hashes are larger by is the same for all vectors of a head.
+        larger = (words - expected)[..., :1] * (hashes <= 16)
+        np.testing.assert_array_equal(words - larger, expected)
 
 
 class TestPacking:

@@ -1,11 +1,13 @@
 """Our kernels for Hopper GPUs, against float64 NumPy: on the card, or interpreted on a CPU."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hvit_jax.ops.attention import hopper, hopper_kernel
 from hvit_jax.ops.float8 import FLOAT8
+from hvit_jax.ops.grouping import Groups
 from tests.ops import gpu_interpreter
 from tests.ops.test_attention import heads, parts, reference
 
@@ -174,3 +176,28 @@ def test_attention_rounded_to_float8(queries, keys, size, heads_of_bias):
     # Half a step each of e4m3, whose steps are 2^-9 at least, and of bfloat16.
     np.testing.assert_allclose(out, exact, rtol=2**-4 + 2**-9, atol=2**-10)
     assert 0.01 < np.mean(np.abs(out) == 448) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("tokens", "groups", "size"),
+    [
+        (1, 1, 16),
+        (140, 70, 80),
+        (300, 7, 64),
+        on_the_card(1025, 480, 64),
+        on_the_card(1370, 570, 80),
+    ],
+)
+def test_means_of_groups(tokens, groups, size):
+    """Zeros for a group without members; the gradient is that of means computed otherwise."""
+    x, *_ = heads(tokens, tokens, size=size, dtype=jnp.bfloat16)
+    members = jnp.asarray(np.random.default_rng(0).integers(groups + 1, size=(2, 3, tokens)))
+    hot = np.asarray(members)[:, :, None] == np.arange(groups + 1)[:, None]
+    counts = np.maximum(hot.sum(-1), 1).swapaxes(1, 2)[..., None]
+    held = jnp.asarray(hot.sum(-1))
+    grouped = Groups(members, members, members, held, held, held[..., 0])
+    means, pull = jax.vjp(lambda x: hopper.average_groups(x, grouped), x)
+    check(means, np.einsum("bhkn,bnhd->bkhd", hot, np.asarray(x, np.float64)) / counts)
+    slope = jnp.asarray(np.random.default_rng(1).normal(size=means.shape), means.dtype)
+    shares = np.asarray(slope, np.float64) / counts
+    check(pull(slope)[0], np.einsum("bhkn,bkhd->bnhd", hot, shares))

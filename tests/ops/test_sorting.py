@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from hvit_jax.ops.platform import compiled_for
-from hvit_jax.ops.sorting import argsort, inverse, numbers_of_parts, ranks, sort
+from hvit_jax.ops.sorting import (
+    argsort,
+    inverse,
+    numbers_of_parts,
+    put_back,
+    ranks,
+    sort,
+    sort_words,
+)
 
 SHAPES = [(3, 2, 17), (4, 130), (1, 1)]
 
@@ -58,6 +66,11 @@ def test_the_second_word_decides_where_the_first_is_equal(shape):
     joined = np.asarray(first, np.float64) * 1e6 + np.asarray(second, np.float64)
     expected = np.argsort(np.argsort(joined, kind="stable"))
     np.testing.assert_array_equal(ranks(first, second), expected)
+    words, order = sort_words(first, second)
+    np.testing.assert_array_equal(order, np.argsort(expected))
+    for word, given in zip(words, (first, second), strict=True):
+        np.testing.assert_array_equal(put_back(word, order), given)
+        np.testing.assert_array_equal(word, np.take_along_axis(np.asarray(given), order, -1))
 
 
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint32])

@@ -51,6 +51,7 @@ ENTRY %main (x: bf16[32,1025,48,64]) -> f32[32,16,1152] {
   %x = bf16[32,1025,48,64]{3,2,1,0} parameter(0)
   %k = bf16[32,1025,16,64]{3,2,1,0} custom-call(%x, %x, %x), custom_call_target="mosaic_gpu_v2", metadata={op_name="jit(f)/hopper_attention/mpmd_map"}
   %logs = f32[32,16,1088]{2,1,0} constant({...})
+  %means = bf16[32,480,16,64]{3,2,1,0} custom-call(%k, %logs), custom_call_target="mosaic_gpu_v2", metadata={op_name="jit(f)/hopper_means/mpmd_map"}
   ROOT %sums = f32[32,16,1152]{2,1,0} custom-call(%k, %k, %logs), custom_call_target="mosaic_gpu_v2", metadata={op_name="jit(f)/hopper_column_sums/mpmd_map"}
 }
 """  # noqa: E501
@@ -128,11 +129,16 @@ def test_a_product_in_float32_is_slower(costs):
 
 
 def test_our_attention(costs):
-    """512 heads of 6 blocks of 192 queries are 24 waves; 1,025 keys are 1,088 with the last."""
-    attention, sums = costs.kernels(ATTENTION)
+    """512 heads of 6 blocks of 192 queries are 24 waves; 1,025 keys are 1,088 with the last.
+
+    3 blocks of groups are 12 waves.
+    """
+    attention, means, sums = costs.kernels(ATTENTION)
     products = 192 * 1088 * 64 * 4 / (500e12 / 132)
     assert attention.seconds == pytest.approx(24 * (costs.ATTENTION_START + products) + costs.IDLE)
     assert attention.flops == 4 * 32 * 16 * 1025**2 * 64
+    assert means.seconds == pytest.approx(12 * (costs.ATTENTION_START + products / 2) + costs.IDLE)
+    assert means.flops == 2 * 32 * 16 * 480 * 1025 * 64
     # Its sums of columns are a product less.
     half = costs.ATTENTION_START + products / 2
     assert sums.seconds == pytest.approx(24 * half + costs.IDLE)
@@ -143,7 +149,7 @@ def test_our_attention_reads_weights_of_pairs(costs):
     weighted = ATTENTION.replace(
         "custom-call(%x, %x, %x)", "custom-call(%x, %x, %x, %weights)"
     ).replace("  %k =", "  %weights = bf16[512,1040,1088]{2,1,0} constant({...})\n  %k =")
-    (plain, _), (attention, _) = costs.kernels(ATTENTION), costs.kernels(weighted)
+    (plain, *_), (attention, *_) = costs.kernels(ATTENTION), costs.kernels(weighted)
     assert attention.bytes == 2 * 512 * 1040 * 1088
     assert attention.seconds == pytest.approx(plain.seconds + attention.bytes / 3.0e12)
 

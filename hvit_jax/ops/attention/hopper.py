@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.attention import cudnn, meetings, xla
 from hvit_jax.ops.attention.heads import Heads, array_of
+from hvit_jax.ops.grouping import Groups
 from hvit_jax.ops.platform import is_exported
 
 # Counts of meetings that exist at once: 2 GB.
@@ -136,3 +138,28 @@ def _attend_with_counts(q, k, v, q_clusters, k_clusters, clusters):
         q_clusters, k_clusters, clusters, shape=shape, dtype=q.dtype, float8=True
     )
     return hopper_kernel.attend_weighted(q, k, v, counts)
+
+
+def average_groups(x: Float[Array, "B N H D"], groups: Groups) -> Float[Array, "B K H D"]:
+    """Average the vectors of each group; see `hvit_jax.ops.attention.average_groups`."""
+    return _average(x, groups.members, groups.counts)
+
+
+@jax.custom_vjp
+def _average(x, members, counts) -> Array:
+    from hvit_jax.ops.attention import hopper_means
+
+    return hopper_means.average(x, members, counts.shape[-1])
+
+
+def _average_forward(x, members, counts):
+    return _average(x, members, counts), (members, counts)
+
+
+def _average_backward(groups, gradient):
+    members, counts = (numbers.swapaxes(1, 2) for numbers in groups)
+    shares = gradient / jnp.maximum(counts, 1)[..., None].astype(gradient.dtype)
+    return gather(shares, members), None, None
+
+
+_average.defvjp(_average_forward, _average_backward)

@@ -1,0 +1,128 @@
+"""Means of groups of tokens, in a kernel of our own for NVIDIA's Hopper GPUs.
+
+In Pallas (Mosaic GPU), of the parts of the attention kernel: groups stand for queries, tokens for
+keys. Attention between codes of groups and members gives the same means, but it writes the codes,
+multiplies them and takes exponentials; here a weight is 1 where the numbers are equal, else 0.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int
+
+from hvit_jax.ops.attention.hopper_blocks import (
+    KEYS,
+    ROWS,
+    Buffer,
+    Plan,
+    Stream,
+    arrived,
+    fetch,
+    launch,
+    loop,
+    number_a_row,
+    padded_bias,
+    shared_numbers,
+    slot_of,
+    split,
+)
+
+# JAX's own kernels take it from here too.
+_ACC: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def average(
+    x: Float[Array, "B N H D"], members: Int[Array, "B H N"], count: int
+) -> Float[Array, "B K H D"]:
+    """Average the vectors of each group, zeros for one without members. It has no gradient.
+
+    Args:
+        x: vectors of 16 bits.
+        members: the group of every vector.
+        count: K, how many groups there are.
+    """
+    plan = Plan.of(x.shape[1], x.shape[3])
+    out = jax.ShapeDtypeStruct((x.shape[0], count, *x.shape[2:]), x.dtype)
+
+    def hopper_means(x_ref, members_ref, out_ref):
+        _run(plan, x_ref, members_ref, out_ref)
+
+    # Floats hold them exactly; those behind the last token are in no group.
+    numbers = padded_bias(plan, members.astype(jnp.float32))
+    return launch(plan, hopper_means, out, [out])(x, numbers)[0]
+
+
+def _run(plan: Plan, x_ref, members_ref, out_ref) -> None:
+    """Run one block of threads: a few groups, and all tokens of a head."""
+
+    def scoped(values, members, results, here, used):
+        stream = Stream((x_ref, 0), Buffer.of(values), here, used, (members_ref, members))
+
+        def compute():
+            image, head, group = (lax.axis_index(name) for name in ("image", "head", "group"))
+            start = (lax.axis_index("tile") * plan.groups + group) * ROWS
+            total, sums = loop(
+                plan, _step(plan, start, stream, members, out_ref.dtype), _nothing(plan)
+            )
+            total = jnp.maximum(total, 1.0)
+            buffer = Buffer.of(results)
+            for x, tile in zip(sums, buffer.tiles, strict=True):
+                tile[group] = (x / lax.broadcast_in_dim(total, x.shape, [0])).astype(tile.dtype)
+            plgpu.commit_smem()
+            for (first, width), piece in zip(plan.pieces, buffer.rows, strict=True):
+                # Rows beyond the last group are not written.
+                target = out_ref.at[image, pl.ds(start, ROWS), head, pl.ds(first, width)]
+                plgpu.copy_smem_to_gmem(piece.at[group], target)
+            plgpu.wait_smem_to_gmem(0)
+
+        split(plan, compute, lambda: fetch(plan, stream))
+
+    pl.run_scoped(
+        scoped,
+        Buffer.shape(plan, x_ref.dtype, plan.stages, KEYS),
+        shared_numbers(plan.stages, KEYS, members_ref),
+        Buffer.shape(plan, x_ref.dtype, plan.groups, ROWS),
+        arrived(plan, plan.stages, bias=True),
+        plgpu.Barrier(num_arrivals=plan.groups, num_barriers=plan.stages),
+        collective_axes="group",
+    )
+
+
+def _step(plan: Plan, start, stream: Stream, members, dtype):
+    """Make the step that adds a block of tokens to the groups from number `start` on."""
+
+    def step(block, carry, *, last: bool = False):
+        total, sums = carry
+        slot, part = slot_of(plan, block, last)
+        plgpu.barrier_wait(stream.here.at[slot])
+        numbers = plgpu.layout_cast(members[slot, part], plgpu.Layout.WGMMA.reduce(0))
+        shape = (ROWS, plan.last if last else KEYS)
+        groups = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=plgpu.Layout.WGMMA) + start
+        numbers = lax.broadcast_in_dim(numbers, shape, [1])
+        weights = jnp.where(groups.astype(jnp.float32) == numbers, 1.0, 0.0)
+        total = total + weights.sum(axis=1)
+        weights = weights.astype(dtype)
+
+        def add(refs):
+            for ref, value in zip(refs, stream.buffer.tiles, strict=True):
+                plgpu.wgmma(ref, weights, value.at[slot, part])
+
+        sums = pl.run_state(add)(tuple(_ACC.init(x) for x in sums))
+        plgpu.barrier_arrive(stream.used.at[slot])
+        return total, tuple(sums)
+
+    return step
+
+
+def _nothing(plan: Plan):
+    """Start with no members, and sums of none."""
+    sums = (jnp.zeros((ROWS, width), jnp.float32) for _, width in plan.pieces)
+    return number_a_row(0.0), tuple(plgpu.layout_cast(x, plgpu.Layout.WGMMA) for x in sums)

@@ -18,10 +18,10 @@ from hvit_jax.fields import from_json
 from hvit_jax.system.files import read_json
 from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import plain_console, show_progress
+from hvit_jax.system.provenance import FINGERPRINTS
 from hvit_jax.system.signals import sigterm_raises
 
-_SAME = ("data_sha256", "labels_sha256", "checkpoint_sha256", "train_data_sha256")
-_SAME += ("text_embeddings_sha256", "pictures", "bootstrap")
+_SAME = (*FINGERPRINTS, "pictures", "bootstrap")
 # What does not come from the file.
 _NOT_REPEATED = ("workers", "output", "resume", "verify")
 

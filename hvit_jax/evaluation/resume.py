@@ -36,7 +36,7 @@ from hvit_jax.system.files import (
     write_json,
     writing,
 )
-from hvit_jax.system.provenance import changes
+from hvit_jax.system.provenance import FINGERPRINTS, changes
 from hvit_jax.system.signals import uninterrupted
 
 INTERVAL = 30.0  # Seconds between two savings.
@@ -44,9 +44,7 @@ _SETTINGS, _LOCK = "settings.json", "lock"
 # What names of files of rows begin with: of the pictures, and of a probe's training pictures.
 SCORED, TRAINING = "", "training-"
 # What scored pictures depend on, so that --resume needs the same; batch and devices may change.
-_SAME = ("method", "args", "model", "device", "matmul_precision", "versions")
-_SAME += ("data_sha256", "checkpoint_sha256", "labels_sha256")
-_SAME += ("train_data_sha256", "text_embeddings_sha256")
+_SAME = ("method", "args", "model", "device", "matmul_precision", "versions", *FINGERPRINTS)
 _SAME_OPTIONS = ("resolution", "data", "checkpoint", "compute", "predictions", "preparing")
 _SAME_OPTIONS += ("classifying",)
 _SAME_OPTIONS += ("truth", "windows", "scales", "flip", "restore", "compare_dense")  # Of maps.

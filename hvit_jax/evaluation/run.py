@@ -42,13 +42,11 @@ from hvit_jax.reducers import warn_without_budgets
 from hvit_jax.system.memory import explain_out_of_memory, smaller_batch
 from hvit_jax.system.programs import use_compilation_cache
 from hvit_jax.system.progress import plain_console, show_progress
-from hvit_jax.system.provenance import describe_runtime
+from hvit_jax.system.provenance import FINGERPRINTS, describe_runtime
 from hvit_jax.system.signals import sigterm_raises, uninterrupted, unmasked
 
 # Results of processes are added up, so these must be the same in all of them.
-_SAME_EVERYWHERE = ("args", "versions", "matmul_precision", "data_sha256", "checkpoint_sha256")
-_SAME_EVERYWHERE += ("labels_sha256", "preprocessing")
-_SAME_EVERYWHERE += ("train_data_sha256", "text_embeddings_sha256")
+_SAME_EVERYWHERE = ("args", "versions", "matmul_precision", "preprocessing", *FINGERPRINTS)
 
 
 @dataclass(frozen=True)

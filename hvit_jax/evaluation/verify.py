@@ -12,20 +12,11 @@ from hvit_jax.errors import InputError
 from hvit_jax.evaluation.config import EvalConfig
 from hvit_jax.fields import from_json
 from hvit_jax.reducers import make_reducer
-from hvit_jax.system.provenance import changes
+from hvit_jax.system.provenance import FINGERPRINTS, changes
 
 # Other devices and versions round otherwise, and pictures between two classes change sides.
 POINTS, LOSS = 0.1, 1e-3
-_SAME = (
-    "data_sha256",
-    "checkpoint_sha256",
-    "labels_sha256",
-    "train_data_sha256",
-    "text_embeddings_sha256",
-    "images",
-    "not_finite",
-    "skipped",
-)
+_SAME = (*FINGERPRINTS, "images", "not_finite", "skipped")
 # Of each score its name, how it is written, and how far it may move: as it is, or of its value.
 Limits = Sequence[tuple[str, str, float, float]]
 SCORES: Limits = (

@@ -13,6 +13,9 @@ from hvit_jax.fields import flag, show
 from hvit_jax.version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow", "grain")
+# What names the content that an evaluation depends on.
+FINGERPRINTS = ("data_sha256", "checkpoint_sha256", "labels_sha256", "train_data_sha256")
+FINGERPRINTS += ("text_embeddings_sha256",)
 # Content: the option that names where it lies, and what to call it.
 _CONTENTS = {
     "checkpoint_sha256": ("--checkpoint", "another checkpoint in"),

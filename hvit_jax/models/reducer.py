@@ -99,51 +99,8 @@ class TokenState:
         return jnp.broadcast_to(padded, (batch, *padded.shape[1:]))
 
 
-class InPictures:
-    """What pictures of a method's work ask of it; the defaults suit most methods."""
-
-    def groups(
-        self, block: Block, x: Float[Array, "B N C"], after: TokenState, layer: Layer, draws: Any
-    ) -> Int[Array, "B P"]:
-        """Give each patch the number of its group; a block treats the patches of a group alike.
-
-        A group is what one token holds after the block, unless a method says otherwise.
-
-        Args:
-            block: as for `block`.
-            x: tokens before the block.
-            after: the traced state after it.
-            layer: the block's entry in the schedule.
-            draws: the block's random numbers.
-
-        Returns:
-            Every patch's group; -1 for patches that are dropped, or left out by this block.
-        """
-        assert after.source is not None, "pictures are made of traced states"
-        return after.source
-
-    def attended_source(
-        self,
-        block: Block,
-        x: Float[Array, "B N C"],
-        before: TokenState,
-        after: TokenState,
-        layer: Layer,
-    ) -> Int[Array, "B P"] | None:
-        """Tell for every patch which token holds it when a block attends, -1 if none does.
-
-        Args:
-            block: as for `block`.
-            x: tokens before the block.
-            before: the traced state before it.
-            after: the one after it.
-            layer: the block's entry in the schedule.
-        """
-        return before.source
-
-
 @dataclass(frozen=True)
-class Reducer(InPictures, Options):
+class Reducer(Options):
     """Base of every method; used as it is, it is the dense model.
 
     A method is a frozen dataclass whose fields are its options (`option`), whose docstring explains
@@ -296,6 +253,45 @@ class Reducer(InPictures, Options):
     def encoder_dropout_flops(self, config: ViTConfig) -> int:
         """Count the dropout after the position embedding, which the tables include."""
         return config.num_tokens * config.width
+
+    def groups(
+        self, block: Block, x: Float[Array, "B N C"], after: TokenState, layer: Layer, draws: Any
+    ) -> Int[Array, "B P"]:
+        """Give each patch the number of its group; a block treats the patches of a group alike.
+
+        A group is what one token holds after the block, unless a method says otherwise.
+
+        Args:
+            block: as for `block`.
+            x: tokens before the block.
+            after: the traced state after it.
+            layer: the block's entry in the schedule.
+            draws: the block's random numbers.
+
+        Returns:
+            Every patch's group; -1 for patches that are dropped, or left out by this block.
+        """
+        assert after.source is not None, "pictures are made of traced states"
+        return after.source
+
+    def attended_source(
+        self,
+        block: Block,
+        x: Float[Array, "B N C"],
+        before: TokenState,
+        after: TokenState,
+        layer: Layer,
+    ) -> Int[Array, "B P"] | None:
+        """Tell for every patch which token holds it when a block attends, -1 if none does.
+
+        Args:
+            block: as for `block`.
+            x: tokens before the block.
+            before: the traced state before it.
+            after: the one after it.
+            layer: the block's entry in the schedule.
+        """
+        return before.source
 
     def options(self) -> dict[str, Any]:
         """List the options and their values, as JSON can hold them."""

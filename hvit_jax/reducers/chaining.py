@@ -194,7 +194,7 @@ class Chain(Reducer):
     def groups(
         self, block: Block, x: Float[Array, "B N C"], after: ChainState, layer: Layer, draws: Any
     ) -> Int[Array, "B P"]:
-        """See `InPictures.groups`."""
+        """See `Reducer.groups`."""
         assert isinstance(layer, ChainLayer)
         part, state = self.parts[layer.part], after.parts[layer.part]
         groups = part.groups(block, x, state, layer.own, draws)
@@ -208,7 +208,7 @@ class Chain(Reducer):
         after: ChainState,
         layer: Layer,
     ) -> Int[Array, "B P"] | None:
-        """See `InPictures.attended_source`."""
+        """See `Reducer.attended_source`."""
         assert isinstance(layer, ChainLayer)
         entering = self._entering(x, before, layer).parts[layer.part]
         leaving, part = after.parts[layer.part], self.parts[layer.part]

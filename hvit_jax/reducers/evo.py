@@ -184,7 +184,7 @@ class EvoViT(Reducer):
         after: TokenState,
         layer: Layer,
     ) -> Int[Array, "B P"] | None:
-        """See `InPictures.attended_source`; tokens are sorted before a block attends."""
+        """See `Reducer.attended_source`; tokens are sorted before a block attends."""
         return after.source
 
     def block_flops(self, config: ViTConfig, layer: EvoLayer) -> int:

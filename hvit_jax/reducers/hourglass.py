@@ -241,7 +241,7 @@ class Hourglass(Reducer):
         after: TokenState,
         layer: Layer,
     ) -> Int[Array, "B P"] | None:
-        """See `InPictures.attended_source`; a block that clusters attends to its centroids."""
+        """See `Reducer.attended_source`; a block that clusters attends to its centroids."""
         return after.source if isinstance(layer, ClusterLayer) else before.source
 
     def _cluster(self, x, state: HourglassState, layer: ClusterLayer):

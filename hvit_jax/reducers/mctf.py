@@ -177,7 +177,7 @@ class MCTF(Merging):
         after: TokenState,
         layer: Layer,
     ) -> Int[Array, "B P"] | None:
-        """See `InPictures.attended_source`; tokens attend as before they fused, or anew."""
+        """See `Reducer.attended_source`; tokens attend as before they fused, or anew."""
         return before.source if self.one_step_ahead == 1 else after.source
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:

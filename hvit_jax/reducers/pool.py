@@ -136,7 +136,7 @@ class Pool(Reducer):
         after: TokenState,
         layer: Layer,
     ) -> Int[Array, "B P"] | None:
-        """See `InPictures.attended_source`; a block that pools attends to averages."""
+        """See `Reducer.attended_source`; a block that pools attends to averages."""
         return after.source
 
     def patch_sizes(self, x: Float[Array, "B N C"], state: PoolState) -> Float[Array, "B M"] | None:

@@ -85,7 +85,7 @@ class ToMeDense(Reducer):
     def groups(
         self, block: Block, x: Float[Array, "B N C"], after: TokenState, layer: Layer, draws: Any
     ) -> Int[Array, "B P"]:
-        """Group patches as they merge for attention; see `InPictures.groups`."""
+        """Group patches as they merge for attention; see `Reducer.groups`."""
         return self.attended_source(block, x, after, after, layer)
 
     def attended_source(
@@ -96,7 +96,7 @@ class ToMeDense(Reducer):
         after: TokenState,
         layer: Layer,
     ) -> Int[Array, "B P"]:
-        """See `InPictures.attended_source`; a block attends to merged tokens."""
+        """See `Reducer.attended_source`; a block attends to merged tokens."""
         assert isinstance(layer, MergedLayer)
         matching = match_tokens(block.ln_1(x), r=layer.merged, prefix=before.prefix)
         return matching.places[:, before.prefix :]

@@ -334,10 +334,10 @@ def _instructions(part: Instruction, parts: dict[str, Instruction]) -> float:
     kind, first = part.shapes[0][0], parts.get(part.operands[0]) if part.operands else None
     if part.op == "reduce" and first:
         return (2.0 if kind in ("s32", "u32") else 1.0) * first.numbers
-    if part.op == "convert" and first and first.shapes[0][0] == "pred":
-        return 0.0
     if part.op == "convert" and kind.startswith("f8"):
         return float(_TO_FLOAT8 * part.numbers)
+    if part.op == "convert" and first and first.shapes[0][0] == "pred":
+        return 0.0
     if part.op in _LOGIC and kind == "pred":
         return 0.5 * part.numbers
     if part.op in _HALF_RATE or (kind in ("s32", "u32", "s8") and part.op in ("add", "subtract")):

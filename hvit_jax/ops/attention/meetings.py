@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.ops.arrays import largest_divisor, pad_end
@@ -98,9 +99,13 @@ def count_meetings(
 
 def _codes(numbers: Int[Array, "B H R N"], spare: int, clusters: int, dtype) -> Array:
     """Write a token's clusters as ones among zeros; tokens that are appended are in no cluster."""
-    numbers = pad_end(numbers, spare, axis=-1, constant_values=clusters)
+    numbers = pad_end(numbers, spare, axis=-1, constant_values=clusters).swapaxes(-1, -2)
+    # Written out, so that what is appended is no case of its own for every code.
+    numbers = jax.lax.optimization_barrier(numbers)
     # Neighbours in memory are rounds, whose numbers are read together.
-    codes = (
-        numbers.swapaxes(-1, -2)[..., None, :] == jnp.arange(clusters)[None, None, None, :, None]
-    )
+    codes = numbers[..., None, :] == jnp.arange(clusters)[None, None, None, :, None]
+    if dtype == FLOAT8:
+        # By its bits: XLA rounds to 8 bits in 40 instructions, of a truth value too.
+        one = np.ones((), FLOAT8).view(np.uint8)
+        codes = jax.lax.bitcast_convert_type(jnp.where(codes, one, np.uint8(0)), FLOAT8)
     return codes.astype(dtype).reshape(*codes.shape[:-2], -1)

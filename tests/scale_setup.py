@@ -10,7 +10,8 @@ import numpy as np
 
 from tests.evaluation_setup import ROOT
 
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+_FLAGS = os.environ.get("XLA_FLAGS", "")  # See conftest.py.
+EIGHT = {"XLA_FLAGS": f"{_FLAGS} --xla_force_host_platform_device_count=8"}
 EVALUATE = "import sys; from hvit_jax.commands.eval import main; sys.exit(main())"
 # Runs a function `command` in several processes.
 TOGETHER = """

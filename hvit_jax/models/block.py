@@ -188,9 +188,8 @@ class Block(nnx.Module):
 
     def _thirds(self, apart: str) -> tuple[int, ...]:
         """Tell which of q, k and v come in one array: our kernel reads them there."""
-        turned = self.q_norm is not None or self.rope is not None
         chosen = choose_implementation(self.implementation, self.dtype, self.head_dim)
-        if turned or chosen != "hopper":
+        if chosen != "hopper":
             return 1, 1, 1
         return {"": (3,), "q": (1, 2), "qkv": (1, 1, 1)}[apart]
 

@@ -131,15 +131,32 @@ CUDA = [
 ]
 
 
-@pytest.mark.skipif(not CUDA, reason="compiling for a GPU needs jax[cuda12] or jax[cuda13]")
+@pytest.fixture
+def roofline(monkeypatch):
+    """What compiles for an H200."""
+    if not CUDA:
+        pytest.skip("compiling for a GPU needs jax[cuda12] or jax[cuda13]")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return importlib.import_module("roofline")
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8"])
-def test_products_take_on_bias_gelu_and_residual_sum(dtype):
+@pytest.mark.parametrize(
+    ("method", "options"), [("tome", {"r": 8}), ("evo", {"prune_location": 1})]
+)
+def test_nothing_copies_what_one_product_gives(method, options, dtype, roofline):
+    """Attention reads q, k and v where they lie, and so does what a method asks of them."""
+    config = dataclasses.replace(ViTConfig.vit_l16(), depth=2)
+    row = roofline.Row(method, config, make_reducer(method, **options), BATCH, Compute(dtype))
+    listed = roofline.kernels(roofline.compile_for_h200(row).as_text())
+    heads = [kernel for kernel in listed if re.match(r"bf16\[32, \d\d+, 16, 64\]", kernel.result)]
+    assert len(heads) == 2 and all(kernel.kind == "attention" for kernel in heads)
+    assert sum(kernel.result.endswith(", 3072]") for kernel in listed) == 2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8"])
+def test_products_take_on_bias_gelu_and_residual_sum(dtype, roofline):
     """In the program that an H200 would run; elsewhere each is a pass over the tokens."""
-    path = Path(__file__).parents[2] / "benchmarks" / "roofline.py"
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.syspath_prepend(str(path.parent))
-    roofline = importlib.import_module("roofline")
-    monkeypatch.undo()
     config = dataclasses.replace(ViTConfig.vit_l16(), depth=3)
     row = roofline.Row("dense", config, make_reducer("dense"), BATCH, Compute(dtype))
     program = roofline.compile_for_h200(row).as_text()

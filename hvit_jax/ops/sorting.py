@@ -125,9 +125,7 @@ def _keys(words):
 
 def _places_in_order(keys):
     if len(keys) > 1 or keys[0].dtype.itemsize > 4:
-        places = jax.lax.broadcasted_iota(jnp.int32, keys[0].shape, 1)
-        # XLA would make a stable sort of it by more places.
-        return jax.lax.sort((*keys, places), num_keys=len(keys) + 1, is_stable=False)[-1]
+        return sort_words(*keys)[1]
     with jax.enable_x64(True):
         return jax.lax.sort(_with_places(*keys), is_stable=False).astype(jnp.int32)
 

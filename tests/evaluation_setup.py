@@ -14,8 +14,9 @@ from PIL import Image
 
 import hvit_jax
 from hvit_jax.checkpoint import TRAINED, Description, save_checkpoint
-from hvit_jax.commands.eval import PROGRAM, main, read
-from hvit_jax.evaluation.run import Seams
+from hvit_jax.commands.eval import PROGRAM, main
+from hvit_jax.commands.flags import parse
+from hvit_jax.evaluation.run import EvalConfig, Seams
 from hvit_jax.evaluation.run import evaluate as evaluate_config
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.pictures import Preprocessing
@@ -67,7 +68,10 @@ def evaluate(folder, checkpoint, *arguments, workers=0, **seams):
     words = [str(word) for word in words]
     if not seams:
         return main(words)
-    return run(lambda: not evaluate_config(read(words), seams=Seams(**seams)), PROGRAM)
+    return run(
+        lambda: not evaluate_config(parse(EvalConfig, words, PROGRAM), seams=Seams(**seams)),
+        PROGRAM,
+    )
 
 
 def results_of(folder, checkpoint, output, *arguments, **options):

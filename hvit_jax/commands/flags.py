@@ -55,21 +55,12 @@ class ArgumentParser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
-def command(
-    program: str,
-    record: type[Record],
-    work: Callable[[Record], int | None],
-    description: str,
-    epilog: str | None = None,
-) -> Callable[..., int]:
+def as_main(work: Callable[[Sequence[str]], int | None], program: str) -> Callable[..., int]:
     """Make the main function of a command.
 
     Args:
+        work: what it does with the words of its command line; returns an exit status, None for 0.
         program: the command, such as "hvit eval".
-        record: the class of its options.
-        work: what it does with them; returns an exit status, None for 0.
-        description: what it does, for `--help`.
-        epilog: what `--help` ends with.
 
     Returns:
         A function of the command line, without the program's name (default: the process's own),
@@ -78,9 +69,28 @@ def command(
 
     def main(arguments: Sequence[str] | None = None) -> int:
         words = sys.argv[1:] if arguments is None else arguments
-        return run(lambda: work(parse(record, words, program, description, epilog)), program)
+        return run(lambda: work(words), program)
 
     return main
+
+
+def command(
+    program: str,
+    record: type[Record],
+    work: Callable[[Record], int | None],
+    description: str,
+    epilog: str | None = None,
+) -> Callable[..., int]:
+    """Make the main function of a command that needs nothing but the record of its options.
+
+    Args:
+        program: as for `as_main`.
+        record: the class of its options.
+        work: what it does with them; returns an exit status, None for 0.
+        description: what it does, for `--help`.
+        epilog: what `--help` ends with.
+    """
+    return as_main(lambda words: work(parse(record, words, program, description, epilog)), program)
 
 
 def parse(
@@ -94,22 +104,25 @@ def parse(
 ) -> Record:
     """Read a command line, without the program's name, as a record.
 
-    What it does not say is as in `base`, by default as in the record's defaults; a method of which
-    it has any option is made anew.
+    What it does not say is as in `base`, which --verify repeats, by default as in the record's
+    defaults.
 
     Raises:
         InputError: for anything in it that is wrong.
     """
-    before = (
-        [each.name for each in vars(base).values() if isinstance(each, Reducer)] if base else []
-    )
-    method = value_of("--method", arguments, program) or (before[0] if before else None)
+    repeated: Reducer | None = getattr(base, "reducer", None)
+    method = value_of("--method", arguments, program) or (repeated and repeated.name)
     parser = make_parser(record, program, description, epilog, methods=[method] if method else None)
     options, surplus = parser.parse_known_args(list(arguments))
     if surplus:
         before = list(itertools.takewhile(lambda word: word != surplus[0], arguments))
         raise _not_an_option(parser, surplus[0], method, in_list=_ends_list(record, before))
-    return _build(record, _checked(record, vars(options), method), base)
+    found = _build(record, _checked(record, vars(options), method), base)
+    if base is not None and getattr(found, "reducer", None) is not repeated:
+        raise InputError(
+            "--verify repeats the method in its file; leave out --method and its options"
+        )
+    return found
 
 
 def value_of(name: str, arguments: Sequence[str], program: str) -> str | None:

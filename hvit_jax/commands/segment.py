@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hvit_jax.commands.flags import parse, value_of
+from hvit_jax.commands.flags import as_main, parse, value_of
 from hvit_jax.dense.config import DepthConfig, SegmentConfig
 from hvit_jax.dense.results import LIMITS, MOVED, read_results
 from hvit_jax.dense.run import map_pictures
@@ -14,7 +13,6 @@ from hvit_jax.distributed.processes import refuse_several
 from hvit_jax.errors import InputError
 from hvit_jax.evaluation.verify import print_verification, repeated
 from hvit_jax.system.progress import plain_console
-from hvit_jax.system.run import run
 
 PROGRAM = "hvit segment"
 DESCRIPTION = """Label every pixel of pictures with a Segmenter or another model with a decoder,
@@ -34,13 +32,8 @@ def make_main(
         description: what it does, for `--help`.
 
     Returns:
-        A function of the command line, which returns 0; 1 if --verify finds differences; 2 after a
-        user's mistake; 130 or 143 where Ctrl-C or SIGTERM ended it early.
+        As `as_main`; its exit status is 1 if --verify finds differences.
     """
-
-    def main(arguments: Sequence[str] | None = None) -> int:
-        words = sys.argv[1:] if arguments is None else arguments
-        return run(lambda: work(words), program)
 
     def work(words: Sequence[str]) -> int:
         refuse_several(program)
@@ -53,15 +46,11 @@ def make_main(
             raise InputError(f"{path} has no scores that could be compared")
         base = repeated(Path(path), recorded, record, program)
         config = parse(record, words, program, description, base=base)
-        if config.reducer is not base.reducer:
-            raise InputError(
-                "--verify repeats the method in its file; leave out --method and its options"
-            )
         results, console = map_pictures(config), plain_console()
         held = print_verification(console, recorded, results, LIMITS[task], MOVED[task])
         return 0 if held else DIFFERS
 
-    return main
+    return as_main(work, program)
 
 
 main = make_main(PROGRAM, SegmentConfig, DESCRIPTION)

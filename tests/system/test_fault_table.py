@@ -21,10 +21,9 @@ from PIL import Image
 import hvit_jax
 from hvit_jax.calibration import CalibrateConfig, calibrate
 from hvit_jax.checkpoint import Description, save_checkpoint
-from hvit_jax.commands import eval as eval_command
 from hvit_jax.commands import train as train_command
 from hvit_jax.commands.flags import parse
-from hvit_jax.evaluation.run import Seams, evaluate
+from hvit_jax.evaluation.run import EvalConfig, Seams, evaluate
 from hvit_jax.models.parameters import init_parameters
 from hvit_jax.system import memory
 from hvit_jax.training import train
@@ -247,7 +246,7 @@ def test_evaluation_out_of_memory(inputs, tmp_path, complaint):
     def full(*arguments):
         raise jax.errors.JaxRuntimeError(EXHAUSTED)
 
-    config = eval_command.read(list(map(str, words("eval", inputs, tmp_path))))
+    config = parse(EvalConfig, list(map(str, words("eval", inputs, tmp_path))), "hvit eval")
     with pytest.raises(hvit_jax.InputError, match="at batch 2; try --batch-size 1"):
         evaluate(config, seams=Seams(full))
     assert os.listdir(tmp_path) == []

@@ -179,11 +179,12 @@ def test_convert(inputs, tmp_path):
 
 EVAL = """
 import sys
-from hvit_jax.commands.eval import PROGRAM, read
-from hvit_jax.evaluation.run import Seams, evaluate
+from hvit_jax.commands.eval import PROGRAM
+from hvit_jax.commands.flags import parse
+from hvit_jax.evaluation.run import EvalConfig, Seams, evaluate
 from hvit_jax.system.run import run
 often = Seams(interval=0.05)
-sys.exit(run(lambda: not evaluate(read(sys.argv[1:]), seams=often), PROGRAM))
+sys.exit(run(lambda: not evaluate(parse(EvalConfig, sys.argv[1:], PROGRAM), seams=often), PROGRAM))
 """
 
 

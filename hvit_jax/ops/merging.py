@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.errors import InputError
-from hvit_jax.ops.arrays import gather
+from hvit_jax.ops.arrays import gather, pad_end
 from hvit_jax.ops.precision import accumulator, accurate_einsum
 from hvit_jax.ops.selection import behind_prefix
-from hvit_jax.ops.sorting import inverse, ranks
+from hvit_jax.ops.sorting import order_and_ranks
 
 
 @jax.tree_util.register_dataclass
@@ -27,20 +27,21 @@ class Matching:
     those at odd ones. The new sequence is what stands apart, the kept tokens of A, then all of B.
 
     Attributes:
-        order: positions of the tokens that are not in B: those that stay, in their new order, then
-            those that merge, most similar first.
-        targets: the token that each of the latter joins, counted within B.
+        sources: where each token of the new sequence stood.
+        leaving: positions of the tokens that merge, most similar first.
+        targets: the token that each of these joins, counted within B.
         places: the new position of every token.
         apart: how many stand apart; even.
     """
 
-    order: Int[Array, "B A"]
+    sources: Int[Array, "B M"]
+    leaving: Int[Array, "B R"]
     targets: Int[Array, "B R"]
     places: Int[Array, "B N"]
     apart: int = dataclasses.field(metadata={"static": True})
 
 
-def unit_vectors(x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+def unit_vectors(x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
     """Scale vectors to unit length in float32, for cosines; no gradient flows through it."""
     x = jax.lax.stop_gradient(x.astype(accumulator(x.dtype)))
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
@@ -114,25 +115,46 @@ def match_tokens(metric: Float[Array, "B N D"], *, r: int, prefix: int = 1) -> M
     here = jax.lax.broadcasted_iota(jnp.int32, best.shape, 1)
     if class_token:
         best = jnp.where(here == 0, -jnp.inf, best)
-    rank, left = ranks(-best), best.shape[1] - r
-    new = jnp.where(rank < r, left + rank, rank - r)
+    order, rank = order_and_ranks(-best)
+    leaving, left = order[:, :r], best.shape[1] - r
+    targets = gather(partner, leaving)
     if class_token:
-        new = jnp.where(rank < r, new, jnp.cumsum(rank >= r, axis=1, dtype=jnp.int32) - 1)
-    order = inverse(new)
-    joined = gather(partner, order[:, left:])
-    even, odd = jnp.where(new < left, new, left + partner), left + here
-    places = jnp.stack([even, odd], axis=-1).reshape(metric.shape[0], -1)
-    order, places = 2 * order, places[:, : tokens - apart]
+        new = here - (leaving[:, None, :] < here[..., None]).sum(-1, dtype=jnp.int32)
+        sources = _sources(leaving, left, tokens - apart - r)
+    else:
+        new = rank - r
+        odd = 2 * here[:, : (tokens - apart) // 2] + 1
+        sources = jnp.concatenate([2 * order[:, r:], odd], axis=1)
+    even, odd = jnp.where(rank < r, left + partner, new), left + here
+    places = jnp.stack([even, odd], axis=-1).reshape(metric.shape[0], -1)[:, : tokens - apart]
     if apart:
-        order, places = behind_prefix(order, apart), behind_prefix(places, apart)
-    return Matching(order, joined, places, apart)
+        sources, places = behind_prefix(sources, apart), behind_prefix(places, apart)
+    return Matching(sources, apart + 2 * leaving, targets, places, apart)
 
 
 def _proposals(metric):
     """Find the best similarity of every token of A to B, and with which token of B it is."""
-    unit = unit_vectors(metric)
-    similarity = accurate_einsum("bnd,bmd->bnm", unit[:, ::2], unit[:, 1::2])
+    batch, tokens, size = metric.shape
+    pairs = pad_end(metric, tokens % 2, axis=1).reshape(batch, -1, 2, size)
+    # Each set in one piece. A GPU that computes the metric in the same pass takes twice as long.
+    pairs = jax.lax.optimization_barrier(jnp.moveaxis(pairs, 2, 0))
+    even, odd = unit_vectors(pairs)
+    similarity = accurate_einsum("bnd,bmd->bnm", even, odd)[..., : tokens // 2]
     return similarity.max(-1), similarity.argmax(-1).astype(jnp.int32)
+
+
+def _sources(leaving, left: int, tokens: int):
+    """Tell where every token stood that does not leave: the rest of A in ascending order, then B.
+
+    Args:
+        leaving: what leaves, counted within A.
+        left: tokens of A that stay.
+        tokens: all that stay.
+    """
+    before = (leaving[:, None, :] < leaving[:, :, None]).sum(-1, dtype=jnp.int32)
+    here = jax.lax.broadcasted_iota(jnp.int32, (leaving.shape[0], tokens), 1)
+    passed = ((leaving - before)[:, None, :] <= here[..., None]).sum(-1, dtype=jnp.int32)
+    return jnp.where(here < left, 2 * (here + passed), 2 * (here - left) + 1)
 
 
 def merge_tokens(
@@ -148,14 +170,13 @@ def merge_tokens(
     Returns:
         The merged tokens in the dtype of `x`, and their sizes.
     """
-    targets, sources = matching.targets, _sources(matching)
-    left, odd = matching.order.shape[1] - targets.shape[1], x.shape[1] - matching.order.shape[1]
-    leave = matching.order[:, left:]
+    sources, targets = matching.sources, matching.targets
     if not targets.shape[1]:
         return gather(x, sources), gather(sizes, sources)
-    means, totals = _means(x, sizes, leave, matching)
+    means, totals = _means(x, sizes, matching)
     # Tokens that others join take their mean, in one pass over all of them.
-    joins = targets[:, None, :] == jnp.arange(-left, odd)[None, :, None]
+    odd, count = (x.shape[1] - matching.apart) // 2, sources.shape[1]
+    joins = targets[:, None, :] == jnp.arange(odd - count, odd)[None, :, None]
     joined, which = joins.any(-1), joins.argmax(-1)
     return (
         jnp.where(joined[..., None], gather(means, which), gather(x, sources)),
@@ -170,36 +191,29 @@ def average_tokens(x: Float[Array, "B N C"], matching: Matching) -> Float[Array,
 
 def drop_tokens(x: Float[Array, "B N C"], matching: Matching) -> Float[Array, "B M C"]:
     """Drop the tokens that leave, instead of merging them into those that they join."""
-    return gather(x, _sources(matching))
+    return gather(x, matching.sources)
 
 
 def drop_places(matching: Matching) -> Int[Array, "B N"]:
     """Tell where `drop_tokens` puts every token; -1 for those that it drops."""
-    staying, places = _sources(matching), matching.places
+    staying, places = matching.sources, matching.places
     here = jnp.arange(places.shape[1], dtype=staying.dtype)
     return jnp.where(gather(staying, places) == here[None], places, -1)
 
 
-def _sources(matching: Matching) -> Int[Array, "B M"]:
-    """Tell where every token stood that does not leave, in the new order."""
-    order, tokens = matching.order, matching.places.shape[1]
-    stay = order[:, : order.shape[1] - matching.targets.shape[1]]
-    odd = jnp.arange(matching.apart + 1, tokens, 2, dtype=stay.dtype)
-    behind = jnp.broadcast_to(odd, (order.shape[0], odd.size))
-    return jnp.concatenate([stay, behind], axis=1)
-
-
-def _means(x, sizes, leave, matching):
+def _means(x, sizes, matching):
     """Average every token that leaves with its target and all that join the same, by size."""
     targets, odd = matching.targets, slice(matching.apart + 1, None, 2)
-    leaving, leaving_sizes = gather(x, leave), gather(sizes, leave)
+    leaving, leaving_sizes = gather(x, matching.leaving), gather(sizes, matching.leaving)
     # Those that join the same one find the same mean.
     together = targets[:, :, None] == targets[:, None, :]
     parts = jnp.where(together, leaving_sizes[:, None, :], 0)
     weights = gather(sizes[:, odd], targets)
     total = weights + parts.sum(-1)
     wide = accumulator(x.dtype)
-    sums = accurate_einsum("brs,bsc->brc", parts, leaving.astype(wide))
+    # TF32 holds tokens of 16 bits as they are, and sizes to 2,048.
+    precision = jax.lax.Precision.HIGHEST if x.dtype == wide else None
+    sums = jnp.einsum("brs,bsc->brc", parts, leaving.astype(wide), precision=precision)
     sums += gather(x[:, odd], targets).astype(wide) * weights[..., None]
     return (sums / total[..., None]).astype(x.dtype), total
 

@@ -88,11 +88,10 @@ def order_and_ranks(*words: Numbers) -> tuple[Int[Array, "*rows N"], Int[Array, 
     if backend() == "onnx":
         order = _order_without_ties(words)
         return order, inverse(order)
-    keys = _keys(words)
     if backend() == "gpu":
-        order = _places_in_order(keys).reshape(words[0].shape)
+        order = _places_in_order(_integers(words)).reshape(words[0].shape)
         return order, inverse(order)
-    places = _count(keys).reshape(words[0].shape)
+    places = _count(_keys(words)).reshape(words[0].shape)
     return inverse(places), places
 
 
@@ -117,10 +116,14 @@ def numbers_of_parts(values: Numbers, length: int) -> Int[Array, "*rows N"]:
     return numbers.reshape(values.shape)
 
 
-def _keys(words):
+def _integers(words):
     keys = [_ordered_integers(jax.lax.stop_gradient(word)) for word in words]
+    return [key.reshape(-1, key.shape[-1]) for key in keys]
+
+
+def _keys(words):
     # Computed once: two fused kernels may round the same number differently.
-    return jax.lax.optimization_barrier([key.reshape(-1, key.shape[-1]) for key in keys])
+    return jax.lax.optimization_barrier(_integers(words))
 
 
 def _places_in_order(keys):

@@ -137,8 +137,8 @@ def mlerp(
     wide, targets = accumulator(x.dtype), matching.targets
     norms, merged = jnp.linalg.norm(x.astype(wide), axis=-1), average_tokens(x, matching)
     receivers = norms[:, matching.apart + 1 :: 2]
-    left = matching.order.shape[1] - targets.shape[1]
-    leaving = gather(norms, matching.order[:, left:])
+    left = merged.shape[1] - receivers.shape[1]
+    leaving = gather(norms, matching.leaving)
     joins = targets[:, None, :] == jnp.arange(receivers.shape[1])[None, :, None]
     largest = jnp.maximum(receivers, jnp.where(joins, leaving[:, None, :], 0).max(-1))
     fused = merged[:, left:].astype(wide)

@@ -29,7 +29,8 @@ SIZES = jnp.asarray([[1.0, 1.0, 3.0, 1.0, 1.0, 4.0, 1.0]])
 def test_matching_by_hand():
     matching = match_tokens(METRIC, r=2)
     # 40 and 42 degrees are nearest, then 90 and 100; the class token's 10 degrees do not count.
-    assert matching.order.tolist() == [[0, 6, 2, 4]]
+    assert matching.sources.tolist() == [[0, 6, 1, 3, 5]]
+    assert matching.leaving.tolist() == [[2, 4]]
     assert matching.targets.tolist() == [[1, 2]]
     assert matching.places.tolist() == [[0, 2, 3, 3, 4, 4, 1]]
 
@@ -37,8 +38,8 @@ def test_matching_by_hand():
 def test_matching_without_class_token_by_hand():
     matching = match_tokens(METRIC, r=1, prefix=0)
     # What stays comes in descending similarity: 10 degrees (twice, first one first), 35 degrees.
-    assert matching.order[0, -1] == 2 and matching.order[0, 2] == 6
-    assert sorted(matching.order[0, :2].tolist()) == [0, 4]
+    assert matching.leaving.tolist() == [[2]] and matching.sources[0, 2] == 6
+    assert sorted(matching.sources[0, :2].tolist()) == [0, 4]
     assert matching.targets.tolist() == [[1]]
 
 
@@ -61,7 +62,8 @@ def test_several_tokens_join_one():
 
 def test_equal_similarities_go_to_the_lower_position():
     matching = match_tokens(jnp.ones((1, 9, 4)), r=2)
-    assert matching.order.tolist() == [[0, 6, 8, 2, 4]]
+    assert matching.sources.tolist() == [[0, 6, 8, 1, 3, 5, 7]]
+    assert matching.leaving.tolist() == [[2, 4]]
     assert matching.targets.tolist() == [[0, 0]]
 
 
@@ -75,7 +77,7 @@ def test_most_merges(tokens, class_token, expected):
     matching = match_tokens(metric, r=1000, prefix=int(class_token))
     assert matching.targets.shape == (1, expected)
     if class_token:
-        assert matching.order[0, 0] == 0
+        assert matching.sources[0, 0] == 0
 
 
 def test_tokens_of_zero_length_stay_finite():

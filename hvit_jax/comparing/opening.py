@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -58,13 +57,12 @@ def open_comparison(config: CompareConfig, messages: Console) -> Opened:
     Raises:
         InputError: if anything cannot be opened or does not fit.
     """
-    data, checkpoint = config.inputs
-    description = read_description(checkpoint).at(config.resolution)
-    placement = place()
-    opened = _open_maps if description.config.decoder is not None else _open_whole
-    if config.classifying.probe is not None:
-        opened = _open_whole
-    found = opened(config, data, checkpoint, description, placement, messages)
+    checkpoint = config.inputs[1]
+    description, placement = read_description(checkpoint).at(config.resolution), place()
+    if description.config.decoder is None or config.classifying.probe is not None:
+        found = _open_whole(config, placement, messages)
+    else:
+        found = _open_maps(config, description, placement, messages)
     bootstrap = {"draws": DRAWS, "seed": SEED, "confidence": CONFIDENCE}
     about = {
         **describe_device(placement.devices),
@@ -90,15 +88,9 @@ def _refuse(config: CompareConfig, names: tuple[str, ...], why: str) -> None:
             raise InputError(f"{words[0]} is for {why}")
 
 
-def _open_whole(
-    config: CompareConfig,
-    data: str,
-    checkpoint: Path,
-    description: Description,
-    placement: Placement,
-    messages: Console,
-) -> Opened:
+def _open_whole(config: CompareConfig, placement: Placement, messages: Console) -> Opened:
     """Open pictures for a model of classes or features."""
+    data, checkpoint = config.inputs
     _refuse(config, ("truth", "depth", "windows", "restore"), "models that make maps")
     inputs = open_inputs(
         data,
@@ -161,14 +153,10 @@ def _scoring(
 
 
 def _open_maps(
-    config: CompareConfig,
-    data: str,
-    checkpoint: Path,
-    description: Description,
-    placement: Placement,
-    messages: Console,
+    config: CompareConfig, description: Description, placement: Placement, messages: Console
 ) -> Opened:
     """Open pictures for a model that makes maps."""
+    data, checkpoint = config.inputs
     prepared = replace(config, preparing=replace(config.preparing, exif=False))
     _refuse(prepared, ("labelling", "classifying", "preparing"), "models of classes")
     if config.resolution is not None:

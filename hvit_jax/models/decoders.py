@@ -17,12 +17,7 @@ from hvit_jax.ops.resizing import resize_map
 
 
 class Tap(NamedTuple):
-    """What a head reads of one block.
-
-    Attributes:
-        patches: (B, h, w, C), on the full grid.
-        cls: (B, C).
-    """
+    """What a head reads of one block: patches on the full grid, and CLS."""
 
     patches: Float[Array, "B h w C"]
     cls: Float[Array, "B C"]
@@ -207,23 +202,16 @@ class DepthDPT(nnx.Module):
 
     def __init__(self, config: ViTConfig, decoder: Decoder, *, compute: Compute, rngs: nnx.Rngs):
         """Create the convolutions, in float32."""
-        width, channels = config.width, decoder.channels
-        first, second, third, fourth = decoder.tap_channels
+        width, channels, made = config.width, decoder.channels, decoder.tap_channels
+        first, second, _, fourth = made
         self.range = decoder.depth_range
-        self.readout = nnx.List(
-            [nnx.Linear(2 * width, width, rngs=rngs) for _ in decoder.tap_channels]
-        )
-        self.project = nnx.List(
-            [nnx.Linear(width, each, rngs=rngs) for each in decoder.tap_channels]
-        )
+        self.readout = nnx.List([nnx.Linear(2 * width, width, rngs=rngs) for _ in made])
+        self.project = nnx.List([nnx.Linear(width, each, rngs=rngs) for each in made])
         self.enlarge_0 = Unfold(first, 4, rngs=rngs)
         self.enlarge_1 = Unfold(second, 2, rngs=rngs)
         self.shrink_3 = _conv(fourth, fourth, 3, rngs=rngs, strides=2)
         self.convs = nnx.List(
-            [
-                _conv(each, channels, 3, rngs=rngs, use_bias=False)
-                for each in (first, second, third, fourth)
-            ]
+            [_conv(each, channels, 3, rngs=rngs, use_bias=False) for each in made]
         )
         self.fusion = nnx.List([Fusion(channels, first=step == 0, rngs=rngs) for step in range(4)])
         self.smooth = _conv(channels, channels, 3, rngs=rngs)

@@ -215,10 +215,33 @@ class Block(nnx.Module):
         *,
         key_bias: KeyBias | None = None,
         key_lengths: Int[Array, " B"] | int | None = None,
+        factor: Float[Array, " C"] | None = None,
     ) -> Float[Array, "B Nq H D"]:
         """Run the attention that the model was built with; see `ops.attention.attend`."""
         return attend(
-            q, k, v, key_bias=key_bias, key_lengths=key_lengths, implementation=self.implementation
+            q,
+            k,
+            v,
+            key_bias=key_bias,
+            key_lengths=key_lengths,
+            factor=factor,
+            implementation=self.implementation,
+        )
+
+    def attend_and_project(
+        self,
+        q: Heads | Float[Array, "B Nq H D"],
+        k: Heads | Float[Array, "B Nk H D"],
+        v: Heads | Float[Array, "B Nk H D"],
+        *,
+        key_bias: KeyBias | None = None,
+        key_lengths: Int[Array, " B"] | int | None = None,
+    ) -> Float[Array, "B Nq C"]:
+        """Attend, and project what comes of it: in float8 our kernel rounds it as it writes it."""
+        layer = self.out_proj
+        factor = layer.factor[...] if isinstance(layer, Float8Linear) else None
+        return self.project(
+            self.attend(q, k, v, key_bias=key_bias, key_lengths=key_lengths, factor=factor)
         )
 
     def attend_and_score(
@@ -299,7 +322,7 @@ class Block(nnx.Module):
         x, lengths = pad_tokens(x, 16 if isinstance(self.linear_1, Float8Linear) else 8)
         if coordinates is not None:
             coordinates = pad_end(coordinates, x.shape[1] - tokens, axis=1)
-        x = x + self.project(self.attend(*self.qkv(x, coordinates), key_lengths=lengths))
+        x = x + self.attend_and_project(*self.qkv(x, coordinates), key_lengths=lengths)
         return (x + self.mlp(x))[:, :tokens]
 
 

@@ -7,6 +7,8 @@ between 448 and 2^-6, and has steps of 2^-9 below.
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -66,7 +68,12 @@ def to_float8(
 
 
 @to_float8.defjvp
-def _refuse_gradient(primals, tangents):
+def refuse_gradient(*arguments) -> NoReturn:
+    """Refuse to differentiate what rounds to float8; a rule for `jax.custom_jvp`.
+
+    Raises:
+        InputError: always.
+    """
     raise InputError("dtype 'float8' gives no gradients; use 'bfloat16'")
 
 

@@ -174,7 +174,7 @@ class ATS(Budgeted):
             return self._sample(block, x, state, layer)
         if layer.mode == "padded":
             qkv = block.qkv(x, state.coordinates, apart="qkv")
-            x = x + block.project(block.attend(*qkv, key_lengths=state.rows))
+            x = x + block.attend_and_project(*qkv, key_lengths=state.rows)
             return x + block.mlp(x), state
         return block(x, state.coordinates), state
 

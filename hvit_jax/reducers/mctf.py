@@ -125,7 +125,7 @@ class MCTF(Merging):
         q, k, v = block.qkv(x, state.coordinates)
         bias = log_sizes(state, layer)
         if layer.tokens_out == layer.tokens_in:
-            x = x + block.project(block.attend(q, k, v, key_bias=bias))
+            x = x + block.attend_and_project(q, k, v, key_bias=bias)
             return x + block.mlp(x), state
         received = jnp.maximum(block.attend_and_score(q, k, v, key_bias=bias)[1], _LEAST)
         places = self._match(x, received, state, r=layer.tokens_in - layer.tokens_out)

@@ -215,7 +215,7 @@ def attend_and_compare(
     q, k, v = block.qkv(x)
     compared = k.array.mean(2, dtype=accumulator(k.dtype))
     q, k = block.rotate(q, coordinates), block.rotate(k, coordinates)
-    return x + block.project(block.attend(q, k, v, key_bias=key_bias)), compared
+    return x + block.attend_and_project(q, k, v, key_bias=key_bias), compared
 
 
 def log_sizes(state: MergeState, layer: Layer) -> Float[Array, "B N"] | None:

@@ -107,7 +107,7 @@ class Random(Reducer):
         """Run the block; if it is a dropping one, choose before its MLP."""
         if layer.mode == "dense":
             return block(x, state.coordinates), state
-        x = x + block.project(block.attend(*block.qkv(x, state.coordinates)))
+        x = x + block.attend_and_project(*block.qkv(x, state.coordinates))
         kept = layer.tokens_out - state.prefix
         order = descending_order(draws[None])
         # Those that stay keep their order.

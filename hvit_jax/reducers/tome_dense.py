@@ -76,8 +76,8 @@ class ToMeDense(Reducer):
         matching = match_tokens(normed, r=layer.merged, prefix=state.prefix)
         places = state.coordinates_of_all(x.shape[0])
         places = None if places is None else average_tokens(places, matching)[:, state.prefix :]
-        attended = block.attend(*block.project_qkv(average_tokens(normed, matching), places))
-        x = x + unmerge_tokens(block.project(attended), matching)
+        qkv = block.project_qkv(average_tokens(normed, matching), places)
+        x = x + unmerge_tokens(block.attend_and_project(*qkv), matching)
         normed = block.ln_2(x)
         matching = match_tokens(normed, r=layer.merged, prefix=state.prefix)
         return x + unmerge_tokens(block.run_mlp(average_tokens(normed, matching)), matching), state

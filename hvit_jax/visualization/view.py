@@ -136,10 +136,10 @@ def _watch(block: Block) -> dict[str, Any]:
         follow(x, copy_to_members(means, groups))
         return means
 
-    def noting_attend(q, k, v, **options):
+    def noting_attend(q, k, v, *, factor=None, **options):
         if k is seen["k"]:  # Not the means of groups, whose weights tell how large they are.
             seen.update(options)
-        return attend(q, k, v, **options)
+        return attend(q, k, v, factor=factor, **options)
 
     def noting_in_clusters(*arrays, clusters):
         seen.update(zip(("q_clusters", "k_clusters"), arrays[3:], strict=True))

@@ -1,5 +1,7 @@
 """The parts of a transformer block that JAX does not have as we need them."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,12 +105,14 @@ def test_layer_norm_equals_flax_s(dtype):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("kind", ["plain", "dinov3"])
-def test_our_kernel_reads_the_three_where_one_product_puts_them(kind, plain_cudnn, monkeypatch):
-    """Queries and keys that are turned are cut out by what turns them."""
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("plain", "bfloat16"), ("plain", "float8"), ("dinov3", "bfloat16")]
+)
+def test_our_kernel_stands_between_two_products(kind, dtype, plain_cudnn, monkeypatch):
+    """It reads what one gives, unless that is turned first, and writes what the other reads."""
     monkeypatch.setattr(hopper, "obstacle", lambda dtype, size: None)
     config = KINDS.get(kind, ViTConfig(16, patch_size=8, depth=1, width=32, heads=2, mlp_width=64))
-    block = Block(config, compute=Compute("bfloat16"), rngs=nnx.Rngs(0))
+    block = Block(config, compute=Compute(dtype), rngs=nnx.Rngs(0))
     graph, state = nnx.split(block)
     tokens = config.prefix_tokens + 4
 
@@ -116,12 +120,14 @@ def test_our_kernel_reads_the_three_where_one_product_puts_them(kind, plain_cudn
         return nnx.merge(graph, state)(x, places)
 
     with compiled_for("gpu"):
-        shapes = (8, tokens, config.width), (1, 4, 2)
+        shapes = (16, tokens, config.width), (1, 4, 2)
         x, places = (
             jax.ShapeDtypeStruct(shape, dtype)
             for shape, dtype in zip(shapes, (jnp.bfloat16, jnp.float32), strict=True)
         )
         traced = jax.jit(run).trace(state, x, places)
         program = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert "mosaic_gpu" in program and program.count("stablehlo.dot_general") == 4
     assert ("stablehlo.slice" in program) == (kind != "plain")
+    assert program.count("stablehlo.dot_general") == 4
+    kernel = re.search(r"@mosaic_gpu.* -> tensor<[0-9x]*(\w+)>", program)
+    assert kernel[1] == {"bfloat16": "bf16", "float8": "f8E4M3FN"}[dtype]

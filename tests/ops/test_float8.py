@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hvit_jax import InputError
+from hvit_jax.ops.attention import attend, hopper
 from hvit_jax.ops.float8 import check_capability, powers_of_two, product, to_float8
 from hvit_jax.ops.platform import compiled_for
 
@@ -20,6 +21,14 @@ def test_numbers_are_scaled_rounded_and_cut():
     np.testing.assert_array_equal(np.asarray(found, np.float32), expected)
     half = to_float8(jnp.asarray([[600.0, 2.0]]), jnp.asarray([[0.5, 4.0]]))
     np.testing.assert_array_equal(np.asarray(half, np.float32), [[288, 8]])
+
+
+def test_attention_in_float8_is_that_of_its_result():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 3, 8), jnp.bfloat16)
+    factor = jnp.exp2(jnp.arange(24) % 9).astype(jnp.bfloat16)
+    found, plain = attend(q, k, v, factor=factor), attend(q, k, v)
+    expected = to_float8(plain.reshape(2, 5, 24), factor.reshape(1, 1, 24))
+    np.testing.assert_array_equal(*(np.asarray(x, np.float32).ravel() for x in (found, expected)))
 
 
 def test_powers_of_two_let_limits_fit():
@@ -46,6 +55,10 @@ def test_product_against_numpy(target):
 def test_gradients_are_refused():
     with pytest.raises(InputError, match="'float8' gives no gradients; use 'bfloat16'"):
         jax.grad(lambda x: to_float8(x, jnp.float32(1)).astype(jnp.float32).sum())(jnp.ones(3))
+    with pytest.raises(InputError, match="'float8' gives no gradients; use 'bfloat16'"):
+        jax.grad(lambda x: hopper.attend(x, x, x, factor=jnp.ones(16)).astype(x.dtype).sum())(
+            jnp.ones((1, 4, 1, 16))
+        )
 
 
 @pytest.mark.parametrize("capability", ["8.0", "8.6", "7.5", "gfx942", "unknown"])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hvit_jax.ops.attention import hopper, hopper_kernel
+from hvit_jax.ops.attention import hopper
 from hvit_jax.ops.float8 import FLOAT8
 from hvit_jax.ops.grouping import Groups
 from tests.ops import gpu_interpreter
@@ -169,9 +169,9 @@ def test_attention_rounded_to_float8(queries, keys, size, heads_of_bias):
     bias = make_bias(heads_of_bias, keys)
     powers = np.random.default_rng(2).integers(-2, 9, (3, size))
     factor = jnp.asarray(2.0**powers, jnp.bfloat16)
-    out = hopper_kernel.attend(*arrays, bias, keys, factor.reshape(-1))
+    out = hopper.attend(*arrays, bias, factor=factor.reshape(-1))
     assert out.dtype == FLOAT8
-    exact = hopper_kernel.attend(*arrays, bias, keys).astype(jnp.float32) * factor
+    exact = hopper.attend(*arrays, bias).astype(jnp.float32) * factor
     out, exact = np.asarray(out, np.float32), np.clip(exact, -448, 448)
     # Half a step each of e4m3, whose steps are 2^-9 at least, and of bfloat16.
     np.testing.assert_allclose(out, exact, rtol=2**-4 + 2**-9, atol=2**-10)

@@ -16,6 +16,7 @@ from hvit_jax.errors import InputError
 from hvit_jax.ops.arrays import softmax
 from hvit_jax.ops.attention import cudnn, hopper, onnx, xla
 from hvit_jax.ops.attention.heads import Heads, array_of
+from hvit_jax.ops.float8 import FLOAT8, to_float8
 from hvit_jax.ops.grouping import Groups, group_means, member_codes
 from hvit_jax.ops.platform import backend
 
@@ -66,6 +67,7 @@ def attend(
     *,
     key_bias: KeyBias | None = None,
     key_lengths: Int[Array, " B"] | int | None = None,
+    factor: Float[Array, " C"] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "B Nq H D"]:
     """Scaled dot-product attention, `softmax(q k^T / sqrt(D) + bias) v` (Vaswani et al. 2017).
@@ -78,20 +80,26 @@ def attend(
             its own; -inf masks a key.
         key_lengths: how many keys of each image count, the first ones; one number is that of every
             image; None: all.
+        factor: what the channels of all heads are multiplied by, powers of two, before they are
+            rounded to float8 as by `ops.float8.to_float8`; None: they are not.
         implementation: "auto", "hopper", "cudnn" or "xla".
 
     Returns:
-        Attended values in the dtype of `q`. The softmax runs in float32.
+        Attended values in the dtype of `q`, or in e4m3. The softmax runs in float32.
 
     Raises:
         InputError: if "hopper" or "cudnn" is asked for where it cannot run.
     """
     chosen, bias = _chosen(implementation, q), _with_heads(key_bias)
     if chosen == "hopper":
-        return hopper.attend(q, k, v, bias, key_lengths)
-    if isinstance(key_lengths, int):
-        key_lengths = jnp.full(q.shape[0], key_lengths, jnp.int32)
-    return _KERNELS[chosen].attend(*map(array_of, (q, k, v)), bias, key_lengths)
+        attended = hopper.attend(q, k, v, bias, key_lengths, factor)
+    else:
+        if isinstance(key_lengths, int):
+            key_lengths = jnp.full(q.shape[0], key_lengths, jnp.int32)
+        attended = _KERNELS[chosen].attend(*map(array_of, (q, k, v)), bias, key_lengths)
+    if factor is None or attended.dtype == FLOAT8:
+        return attended
+    return to_float8(attended, factor.reshape(1, 1, *q.shape[2:]))
 
 
 def attend_and_score(

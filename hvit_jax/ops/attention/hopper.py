@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.attention import cudnn, meetings, xla
 from hvit_jax.ops.attention.heads import Heads, array_of
+from hvit_jax.ops.float8 import refuse_gradient
 from hvit_jax.ops.grouping import Groups
 from hvit_jax.ops.platform import is_exported
 
@@ -44,27 +45,41 @@ def attend(
     v: Heads | Float[Array, "B Nk H D"],
     key_bias: Float[Array, "B h Nk"] | None = None,
     key_lengths: Int[Array, " B"] | int | None = None,
+    factor: Float[Array, " C"] | None = None,
 ) -> Float[Array, "B Nq H D"]:
     """Attend; see `hvit_jax.ops.attention.attend`. A key bias of h = 1 is that of all heads.
 
-    Where lengths differ and there is no bias cuDNN runs, which leaves out keys beyond them: here
-    they would be a bias. One length of all images leaves them out here too.
+    Where lengths differ and there is no bias cuDNN runs, which leaves out keys beyond them, and
+    rounds nothing: here they would be a bias. One length of all images leaves them out here too.
     """
+    keys = k.shape[1]
     if isinstance(key_lengths, int):
-        return _attend(q, k, v, key_bias, key_lengths)
-    if key_bias is None and key_lengths is not None:
+        keys = key_lengths
+    elif key_bias is None and key_lengths is not None:
         return cudnn.attend(array_of(q), array_of(k), array_of(v), None, key_lengths)
-    return _attend(q, k, v, xla.mask_keys(key_bias, key_lengths, k.shape[1]), k.shape[1])
+    else:
+        key_bias = xla.mask_keys(key_bias, key_lengths, keys)
+    if factor is None:
+        return _attend(q, k, v, key_bias, keys)
+    return _attend_and_round(q, k, v, key_bias, keys, factor)
 
 
-def _run(q, k, v, key_bias, keys: int) -> Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _attend_and_round(q, k, v, key_bias, keys: int, factor) -> Array:
     # Imported where it is needed: Pallas takes a quarter of a second.
     from hvit_jax.ops.attention import hopper_kernel
 
+    return hopper_kernel.attend(q, k, v, key_bias, keys, factor)
+
+
+_attend_and_round.defjvp(refuse_gradient)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q, k, v, key_bias, keys: int) -> Array:
+    from hvit_jax.ops.attention import hopper_kernel
+
     return hopper_kernel.attend(q, k, v, key_bias, keys)
-
-
-_attend = jax.custom_vjp(_run, nondiff_argnums=(4,))
 
 
 def _forward(q, k, v, key_bias, keys: int):

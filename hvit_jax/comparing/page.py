@@ -45,7 +45,8 @@ table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabula
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #e3e6ec; }
 th { border-bottom: 2px solid #9aa3b5; vertical-align: bottom; }
 .name { text-align: left; } tr.use { background: #fff4c9; } tr.baseline td { color: #5b6475; }
-.wide { overflow-x: auto; } pre { background: #f3f5f9; padding: .7rem; overflow-x: auto; }
+.wide { overflow-x: auto; } .wide > * { min-width: 45rem; }
+pre { background: #f3f5f9; padding: .7rem; overflow-x: auto; }
 .said { border-left: 4px solid #d9a400; padding: .3rem 1rem; background: #fffaf0; }
 .pictures { display: grid; gap: 6px 8px;
   grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
@@ -81,14 +82,18 @@ def write_page(
     parts = [
         f"<h1>{escape(title)}</h1>",
         _conclusion(done, goal, config, opened),
-        *(f"<h2>{escape(name)}</h2>{svg}" for name, svg in plots(done.rows, done.chosen)),
+        *(
+            f'<h2>{escape(name)}</h2><div class="wide">{svg}</div>'
+            for name, svg in plots(done.rows, done.chosen)
+        ),
         _levels(done, config),
         _drawings(done, config, opened, messages),
         _all(done, opened),
         _measured(dense, opened),
         _about(config, opened),
     ]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f"<title>{escape(title)}</title><style>{_STYLE}</style>"
     page = f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
     write_atomically(path, lambda file: file.write(f"{page}\n".encode()))
 

@@ -108,10 +108,12 @@ def method_class(name: str) -> type[Reducer]:
     Raises:
         InputError: for an unknown method, or one that cannot be chained.
     """
-    parts = name.split("+") if name.count("+") == 1 else [name]
+    parts = name.split("+")
     for part in parts:
         if part not in REDUCERS:
             raise unknown("method", part, REDUCERS)
+    if len(parts) > 2:
+        raise InputError(f"a chain has two methods, not {len(parts)}: {name}")
     kinds = [REDUCERS[part] for part in parts]
     return kinds[0] if len(kinds) == 1 else chain_class(kinds[0], kinds[1])
 
@@ -140,10 +142,11 @@ def method_name(method: str, args: dict[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    """Write an option's value; one that is equal in all blocks stands once."""
-    if isinstance(value, list | tuple) and len(value) > 2 and len(set(value)) == 1:
-        return show(value[0])
-    return show(value)
+    """Write an option's value, briefly; one that is equal in all blocks stands once."""
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    if len(items) > 2 and len(set(items)) == 1:
+        del items[1:]
+    return show([float(f"{item:.4g}") if isinstance(item, float) else item for item in items])
 
 
 def _unknown_option(method: str, name: str, names: list[str]) -> InputError:

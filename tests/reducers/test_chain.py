@@ -109,7 +109,7 @@ def test_names_options_and_commands():
         ("ats+evit", {}, "ats cannot be chained: its budgets are measured on whole models"),
         ("evit+evo", {}, "evo cannot be chained: the tokens that it leaves out wait for the last"),
         ("evit+evti", {}, "unknown method 'evti', did you mean 'evit'"),
-        ("evit+evit+evit", {}, "unknown method 'evit\\+evit\\+evit'"),
+        ("evit+evit+evit", {}, "a chain has two methods, not 3: evit\\+evit\\+evit"),
         ("tome+evit", {"chain_at": 4}, "tome\\+evit: chain_at=4: from 1 to 3, the model's last"),
         (
             "tome+evit",

@@ -8,7 +8,7 @@ import pytest
 import hvit_jax
 from hvit_jax import InputError
 from hvit_jax.ops.selection import behind_prefix
-from hvit_jax.reducers import PiToMe
+from hvit_jax.reducers import PiToMe, method_name
 from hvit_jax.reducers.merging import MergeState
 from hvit_jax.reducers.pitome import energies, match_by_energy
 from tests.golden import Goldens
@@ -74,3 +74,7 @@ def test_default_ratio():
 def test_refuses_two_strengths():
     with pytest.raises(InputError, match="pitome: ratio=0.9: leave it out where r is given"):
         PiToMe(ratio=0.9, r=3).resolve(CONFIG)
+
+
+def test_its_name_has_few_digits():
+    assert method_name("pitome", {"ratio": 109 / 120}) == "pitome ratio=0.9083"

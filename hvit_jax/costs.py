@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from hvit_jax.config import ViTConfig
-from hvit_jax.errors import InputError, unknown
+from hvit_jax.errors import InputError
 from hvit_jax.ops.flops import stem_and_head
-from hvit_jax.reducers import REDUCERS, Reducer
+from hvit_jax.reducers import Reducer, method_class
 
 
 def count_flops(config: ViTConfig, reducer: Reducer) -> int:
@@ -38,8 +38,9 @@ def at_cost(method: str, config: ViTConfig, share: float) -> Reducer:
     """Find the setting of a method whose cost is nearest to a share of the dense model's.
 
     Args:
-        method: a name in `hvit_jax.REDUCERS`, whose settings are those of `Reducer.strengths`.
-            Methods that change attention alone cannot come near a small share.
+        method: a name in `hvit_jax.REDUCERS`, or two with + between for the chain of both; its
+            settings are those of `Reducer.strengths`. Methods that change attention alone cannot
+            come near a small share.
         config: the model's sizes.
         share: of the dense model's multiply-adds, above 0 and at most 1.
 
@@ -51,10 +52,8 @@ def at_cost(method: str, config: ViTConfig, share: float) -> Reducer:
     """
     if not 0 < share <= 1:
         raise InputError(f"the share of the dense cost must be above 0 and at most 1: {share:g}")
-    if method not in REDUCERS:
-        raise unknown("method", method, REDUCERS)
     wanted = share * count_flops(config, Reducer())
-    settings = [reducer.resolve(config) for reducer in REDUCERS[method].strengths(config)]
+    settings = [reducer.resolve(config) for reducer in method_class(method).strengths(config)]
     return min(settings, key=lambda reducer: abs(count_flops(config, reducer) - wanted))
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from hvit_jax.data.labels import Labelling
 from hvit_jax.dense.config import DepthTruth, LabelTruth
-from hvit_jax.errors import InputError, unknown
+from hvit_jax.errors import InputError
 from hvit_jax.evaluation.config import Classifying, OnPictures
 from hvit_jax.fields import nested, option
 from hvit_jax.models.reducer import Reducer
 from hvit_jax.pictures import Windows
-from hvit_jax.reducers import REDUCERS
+from hvit_jax.reducers import REDUCERS, method_class
 
 METHODS = tuple(name for name in REDUCERS if name != Reducer.name)
 
@@ -53,7 +53,8 @@ class CompareConfig(OnPictures):
     )
     methods: tuple[str, ...] = option(
         METHODS,
-        "methods to compare, beside dense and dense at a lower resolution",
+        "methods to compare, or two with + between for the chain of both, beside dense and dense "
+        "at a lower resolution",
         metavar="LIST",
     )
     levels: tuple[float, ...] = option(
@@ -118,5 +119,4 @@ class CompareConfig(OnPictures):
         for method in self.methods:
             if method == Reducer.name:
                 raise InputError("--methods lists what to try beside dense, which is always tried")
-            if method not in REDUCERS:
-                raise unknown("method", method, METHODS)
+            method_class(method)

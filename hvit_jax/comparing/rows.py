@@ -17,7 +17,7 @@ from hvit_jax.comparing.settings import LOWRES, Setting, name_of
 from hvit_jax.config import ViTConfig
 from hvit_jax.profiling.plot import pareto_front
 from hvit_jax.profiling.results import Row
-from hvit_jax.reducers import REDUCERS, Reducer, make_reducer
+from hvit_jax.reducers import Reducer, make_reducer, method_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Trial(Row):
     @property
     def is_baseline(self) -> bool:
         """Tell whether this is what a method should be better than."""
-        return self.method == LOWRES or REDUCERS[self.method].baseline
+        return self.method == LOWRES or method_class(self.method).baseline
 
     @property
     def first(self) -> str:

@@ -11,7 +11,7 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.costs import at_cost, count_flops
 from hvit_jax.errors import InputError
 from hvit_jax.models.reducer import Reducer
-from hvit_jax.reducers import REDUCERS, Budgeted, method_name
+from hvit_jax.reducers import Budgeted, method_class, method_name
 
 LOWRES = "lowres"  # The dense model at a lower resolution, as a method is named.
 # Shares of pictures, in per cent, that budgets should suffice for.
@@ -80,7 +80,7 @@ def choose_settings(
 
     Args:
         config: the model's sizes.
-        methods: names in `hvit_jax.REDUCERS`.
+        methods: names in `hvit_jax.REDUCERS`, or two with + between for the chain of both.
         levels: shares of the dense model's cost; of each method's `strengths` the one nearest from
             below to each is tried.
         candidates: try the methods' own `candidates` in place of these.
@@ -105,7 +105,7 @@ def choose_settings(
 def _strengths(config: ViTConfig, method: str) -> list[Setting]:
     if method == LOWRES:
         return _lower_resolutions(config)
-    return [Setting(each.resolve(config)) for each in REDUCERS[method].strengths(config)]
+    return [Setting(each.resolve(config)) for each in method_class(method).strengths(config)]
 
 
 def _nearest(
@@ -158,7 +158,7 @@ def _lower_resolutions(config: ViTConfig) -> list[Setting]:
 
 def _candidates(config: ViTConfig, method: str) -> list[Setting]:
     """List what a method proposes; budgets are measured, except for models that make maps."""
-    kind = REDUCERS[method]
+    kind = method_class(method)
     budgeted = issubclass(kind, Budgeted)
     if budgeted and config.decoder is None:
         free = [each.resolve(config) for each in kind.candidates(config)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from hvit_jax.config import ViTConfig
 from hvit_jax.errors import InputError
-from hvit_jax.fields import hints, known, option
+from hvit_jax.fields import hints, known, option, steps
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, Reducer, TokenState, pools_patches
 from hvit_jax.ops.arrays import gather
@@ -105,6 +106,27 @@ class Chain(Reducer):
             kind(**{theirs: getattr(self, own) for theirs, own in names.items()})
             for kind, names in zip(self.kinds, self.names, strict=True)
         )
+
+    @classmethod
+    def strengths(cls, config: ViTConfig) -> Iterable[Chain]:
+        """Let both methods leave the same share of what their blocks cost dense.
+
+        See `Reducer.strengths`.
+        """
+        return cls._leaving(steps(), config)
+
+    @classmethod
+    def candidates(cls, config: ViTConfig) -> Iterable[Chain]:
+        """Try five such shares; see `Reducer.candidates`."""
+        return cls._leaving((0.5, 0.6, 0.7, 0.8, 0.9), config)
+
+    @classmethod
+    def _leaving(cls, shares: Iterable[float], config: ViTConfig) -> Iterable[Chain]:
+        at = known(cls().resolve(config).chain_at)
+        before = _before(config, at)
+        for share in shares:
+            first = _at_share(cls.kinds[0], before, share)
+            yield cls.of(first, _at_share(cls.kinds[1], _behind(config, at, first), share), at)
 
     def resolve(self, config: ViTConfig) -> Chain:
         """Fill in the options of both methods; see `Reducer.resolve`."""
@@ -296,6 +318,24 @@ def _behind(config: ViTConfig, at: int, first: Reducer) -> ViTConfig:
         resolution=(config.patch_size, patches * config.patch_size),
         decoder=_without_taps(config),
     )
+
+
+def _at_share(method: type[Reducer], config: ViTConfig, share: float) -> Reducer:
+    """Find the strength at which blocks cost what is nearest to a share of what they cost dense."""
+    wanted = share * _of_blocks(Reducer(), config)
+    costs = _costs(method, config)
+    return min(costs, key=lambda each: abs(costs[each] - wanted))
+
+
+@functools.lru_cache(2)  # Of both methods: shares often leave the second one as many tokens.
+def _costs(method: type[Reducer], config: ViTConfig) -> dict[Reducer, int]:
+    """List what a model's blocks cost at every strength of a method."""
+    resolved = (each.resolve(config) for each in method.strengths(config))
+    return {each: _of_blocks(each, config) for each in resolved}
+
+
+def _of_blocks(method: Reducer, config: ViTConfig) -> int:
+    return sum(method.block_flops(config, layer) for layer in method.schedule(config))
 
 
 def _without_taps(config: ViTConfig):

@@ -16,7 +16,7 @@ from hvit_jax.evaluation import EvalConfig
 from hvit_jax.reducers import ATS, Budgeted, EViT, Reducer
 from tests.evaluation_setup import CONFIG
 
-METHODS = [name for name in REDUCERS if name != "dense"]
+METHODS = [*(name for name in REDUCERS if name != "dense"), "hourglass+evit"]
 LEVELS = (0.8, 0.6, 0.4)
 
 
@@ -57,6 +57,20 @@ def test_of_every_method_the_nearest_setting_from_below_is_tried():
     assert mine == [max(cost for cost in counts if cost <= level) for level in LEVELS]
 
 
+def test_both_methods_of_a_chain_leave_the_same_share():
+    config = read_description(demo.checkpoint_dir()).config
+    chosen = choose_settings(config, ["evit+random"], LEVELS)
+    found = [each for each in chosen.settings if each.method == "evit+random"]
+    assert len(found) == len(LEVELS) and not chosen.left_out
+    for level, each in zip(LEVELS, found, strict=True):
+        assert level - 0.03 < each.cost(config) / count_flops(config, Reducer()) <= level
+        shares = [
+            cost_share(sizes, part)
+            for sizes, part in zip(each.reducer.configs(config), each.reducer.parts, strict=True)
+        ]
+        assert shares[0] == pytest.approx(shares[1], abs=0.06)
+
+
 def test_lower_resolutions_keep_the_shape():
     config = dataclasses.replace(CONFIG, resolution=(64, 96))  # 8 x 12 patches of 8 pixels.
     chosen = choose_settings(config, [], (0.99, 0.6, 0.2))
@@ -73,7 +87,7 @@ def test_what_cannot_be_tried_is_named():
 
 
 def test_methods_with_budgets_are_tried_with_several():
-    found = choose_settings(CONFIG, METHODS, LEVELS, candidates=True).settings
+    found = choose_settings(CONFIG, ["act", "ats", "tome"], LEVELS, candidates=True).settings
     assert {each.percentile for each in found if each.reducer.name == "ats"} == {99, 75, 25}
     assert all((each.percentile is None) != isinstance(each.reducer, Budgeted) for each in found)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from hvit_jax.ops.arrays import softmax
+from hvit_jax.ops.arrays import pad_end, softmax
+from hvit_jax.ops.platform import backend
 from hvit_jax.ops.precision import accumulator, accurate_einsum
 
 # Of the automatic temperature of clustering: measured on several models, see
@@ -66,11 +69,32 @@ def pool_tokens(
     x: Float[Array, "B P C"], *, grid: tuple[int, int], clusters: tuple[int, int]
 ) -> Float[Array, "B K C"]:
     """Average the patches of each cell: the first centroids, in float32."""
+    return _divided(*_sum_cells(x, grid, clusters, math.prod(clusters)))
+
+
+def _sum_cells(x, grid, clusters, count) -> tuple[Float[Array, "B K C"], Float[Array, "B K"]]:
+    """Sum the patches of each cell, and count them; or give their mean, and 1.
+
+    On a GPU there may be rows of zeros behind the patches, and `count` be more than the cells.
+    """
     rows, columns = (pooling_matrix(*sizes) for sizes in zip(grid, clusters, strict=True))
-    batch, _, width = x.shape
-    cells = x.astype(accumulator(x.dtype)).reshape(batch, *grid, width)
-    pooled = accurate_einsum("kh,lw,bhwc->bklc", rows, columns, cells)
-    return pooled.reshape(batch, -1, width)
+    (batch, patches, width), dtype = x.shape, accumulator(x.dtype)
+    if backend() == "gpu" and x.dtype != dtype:
+        # Products of 16 bits by 0 and 1 are exact. One of both axes reads patches as they are.
+        inside = np.kron(rows > 0, columns > 0)
+        spare = count - inside.shape[0], patches - inside.shape[1]
+        inside = np.pad(inside, [(0, each) for each in spare])
+        members = jnp.broadcast_to(jnp.asarray(inside, x.dtype), (batch, *inside.shape))
+        total = jnp.broadcast_to(jnp.asarray(inside.sum(1), dtype), members.shape[:2])
+        return accurate_einsum("bkp,bpc->bkc", members, x), total
+    cells = x.astype(dtype).reshape(batch, *grid, width)
+    pooled = accurate_einsum("kh,lw,bhwc->bklc", rows, columns, cells).reshape(batch, -1, width)
+    pooled = pad_end(pooled, count - pooled.shape[1], axis=1)
+    return pooled, jnp.ones(pooled.shape[:2], dtype)
+
+
+def _divided(sums, total):
+    return sums / jnp.maximum(total, 1e-16)[..., None]
 
 
 def products(x: Float[Array, "B P C"], y: Float[Array, "B K C"]) -> Float[Array, "B P K"]:
@@ -145,31 +169,42 @@ def cluster_tokens(
     Returns:
         Centroids in float32, row-major over the cluster grid, and their coordinates, or None.
     """
-    mask = jnp.asarray(window_mask(grid, clusters, window))[None]
-    first = pool_tokens(x, grid=grid, clusters=clusters)
-    factor = temperature
+    mask, factor = window_mask(grid, clusters, window), temperature
     if isinstance(factor, str):
-        within = jnp.where(mask, closeness(x, first), -jnp.inf)
+        first = pool_tokens(x, grid=grid, clusters=clusters)
+        within = jnp.where(jnp.asarray(mask)[None], closeness(x, first), -jnp.inf)
         factor = TIGHTNESS * scale_free_temperature(x, within)
+    patches, cells = mask.shape
+    if backend() == "gpu" and x.dtype != accumulator(x.dtype):
+        # cuBLAS wants rows by the eight: else XLA would fill up the operands of every product.
+        # Rows of zeros add nothing; cells that no patch may join stay 0.
+        x = pad_end(x, -patches % 8, axis=1)
+        mask = np.pad(mask, ((0, -patches % 8), (0, 0)), mode="edge")
+        mask = np.pad(mask, ((0, 0), (0, -cells % 8)))
+    allowed = jnp.asarray(mask)[None]
 
-    def affinity(centroids):
-        scores = jnp.where(mask, factor * closeness(x, centroids), -jnp.inf)
+    def affinity(sums, total):
+        scores = jnp.where(allowed, factor * closeness(x, _divided(sums, total)), -jnp.inf)
         # The weights are rounded before they are summed, so that they still average exactly.
-        return softmax(scores).astype(x.dtype)
+        # Behind the barrier nothing reads them unrounded, and a GPU writes them in 16 bits only.
+        return jax.lax.optimization_barrier(softmax(scores).astype(x.dtype))
 
-    def mean(weights, values):
-        total = weights.sum(1, dtype=accumulator(x.dtype))
-        sums = accurate_einsum("bpk,bpc->bkc", weights, values)
-        return sums / jnp.maximum(total, 1e-16)[..., None]
+    def sums_of(weights, values):
+        # Divided where they are read, they are not written and read once more.
+        total = weights[:, :patches].sum(1, dtype=accumulator(x.dtype))
+        return accurate_einsum("bpk,bpc->bkc", weights, values), total
 
-    def update(_, centroids):
-        return mean(affinity(centroids), x)
+    def update(_, carry):
+        return sums_of(affinity(*carry), x)
 
+    start = _sum_cells(x, grid, clusters, mask.shape[1])
     if places is None:
-        return jax.lax.fori_loop(0, iters, update, first), None
-    weights = affinity(jax.lax.fori_loop(0, iters - 1, update, first))
+        return _divided(*jax.lax.fori_loop(0, iters, update, start))[:, :cells], None
+    weights = affinity(*jax.lax.fori_loop(0, iters - 1, update, start))
+    centroids = _divided(*sums_of(weights, x))[:, :cells]
+    weights = weights[:, :patches, :cells].astype(places.dtype)
     places = jnp.broadcast_to(places, (x.shape[0], *places.shape[1:]))
-    return mean(weights, x), mean(weights.astype(places.dtype), places)
+    return centroids, _divided(*sums_of(weights, places))
 
 
 def cluster_labels(x: Float[Array, "B P C"], centroids: Float[Array, "B K C"]) -> Int[Array, "B P"]:

@@ -6,6 +6,7 @@ import hvit_jax
 from hvit_jax import InputError
 from hvit_jax.ops import flops
 from hvit_jax.ops.clustering import cluster_tokens, pool_tokens, reconstruct_tokens
+from hvit_jax.ops.platform import compiled_for
 from hvit_jax.reducers import Hourglass
 from tests.small_models import compute_features
 
@@ -87,6 +88,21 @@ def test_automatic_temperatures_do_not_know_a_models_scale():
     back = reconstruct_tokens(level, flat, flat, temperature="auto", normalize="sum")
     np.testing.assert_allclose(back, level, rtol=1e-5)
     np.testing.assert_array_equal(cluster_tokens(0 * x, **SIZES, temperature="auto")[0], 0)
+
+
+@pytest.mark.parametrize("temperature", [0.3, "auto"])
+def test_a_gpus_rows_by_the_eight_change_nothing(temperature):
+    """35 patches are filled up to 40, 6 centroids to 8; windows overlap where cells do."""
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(2, 35, 4)), jnp.bfloat16)
+    places = jnp.asarray(np.random.default_rng(4).normal(size=(1, 35, 2)), jnp.float32)
+    options = {"grid": (5, 7), "clusters": (2, 3), "window": 3, "temperature": temperature}
+    expected = cluster_tokens(x, **options, places=places)
+    with compiled_for("gpu"):
+        found = cluster_tokens(x, **options, places=places)
+        alone, _ = cluster_tokens(x, **options)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found[1], expected[1], rtol=2e-2, atol=1e-2)
+    np.testing.assert_array_equal(alone, found[0])
 
 
 def test_every_patch_is_its_own_token_again(small_config, images):

@@ -43,7 +43,7 @@ class Heads:
         return self.whole[:, :, self.first : self.first + self.count]
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
+    def shape(self) -> tuple[Any, ...]:
         """Give that of `array`."""
         batch, tokens, _, size = self.whole.shape
         return batch, tokens, self.count, size

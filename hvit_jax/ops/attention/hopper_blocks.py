@@ -102,9 +102,9 @@ class Buffer:
         """Make room for so many times so many rows."""
         unions = []
         for _, width in plan.pieces:
-            views, bytes = ((), ()), width * jnp.dtype(dtype).itemsize
-            if bytes > 16:
-                swizzle = plgpu.SwizzleTransform(bytes)
+            views, row = ((), ()), width * jnp.dtype(dtype).itemsize
+            if row > 16:  # The copy engine scatters pieces of 16 bytes.
+                swizzle = plgpu.SwizzleTransform(row)
                 tiling = plgpu.TilingTransform((8, width))
                 views = (swizzle,), (tiling, swizzle)
             unions.append(

@@ -65,10 +65,29 @@ def sort_words(*words: Numbers) -> tuple[list[Numbers], Int[Array, "*rows N"]]:
         order = argsort(*words)
         return [gather(word, order, axis=-1) for word in words], order
     rows = jax.lax.optimization_barrier([word.reshape(-1, word.shape[-1]) for word in words])
-    # As the last key it leaves no equal ones: a stable sort would carry a number of its own.
+    apart = _is_one_too_many(rows[0].shape[1])
     places = jax.lax.broadcasted_iota(jnp.int32, rows[0].shape, 1)
-    *rows, order = jax.lax.sort((*rows, places), num_keys=len(rows) + 1, is_stable=False)
-    return [row.reshape(words[0].shape) for row in rows], order.reshape(words[0].shape)
+    # As the last key places leave no equal ones: a stable sort would carry more numbers.
+    given = [row[:, apart:] for row in (*rows, places)]
+    ordered = jax.lax.sort(given, num_keys=len(given), is_stable=False)
+    if apart:
+        firsts = [row[:, :1] for row in (*rows, places)]
+        place = jnp.sum(_before(given, firsts), axis=1, keepdims=True, dtype=jnp.int32)
+        ordered = [_inserted(*pair, place) for pair in zip(ordered, firsts, strict=True)]
+    *rows, order = (row.reshape(words[0].shape) for row in ordered)
+    return rows, order
+
+
+def _is_one_too_many(size: int) -> bool:
+    """Find one value more than a power of two, as tokens with CLS are: a sort of twice as many."""
+    return size > 2 and (size - 1) & (size - 2) == 0
+
+
+def _inserted(ordered, value, place):
+    """Put a value of each row before the others from a place on."""
+    here = jnp.arange(ordered.shape[1] + 1)[None]
+    left, right = (jnp.pad(ordered, ((0, 0), ends)) for ends in ((0, 1), (1, 0)))
+    return jnp.where(here < place, left, jnp.where(here == place, value, right))
 
 
 def order_and_ranks(*words: Numbers) -> tuple[Int[Array, "*rows N"], Int[Array, "*rows N"]]:
@@ -143,9 +162,7 @@ def _with_places(key):
 
 def _every(joined, length: int):
     """Find what stands at places `length`, twice it and so on of each row in ascending order."""
-    size = joined.shape[1]
-    # One more than a power of two, as tokens with CLS are, costs a sort of twice as many.
-    if size < 3 or (size - 1) & (size - 2):
+    if not _is_one_too_many(joined.shape[1]):
         return jax.lax.sort(joined, is_stable=False)[:, length::length]
     ordered = jax.lax.sort(joined[:, 1:], is_stable=False)
     below, above = ordered[:, length - 1 :: length], ordered[:, length::length]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from operator import itemgetter
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -333,19 +337,25 @@ def _scaled(x: Float[Array, "*rows C"], scale: nnx.Param | None) -> Float[Array,
     return x * scale[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def stack_blocks(count: int, config: ViTConfig, *, compute: Compute, rngs: nnx.Rngs) -> Block:
-    """Make several blocks whose parameters are stacked along a first axis, to be scanned over.
+def stack_blocks(
+    counts: Sequence[int], config: ViTConfig, *, compute: Compute, rngs: nnx.Rngs
+) -> list[Block]:
+    """Make stacks of blocks, each with its parameters along a first axis, to be scanned over.
 
     Args:
-        count: how many.
+        counts: how many blocks each stack has.
         config: the model's sizes.
         compute: as for `Block`.
         rngs: draws the initial weights, each block's own.
     """
 
-    @nnx.split_rngs(splits=count)
+    # All at once: flax takes long to make a stack, and some methods have one for every block.
+    @nnx.split_rngs(splits=sum(counts))
     @nnx.vmap
     def create(rngs: nnx.Rngs) -> Block:
         return Block(config, compute=compute, rngs=rngs)
 
-    return create(rngs)
+    graph, weights = nnx.split(create(rngs))
+    ends = itertools.accumulate(counts)
+    cuts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    return [nnx.merge(graph, jax.tree.map(itemgetter(cut), weights)) for cut in cuts]

@@ -55,7 +55,7 @@ class MaskTransformer(nnx.Module):
         self.proj = nnx.Linear(width, width, rngs=rngs)
         self.class_tokens = matrix(decoder.outputs, width)
         block = decoder.block_config(width)
-        self.blocks = stack_blocks(decoder.depth, block, compute=compute, rngs=rngs)
+        (self.blocks,) = stack_blocks([decoder.depth], block, compute=compute, rngs=rngs)
         self.norm = norm(width)
         self.patch_projection = matrix(width, width)
         self.class_projection = matrix(width, width)

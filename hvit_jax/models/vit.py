@@ -117,9 +117,8 @@ class ViT(nnx.Module):
             rngs=rngs,
         )
         self._make_tokens(rngs)
-        self.segments = nnx.List(
-            [stack_blocks(count, config, compute=compute, rngs=rngs) for _, count in self.runs()]
-        )
+        counts = [count for _, count in self.runs()]
+        self.segments = nnx.List(stack_blocks(counts, config, compute=compute, rngs=rngs))
         self._make_end(rngs)
         self._check_restoring()
 

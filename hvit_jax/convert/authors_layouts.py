@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 from hvit_jax.convert.keys import (
     BATCH_FIRST,
@@ -97,14 +98,15 @@ def _meta_block(block: str, *mlp: Entry, attention: tuple[Entry, ...] = ()) -> t
     )
 
 
-def _meta_ends(root: str, registers: str) -> tuple[Entry, ...]:
+def _meta_ends(registers: str) -> tuple[Entry, ...]:
     """List the rows before the first block."""
+    patches = "{root}patch_embed.proj"
     return (
-        Entry(f"{root}cls_token", "class_token", "1 1 C", TOKEN),
-        Entry(f"{root}{registers}", "register_tokens", "1 R C", BATCH_FIRST),
-        Entry(f"{root}pos_embed", "pos_embedding", "1 S C", BATCH_FIRST),
-        Entry(f"{root}patch_embed.proj.weight", "patch_embed/kernel", "C 3 p p", PATCHES),
-        Entry(f"{root}patch_embed.proj.bias", "patch_embed/bias", "C"),
+        Entry("{root}cls_token", "class_token", "1 1 C", TOKEN),
+        Entry(f"{{root}}{registers}", "register_tokens", "1 R C", BATCH_FIRST),
+        Entry("{root}pos_embed", "pos_embedding", "1 S C", BATCH_FIRST),
+        Entry(f"{patches}.weight", "patch_embed/kernel", "C 3 p p", PATCHES),
+        Entry(f"{patches}.bias", "patch_embed/bias", "C"),
     )
 
 
@@ -112,7 +114,7 @@ def _timm_table() -> tuple[Entry, ...]:
     block = "{root}blocks.{i}"
     two = {"variant": "q_bias", "when": ("qkv_bias", "qv")}
     return (
-        *_meta_ends("{root}", "reg_token"),
+        *_meta_ends("reg_token"),
         Entry("{root}dist_token", "distillation_token", "1 1 C", TOKEN),
         *norm("{root}norm_pre.", "ln_pre"),
         *_meta_block(
@@ -169,7 +171,7 @@ def _dinov2_table() -> tuple[Entry, ...]:
     block = "{root}blocks.{i}"
     gated = {"variant": "w12", "when": ("gated", True)}
     return (
-        *_meta_ends("{root}", "register_tokens"),
+        *_meta_ends("register_tokens"),
         *_meta_block(
             block,
             *linear(f"{block}.mlp.fc1.", "blocks/linear_1", "M C", when=("gated", False)),
@@ -203,7 +205,7 @@ def _dinov3_table() -> tuple[Entry, ...]:
     masked = {"variant": "bias_mask", "when": ("qkv_bias", "qv")}
     gated = {"variant": "w1", "when": ("gated", True)}
     bias = "blocks/in_proj/bias"
-    ends = _meta_ends("{root}", "storage_tokens")
+    ends = _meta_ends("storage_tokens")
     return (
         *(row for row in ends if row.path != "pos_embedding"),
         Entry("{root}rope_embed.periods", PERIODS, "T", variant="periods"),
@@ -263,16 +265,17 @@ def _openclip_table() -> tuple[Entry, ...]:
     )
 
 
+CLIP_SWITCHES: dict[str, Any] = {
+    **{"class_token": True, "position_embedding": True, "position_prefix": 1},
+    **{"pre_norm": True, "patch_bias": False, "qkv_bias": "all", "gated": False},
+    "norm_eps": 1e-5,
+}
 OPENCLIP = Layout(
     "OpenCLIP",
     _openclip_table(),
     {"root": ("visual.", "")},
     anchors=("class_token",),  # conv1.weight is also in every ResNet.
-    switches={
-        **{"class_token": True, "position_embedding": True, "position_prefix": 1},
-        **{"pre_norm": True, "patch_bias": False, "qkv_bias": "all", "gated": False},
-        **{"norm_eps": 1e-5, "final_norm": True, "pooled_norm": False},
-    },
+    switches={**CLIP_SWITCHES, "final_norm": True, "pooled_norm": False},
     ignored=(*NEVER_NEEDED, *TEXT_TOWER),
     beside=_TEXT,
     family="CLIP",

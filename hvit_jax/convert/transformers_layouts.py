@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hvit_jax.convert.authors_layouts import CLIP_SWITCHES
 from hvit_jax.convert.keys import (
     BATCH_FIRST,
     NEVER_NEEDED,
@@ -171,11 +172,7 @@ TRANSFORMERS_CLIP = Layout(
     ),
     {"root": ("vision_model.", "")},
     anchors=("class_token", "patch_embed/kernel"),
-    switches={
-        **{"class_token": True, "position_embedding": True, "position_prefix": 1},
-        **{"pre_norm": True, "patch_bias": False, "qkv_bias": "all", "gated": False},
-        "norm_eps": 1e-5,
-    },
+    switches=CLIP_SWITCHES,
     classifying={"pool": "avg", "pool_before_norm": True},
     resizing=("bicubic", "bicubic"),
     ignored=(*NEVER_NEEDED, *TEXT_TOWER),

@@ -18,6 +18,7 @@ from hvit_jax.dense.drawing import colour_depth, colour_labels, draw_over
 from hvit_jax.dense.metrics import Segmentation
 from hvit_jax.dense.stream import WindowStream
 from hvit_jax.visualization.draw import draw_groups, enlarged
+from hvit_jax.visualization.maps import as_large
 from hvit_jax.visualization.view import compile_views
 
 SIDE = 240  # Of a drawing, in pixels, about.
@@ -49,7 +50,7 @@ def _groups(bench: Bench, places: Sequence[int], setting: Setting | None) -> lis
         return shown
     seen = [resize_and_crop(each, shape, how) for each in pictures]
     if setting.resolution is not None:
-        return [_enlarge(each, enlarged(shape, side=SIDE)) for each in seen]
+        return [as_large(*pair) for pair in zip(seen, shown, strict=True)]
     views = compile_views(bench.model(setting), (sizes.depth - 1,), how)
     groups = [jax.device_get(views(each[None])[0][0].groups[0]) for each in seen]
     return [
@@ -74,11 +75,6 @@ def _maps(bench: Bench, places: Sequence[int], setting: Setting | None) -> list[
             colours = colour_depth(found)
         drawn.append(draw_over(job.picture, colours))
     return drawn
-
-
-def _enlarge(picture: Picture, size: tuple[int, int]) -> Picture:
-    height, width = size
-    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST))
 
 
 def _small(picture: Picture) -> Picture:

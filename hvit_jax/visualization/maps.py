@@ -31,7 +31,7 @@ def draw_maps(
     """
     for title, maps in (("map, dense", dense), (f"map, {method}", reduced)):
         colours = [
-            _as_large(_colours(each), shown) for each, shown in zip(maps, pictures, strict=True)
+            as_large(_colours(each), shown) for each, shown in zip(maps, pictures, strict=True)
         ]
         yield title, [draw_over(*pair) for pair in zip(pictures, colours, strict=True)]
     apart = [_apart(*pair) for pair in zip(dense, reduced, strict=True)]
@@ -39,16 +39,14 @@ def draw_maps(
         most = max(float(each.max()) for each in apart)
         title = f"apart by up to {most:.3g} m"
         drawn = [
-            _as_large(colour_depth(most - each), picture)  # Light where they are.
+            as_large(colour_depth(most - each), picture)  # Light where they are.
             for each, picture in zip(apart, pictures, strict=True)
         ]
     else:
         share = 100 * np.mean([each.mean() for each in apart])
         title = f"they differ: {share:.1f} % of pixels"
         drawn = [
-            np.where(
-                _as_large(each.astype(np.uint8), picture)[..., None] > 0, _MARK, _grey(picture)
-            )
+            np.where(as_large(each.astype(np.uint8), picture)[..., None] > 0, _MARK, _grey(picture))
             for each, picture in zip(apart, pictures, strict=True)
         ]
     yield title, drawn
@@ -71,7 +69,7 @@ def _grey(picture: Picture) -> Picture:
     return np.repeat(np.asarray(Image.fromarray(picture).convert("L"))[..., None], 3, axis=-1)
 
 
-def _as_large(drawing: np.ndarray, picture: Picture) -> np.ndarray:
+def as_large(drawing: np.ndarray, picture: Picture) -> np.ndarray:
     """Enlarge a drawing to the size that its picture is shown in."""
     size = picture.shape[1], picture.shape[0]
     return np.asarray(Image.fromarray(drawing).resize(size, Image.Resampling.NEAREST))

@@ -291,7 +291,7 @@ class Block(nnx.Module):
         first = self.attend(rows[:, :prefix], k, v, key_bias=key_bias)
         return jnp.concatenate([first, attended], axis=1), columns[:, prefix:]
 
-    def attend_in_clusters(self, *arrays: Array, clusters: int) -> Float[Array, "B N H D"]:
+    def attend_in_clusters(self, *arrays: Any, clusters: int) -> Float[Array, "B N H D"]:
         """Attend inside clusters of several rounds; see `ops.attention`."""
         return attend_in_clusters(*arrays, clusters=clusters, implementation=self.implementation)
 

@@ -12,15 +12,16 @@ from jaxtyping import Array, Float
 from hvit_jax.errors import InputError
 from hvit_jax.ops.arrays import gather
 from hvit_jax.ops.attention import attend_in_clusters
+from hvit_jax.ops.attention.heads import Heads, array_of
 from hvit_jax.ops.hashing import ProjectionDraws, project_asymmetric
 from hvit_jax.ops.precision import accumulator, smallest_integer
 from hvit_jax.ops.sorting import argsort, inverse, numbers_of_parts
 
 
 def clustered_attention(
-    q: Float[Array, "B N H D"],
-    k: Float[Array, "B N H D"],
-    v: Float[Array, "B N H D"],
+    q: Heads | Float[Array, "B N H D"],
+    k: Heads | Float[Array, "B N H D"],
+    v: Heads | Float[Array, "B N H D"],
     draws: ProjectionDraws,
     *,
     q_cluster_size: int,
@@ -55,7 +56,9 @@ def clustered_attention(
     """
     size = q.shape[1]
     clusters = -(-size // q_cluster_size)
-    projections = project_asymmetric(q.swapaxes(1, 2), k.swapaxes(1, 2), draws)
+    # Turned, they are copied anyway: parts of one array cost no more here.
+    q_turned, k_turned = (array_of(x).swapaxes(1, 2) for x in (q, k))
+    projections = project_asymmetric(q_turned, k_turned, draws)
     numbers = (
         jnp.moveaxis(numbers_of_parts(projected, length), 0, 2).astype(smallest_integer(clusters))
         for projected, length in zip(projections, (q_cluster_size, k_cluster_size), strict=True)

@@ -104,8 +104,7 @@ class SMYRF(HashedAttention):
         """Run one block, in the range with clustered attention."""
         if draws is None:
             return block(x, state.coordinates), state
-        q, k, v = (each.array for each in block.qkv(x, state.coordinates, apart="qkv"))
-        attended = self._attend(block, q, k, v, draws)
+        attended = self._attend(block, *block.qkv(x, state.coordinates), draws)
         x = x + block.project(attended)
         return x + block.mlp(x), state
 
@@ -122,6 +121,7 @@ class SMYRF(HashedAttention):
 
     def _attend(self, block, q, k, v, draws):
         if self.straddle:
+            q, k, v = (heads.array for heads in (q, k, v))
             return straddling_attention(q, k, v, draws, cluster_size=self.q_cluster_size)
         return clustered_attention(
             q,

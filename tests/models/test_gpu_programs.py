@@ -154,6 +154,26 @@ def test_nothing_copies_what_one_product_gives(method, options, dtype, roofline)
     assert sum(kernel.result.endswith(", 3072]") for kernel in listed) == 2
 
 
+def test_smyrf_sorts_one_array_and_counts_in_8_bits(roofline):
+    """A sort carries places in its numbers; clusters need no ranks, which would be scattered.
+
+    Attention reads q, k and v where one product puts them.
+    """
+    config = dataclasses.replace(ViTConfig.vit_l16(), depth=1)
+    reducer = make_reducer("smyrf", first_block=0, rounds=8)
+    row = roofline.Row("smyrf", config, reducer, BATCH, Compute("bfloat16"))
+    program = roofline.compile_for_h200(row).as_text()
+    sorts = re.findall(r"= (\S+) sort\(", program)
+    assert len(sorts) == 2 and all(kind.startswith("s64[") for kind in sorts)
+    assert " scatter(" not in program
+    counting = [line for line in program.splitlines() if "__cublas$lt$matmul$f8" in line]
+    assert len(counting) == 1 and "(bf16[" in counting[0]
+    listed = roofline.kernels(program)
+    heads = [kernel for kernel in listed if kernel.result.startswith("bf16[32, 1025, 16, 64]")]
+    assert [kernel.kind for kernel in heads] == ["attention"]
+    assert sum(kernel.result.endswith(", 3072]") for kernel in listed) == 1
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8"])
 def test_products_take_on_bias_gelu_and_residual_sum(dtype, roofline):
     """In the program that an H200 would run; elsewhere each is a pass over the tokens."""

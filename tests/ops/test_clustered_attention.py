@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from hvit_jax.errors import InputError
 from hvit_jax.ops import clustered_attention as module
-from hvit_jax.ops.attention import attend, attend_in_clusters, cudnn, hopper, meetings
+from hvit_jax.ops.attention import attend, attend_in_clusters, cudnn, hopper, meetings, xla
+from hvit_jax.ops.attention.heads import Heads, array_of
 from hvit_jax.ops.hashing import ProjectionDraws, draw_projections, project_asymmetric
 from tests.golden import Goldens
 
@@ -257,6 +258,25 @@ def test_our_kernel_gets_the_counts_as_weights(size, width, dtype):
     # Rounding to 8 bits takes more instructions than all else about a code.
     assert not re.search(r"stablehlo.convert .*f8E4M3FN", program)
     assert "stablehlo.log" not in program and "stablehlo.slice" not in program
+
+
+def test_gradients_of_heads_in_one_array():
+    """They are those of three arrays, behind each other."""
+    clusters = jnp.asarray(np.random.default_rng(0).integers(0, 3, (2, 2, 2, 5, 11)), jnp.int8)
+
+    def plain(q, k, v, q_clusters, k_clusters, clusters):
+        return xla.attend_in_clusters(*map(array_of, (q, k, v)), q_clusters, k_clusters)
+
+    def loss(*heads):
+        return jnp.sin(meetings.attend_in_clusters(plain, *heads, *clusters, 3, 2**20)).sum()
+
+    def joined(x):
+        return loss(*(Heads(x, first, 2) for first in (0, 2, 4)))
+
+    parts = tuple(tokens(5))
+    slopes = jax.grad(loss, (0, 1, 2))(*parts)
+    found = jax.grad(joined)(jnp.concatenate(parts, axis=2))
+    np.testing.assert_allclose(found, jnp.concatenate(slopes, axis=2), atol=1e-6)
 
 
 def test_straddling_clusters_of_another_size():

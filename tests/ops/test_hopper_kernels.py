@@ -150,7 +150,10 @@ def test_weights_are_multiplied_by_counts_of_meetings(tokens, size, dtype):
     clusters = rng.integers(1, 5, (2, 2, 3, 7, tokens))
     # The first query meets the first key alone.
     clusters[..., 0] = 0
-    out = hopper.attend_in_clusters(q, k, v, *(jnp.asarray(x, jnp.int8) for x in clusters), 5)
+    joined = jnp.concatenate([q, k, v], axis=2)
+    out = hopper.attend_in_clusters(
+        *parts(joined, 3), *(jnp.asarray(x, jnp.int8) for x in clusters), 5
+    )
     counts = (clusters[0][..., None] == clusters[1][..., None, :]).sum(2)
     scores = np.einsum("bnhd,bmhd->bhnm", *(np.asarray(x, np.float64) for x in (q, k))) / size**0.5
     scores = np.where(counts > 0, scores, -np.inf)

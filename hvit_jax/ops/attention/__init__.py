@@ -134,9 +134,9 @@ def attend_and_score(
 
 
 def attend_in_clusters(
-    q: Float[Array, "B Nq H D"],
-    k: Float[Array, "B Nk H D"],
-    v: Float[Array, "B Nk H D"],
+    q: Heads | Float[Array, "B Nq H D"],
+    k: Heads | Float[Array, "B Nk H D"],
+    v: Heads | Float[Array, "B Nk H D"],
     q_clusters: Int[Array, "B H R Nq"],
     k_clusters: Int[Array, "B H R Nk"],
     *,
@@ -166,9 +166,12 @@ def attend_in_clusters(
         InputError: as for `attend`.
     """
     chosen = _chosen(implementation, q)
-    if chosen in ("onnx", "xla"):
-        return _KERNELS[chosen].attend_in_clusters(q, k, v, q_clusters, k_clusters)
-    return _KERNELS[chosen].attend_in_clusters(q, k, v, q_clusters, k_clusters, clusters)
+    if chosen == "hopper":
+        return hopper.attend_in_clusters(q, k, v, q_clusters, k_clusters, clusters)
+    q, k, v = (array_of(x) for x in (q, k, v))
+    if chosen == "cudnn":
+        return cudnn.attend_in_clusters(q, k, v, q_clusters, k_clusters, clusters)
+    return _KERNELS[chosen].attend_in_clusters(q, k, v, q_clusters, k_clusters)
 
 
 def average_groups(

@@ -129,9 +129,9 @@ attend_and_score.defvjp(_score_forward, _score_backward)
 
 
 def attend_in_clusters(
-    q: Float[Array, "B Nq H D"],
-    k: Float[Array, "B Nk H D"],
-    v: Float[Array, "B Nk H D"],
+    q: Heads | Float[Array, "B Nq H D"],
+    k: Heads | Float[Array, "B Nk H D"],
+    v: Heads | Float[Array, "B Nk H D"],
     q_clusters: Int[Array, "B H R Nq"],
     k_clusters: Int[Array, "B H R Nk"],
     clusters: int,

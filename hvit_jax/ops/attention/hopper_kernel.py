@@ -62,9 +62,9 @@ def attend(
 
 @jax.jit
 def attend_weighted(
-    q: Float[Array, "B Nq H D"],
-    k: Float[Array, "B Nk H D"],
-    v: Float[Array, "B Nk H D"],
+    q: Heads | Float[Array, "B Nq H D"],
+    k: Heads | Float[Array, "B Nk H D"],
+    v: Heads | Float[Array, "B Nk H D"],
     weights: Float[Array, "B H rows columns"],
 ) -> Float[Array, "B Nq H D"]:
     """Attend with every pair's `exp(score)` multiplied by a weight of its own. It has no gradient.

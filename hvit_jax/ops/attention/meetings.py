@@ -15,15 +15,16 @@ from jaxtyping import Array, Float, Int
 
 from hvit_jax.ops.arrays import largest_divisor, pad_end
 from hvit_jax.ops.attention import xla
+from hvit_jax.ops.attention.heads import Heads, array_of
 from hvit_jax.ops.float8 import FLOAT8
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6, 7))
 def attend_in_clusters(
     attend: Callable[..., Array],
-    q: Float[Array, "B Nq H D"],
-    k: Float[Array, "B Nk H D"],
-    v: Float[Array, "B Nk H D"],
+    q: Heads | Float[Array, "B Nq H D"],
+    k: Heads | Float[Array, "B Nk H D"],
+    v: Heads | Float[Array, "B Nk H D"],
     q_clusters: Int[Array, "B H R Nq"],
     k_clusters: Int[Array, "B H R Nk"],
     clusters: int,
@@ -61,9 +62,12 @@ def _forward(*inputs):
 
 def _backward(attend, clusters, at_once, inputs, gradient):
     """Differentiate the same figures computed head by head: no gradient needs the counts then."""
-    q, k, v, q_clusters, k_clusters = inputs
-    pull = jax.vjp(lambda q, k, v: xla.attend_in_clusters(q, k, v, q_clusters, k_clusters), q, k, v)
-    return *pull[1](gradient), None, None
+    q, k, v, *numbers = inputs
+
+    def same(q, k, v):
+        return xla.attend_in_clusters(array_of(q), array_of(k), array_of(v), *numbers)
+
+    return *jax.vjp(same, q, k, v)[1](gradient), None, None
 
 
 attend_in_clusters.defvjp(_forward, _backward)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -44,9 +45,7 @@ class Preprocessing(Options):
         choices=("torchvision", "timm", "transformers"),
     )
     interpolation: str = option(
-        "bicubic",
-        "how pictures are resized, with antialiasing",
-        choices=INTERPOLATIONS,
+        "bicubic", "how pictures are resized, with antialiasing", choices=INTERPOLATIONS
     )
     mean: tuple[float, float, float] = option(MEAN, "subtracted from red, green and blue in [0, 1]")
     std: tuple[float, float, float] = option(STD, "what they are divided by then", above=0)
@@ -59,29 +58,26 @@ class Preprocessing(Options):
     )
 
 
+_preparing = functools.partial(option, group="preprocessing")
+
+
 @dataclass(frozen=True)
 class Preparing(Options):
     """What a command changes of the preprocessing that a checkpoint stores."""
 
-    crop_pct: float | None = option(
+    crop_pct: float | None = _preparing(
         None,
         "share of the resized picture's side that the crop keeps, such as 0.875 (default: the "
         "checkpoint's)",
         above=0,
         most=1,
         metavar="SHARE",
-        group="preprocessing",
     )
-    interpolation: str | None = option(
-        None,
-        "how pictures are resized (default: the checkpoint's)",
-        choices=INTERPOLATIONS,
-        group="preprocessing",
+    interpolation: str | None = _preparing(
+        None, "how pictures are resized (default: the checkpoint's)", choices=INTERPOLATIONS
     )
-    exif: bool = option(
-        False,
-        "turn pictures upright by the orientation in their EXIF data; torchvision does not",
-        group="preprocessing",
+    exif: bool = _preparing(
+        False, "turn pictures upright by the orientation in their EXIF data; torchvision does not"
     )
 
     def changed(self, stored: Preprocessing) -> Preprocessing:
@@ -90,7 +86,8 @@ class Preparing(Options):
         return dataclasses.replace(stored, **changes)
 
 
-_WINDOWS = "windows that pictures are cut into"
+_windows = functools.partial(option, None, group="windows that pictures are cut into")
+_sides = functools.partial(_windows, most=LARGEST)
 
 
 @dataclass(frozen=True)
@@ -103,45 +100,31 @@ class Windows(Options):
         InputError: for a value that is not accepted.
     """
 
-    short_side: int | None = option(
-        None,
+    short_side: int | None = _sides(
         "scale pictures so that the short side has so many pixels; 0: not at all (default: the "
         "checkpoint's, else 0)",
         metavar="PIXELS",
         least=0,
-        most=LARGEST,
-        group=_WINDOWS,
     )
-    long_side: int | None = option(
-        None,
+    long_side: int | None = _sides(
         "but so that the long side has no more than these (default: the checkpoint's, else any)",
         metavar="PIXELS",
         least=1,
-        most=LARGEST,
-        group=_WINDOWS,
     )
-    window: int | tuple[int, int] | None = option(
-        None,
+    window: int | tuple[int, int] | None = _sides(
         "size of a window, one number or height,width (default: the checkpoint's, else its "
         "resolution)",
         least=1,
-        most=LARGEST,
-        group=_WINDOWS,
     )
-    stride: int | tuple[int, int] | None = option(
-        None,
+    stride: int | tuple[int, int] | None = _sides(
         "pixels from one window to the next, at most a window (default: the checkpoint's, else "
         "windows side by side)",
         least=1,
-        most=LARGEST,
-        group=_WINDOWS,
     )
-    small: str | None = option(
-        None,
+    small: str | None = _windows(
         "what becomes of pictures that are smaller than a window (default: the checkpoint's, else "
         "enlarge)",
         choices=("enlarge", "pad"),
-        group=_WINDOWS,
     )
 
     def over(self, stored: Windows) -> Windows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import re
 import unicodedata
@@ -27,6 +28,9 @@ _NAMED = 3  # classes of each side, in a message
 _IMAGENET = "ILSVRC2012_val_{:08d}"
 
 
+_labels = functools.partial(option, group="labels")
+
+
 @dataclass(frozen=True)
 class Labelling(Options):
     """How pictures get their labels; see docs/data.md.
@@ -35,28 +39,22 @@ class Labelling(Options):
         InputError: if more than one way is named.
     """
 
-    labels: Path | None = option(
+    labels: Path | None = _labels(
         None,
         "right classes of pictures, instead of class folders: lines NAME,LABEL or NAME LABEL, or "
         "JSON, where a picture may have several or none",
         metavar="FILE",
-        group="labels",
     )
-    class_map: Path | None = option(
+    class_map: Path | None = _labels(
         None,
         "which of the head's outputs each class folder is: JSON, or lines FOLDER,LABEL",
         metavar="FILE",
-        group="labels",
     )
-    order: bool = option(
-        False,
-        "class folders in their order are the head's outputs in theirs, whatever their names",
-        group="labels",
+    order: bool = _labels(
+        False, "class folders in their order are the head's outputs in theirs, whatever their names"
     )
-    subset: bool = option(
-        False,
-        "only outputs of classes that the data has compete, as usual for ImageNet-A and -R",
-        group="labels",
+    subset: bool = _labels(
+        False, "only outputs of classes that the data has compete, as usual for ImageNet-A and -R"
     )
 
     def __post_init__(self):

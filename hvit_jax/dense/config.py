@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hvit_jax.pictures import Windows
 from hvit_jax.reducers import Reducer, method_of_checkpoint
 from hvit_jax.system.programs import CACHE_HELP
 
-_DATA = "what is known of the pictures"
+_data = functools.partial(option, group="what is known of the pictures")
 _FOLDER = (
     "folder of the truth, where DATA is one of pictures: files of the same names; none: there is "
     "no truth, maps are only saved"
@@ -24,11 +25,10 @@ _FOLDER = (
 
 def _exif_option() -> Any:
     """Declare whether pictures are turned; truth lies as its pictures are shown."""
-    return option(
+    return _data(
         False,
         "turn pictures upright by the orientation in their EXIF data, as viewers and most tools "
         "for labelling do",
-        group=_DATA,
     )
 
 
@@ -36,15 +36,14 @@ def _exif_option() -> Any:
 class LabelTruth(Options):
     """Where the true labels of pictures lie, and how they are read."""
 
-    dataset: str | None = option(
-        None, "how DATA is laid out (default: what it looks like)", choices=DATASETS, group=_DATA
+    dataset: str | None = _data(
+        None, "how DATA is laid out (default: what it looks like)", choices=DATASETS
     )
-    truth: str | None = option(None, _FOLDER, metavar="DIR", group=_DATA)
-    split: str = option("val", "which part of a data set", choices=("val", "train"), group=_DATA)
-    reduce_zero_label: bool = option(
+    truth: str | None = _data(None, _FOLDER, metavar="DIR")
+    split: str = _data("val", "which part of a data set", choices=("val", "train"))
+    reduce_zero_label: bool = _data(
         False,
         "in plain folders: 0 is ignored, and 1 is the first class (ADE20K is read so anyway)",
-        group=_DATA,
     )
     exif: bool = _exif_option()
 
@@ -61,19 +60,17 @@ class LabelTruth(Options):
 class DepthTruth(Options):
     """Where the true depth of pictures lies, and which of it counts."""
 
-    truth: str | None = option(None, _FOLDER, metavar="DIR", group=_DATA)
-    split: str = option("val", "which part of a data set", choices=("val", "train"), group=_DATA)
-    depth_scale: float = option(
+    truth: str | None = _data(None, _FOLDER, metavar="DIR")
+    split: str = _data("val", "which part of a data set", choices=("val", "train"))
+    depth_scale: float = _data(
         0.001,
         "metres of one step in PNGs of 16 bits; KITTI: 0.00390625. NumPy's files hold metres",
         above=0,
-        group=_DATA,
     )
-    depth_range: tuple[float, float] | None = option(
+    depth_range: tuple[float, float] | None = _data(
         None,
         "true depth counts that lies between these, in metres (default: the head's range)",
         least=0,
-        group=_DATA,
     )
     exif: bool = _exif_option()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 from hvit_jax.errors import InputError
 from hvit_jax.fields import Options, option
 
-GROUP = "several processes (SLURM, Open MPI 4 and Kubernetes set the first three)"
+_processes = functools.partial(
+    option, group="several processes (SLURM, Open MPI 4 and Kubernetes set the first three)"
+)
 HOW_TO_MEET = "give each of them --coordinator HOST:PORT, --processes and --process-id"
 # Where launchers count their processes, and what else they set where JAX finds the others itself.
 _JOINED = {
@@ -26,22 +29,17 @@ _COUNTS += ("JSM_NAMESPACE_SIZE", "FLUX_JOB_SIZE")
 class Processes(Options):
     """The processes of a run; without any of these options a launcher tells, or there is one."""
 
-    coordinator: str | None = option(
-        None, "address of process 0 and a free port on it", metavar="HOST:PORT", group=GROUP
+    coordinator: str | None = _processes(
+        None, "address of process 0 and a free port on it", metavar="HOST:PORT"
     )
-    processes: int | None = option(
-        None, "processes in all, each started by you", least=1, group=GROUP
-    )
-    process_id: int | None = option(
-        None, "which of them this is, from 0", metavar="I", least=0, group=GROUP
-    )
-    process_timeout: float = option(
+    processes: int | None = _processes(None, "processes in all, each started by you", least=1)
+    process_id: int | None = _processes(None, "which of them this is, from 0", metavar="I", least=0)
+    process_timeout: float = _processes(
         300.0,
         "how long to wait for other processes to start, and to answer later",
         metavar="SECONDS",
         least=1,
         most=86400,
-        group=GROUP,
     )
 
     def __post_init__(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class OnPictures(Options):
         return self.data, self.checkpoint
 
 
-_GROUP = "classes for a model without a head"
+_classes = functools.partial(option, group="classes for a model without a head")
 
 
 @dataclass(frozen=True)
@@ -79,33 +80,29 @@ class Classifying(Options):
         InputError: for options that do not go together.
     """
 
-    probe: str | None = option(
+    probe: str | None = _classes(
         None,
         "classify frozen features: by the vote of the nearest training pictures, or by logistic "
         "regression",
         choices=("knn", "linear"),
-        group=_GROUP,
     )
-    train_data: str | None = option(
+    train_data: str | None = _classes(
         None,
         "the probe's training pictures: class folders, a folder whose train/ holds them, or "
         "tfds:NAME[:SPLIT]",
         metavar="DATA",
-        group=_GROUP,
     )
-    probe_k: int = option(20, "neighbours that vote", least=1, group=_GROUP)
-    probe_weight_decay: float | None = option(
+    probe_k: int = _classes(20, "neighbours that vote", least=1)
+    probe_weight_decay: float | None = _classes(
         None,
         "of logistic regression (default: the best on every tenth training picture)",
         least=0,
-        group=_GROUP,
     )
-    text_embeddings: Path | None = option(
+    text_embeddings: Path | None = _classes(
         None,
         "classify zero-shot: embeddings and classes of texts, for CLIP and SigLIP models",
         metavar="FILE.npz",
         ends=(".npz",),
-        group=_GROUP,
     )
 
     def __post_init__(self):

@@ -242,11 +242,14 @@ class Block(nnx.Module):
         key_lengths: Int[Array, " B"] | int | None = None,
     ) -> Float[Array, "B Nq C"]:
         """Attend, and project what comes of it: in float8 our kernel rounds it as it writes it."""
-        layer = self.out_proj
-        factor = layer.factor[...] if isinstance(layer, Float8Linear) else None
+        factor = self._factor()
         return self.project(
             self.attend(q, k, v, key_bias=key_bias, key_lengths=key_lengths, factor=factor)
         )
+
+    def _factor(self) -> Float[Array, " C"] | None:
+        """Give what attended values are multiplied by for the projection in float8."""
+        return self.out_proj.factor[...] if isinstance(self.out_proj, Float8Linear) else None
 
     def attend_and_score(
         self,
@@ -268,7 +271,7 @@ class Block(nnx.Module):
         prefix: int,
         key_bias: KeyBias | None = None,
     ) -> tuple[Float[Array, "B Nq H D"], Float[Array, "B P"]]:
-        """Attend, and tell how much attention each patch gets from CLS.
+        """Attend for `project`, and tell how much attention each patch gets from CLS.
 
         Without CLS it is what it gets from all patches on average; both are means over heads.
 
@@ -283,7 +286,7 @@ class Block(nnx.Module):
             scores = class_attention(
                 array_of(q)[:, :1], array_of(k), prefix=prefix, key_bias=key_bias
             )
-            return self.attend(q, k, v, key_bias=key_bias), scores
+            return self.attend(q, k, v, key_bias=key_bias, factor=self._factor()), scores
         if not prefix:
             return self.attend_and_score(q, k, v, key_bias=key_bias)
         rows = array_of(q)

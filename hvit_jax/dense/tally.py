@@ -11,32 +11,14 @@ import numpy as np
 from jaxtyping import Int, Num
 
 from hvit_jax.dense.stream import Job
+from hvit_jax.evaluation.tally import Done
 
 
 @dataclass(frozen=True)
-class Totals:
+class Totals(Done):
     """Sums over the pictures mapped so far."""
 
-    images: int = 0
-    unreadable: int = 0  # Pictures that could not be read, which no other count includes.
     windows: int = 0
-    not_finite: int = 0  # Pictures of which the model's numbers are not all finite.
-    seconds: float = 0.0  # From the first picture in hand to the last one done, of all runs.
-    waited: float = 0.0  # The part of them in which the program waited for pictures.
-
-    @property
-    def pictures(self) -> int:
-        """Pictures done, whether they could be read or not."""
-        return self.images + self.unreadable
-
-    def per_second(self, count: int) -> float | None:
-        """Divide by the time, which does not include compiling and the start of workers."""
-        return count / self.seconds if self.seconds else None
-
-    @property
-    def input_wait(self) -> float | None:
-        """Share of the time that went into waiting for pictures."""
-        return min(1.0, self.waited / self.seconds) if self.seconds else None
 
 
 @dataclass(frozen=True)

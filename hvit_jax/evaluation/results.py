@@ -122,7 +122,10 @@ def print_results(console: Console, results: dict[str, Any]) -> None:
         head.append("published (V100, float32)")
     console.print(describe(results), soft_wrap=True)
     print_table(console, head, [row[: len(head)] for row in rows])
-    _print_warnings(console, results)
+    print_skipped(console, results["skipped"])
+    if broken := results["not_finite"]:
+        text = f"{broken} pictures gave logits that are not finite numbers; they count as wrong"
+        console.print(text, soft_wrap=True)
 
 
 def _show(value: Any, form: str) -> str:
@@ -130,13 +133,6 @@ def _show(value: Any, form: str) -> str:
         return ""
     text = form.format(value)
     return text if value == 0 or "%" in text or float(text) else f"{value:.2g}"
-
-
-def _print_warnings(console: Console, results: dict[str, Any]) -> None:
-    print_skipped(console, results["skipped"])
-    if broken := results["not_finite"]:
-        text = f"{broken} pictures gave logits that are not finite numbers; they count as wrong"
-        console.print(text, soft_wrap=True)
 
 
 def print_skipped(console: Console, skipped: Sequence[str]) -> None:

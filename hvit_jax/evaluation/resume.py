@@ -233,8 +233,9 @@ class ProgressFolder:
             return
         first = tally.rows[before - 1].totals.pictures if before else 0
         try:
-            path = self._folder / _name(kind, first)
-            write_atomically(path, lambda file: _write_rows(file, *tally.pack(new)))
+            path, (arrays, about) = self._folder / _name(kind, first), tally.pack(new)
+            arrays["about"] = np.array(json.dumps(about))
+            write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
         except InputError as error:
             self._say(f"{error}; if this run is killed, more has to be scored again")
         else:
@@ -339,10 +340,6 @@ def _damaged(folder: Path, error: Exception) -> InputError:
 
 def _name(kind: str, first: int) -> str:
     return f"{kind}{first:09d}.npz"
-
-
-def _write_rows(file: Any, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
-    np.savez(file, allow_pickle=False, about=np.array(json.dumps(about)), **arrays)
 
 
 def _read_rows(path: Path, kept: Kept) -> Any:

@@ -16,17 +16,13 @@ from hvit_jax.ops.arrays import Anywhere
 
 
 @dataclass(frozen=True)
-class Totals:
-    """Sums over the pictures scored so far, each counted once; see `Outputs`."""
+class Done:
+    """How many pictures are done, and how long it took, whatever came of them."""
 
     images: int = 0
-    correct: int = 0
-    correct_top5: int = 0
-    loss: float = 0.0
-    not_finite: int = 0
     unreadable: int = 0  # Pictures that could not be read, which no other count includes.
-    report: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0  # From the first batch in hand to the last one done, of all runs.
+    not_finite: int = 0  # Pictures of which the model's numbers are not all finite.
+    seconds: float = 0.0  # From the first of them in hand to the last one done, of all runs.
     waited: float = 0.0  # The part of them in which the program waited for pictures.
 
     @property
@@ -34,15 +30,29 @@ class Totals:
         """Pictures done, whether they could be read or not."""
         return self.images + self.unreadable
 
-    @property
-    def images_per_second(self) -> float | None:
-        """Steady speed, from the first batch in hand: without compilation and start of workers."""
-        return self.images / self.seconds if self.seconds else None
+    def per_second(self, count: int) -> float | None:
+        """Divide by the time, which does not include compiling and the start of workers."""
+        return count / self.seconds if self.seconds else None
 
     @property
     def input_wait(self) -> float | None:
-        """Share of the time from the first batch in hand that went into waiting for pictures."""
+        """Share of the time that went into waiting for pictures."""
         return min(1.0, self.waited / self.seconds) if self.seconds else None
+
+
+@dataclass(frozen=True)
+class Totals(Done):
+    """Sums over the pictures scored so far, each counted once; see `Outputs`."""
+
+    correct: int = 0
+    correct_top5: int = 0
+    loss: float = 0.0
+    report: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Steady speed."""
+        return self.per_second(self.images)
 
     def mean(self, total: float) -> float | None:
         """Divide a sum by the pictures; None if there are none, or it is no number."""

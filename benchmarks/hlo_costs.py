@@ -306,7 +306,7 @@ def _fusion_traffic(instruction, operands, body) -> float:
         for user in users[name]:
             if user.op in ("slice", "dynamic-slice", "gather") and user.operands[0] == name:
                 amount += user.bytes
-            elif user.op in ("bitcast", "transpose", "reshape", "convert"):
+            elif user.op in ("bitcast", "transpose", "reshape", "convert") and not user.root:
                 amount += read(user.name, whole)
             elif not (user.op in _IN_PLACE and user.operands[0] == name):
                 return whole

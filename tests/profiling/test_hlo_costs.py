@@ -158,6 +158,7 @@ def test_rounding_cutting_scattering_and_sorting(costs):
     cut, rounded, scattered, ordered = costs.kernels(ARITHMETIC)
     # Of 24 blocks' weights one is read and written, with its number.
     assert cut.bytes == 2 * 2 * 1024**2 + 4
+    assert rounded.bytes == (2 + 1) * 32800 * 1024
     # Rounding takes longer than reading 67 and writing 34 MB.
     assert rounded.seconds == pytest.approx(36 * 32800 * 1024 / 26e12 + costs.IDLE)
     # Every number takes 32 bytes with it; places and numbers are read.

@@ -291,10 +291,10 @@ def _attend_step(
     def step(block, carry, *, last: bool = False):
         highest, total, sums = carry
         slot, part = slot_of(plan, block, last)
+        # Read while the products run.
+        factors = None if pairs is None else pairs.load(rows.group, slot, part)
         scores = _scores(plan, rows, keys, block, last=last)
-        factors = None
-        if pairs is not None:
-            factors = pairs.load(rows.group, slot, part)
+        if factors is not None:
             # A score that does not count must not be the highest, by far, of those that do.
             scores = jnp.where(factors > 0, scores, MASKED)
         # Without a bias the scale is applied with the subtraction.

@@ -21,7 +21,7 @@ from hvit_jax.checkpoint import (
     fitted_parameters,
     read_description,
 )
-from hvit_jax.config import ViTConfig
+from hvit_jax.config import Decoder, ViTConfig
 from hvit_jax.costs import count_flops
 from hvit_jax.data.loader import load_rows
 from hvit_jax.data.picture import PictureError
@@ -71,6 +71,7 @@ class _Opened:
     scenes: Scenes
     description: Description
     sizes: ViTConfig
+    decoder: Decoder  # The sizes'.
     layout: Layout
     reducer: Reducer
     metric: Metric
@@ -98,15 +99,13 @@ class _Opened:
     @functools.cached_property
     def about(self) -> dict[str, Any]:
         """What results follow from, in the form that they have."""
-        decoder = self.sizes.decoder
-        assert decoder is not None
         return {
-            "task": decoder.task,
+            "task": self.decoder.task,
             **describe_configuration(self.sizes, self.reducer.resolve(self.sizes)),
             "dtype": self.config.compute.dtype,
             "gflops": count_flops(self.sizes, self.reducer) / 1e9,
             "published": find_segmenter_row(self.sizes, self.reducer, self.scenes.dataset),
-            "decoder": decoder.kind,
+            "decoder": self.decoder.kind,
             "cut": dataclasses.asdict(self.layout),
             **describe_runtime(self.placement.devices),
             "batch_size": self.batch_size,
@@ -218,7 +217,7 @@ def _open(config: MapConfig, say: Callable[[str], object]) -> _Opened:
         metric = Depth(*(truth.depth_range or decoder.depth_range))
     scenes = open_scenes(str(config.data), **wanted)
     scenes.refuse_other_classes(decoder.outputs, config.checkpoint)
-    return _Opened(config, scenes, description, sizes, layout, reducer, metric, place())
+    return _Opened(config, scenes, description, sizes, decoder, layout, reducer, metric, place())
 
 
 def _sizes(config: MapConfig, description: Description) -> tuple[ViTConfig, Layout]:
@@ -268,8 +267,18 @@ def _map(
     try:
         messages.print(f"{count} pictures; {describe(opened.about)}")
         warn_if_slow(config.compute.dtype, messages.print)
-        read, left = _reader(opened, tally.totals.pictures, draw=save is not None)
-        with load_rows(read, left, workers=config.workers) as rows:
+        first = tally.totals.pictures
+        read = Read(
+            opened.scenes,
+            opened.layout,
+            opened.description.preprocessing.mean,
+            tuple(map(float, config.scales)),
+            config.flip,
+            opened.decoder.outputs,
+            draw=save is not None,
+            first=first,
+        )
+        with load_rows(read, count - first, workers=config.workers) as rows:
             smaller = smaller_batch(size, opened.placement.devices)
             with unmasked(), explain_out_of_memory(size, smaller):
                 model = opened.model()
@@ -279,7 +288,6 @@ def _map(
                 stream.compile()
                 messages.print(f"compiled in {time.perf_counter() - started:.1f} s")
                 reached("compiled")
-                first = tally.totals.pictures
                 with show_progress(messages, count, first, unit="pictures") as show:
                     for _ in _measured(opened, stream, rows, tally, save):
                         show(tally.totals.pictures, running_scores(tally, opened.metric))
@@ -288,23 +296,6 @@ def _map(
     except (KeyboardInterrupt, InputError) as error:
         return error
     return None
-
-
-def _reader(opened: _Opened, first: int, *, draw: bool) -> tuple[Read, int]:
-    """Make what reads the pictures from one on, and count these."""
-    config, decoder = opened.config, opened.sizes.decoder
-    assert decoder is not None
-    read = Read(
-        opened.scenes,
-        opened.layout,
-        opened.description.preprocessing.mean,
-        tuple(map(float, config.scales)),
-        config.flip,
-        decoder.outputs,
-        draw,
-        first,
-    )
-    return read, len(opened.scenes) - first
 
 
 def _measured(

@@ -153,7 +153,8 @@ class Block(nnx.Module):
             coordinates: the patches' places, by which queries and keys are turned; None: not yet,
                 or the model has no rotary positions.
             apart: "q" if the queries will be multiplied by other than keys, "qkv" if keys or values
-                will too: as parts of one array they would be copied for that.
+                will too, or images have `key_lengths` of their own: as parts of one array they
+                would be copied for that.
         """
         normed = self._normed(self.ln_1, x, self.in_proj)
         return self.project_qkv(normed, coordinates, apart=apart)

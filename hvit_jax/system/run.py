@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -73,6 +73,9 @@ def leave(status: int) -> NoReturn:
     process would wait for them, and then crash, as they use what it has freed.
     """
     if status in _INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second one ends it here, without a word.
+        # The one part of Python's exit that matters beyond the process: workers and semaphores.
+        multiprocessing.util._exit_function()
         leave_at_once(status)
     sys.exit(status)
 
@@ -82,7 +85,6 @@ def leave_at_once(status: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(BrokenPipeError):  # Ctrl-C ends the reader too, as of `| tee log`.
             print(end="", file=stream, flush=True)
-    gc.collect()  # Else Python's tracker calls semaphores leaked that dead workers have left.
     os._exit(status)
 
 

@@ -35,9 +35,11 @@ def test_other_system_errors_pass():
 
 # Compiles for seconds. Ctrl-C comes meanwhile, at which jaxlib stops waiting for its thread.
 COMPILING = """
-import signal, threading
+import multiprocessing, signal, threading
 import jax, jax.numpy as jnp
 from hvit_jax.system.run import leave, run
+
+held = multiprocessing.get_context("spawn").Lock()  # As workers have them.
 
 def deep(x):
     for _ in range(150):

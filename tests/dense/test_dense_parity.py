@@ -146,7 +146,7 @@ def test_dense_parity_heads(name, dense_goldens, backbone, tmp_path):
     assert description.source["head"]["file"] == head["file"]
     model = hvit_jax.load(tmp_path / "jax")
     taps = [Tap(last(arrays[f"features/{i}"]), arrays[f"features/cls_{i}"]) for i in head["taps"]]
-    found = model.decoder(jax.tree.map(jnp.asarray, taps))
+    found = jax.jit(lambda taps: model.decoder(taps))(jax.tree.map(jnp.asarray, taps))
     key = "logits" if model.config.decoder.task == "segmentation" else "depth"
     step = 2 if "every 2nd row" in head.get("note", "") else 1
     close(found[:, ::step, ::step], last(arrays[f"{name}/{key}_grid"]), "grid")

@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvit_jax.ops.selection import (
-    best_places,
-    descending_order,
-    keep_best,
-    kept_tokens,
-    new_places,
-    put_tokens,
-    running_score,
-    take_tokens,
-)
+from hvit_jax.ops import selection
+from hvit_jax.ops.selection import kept_tokens, running_score
 from tests.golden import Goldens
+
+# One program each: operations on their own take longer to compile, one by one.
+descending_order = jax.jit(selection.descending_order)
+keep_best = jax.jit(selection.keep_best, static_argnames=("keep", "fuse", "prefix"))
+best_places = jax.jit(selection.best_places, static_argnames=("keep", "fuse", "prefix"))
+new_places = jax.jit(selection.new_places, static_argnames="prefix")
+take_tokens = jax.jit(selection.take_tokens, static_argnames="prefix")
+put_tokens = jax.jit(selection.put_tokens, static_argnames="prefix")
 
 GOLDEN_CASES = Goldens().cases("evit_")
 

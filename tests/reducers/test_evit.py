@@ -1,5 +1,6 @@
 """EViT: which tokens stay, where the others went, and what it costs."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -115,18 +116,18 @@ def test_drops_by_attention(small_config, images, score):
     ],
 )
 def test_trace_by_hand(fuse, sources, lost):
-    reducer = EViT(fuse_token=fuse)
+    select = jax.jit(EViT(fuse_token=fuse)._select, static_argnums=3)
     x = jnp.array([[[9.0], [1.0], [2.0], [3.0], [4.0], [5.0]]])
     source = jnp.array([[1, 2, 3, 4, 5]], jnp.int32)
     state = EViTState(source, jnp.zeros((1, 5, 1)), None, 1, jnp.ones((1, 5)) if fuse else None)
     scores = jnp.array([[0.3, 0.1, 0.4, 0.3, 0.2]])
-    x, state = reducer._select(x, scores, state, Layer(6, 4 + fuse, "drop"))
+    x, state = select(x, scores, state, Layer(6, 4 + fuse, "drop"))
     assert x[0, :4, 0].tolist() == [9, 3, 1, 4]
     assert state.source.tolist() == sources[0]
     scores = jnp.array([[0.2, 0.1, 0.1, 0.9]])[:, : 3 + fuse]
     if fuse:
         np.testing.assert_allclose(x[0, 4], [0.1 * 2 + 0.2 * 5], rtol=1e-6)
-    x, state = reducer._select(10 * x, scores, state, Layer(4 + fuse, 2 + fuse, "drop"))
+    x, state = select(10 * x, scores, state, Layer(4 + fuse, 2 + fuse, "drop"))
     assert state.source.tolist() == sources[1]
     # The first patch of the second drop had grown tenfold before it was lost.
     lost = [10.0 if value == 20.0 else value for value in lost]

@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from typing import Any, TypeVar, cast
@@ -80,48 +80,30 @@ class _Stateless(Iterator[Item]):
     Its own iterators, asked for theirs, would start one worker after the other.
     """
 
+    def __init__(self, items: Iterable[Item]):
+        self._items = iter(items)
+
+    def __next__(self) -> Item:
+        return next(self._items)
+
     def get_state(self) -> dict[str, Any]:
         """Give an empty state; who continues loads the pictures that are left instead."""
         return {}
 
 
-class _Rows(_Stateless[dict[str, Any]]):
-    """Grain's rows; counting them spares the wait for every worker to say that it has no more."""
-
-    def __init__(self, rows: Iterator[dict[str, Any]], count: int):
-        self.rows, self.left = rows, count
-
-    def __next__(self) -> dict[str, Any]:
-        if not self.left:
-            raise StopIteration
-        self.left -= 1
-        return next(self.rows)
-
-
-class _Batches(_Stateless[Batch]):
-    """Grain's pictures in batches; counted as `_Rows` does."""
-
-    def __init__(
-        self, pictures: Iterator[dict[str, Any]], count: int, shape: tuple[int, ...], batches: int
-    ):
-        self.pictures, self.left, self.shape, self.batches = pictures, count, shape, batches
-
-    def __next__(self) -> Batch:
-        if not self.batches:
-            raise StopIteration
-        wanted = min(self.left, self.shape[0])
-        rows = list(itertools.islice(self.pictures, wanted))
-        if len(rows) != wanted:
-            raise RuntimeError(f"Grain ended {self.left - len(rows)} pictures too early")
-        self.left, self.batches = self.left - wanted, self.batches - 1
-        pixels = np.zeros(self.shape, np.uint8)
-        for place, row in enumerate(rows):
-            pixels[place] = row["pixels"]
-        problems = {place: row["problem"] for place, row in enumerate(rows) if row["problem"]}
-        indices = tuple(row["index"] for row in rows)
-        for row in rows:
-            row.clear()  # Grain may keep the rows alive, and with them their shared memory.
-        return Batch(pixels, indices, problems)
+def _batch(pictures: Iterator[dict[str, Any]], count: int, shape: tuple[int, ...]) -> Batch:
+    """Make a batch of the next pictures; counting spares the wait for workers to say no more."""
+    rows = list(itertools.islice(pictures, count))
+    if len(rows) != count:
+        raise RuntimeError(f"Grain ended {count - len(rows)} pictures too early")
+    pixels = np.zeros(shape, np.uint8)
+    for place, row in enumerate(rows):
+        pixels[place] = row["pixels"]
+    problems = {place: row["problem"] for place, row in enumerate(rows) if row["problem"]}
+    indices = tuple(row["index"] for row in rows)
+    for row in rows:
+        row.clear()  # Grain may keep the rows alive, and with them their shared memory.
+    return Batch(pixels, indices, problems)
 
 
 def fits_shared_memory(pictures: int, resolution: tuple[int, int]) -> bool:
@@ -167,8 +149,9 @@ def load_batches(
     pipes = workers > 0 and not shared_memory(workers * (ahead + 2), resolution)
     count = -(-pictures // batch_size) if batches is None else batches
     rows = _decoded(decode, pictures, workers, ahead, through_pipes=pipes)
-    made = _Batches(rows, pictures, (batch_size, *resolution, 3), count)
-    with _beside(made, rows, workers) as prefetched:
+    starts, shape = range(0, count * batch_size, batch_size), (batch_size, *resolution, 3)
+    sizes = (max(0, min(batch_size, pictures - start)) for start in starts)
+    with _beside((_batch(rows, size, shape) for size in sizes), rows, workers) as prefetched:
         yield prefetched
 
 
@@ -195,15 +178,15 @@ def load_rows(
     workers = min(workers, count)
     # Their sizes are not known, so neither is whether shared memory would hold them.
     rows = _decoded(decode, count, workers, _ROWS_AHEAD, through_pipes=True)
-    with _beside(_Rows(rows, count), rows, workers) as prefetched:
+    with _beside(itertools.islice(rows, count), rows, workers) as prefetched:
         yield prefetched
 
 
 @contextlib.contextmanager
-def _beside(made: _Stateless[Item], rows: Any, workers: int) -> Iterator[Iterator[Item]]:
+def _beside(made: Iterable[Item], rows: Any, workers: int) -> Iterator[Iterator[Item]]:
     """Make items in a thread beside the program, of Grain's rows, which end with the context."""
     prefetched = grain.experimental.ThreadPrefetchDatasetIterator(
-        cast(Any, made), prefetch_buffer_size=_BATCHES_AHEAD
+        cast(Any, _Stateless(made)), prefetch_buffer_size=_BATCHES_AHEAD
     )
     try:
         # Ctrl-C reaches every process of a terminal. Threads and processes inherit the mask, so

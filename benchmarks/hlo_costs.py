@@ -27,6 +27,8 @@ RATES = {
     "product in float8": 1200e12,
     # Two thirds of the 67e12 that NVIDIA promises.
     "product in float32": 45e12,
+    # Half of bfloat16's; not measured.
+    "product in TF32": 350e12,
     # 477 us for (32, 1025, 16, 64), see docs/performance.md.
     "attention of cuDNN": 365e12,
     # By the number of warpgroups that hide each other's softmax: heads of 64 and of 80 channels.
@@ -239,7 +241,7 @@ def _product(instruction, operands) -> tuple[float, float, float]:
     depth = math.prod(shape[int(axis.strip('"'))] for axis in contracted.split(",") if axis)
     *batch, rows, columns = (1, 1, *instruction.shapes[0][1])
     flops = 2 * math.prod(batch) * rows * columns * depth
-    if kind == "f32":
+    if kind == "f32" and '["HIGHEST"' in instruction.attributes:
         return max(flops / RATES["product in float32"], traffic / RATES["bytes"]), traffic, flops
     best = 0.0
     for height, width in itertools.chain(*(((128, w), (w, 128)) for w in WIDTHS)):
@@ -247,7 +249,8 @@ def _product(instruction, operands) -> tuple[float, float, float]:
         waves = math.ceil(tiles / PROCESSORS)
         used = math.prod(batch) * rows * columns / (waves * PROCESSORS * height * width)
         best = max(best, used)
-    rate = RATES["product in float8" if kind.startswith("f8") else "product"]
+    names = {"f32": "product in TF32", "f8e4m3fn": "product in float8"}
+    rate = RATES[names.get(kind, "product")]
     return max(flops / rate / best, traffic / RATES["bytes"]), traffic, flops
 
 

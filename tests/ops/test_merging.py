@@ -148,6 +148,20 @@ def test_bfloat16_tokens_are_averaged_in_float32():
     np.testing.assert_array_equal(merged, exact.astype(jnp.bfloat16))
 
 
+def test_groups_of_bfloat16_tokens_are_averaged_in_float32():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 33, 16)), jnp.bfloat16)
+    weights = rng.uniform(0.5, 300, (2, 33)).astype(np.float32)
+    places = rng.permutation(33) % 10
+    means = merging.merge_groups(
+        x, jnp.asarray(weights), jnp.asarray(np.stack([places] * 2)), tokens=10
+    )
+    holds = weights[:, None] * (places == np.arange(10)[:, None])
+    exact = holds @ np.asarray(x, np.float64) / holds.sum(-1, keepdims=True)
+    # Half of the last of bfloat16's 8 bits, and the weights' 11 bits.
+    np.testing.assert_allclose(np.asarray(means, np.float64), exact, rtol=2**-8, atol=2**-9)
+
+
 def test_merging_adds_up_without_scattering():
     def merge(metric, x, sizes):
         return merge_tokens(x, sizes, match_tokens(metric, r=4))

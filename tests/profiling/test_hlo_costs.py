@@ -124,8 +124,11 @@ def test_few_rows_are_one_wave(costs):
 
 
 def test_a_product_in_float32_is_slower(costs):
-    exact = costs.kernels(PROGRAM.replace("bf16", "f32"))[1]
-    assert exact.seconds > 10 * costs.kernels(PROGRAM)[1].seconds
+    rounded = PROGRAM.replace("bf16", "f32")
+    highest = '"precision_config":{"operand_precision":["HIGHEST","HIGHEST"]},"dot_dimension'
+    exact = rounded.replace('"dot_dimension', highest)
+    fast, tf32, slow = (costs.kernels(x)[1].seconds for x in (PROGRAM, rounded, exact))
+    assert slow > 10 * fast and tf32 == pytest.approx(2 * fast, rel=0.1)
 
 
 def test_our_attention(costs):

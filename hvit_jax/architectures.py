@@ -160,7 +160,8 @@ def architecture_config(
             width=given["embed_dim"],
             heads=given["num_heads"],
             num_classes=weights.classes if num_classes is None else num_classes,
-            position_resizing=_resizing(architecture),
+            # As timm fits tables to other grids when it loads weights.
+            position_resizing="bilinear" if "flexivit" in architecture else "bicubic_antialias",
             norm_eps=_norm(given)[1],
             layer_scale=given["init_values"] is not None,
             qk_norm=given["qk_norm"],
@@ -192,11 +193,6 @@ def covered(size: int | Sequence[int], patch_size: int) -> tuple[int, int]:
     """
     height, width = as_pair(size)
     return height - height % patch_size, width - width % patch_size
-
-
-def _resizing(name: str) -> str:
-    """Name the rule by which timm fits a model's table to another grid when it loads weights."""
-    return "bilinear" if name.startswith("flexivit") else "bicubic_antialias"
 
 
 def _norm(given: dict[str, Any]) -> tuple[str, float]:

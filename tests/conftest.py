@@ -1,4 +1,5 @@
 import functools
+import gc
 import getpass
 import os
 import shutil
@@ -6,6 +7,9 @@ import signal
 import tempfile
 from pathlib import Path
 
+# Imported modules are a million objects; looking through them for garbage takes half a second each
+# time, after every module of tests too. See pytest_collection_finish.
+gc.disable()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the tests' time is compiling. Plain machine code for a CPU is made in a quarter of the
 # time; what a program computes, and the memory that is planned for it, is decided before.
@@ -63,6 +67,8 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     _unwrap(Options)
+    gc.freeze()
+    gc.enable()
 
 
 # Compilation and loaded machines take their time; the same examples in every run.

@@ -170,7 +170,8 @@ def test_the_file_says_what_its_user_has_to_know(tmp_path, inside):
     onnx.checker.check_model(proto, full_check=True)
     assert [each.version for each in proto.opset_import] == [20]
     pixels = noise(CONFIG, 2)
-    expected = hvit_jax.load(checkpoint, "evit")(normalize(pixels, own.mean, own.std))
+    model = hvit_jax.load(checkpoint, "evit")
+    expected = hvit_jax.jit_model(model)(normalize(pixels, own.mean, own.std))
     (found,) = session.run(None, {"pixels": pixels})
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-5)
 

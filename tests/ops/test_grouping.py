@@ -18,6 +18,7 @@ from tests.ops.test_hashing import identity_hash, packed_numbers
 
 group_tokens = jax.jit(grouping.group_tokens, static_argnames="max_groups")
 group_means = jax.jit(grouping.group_means)
+member_codes = jax.jit(grouping.member_codes, static_argnames=("size", "dtype"))
 
 
 def heads(x):
@@ -137,10 +138,10 @@ class TestGroups:
     def test_attention_between_codes_averages_members(self, dtype, size, width, budget):
         x = 3 * jax.random.normal(jax.random.key(0), (2, size, 3, width))
         groups = group_tokens(x, draw_hashes(jax.random.key(1), width, 4), max_groups=budget)
-        queries, keys = grouping.member_codes(groups, size=width, dtype=dtype)
+        queries, keys = member_codes(groups, size=width, dtype=dtype)
         assert queries.dtype == keys.dtype == dtype
         values = x.astype(dtype)
-        means = np.asarray(attend(queries, keys, values), np.float64)
+        means = np.asarray(jax.jit(attend)(queries, keys, values), np.float64)
         used = np.asarray(groups.counts > 0).swapaxes(1, 2)
         assert budget < 200 or not used.all()
         expected = np.asarray(group_means(values, groups), np.float64)

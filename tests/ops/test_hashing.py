@@ -32,7 +32,9 @@ def packed_numbers(bins):
     high, low = jax.jit(pack_bins)(bins)
     packed = (np.asarray(high, np.int64) << 32) | np.asarray(low, np.int64)
     with compiled_for("onnx"):  # In numbers of 16 bits.
-        high, *low = (np.asarray(digits, np.int64) for digits in pack_bins(bins))
+        high, *low = (
+            np.asarray(digits, np.int64) for digits in jax.jit(lambda x: pack_bins(x))(bins)
+        )
     for digits in low:
         high = (high << 16) | digits
     np.testing.assert_array_equal(high, packed)
@@ -79,8 +81,8 @@ class TestBins:
         x = spread * jax.random.normal(jax.random.key(0), (2, 60, 3, 8))
         x = x.at[:, 1::2].set(x[:, ::2])
         draws = draw_hashes(jax.random.key(1), 8, hashes)
-        expected = packed_numbers(hash_bins(x, draws))
-        high, low = hash_words(x, draws)
+        expected = packed_numbers(jax.jit(hash_bins)(x, draws))
+        high, low = jax.jit(hash_words)(x, draws)
         words = (np.asarray(high, np.int64) << 32) | np.asarray(low, np.int64)
         # What words of up to 16 hashes are larger by is the same for all vectors of a head.
         larger = (words - expected)[..., :1] * (hashes <= 16)

@@ -154,6 +154,19 @@ def test_nothing_copies_what_one_product_gives(method, options, dtype, roofline)
     assert sum(kernel.result.endswith(", 3072]") for kernel in listed) == 2
 
 
+def test_tome_merges_in_few_kernels(roofline):
+    """One sort a block tells where tokens go; a plain block has 8 kernels."""
+    config = dataclasses.replace(ViTConfig.vit_l16(), depth=2)
+    row = roofline.Row("tome", config, make_reducer("tome", r=8), BATCH, Compute("bfloat16"))
+    program = roofline.compile_for_h200(row).as_text()
+    sorts = re.findall(r"= (\S+) sort\(", program)
+    assert len(sorts) == 2 and all(kind.startswith("s64[") for kind in sorts)
+    assert " scatter(" not in program
+    listed = roofline.kernels(program)
+    first, second = (at for at, kernel in enumerate(listed) if kernel.kind == "attention")
+    assert second - first <= 22
+
+
 def test_smyrf_sorts_one_array_and_counts_in_8_bits(roofline):
     """A sort carries places in its numbers; clusters need no ranks, which would be scattered.
 

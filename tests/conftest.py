@@ -11,8 +11,8 @@ from pathlib import Path
 # time, after every module of tests too. See pytest_collection_finish.
 gc.disable()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the tests' time is compiling. Plain machine code for a CPU is made in a quarter of the
-# time; what a program computes, and the memory that is planned for it, is decided before.
+# Plain machine code for a CPU is made in a ninth of the time, which would else be most of the
+# tests'; what a program computes, and the memory that is planned for it, is decided before.
 # `nox -s optimized` tests the code that users run.
 if os.environ["JAX_PLATFORMS"] == "cpu":
     if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0":

@@ -79,7 +79,7 @@ CHOSEN = {
         {"method": "smyrf", "q_cluster_size": 64},
     ),
 }
-# What dense ViT-L/16 is measured without, one thing at a time.
+# What ViT-L/16, dense if nothing else is said, is measured without or with, one thing at a time.
 SWITCHES: dict[str, dict[str, Any]] = {
     "XLA's own products": {"options": {"xla_gpu_enable_triton_gemm": True}},
     "exact GELU": {"gelu": "exact"},

@@ -68,18 +68,18 @@ def hash_bins(
     Returns:
         Bins minus their minimum over the N vectors of the same image and head.
     """
-    bins = jnp.moveaxis(_bins(x, draws, scale), (0, 3), (3, 1))
+    bins = _bins("bhne", x, draws, scale)
     return bins - bins.min(axis=2, keepdims=True)
 
 
-def _bins(x, draws, scale) -> Int32[Array, "hashes B N H"]:
+def _bins(axes: str, x, draws, scale) -> Array:
     projection = draws.projection
     if x.dtype == accumulator(x.dtype):
         x = scale * x
     else:
         projection = (scale * projection).astype(x.dtype)
-    projected = accurate_einsum("bnhd,de->ebnh", x, projection)
-    offset = draws.offset.reshape(-1, 1, 1, 1)
+    projected = accurate_einsum(f"bnhd,de->{axes}", x, projection)
+    offset = draws.offset.reshape([-1 if axis == "e" else 1 for axis in axes])
     return jnp.floor((projected + offset) / BIN_WIDTH).astype(jnp.int32)
 
 
@@ -88,9 +88,9 @@ def hash_words(
 ) -> tuple[Integer[Array, "B H N"], ...]:
     """Hash vectors to words that are equal and ordered as those of their bins, packed.
 
-    The lowest bins are subtracted from the sums, not from every bin: that is the same, and saves a
-    pass over all bins. Sums of up to 16 hashes do not wrap, whatever the bins are, so that nothing
-    is subtracted from them: it would not change their order.
+    A GPU subtracts the lowest bins from the sums, not from every bin: that is the same, and saves a
+    pass over all bins. Sums of up to 16 hashes do not wrap, whatever the bins are: nothing needs to
+    be subtracted from them, since it would not change their order.
 
     Args:
         x: as for `hash_bins`.
@@ -100,12 +100,14 @@ def hash_words(
     Returns:
         Words as of `pack_bins`.
     """
-    if backend() == "onnx":
+    if backend() != "gpu":
         return pack_bins(hash_bins(x, draws, scale=scale))
-    bins = _bins(x, draws, scale)
+    bins = _bins("ebnh", x, draws, scale)
     # As lists, or else XLA would turn the bins, of which there are many more than of words.
     high, low = (word.reshape(bins.shape[1:]) for word in _pack(bins.reshape(len(bins), -1)))
     if len(bins) > 16:
+        # Packed once: XLA would do so again for the borrow, and for each word.
+        high, low = jax.lax.optimization_barrier((high, low))
         least_high, least_low = _pack(bins.min(axis=2, keepdims=True))
         high = high - least_high - (low < least_low).astype(jnp.int32)
         low = low - least_low

@@ -38,10 +38,15 @@ def images(small_config):
 
 def clusters_of_block(model, x, index, *, keys=False):
     """Count the clusters of every image and head in one block of an unrolled model."""
-    q, k, _ = (each.array for each in block_of(model, index).qkv(x))
-    draws = model.reducer.draws(model.config)[index]
-    pair = (k, draws.keys) if keys else (q * q.shape[-1] ** -0.5, draws.queries)
-    return np.asarray(group_tokens(*pair, max_groups=TOKENS).distinct)
+    draws, block = model.reducer.draws(model.config)[index], block_of(model, index)
+
+    @jax.jit
+    def count(x):
+        q, k, _ = (each.array for each in block.qkv(x))
+        pair = (k, draws.keys) if keys else (q * q.shape[-1] ** -0.5, draws.queries)
+        return group_tokens(*pair, max_groups=TOKENS).distinct
+
+    return np.asarray(count(x))
 
 
 class TestEqualities:

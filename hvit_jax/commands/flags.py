@@ -236,7 +236,8 @@ def read_method_args(path: str | Path, method: str) -> dict[str, Any]:
             f"{path} holds no method's options, as hvit calibrate and hvit eval --output write them"
         )
     if content.get("method") != method:
-        raise InputError(f"{path} is for the method {content.get('method')!r}, not {method!r}")
+        named = content.get("method")
+        raise InputError(f"{path} is for the method {named!r}, not {method!r}; give --method {named}")
     try:
         make_reducer(method, **content["args"])
     except InputError as error:

@@ -199,7 +199,7 @@ def test_options_from_a_file_yield_to_the_command_line(tmp_path):
     assert reducer.options()["keep_rate"] == 0.5
     reducer = parse(f"--method-args {path} --keep-rate 0.9", "evit").reducer
     assert reducer.options()["keep_rate"] == 0.9
-    with pytest.raises(InputError, match="is for the method 'evit', not 'dense'"):
+    with pytest.raises(InputError, match="method 'evit', not 'dense'; give --method evit"):
         parse(f"--method-args {path}", "dense")
 
 

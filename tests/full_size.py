@@ -1,7 +1,7 @@
 """Logits of the full-size models for one photograph, from deterministic weights.
 
-`python -m tests.full_size vit_l16` writes the logits of the methods to tests/full_size.npz; the slow
-tests compare with them.
+`python -m tests.full_size vit_l16` writes the logits of the methods to tests/full_size.npz; the
+slow tests compare with them.
 """
 
 import functools
@@ -55,7 +55,7 @@ def forward(model, method):
 def main():
     found = dict(np.load(FILE)) if FILE.exists() else {}
     for model in sys.argv[1:] or MODELS:
-        for method in hvit_jax.REDUCERS.keys() - UNSTABLE:
+        for method in sorted(hvit_jax.REDUCERS.keys() - UNSTABLE):
             logits, seconds, planned = forward(model, method)
             print(model, method, f"{seconds:.1f} s, {planned / 1e6:.0f} MB", logits[:3], flush=True)
             found[f"{model}/{method}"] = logits

@@ -235,9 +235,10 @@ def read_method_args(path: str | Path, method: str) -> dict[str, Any]:
         raise InputError(
             f"{path} holds no method's options, as hvit calibrate and hvit eval --output write them"
         )
-    if content.get("method") != method:
-        named = content.get("method")
-        raise InputError(f"{path} is for the method {named!r}, not {method!r}; give --method {named}")
+    if (named := content.get("method")) != method:
+        raise InputError(
+            f"{path} is for the method {named!r}, not {method!r}; give --method {named}"
+        )
     try:
         make_reducer(method, **content["args"])
     except InputError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from operator import itemgetter
+from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -198,7 +198,7 @@ def _checked(record: type[Options], found: dict[str, Any], method: str | None) -
 def _refuse_end_of_list(value: Any, label: str, found: dict[str, Any]) -> None:
     """Refuse what stands alone but looks like the end of a list that was written with spaces."""
     lists = [each for each in found.values() if isinstance(each, tuple)]
-    of_methods = [each for each in lists if each and {*each, value} <= set(REDUCERS)]
+    of_methods = [each for each in lists if each and _are_methods(*each, value)]
     if of_methods:
         example = f": {show((*of_methods[0], value))}"
     elif _NUMBER.fullmatch(str(value)):
@@ -209,6 +209,10 @@ def _refuse_end_of_list(value: Any, label: str, found: dict[str, Any]) -> None:
         f"{value!r} would be read as {label}; lists are written with commas{example} (a folder of "
         f"that name: ./{value})"
     )
+
+
+def _are_methods(*words: Any) -> bool:
+    return all(part in REDUCERS for word in words for part in str(word).split("+"))
 
 
 def _build(record: type[Record], values: dict[str, Any], base: Record | None) -> Record:

@@ -482,6 +482,7 @@ def test_files_and_pictures_are_checked_before_the_work(fast, inputs, tmp_path, 
         ([*fast, "--output", str(taken), "--resume"], "is not JSON"),
         (["--checkpoint", inputs[2]], "give both DATA and --checkpoint DIR, or neither"),
         (["--methods", "tome", "evit"], "lists are written with commas: tome,evit (a folder of"),
+        (["--methods", "tome", "pool+evit"], "written with commas: tome,pool+evit (a folder of"),
     ]:
         assert main(words) == 2
         assert message in capsys.readouterr().err

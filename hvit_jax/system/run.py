@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing.util
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from hvit_jax.errors import InputError, first_line
 from hvit_jax.system.library_messages import (
@@ -75,8 +74,8 @@ def leave(status: int) -> NoReturn:
     if status in _INTERRUPTED:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # A second one ends it here, without a word.
         # The one part of Python's exit that matters beyond the process: workers and semaphores.
-        helpers: Any = multiprocessing.util
-        helpers._exit_function()
+        if helpers := cast(Any, sys.modules.get("multiprocessing.util")):  # Loaded with them.
+            helpers._exit_function()
         leave_at_once(status)
     sys.exit(status)
 

@@ -94,6 +94,14 @@ def test_our_kernel_at_full_size(method, monkeypatch):
     assert "mosaic_gpu" in program and ("__cudnn$fmha" in program) == (method == "ats")
 
 
+def test_our_kernel_where_numbers_have_64_bits(monkeypatch):
+    """JAX_ENABLE_X64 is for the rest of a program; the kernel counts its blocks in 32 bits."""
+    monkeypatch.setattr(hopper, "obstacle", lambda dtype, size: None)
+    heads = jax.ShapeDtypeStruct((2, 700, 2, 16), jnp.bfloat16)
+    with jax.enable_x64(True):
+        assert "mosaic_gpu" in lowered(lambda x: attend(x, x, x), heads)
+
+
 @pytest.mark.parametrize(("method", "batch"), [("dense", 1), ("evit", 8), ("tome", 8), ("act", 8)])
 def test_a_gradient_where_our_kernel_attends(method, batch, monkeypatch):
     """cuDNN has the backward pass: of joined heads, of scores, and with a bias."""

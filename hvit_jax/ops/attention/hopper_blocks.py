@@ -213,7 +213,7 @@ class Rows:
 def launch(plan: Plan, kernel, rows: jax.Array | jax.ShapeDtypeStruct, results):
     """Make a kernel of `results` whose blocks of threads go over the rows of (B, N, H, D)."""
     batch, tokens, heads, _ = rows.shape
-    return plgpu.kernel(
+    run = plgpu.kernel(
         kernel,
         out_type=results,
         grid=(heads, plan.tiles(tokens), batch),
@@ -222,6 +222,8 @@ def launch(plan: Plan, kernel, rows: jax.Array | jax.ShapeDtypeStruct, results):
         thread_name="group",
         compiler_params=plgpu.CompilerParams(approx_math=True),
     )
+    # Else JAX_ENABLE_X64 would give some of a kernel's whole numbers 64 bits, and others 32.
+    return jax.enable_x64(False)(run)
 
 
 def padded_bias(plan: Plan, bias: Float[Array, "B h N"]) -> Float[Array, "B h M"]:

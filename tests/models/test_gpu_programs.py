@@ -209,8 +209,10 @@ def test_products_take_on_bias_gelu_and_residual_sum(dtype, roofline):
     assert len(eights) == (4 if dtype == "float8" else 0)
     # What GELU gives is rounded inside the product; in bfloat16 it is as wide as the rest.
     assert sum("(f8e4m3fn[32800,4096]" in line for line in products) == len(eights) / 4
-    # LayerNorms round their results themselves, and so does attention.
-    rounding = re.findall(r"f8e4m3fn\[32(?:800)?,\S+ fusion\(.*kind=(\w+)", program)
+    # LayerNorms round their results themselves, and so does attention, around which JAX 0.11 puts
+    # the cut of its factor from the stack.
+    found = r"f8e4m3fn\[32(?:800)?,\S+ fusion\(.*kind=(\w+), calls=%(?!dynamic-slice-fusion)"
+    rounding = re.findall(found, program)
     assert sorted(rounding) == (["kCustom", "kCustom"] if eights else [])
     assert sum('"epilogue":"BIAS"' in line for line in products) == 3
     assert sum('"epilogue":"BIAS_GELU"' in line for line in products) == 1

@@ -235,11 +235,11 @@ def read_method_args(path: str | Path, method: str) -> dict[str, Any]:
         InputError: if the file cannot be read, is of another method, or its options are wrong.
     """
     content = read_json(Path(path))
-    if not isinstance(content.get("args"), dict):
+    if not (isinstance(content.get("args"), dict) and isinstance(content.get("method"), str)):
         raise InputError(
             f"{path} holds no method's options, as hvit calibrate and hvit eval --output write them"
         )
-    if (named := content.get("method")) != method:
+    if (named := content["method"]) != method:
         raise InputError(
             f"{path} is for the method {named!r}, not {method!r}; give --method {named}"
         )

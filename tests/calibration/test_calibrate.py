@@ -175,6 +175,7 @@ class TestFiles:
             ("{", "is not JSON"),
             ("[1]", "holds no JSON object"),
             ('{"method": "ats", "args": [1]}', "holds no method's options"),
+            ('{"args": {}}', "holds no method's options"),
             ('{"method": "act", "args": {}}', "for the method 'act', not 'ats'"),
             ('{"method": "ats", "args": {"max_tokens": "many"}}', "a.json: ats: max_tokens must"),
             ('{"method": "ats", "args": {"tokens": 3}}', "a.json: unknown option of ats 'tokens'"),

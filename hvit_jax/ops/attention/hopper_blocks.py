@@ -25,6 +25,8 @@ _STAGES = 2
 # Stands for -inf, where -inf - (-inf) would make NaN.
 MASKED = -1e30
 LOG2_E = math.log2(math.e)
+# JAX's own kernels take it from here too.
+ACC: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 
 
 @dataclass(frozen=True)
@@ -284,14 +286,32 @@ def fetch(plan: Plan, *streams: Stream | Weights) -> None:
         copy(plan.full, plan.full % plan.stages, plan.last, reuse=True)
 
 
-def rows_of_group(plan: Plan, source, buffer: Buffer, here) -> Rows:
-    """Fetch the rows that this warpgroup works for, and wait for them."""
+def rows_of_group(plan: Plan, buffer: Buffer) -> Rows:
+    """Find the rows that this warpgroup works for."""
     image, head, group = (lax.axis_index(name) for name in ("image", "head", "group"))
     start = (lax.axis_index("tile") * plan.groups + group) * ROWS
-    place = image, pl.ds(start, ROWS), head
-    _copy_pieces(plan, source, place, buffer, group, here.at[group])
-    plgpu.barrier_wait(here.at[group])
-    return Rows(buffer, group, start, place)
+    return Rows(buffer, group, start, (image, pl.ds(start, ROWS), head))
+
+
+def fetched_rows(plan: Plan, source, buffer: Buffer, here) -> Rows:
+    """Fetch the rows that this warpgroup works for, and wait for them."""
+    rows = rows_of_group(plan, buffer)
+    _copy_pieces(plan, source, rows.place, buffer, rows.group, here.at[rows.group])
+    plgpu.barrier_wait(here.at[rows.group])
+    return rows
+
+
+def write_rows(plan: Plan, rows: Rows, values, out_ref) -> None:
+    """Start to write the rows' vectors, given piece by piece; those beyond the last are left out.
+
+    What was put into shared memory before may be written behind this too.
+    """
+    for x, tile in zip(values, rows.buffer.tiles, strict=True):
+        tile[rows.group] = x.astype(out_ref.dtype)
+    plgpu.commit_smem()
+    for (first, width), piece in zip(plan.pieces, rows.buffer.rows, strict=True):
+        target = out_ref.at[(*rows.place, pl.ds(first, width))]
+        plgpu.copy_smem_to_gmem(piece.at[rows.group], target)
 
 
 def _copy_pieces(plan, source, place, buffer: Buffer, slot, barrier) -> None:
@@ -317,3 +337,19 @@ def number_a_row(value: float):
     """Give every row of the matrix instructions the same number."""
     numbers = jnp.full((ROWS,), value, jnp.float32)
     return plgpu.layout_cast(numbers, plgpu.Layout.WGMMA.reduce(1))
+
+
+def no_sums(plan: Plan) -> tuple[Any, ...]:
+    """Start with sums of no values, piece by piece."""
+    sums = (jnp.zeros((ROWS, width), jnp.float32) for _, width in plan.pieces)
+    return tuple(plgpu.layout_cast(x, plgpu.Layout.WGMMA) for x in sums)
+
+
+def add_values(sums, weights, values: Buffer, slot, part) -> tuple[Any, ...]:
+    """Add a block of values to the sums, multiplied by the rows' weights."""
+
+    def add(refs):
+        for ref, value in zip(refs, values.tiles, strict=True):
+            plgpu.wgmma(ref, weights, value.at[slot, part])
+
+    return tuple(pl.run_state(add)(tuple(ACC.init(x) for x in sums)))

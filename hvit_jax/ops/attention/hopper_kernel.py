@@ -5,8 +5,8 @@ All are jitted, so that a program writes a kernel once for all blocks of one siz
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from hvit_jax.ops.attention.heads import Heads
 from hvit_jax.ops.attention.hopper_blocks import (
+    ACC,
     KEYS,
     LOG2_E,
     MASKED,
@@ -26,22 +27,22 @@ from hvit_jax.ops.attention.hopper_blocks import (
     Rows,
     Stream,
     Weights,
+    add_values,
     arrived,
     fetch,
+    fetched_rows,
     launch,
     loop,
+    no_sums,
     number_a_row,
     numbers_of_rows,
     padded_bias,
-    rows_of_group,
     shared_numbers,
     slot_of,
     split,
+    write_rows,
 )
 from hvit_jax.ops.float8 import FLOAT8, LARGEST
-
-# JAX's own kernels take it from here too.
-_ACC: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -169,23 +170,18 @@ def _run(plan: Plan, q, k, v, bias_ref, weights_ref, factor_ref, out_ref, logs_r
         weights = None if weights_ref is None else Weights(weights_ref, *pairs)
 
         def compute():
-            rows = rows_of_group(plan, q, Buffer.of(queries), q_here)
+            rows = fetched_rows(plan, q, Buffer.of(queries), q_here)
             step = _attend_step(plan, rows, key_stream, weights, value_stream, dtype)
-            carry = loop(plan, step, _nothing(plan))
-            highest, total, sums = carry
+            # The highest score, the sum of weights and that of values of no keys.
+            carry = number_a_row(-jnp.inf), number_a_row(0.0), no_sums(plan)
+            highest, total, sums = loop(plan, step, carry)
             if logs is not None:
                 logs[rows.group] = highest + jnp.log(total) * LOG2_E
             sums = (x / lax.broadcast_in_dim(total, x.shape, [0]) for x in sums)
-            buffer = rows.buffer
             if factor_ref is not None:
-                sums, buffer = _to_float8(plan, rows, sums, factor_ref), Buffer.of(rounded)
-            for x, tile in zip(sums, buffer.tiles, strict=True):
-                tile[rows.group] = x.astype(out_ref.dtype)
-            plgpu.commit_smem()
-            for (first, width), piece in zip(plan.pieces, buffer.rows, strict=True):
-                # Rows beyond the last query are not written.
-                target = out_ref.at[(*rows.place, pl.ds(first, width))]
-                plgpu.copy_smem_to_gmem(piece.at[rows.group], target)
+                sums = _to_float8(plan, rows, sums, factor_ref)
+                rows = dataclasses.replace(rows, buffer=Buffer.of(rounded))
+            write_rows(plan, rows, sums, out_ref)
             if logs is not None:
                 plgpu.copy_smem_to_gmem(logs.at[rows.group], rows.numbers(logs_ref))
             plgpu.wait_smem_to_gmem(0)
@@ -229,7 +225,7 @@ def _run_columns(plan: Plan, k, q, bias_ref, out_ref) -> None:
         stream = Stream(q, Buffer.of(queries), q_here, q_used, (bias_ref, biases))
 
         def compute():
-            rows = rows_of_group(plan, k, Buffer.of(keys), k_here)
+            rows = fetched_rows(plan, k, Buffer.of(keys), k_here)
 
             def step(block, total, *, last: bool = False):
                 scores = _scores(plan, rows, stream, block, last=last)
@@ -273,7 +269,7 @@ def _scores(plan: Plan, rows: Rows, keys: Stream, block, *, last: bool):
         return scores[...]
 
     length = plan.last if last else KEYS
-    scores = pl.run_scoped(products, _ACC((ROWS, length), jnp.float32))
+    scores = pl.run_scoped(products, ACC((ROWS, length), jnp.float32))
     if bias is not None:
         scores = scores * plan.scale + lax.broadcast_in_dim(bias, scores.shape, [1])
     elif last:
@@ -310,20 +306,8 @@ def _attend_step(
         # All of this comes before the wait.
         higher, total, sums, weights = lax.optimization_barrier((higher, total, sums, weights))
         plgpu.barrier_wait(values.here.at[slot])
-
-        def add(refs):
-            for ref, value in zip(refs, values.buffer.tiles, strict=True):
-                plgpu.wgmma(ref, weights, value.at[slot, part])
-
-        sums = pl.run_state(add)(tuple(_ACC.init(x) for x in sums))
+        sums = add_values(sums, weights, values.buffer, slot, part)
         plgpu.barrier_arrive(values.used.at[slot])
-        return higher, total, tuple(sums)
+        return higher, total, sums
 
     return step
-
-
-def _nothing(plan: Plan):
-    """Start with the highest score, the sum of weights and that of values of no keys."""
-    sums = (jnp.zeros((ROWS, width), jnp.float32) for _, width in plan.pieces)
-    sums = tuple(plgpu.layout_cast(x, plgpu.Layout.WGMMA) for x in sums)
-    return number_a_row(-jnp.inf), number_a_row(0.0), sums

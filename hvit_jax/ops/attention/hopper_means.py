@@ -8,7 +8,6 @@ multiplies them and takes exponentials; here a weight is 1 where the numbers are
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +22,20 @@ from hvit_jax.ops.attention.hopper_blocks import (
     Buffer,
     Plan,
     Stream,
+    add_values,
     arrived,
     fetch,
     launch,
     loop,
+    no_sums,
     number_a_row,
     padded_bias,
+    rows_of_group,
     shared_numbers,
     slot_of,
     split,
+    write_rows,
 )
-
-# JAX's own kernels take it from here too.
-_ACC: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -67,20 +67,12 @@ def _run(plan: Plan, x_ref, members_ref, out_ref) -> None:
         stream = Stream((x_ref, 0), Buffer.of(values), here, used, (members_ref, members))
 
         def compute():
-            image, head, group = (lax.axis_index(name) for name in ("image", "head", "group"))
-            start = (lax.axis_index("tile") * plan.groups + group) * ROWS
-            total, sums = loop(
-                plan, _step(plan, start, stream, members, out_ref.dtype), _nothing(plan)
-            )
+            rows = rows_of_group(plan, Buffer.of(results))
+            step = _step(plan, rows.start, stream, members, out_ref.dtype)
+            total, sums = loop(plan, step, (number_a_row(0.0), no_sums(plan)))
             total = jnp.maximum(total, 1.0)
-            buffer = Buffer.of(results)
-            for x, tile in zip(sums, buffer.tiles, strict=True):
-                tile[group] = (x / lax.broadcast_in_dim(total, x.shape, [0])).astype(tile.dtype)
-            plgpu.commit_smem()
-            for (first, width), piece in zip(plan.pieces, buffer.rows, strict=True):
-                # Rows beyond the last group are not written.
-                target = out_ref.at[image, pl.ds(start, ROWS), head, pl.ds(first, width)]
-                plgpu.copy_smem_to_gmem(piece.at[group], target)
+            means = (x / lax.broadcast_in_dim(total, x.shape, [0]) for x in sums)
+            write_rows(plan, rows, means, out_ref)
             plgpu.wait_smem_to_gmem(0)
 
         split(plan, compute, lambda: fetch(plan, stream))
@@ -109,20 +101,8 @@ def _step(plan: Plan, start, stream: Stream, members, dtype):
         numbers = lax.broadcast_in_dim(numbers, shape, [1])
         weights = jnp.where(groups.astype(jnp.float32) == numbers, 1.0, 0.0)
         total = total + weights.sum(axis=1)
-        weights = weights.astype(dtype)
-
-        def add(refs):
-            for ref, value in zip(refs, stream.buffer.tiles, strict=True):
-                plgpu.wgmma(ref, weights, value.at[slot, part])
-
-        sums = pl.run_state(add)(tuple(_ACC.init(x) for x in sums))
+        sums = add_values(sums, weights.astype(dtype), stream.buffer, slot, part)
         plgpu.barrier_arrive(stream.used.at[slot])
-        return total, tuple(sums)
+        return total, sums
 
     return step
-
-
-def _nothing(plan: Plan):
-    """Start with no members, and sums of none."""
-    sums = (jnp.zeros((ROWS, width), jnp.float32) for _, width in plan.pieces)
-    return number_a_row(0.0), tuple(plgpu.layout_cast(x, plgpu.Layout.WGMMA) for x in sums)

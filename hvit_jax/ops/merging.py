@@ -207,12 +207,15 @@ def _means(x, sizes, matching):
     leaving, leaving_sizes = gather(x, matching.leaving), gather(sizes, matching.leaving)
     # Those that join the same one find the same mean.
     together = targets[:, :, None] == targets[:, None, :]
-    parts = jnp.where(together, leaving_sizes[:, None, :], 0)
+    parts, counted = (
+        jnp.where(together, each[:, None, :], 0)
+        for each in (leaving_sizes, _as_multiplied(leaving_sizes, x))
+    )
     weights = gather(sizes[:, odd], targets)
-    total = weights + parts.sum(-1)
-    sums = _sum_by(parts, leaving)
+    sums = _sum_by(counted, leaving)
     sums += gather(x[:, odd], targets).astype(sums.dtype) * weights[..., None]
-    return (sums / total[..., None]).astype(x.dtype), total
+    means = sums / (weights + counted.sum(-1))[..., None]
+    return means.astype(x.dtype), weights + parts.sum(-1)
 
 
 def merge_groups(
@@ -233,17 +236,22 @@ def merge_groups(
     Returns:
         The means in the dtype of `x`.
     """
-    if x.dtype != accumulator(x.dtype):
-        weights = jax.lax.reduce_precision(weights, exponent_bits=8, mantissa_bits=10)  # As TF32.
-    parts = _parts(weights, places, tokens)
+    parts = _parts(_as_multiplied(weights, x), places, tokens)
     return (_sum_by(parts, x) / parts.sum(-1, keepdims=True)).astype(x.dtype)
+
+
+def _as_multiplied(weights, x):
+    """Round weights as `_sum_by` does, so that a sum divided by theirs is a mean."""
+    if x.dtype == accumulator(x.dtype):
+        return weights
+    return jax.lax.reduce_precision(weights, exponent_bits=8, mantissa_bits=10)
 
 
 def _sum_by(weights, x):
     """Add up tokens by weights, in float32 at least.
 
     Tokens of 16 bits are multiplied in TF32, which a GPU does eight times as fast: it holds them
-    as they are, and sizes to 2,048.
+    as they are, and 11 bits of weights, such as sizes to 2,048.
     """
     wide = accumulator(x.dtype)
     precision = jax.lax.Precision.HIGHEST if x.dtype == wide else jax.lax.Precision.HIGH

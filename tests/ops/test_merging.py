@@ -148,6 +148,14 @@ def test_bfloat16_tokens_are_averaged_in_float32():
     np.testing.assert_array_equal(merged, exact.astype(jnp.bfloat16))
 
 
+def test_sizes_that_tf32_does_not_hold_add_up_exactly():
+    """A mean takes them as TF32 has them, so that equal tokens stay what they are."""
+    x = jnp.array([[[1, 3], [3, 3]]], jnp.float16)
+    matching = match_tokens(x, r=1, prefix=0)
+    merged, sizes = jax.jit(merge_tokens)(x, jnp.array([[2049.0, 2052.0]]), matching)
+    assert merged.tolist() == [[[2, 3]]] and sizes.tolist() == [[4101]]
+
+
 def test_groups_of_bfloat16_tokens_are_averaged_in_float32():
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 33, 16)), jnp.bfloat16)

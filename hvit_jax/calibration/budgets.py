@@ -108,7 +108,12 @@ def propose(
     A block's budget is the count at the percentile, which 100 makes the maximum, rounded up to a
     multiple of 8 and never more than all tokens. With `common` all blocks get the largest budget:
     blocks that are alike compile as one.
+
+    Raises:
+        InputError: for a percentile out of range.
     """
+    if not 0 < percentile <= 100:
+        raise InputError(f"the percentile must be above 0 and at most 100, got {percentile:g}")
     resolved, needed = reducer.resolve(config), {}
     for entry in counts:
         count = -(-entry.at_percentile(percentile) // MULTIPLE) * MULTIPLE

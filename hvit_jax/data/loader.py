@@ -141,8 +141,12 @@ def load_batches(
         Batches in the source's order. Leaving the context stops the workers.
 
     Raises:
-        InputError: if a worker dies.
+        InputError: for a batch size below 1 or a negative number of workers, or if a worker dies.
     """
+    if batch_size < 1 or workers < 0:
+        raise InputError(
+            f"batch size must be at least 1 and workers at least 0, got {batch_size} and {workers}"
+        )
     decode, pictures = _Decode(source, resolution, preprocessing), len(source)
     workers = min(workers, pictures)
     ahead = max(2, -(-batch_size // max(1, workers)))

@@ -51,11 +51,19 @@ def clustered_attention(
         Attended values in the dtype of `q`. Beside a few numbers a token and head, its projections,
         rank and cluster, memory does not grow with the rounds.
 
+    Raises:
+        InputError: if queries and keys give different numbers of clusters, or as for `attend`.
+
     Differs from the original: it cuts the joined list of all rounds, images and heads, so that
     clusters straddle them unless the size divides N; see `straddling_attention`.
     """
     size = q.shape[1]
-    clusters = -(-size // q_cluster_size)
+    clusters, k_clusters = -(-size // q_cluster_size), -(-size // k_cluster_size)
+    if clusters != k_clusters:
+        raise InputError(
+            f"{size} tokens make {clusters} clusters of {q_cluster_size} queries but {k_clusters} "
+            f"of {k_cluster_size} keys; the numbers must be equal"
+        )
     # Turned, they are copied anyway: parts of one array cost no more here.
     q_turned, k_turned = (array_of(x).swapaxes(1, 2) for x in (q, k))
     projections = project_asymmetric(q_turned, k_turned, draws)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from hvit_jax.errors import InputError
 from hvit_jax.ops.arrays import pad_end, softmax
 from hvit_jax.ops.platform import backend
 from hvit_jax.ops.precision import accumulator, accurate_einsum
@@ -230,7 +231,7 @@ def reconstruct_tokens(
         before: patch features before clustering.
         centroids: centroids right after clustering, in the same space as `before`.
         tokens: the centroids after later blocks.
-        k: neighbours, not 0; ties with the k-th are kept; negative keeps all.
+        k: neighbours; ties with the k-th are kept; negative keeps all.
         temperature: factor on the negative squared distance; "auto": `scale_free_temperature`.
         normalize: "l2" scales a patch's weights to unit L2 norm, as the original does; "sum" makes
             them sum to 1, as the paper writes.
@@ -246,6 +247,10 @@ def reconstruct_tokens(
     factor = scale_free_temperature(before, scores) if automatic else temperature
     scores = factor * scores
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    if normalize not in ("l2", "sum"):
+        raise InputError(f"normalize must be 'l2' or 'sum', got {normalize!r}")
+    if k == 0:
+        raise InputError("k must be at least 1, or negative to keep all centroids; got 0")
     if 0 < k < weights.shape[-1]:
         # Otherwise XLA sorts whole rows on a CPU, and computes every weight again to compare it.
         weights = jax.lax.optimization_barrier(weights)

@@ -109,6 +109,12 @@ class TestProposals:
             assert common.schedule(CONFIG)[0] == common.schedule(CONFIG)[1]
             assert own.schedule(CONFIG)[0] != own.schedule(CONFIG)[1]
 
+    @pytest.mark.parametrize("percentile", [0.0, -1.0, 100.5, float("nan")])
+    def test_percentile_out_of_range(self, percentile):
+        reducer = hvit_jax.make_reducer("ats", blocks=(1,))
+        with pytest.raises(hvit_jax.InputError, match="above 0 and at most 100"):
+            propose(reducer, CONFIG, [counts_of([9])], percentile=percentile)
+
     def test_summary(self):
         summary = counts_of([2, 4, 9], [4, 4, 1]).summary(50.0)
         assert summary == {

@@ -447,6 +447,11 @@ def test_sources_can_be_pickled(folder):
     assert pickle.loads(pickle.dumps(source)) == source
 
 
+def test_impossible_sizes_are_refused(folder):
+    with pytest.raises(InputError, match="at least 1 and workers at least 0, got 0 and 1"):
+        collect(read_folder(folder), batch_size=0, workers=1)
+
+
 def test_scarce_shared_memory_is_noticed():
     assert fits_shared_memory(1, (8, 8))
     assert not fits_shared_memory(10**9, (1000, 1000))

@@ -279,9 +279,11 @@ def test_gradients_of_heads_in_one_array():
     np.testing.assert_allclose(found, jnp.concatenate(slopes, axis=2), atol=1e-6)
 
 
-def test_straddling_clusters_of_another_size():
+def test_cluster_sizes_that_do_not_match():
     q, k, v = tokens(0)
     draws = draw_projections(jax.random.key(1), 6, 3)
+    with pytest.raises(InputError, match="11 tokens make 3 clusters of 4 queries but 4 of 3 keys"):
+        clustered_attention(q, k, v, draws, q_cluster_size=4, k_cluster_size=3)
     with pytest.raises(InputError, match="of 5 do not divide 3 rounds x 2 images x 2 heads x 11"):
         straddling_attention(q, k, v, draws, cluster_size=5)
 

@@ -146,6 +146,14 @@ def test_blocks_behind_run_on_all_patches(small_config):
     assert early - late == blocks + dropout
 
 
+def test_reconstruction_refuses_what_it_cannot_do():
+    x = jnp.ones((1, 4, 2))
+    with pytest.raises(hvit_jax.InputError, match="must be 'l2' or 'sum', got 'l1'"):
+        reconstruct_tokens(x, x, x, normalize="l1")
+    with pytest.raises(hvit_jax.InputError, match="at least 1, or negative .*; got 0"):
+        reconstruct_tokens(x, x, x, k=0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

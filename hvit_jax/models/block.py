@@ -285,9 +285,7 @@ class Block(nnx.Module):
             key_bias: as for `attend`.
         """
         if self.class_token:
-            scores = class_attention(
-                array_of(q)[:, :1], array_of(k), prefix=prefix, key_bias=key_bias
-            )
+            scores = class_attention(array_of(q), array_of(k), prefix=prefix, key_bias=key_bias)
             return self.attend(q, k, v, key_bias=key_bias, factor=self._factor()), scores
         if not prefix:
             return self.attend_and_score(q, k, v, key_bias=key_bias)

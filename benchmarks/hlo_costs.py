@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from hvit_jax.ops.attention.hopper_kernel import Plan
+from hvit_jax.ops.attention.hopper_blocks import ROWS, Plan
 
 # Per second. "Measured" is benchmarks/results/nvidia-h200.json: of the kernels in its profiles, a
 # few percent less, by which its rows take longer than their profiles say.
@@ -279,8 +279,9 @@ def _own_attention(operands, instruction, source: str) -> tuple[float, float, fl
     plan = Plan.of(keys, size)
     length = sum(map(plan.length, range(plan.full + (plan.last > 0))))
     waves = math.ceil(batch * heads * plan.tiles(rows) / PROCESSORS)
-    # A warpgroup attends for 64 rows.
-    work = 2 * products * 64 * plan.groups * length * size
+    # A warpgroup attends for 64 rows; of a head's last block some may have none.
+    groups = math.ceil(rows / ROWS) / plan.tiles(rows)
+    work = 2 * products * ROWS * groups * length * size
     rate = RATES["own attention"][plan.groups] / PROCESSORS
     pairs = (x for x in operands if x.shapes[0][1][::2] == (batch * heads, plan.padded))
     read = sum(operand.bytes for operand in pairs)

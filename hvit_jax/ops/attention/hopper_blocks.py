@@ -234,10 +234,10 @@ def padded_bias(plan: Plan, bias: Float[Array, "B h N"]) -> Float[Array, "B h M"
     return jnp.pad(bias, ((0, 0), (0, 0), (0, spare)), constant_values=MASKED)
 
 
-def numbers_of_rows(plan: Plan, x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """Describe an array of a number for every row of (B, N, H, D), of whole blocks of threads."""
-    rows = plan.tiles(x.shape[1]) * plan.groups * ROWS
-    return jax.ShapeDtypeStruct((x.shape[0], x.shape[2], rows), jnp.float32)
+def numbers_of_rows(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Describe an array of a number for every row of (B, N, H, D), of whole warpgroups."""
+    batch, tokens, heads, _ = x.shape
+    return jax.ShapeDtypeStruct((batch, heads, pl.cdiv(tokens, ROWS) * ROWS), jnp.float32)
 
 
 def shared_numbers(count: int, length: int, ref) -> Any:
@@ -250,21 +250,28 @@ def arrived(plan: Plan, count: int, *, bias: bool = False) -> plgpu.Barrier:
     return plgpu.Barrier(num_arrivals=len(plan.pieces) + bias, num_barriers=count)
 
 
-def split(plan: Plan, compute, fetch) -> None:
-    """Let the last warpgroup fetch, and the others compute with most of the registers."""
+def split(plan: Plan, tokens: int, compute, *streams: Stream | Weights) -> None:
+    """Let the last warpgroup fetch, and those that have some of the tokens' rows compute.
 
-    @pl.when(lax.axis_index("group") < plan.groups)
+    The last ones of a head may have none. They only keep in step: every block that was fetched
+    waits until all have used it.
+    """
+    group = lax.axis_index("group")
+
+    @pl.when(group < plan.groups)
     def _():
         plgpu.set_max_registers(plan.registers[0], action="increase")
-        compute()
+        start = _first_row(plan)
+        pl.when(start < tokens)(compute)
+        pl.when(start >= tokens)(lambda: _skip(plan, *streams))
 
-    @pl.when(lax.axis_index("group") == plan.groups)
+    @pl.when(group == plan.groups)
     def _():
         plgpu.set_max_registers(plan.registers[1], action="decrease")
-        fetch()
+        _fetch(plan, *streams)
 
 
-def fetch(plan: Plan, *streams: Stream | Weights) -> None:
+def _fetch(plan: Plan, *streams: Stream | Weights) -> None:
     """Copy block after block of keys, their bias, weights and values to shared memory."""
 
     def copy(block, slot, length: int, *, reuse: bool):
@@ -286,10 +293,28 @@ def fetch(plan: Plan, *streams: Stream | Weights) -> None:
         copy(plan.full, plan.full % plan.stages, plan.last, reuse=True)
 
 
+def _skip(plan: Plan, *streams: Stream | Weights) -> None:
+    """Take no part in what is fetched."""
+
+    def step(block, carry, *, last: bool = False):
+        slot, _ = slot_of(plan, block, last)
+        for stream in streams:
+            plgpu.barrier_wait(stream.here.at[slot])
+            plgpu.barrier_arrive(stream.used.at[slot])
+        return carry
+
+    loop(plan, step, ())
+
+
+def _first_row(plan: Plan) -> Any:
+    """Count the rows before this warpgroup's."""
+    return (lax.axis_index("tile") * plan.groups + lax.axis_index("group")) * ROWS
+
+
 def rows_of_group(plan: Plan, buffer: Buffer) -> Rows:
     """Find the rows that this warpgroup works for."""
     image, head, group = (lax.axis_index(name) for name in ("image", "head", "group"))
-    start = (lax.axis_index("tile") * plan.groups + group) * ROWS
+    start = _first_row(plan)
     return Rows(buffer, group, start, (image, pl.ds(start, ROWS), head))
 
 

@@ -29,7 +29,6 @@ from hvit_jax.ops.attention.hopper_blocks import (
     Weights,
     add_values,
     arrived,
-    fetch,
     fetched_rows,
     launch,
     loop,
@@ -119,7 +118,7 @@ def _attend(
     if factor is not None:
         arrays.append(factor.reshape(q.shape[2:]))
     out = jax.ShapeDtypeStruct(q.shape, q.dtype if factor is None else FLOAT8)
-    results = [out, numbers_of_rows(plan, out)][: 1 + logs]
+    results = [out, numbers_of_rows(out)][: 1 + logs]
 
     def hopper_attention(q_ref, k_ref, v_ref, *refs):
         bias_ref, refs = (None, refs) if key_bias is None else (refs[0], refs[1:])
@@ -145,7 +144,7 @@ def _column_sums(
         _run_columns(plan, (k_ref, k.first), (q_ref, q.first), bias_ref, out_ref)
 
     rows = jax.ShapeDtypeStruct(k.shape, k.dtype)
-    kernel = launch(plan, hopper_column_sums, rows, [numbers_of_rows(plan, rows)])
+    kernel = launch(plan, hopper_column_sums, rows, [numbers_of_rows(rows)])
     return kernel(k.whole, q.whole, padded_bias(plan, -logs))[0][..., : k.shape[1]]
 
 
@@ -188,7 +187,7 @@ def _run(plan: Plan, q, k, v, bias_ref, weights_ref, factor_ref, out_ref, logs_r
 
         streams = (key_stream, value_stream)
         streams = streams if weights is None else (key_stream, weights, value_stream)
-        split(plan, compute, lambda: fetch(plan, *streams))
+        split(plan, out_ref.shape[1], compute, *streams)
 
     here = plgpu.Barrier(num_arrivals=1, num_barriers=plan.stages)
     pl.run_scoped(
@@ -236,7 +235,7 @@ def _run_columns(plan: Plan, k, q, bias_ref, out_ref) -> None:
             plgpu.copy_smem_to_gmem(sums.at[rows.group], rows.numbers(out_ref))
             plgpu.wait_smem_to_gmem(0)
 
-        split(plan, compute, lambda: fetch(plan, stream))
+        split(plan, k[0].shape[1], compute, stream)
 
     pl.run_scoped(
         scoped,

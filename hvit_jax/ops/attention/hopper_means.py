@@ -24,7 +24,6 @@ from hvit_jax.ops.attention.hopper_blocks import (
     Stream,
     add_values,
     arrived,
-    fetch,
     launch,
     loop,
     no_sums,
@@ -75,7 +74,7 @@ def _run(plan: Plan, x_ref, members_ref, out_ref) -> None:
             write_rows(plan, rows, means, out_ref)
             plgpu.wait_smem_to_gmem(0)
 
-        split(plan, compute, lambda: fetch(plan, stream))
+        split(plan, out_ref.shape[1], compute, stream)
 
     pl.run_scoped(
         scoped,

@@ -58,6 +58,8 @@ _FREE_IN_FUSIONS = _FREE | {"broadcast", "reshape", "slice", "dynamic-slice", "f
 # Instructions for one result: comparisons and whole numbers run at half rate, and what is done to
 # the outcome of a comparison is mostly part of it.
 _INSTRUCTIONS = {"erf": 25, "exponential": 10, "log": 12, "divide": 6, "rsqrt": 4, "sqrt": 6}
+# 16 lanes of 128 count bits.
+_INSTRUCTIONS |= {"popcnt": 8}
 # Rounding to float8 with a limit, from passes that do nothing else.
 _TO_FLOAT8 = 36
 _HALF_RATE = {"compare", "select", "maximum", "minimum"}

@@ -14,7 +14,7 @@ _DTYPES = (jnp.bfloat16, jnp.float16)
 # Stands for -inf, where -inf - (-inf) would make NaN: float16 holds it, and divided by sqrt(D) it
 # still leaves exactly 0 of exp(score).
 _MASKED = -30_000.0
-# Numbers in a bias of all pairs, or in the codes that it is made of, at once: 256 MB.
+# Numbers in a bias of all pairs at once: 256 MB.
 _PAIRS = 2**27
 
 

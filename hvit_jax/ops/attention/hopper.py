@@ -147,11 +147,8 @@ def attend_in_clusters(
 def _attend_with_counts(q, k, v, q_clusters, k_clusters, clusters):
     from hvit_jax.ops.attention import hopper_kernel
 
-    # Products of float8 take rows by 16.
-    shape = q.shape[1] + -q.shape[1] % 16, hopper_kernel.Plan.of(k.shape[1], q.shape[-1]).padded
-    counts = meetings.count_meetings(
-        q_clusters, k_clusters, clusters, shape=shape, dtype=q.dtype, float8=True
-    )
+    shape = q.shape[1] + -q.shape[1] % 8, hopper_kernel.Plan.of(k.shape[1], q.shape[-1]).padded
+    counts = meetings.count_meetings(q_clusters, k_clusters, clusters, shape=shape, dtype=q.dtype)
     return hopper_kernel.attend_weighted(q, k, v, counts)
 
 

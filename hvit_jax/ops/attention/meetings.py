@@ -1,6 +1,6 @@
 """What a GPU's kernels share to attend inside clusters: they count the meetings of all pairs first.
 
-Counts are products of one-hot codes. They exist for a few images at a time.
+Counts exist for a few images at a time.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from hvit_jax.ops.arrays import largest_divisor, pad_end
 from hvit_jax.ops.attention import xla
 from hvit_jax.ops.attention.heads import Heads, array_of
-from hvit_jax.ops.float8 import FLOAT8
+from hvit_jax.ops.precision import smallest_integer
+
+# Rounds that one number holds a digit of.
+_BITS = 32
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6, 7))
@@ -40,7 +42,7 @@ def attend_in_clusters(
         q_clusters: numbers of the queries' clusters.
         k_clusters: numbers of the keys' clusters.
         clusters: how many there are in a round.
-        at_once: so many counts or numbers of codes exist, or those of one image if it has more.
+        at_once: so many counts exist, or those of one image if it has more.
     """
 
     def some_images(images):
@@ -48,10 +50,8 @@ def attend_in_clusters(
 
     batch, size, heads, _ = q.shape
     arrays = q, k, v, q_clusters, k_clusters
-    width = max(k.shape[1], q_clusters.shape[2] * clusters)
-    group = (
-        largest_divisor(batch, at_once // (heads * size * width)) if isinstance(batch, int) else 1
-    )
+    pairs = heads * size * k.shape[1]
+    group = largest_divisor(batch, at_once // pairs) if isinstance(batch, int) else 1
     groups = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), arrays)
     return jax.lax.map(some_images, groups).reshape(q.shape)
 
@@ -80,11 +80,11 @@ def count_meetings(
     *,
     shape: tuple[int, int],
     dtype: jax.typing.DTypeLike,
-    float8: bool = False,
 ) -> Float[Array, "B H rows columns"]:
     """Count for every query and key the rounds in which their clusters meet.
 
-    That is eight times as fast on a GPU as to compare the clusters of all pairs.
+    32 rounds are compared at once: a word of 32 bits holds one binary digit of a token's numbers of
+    clusters in that many rounds. Two tokens meet in a round if no digit differs.
 
     Args:
         q_clusters: numbers of the queries' clusters.
@@ -92,24 +92,35 @@ def count_meetings(
         clusters: how many there are in a round.
         shape: rows and columns of the result; what lies beyond the queries and keys is 0.
         dtype: of the result. bfloat16 rounds what is above 256.
-        float8: whether to multiply in 8 bits, which is twice as fast where the device can, and as
-            exact, since codes are ones and zeros.
     """
-    kind = FLOAT8 if float8 else dtype
-    pairs = zip((q_clusters, k_clusters), shape, strict=True)
-    q_codes, k_codes = (_codes(x, size - x.shape[-1], clusters, kind) for x, size in pairs)
-    return jnp.einsum("bhnc,bhmc->bhnm", q_codes, k_codes, preferred_element_type=dtype)
+    # Tokens that are appended are in clusters where no other is.
+    q_words = _words(q_clusters, shape[0], clusters, clusters + 1)
+    k_words = _words(k_clusters, shape[1], clusters + 1, clusters + 1)
+    # Inverted, a word leaves ones where digits are equal. All are written out, or else they would
+    # be collected again for every pair.
+    q_words, k_words = jax.lax.optimization_barrier(([~word for word in q_words], k_words))
+    counts = jnp.zeros((), jnp.uint32)
+    for index, (of_q, of_k) in enumerate(zip(q_words, k_words, strict=True)):
+        rounds = min(_BITS, q_clusters.shape[2] - index * _BITS)
+        meet = jnp.uint32(2**rounds - 1)
+        for q_word, k_word in zip(of_q, of_k, strict=True):
+            meet &= q_word[..., :, None] ^ k_word[..., None, :]
+        counts += jax.lax.population_count(meet)
+    return counts.astype(dtype)
 
 
-def _codes(numbers: Int[Array, "B H R N"], spare: int, clusters: int, dtype) -> Array:
-    """Write a token's clusters as ones among zeros; tokens that are appended are in no cluster."""
-    numbers = pad_end(numbers, spare, axis=-1, constant_values=clusters).swapaxes(-1, -2)
-    # Written out, so that what is appended is no case of its own for every code.
-    numbers = jax.lax.optimization_barrier(numbers)
-    # Neighbours in memory are rounds, whose numbers are read together.
-    codes = numbers[..., None, :] == jnp.arange(clusters)[None, None, None, :, None]
-    if dtype == FLOAT8:
-        # By its bits: XLA rounds to 8 bits in 40 instructions, of a truth value too.
-        one = np.ones((), FLOAT8).view(np.uint8)
-        codes = jax.lax.bitcast_convert_type(jnp.where(codes, one, np.uint8(0)), FLOAT8)
-    return codes.astype(dtype).reshape(*codes.shape[:-2], -1)
+def _words(
+    numbers: Int[Array, "B H R N"], size: int, beyond: int, most: int
+) -> list[UInt32[Array, "digits B H size"]]:
+    """Collect binary digits of a token's numbers up to `most`, the first round's lowest."""
+    numbers = numbers.astype(smallest_integer(most))
+    numbers = pad_end(numbers, size - numbers.shape[-1], axis=-1, constant_values=beyond)
+    digits = jnp.arange(most.bit_length(), dtype=jnp.uint32).reshape(-1, 1, 1, 1)
+    words = []
+    for index in range(numbers.shape[2]):
+        ones = numbers[:, :, index].astype(jnp.uint32) >> digits & 1
+        if index % _BITS == 0:
+            words.append(ones)
+        else:
+            words[-1] |= ones << index % _BITS
+    return words

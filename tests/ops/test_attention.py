@@ -381,16 +381,17 @@ class TestHopper:
     @pytest.mark.parametrize(
         ("keys", "size", "blocks", "pieces"),
         [
-            (1025, 64, (8, 1, 64), ((0, 64),)),
-            (1370, 80, (10, 90, 128), ((0, 64), (64, 16))),
-            (128, 96, (1, 0, 0), ((0, 64), (64, 32))),
-            (1, 48, (0, 1, 64), ((0, 32), (32, 16))),
-            (300, 128, (2, 44, 64), ((0, 64), (64, 64))),
+            (1025, 64, (8, 1, 8, 64), ((0, 64),)),
+            (1370, 80, (10, 90, 96, 128), ((0, 64), (64, 16))),
+            (128, 96, (1, 0, 0, 0), ((0, 64), (64, 32))),
+            (1, 48, (0, 1, 8, 64), ((0, 32), (32, 16))),
+            (300, 128, (2, 44, 48, 64), ((0, 64), (64, 64))),
         ],
     )
     def test_how_the_work_is_cut(self, keys, size, blocks, pieces):
         plan = hopper_blocks.Plan.of(keys, size)
-        assert (plan.full, plan.rest, plan.last) == blocks and plan.pieces == pieces
+        found = plan.full, plan.rest, plan.scored, plan.last
+        assert found == blocks and plan.pieces == pieces
         assert plan.groups == (3 if size <= 64 else 2)
         assert plan.stages == min(2, plan.full + (plan.last > 0))
 

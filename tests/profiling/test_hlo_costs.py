@@ -132,19 +132,22 @@ def test_a_product_in_float32_is_slower(costs):
 
 
 def test_our_attention(costs):
-    """512 heads of 6 blocks of 192 queries are 24 waves; 1,025 keys are 1,088 with the last.
+    """512 heads of 6 blocks of 192 queries are 24 waves; of 18 warpgroups 17 have queries.
 
-    Of 18 warpgroups 17 have queries. 3 blocks of groups are 12 waves; 8 warpgroups of 9 work.
+    1,025 keys are 1,032 for scores and 1,088 for values. 3 blocks of groups are 12 waves; 8
+    warpgroups of 9 work.
     """
     attention, means, sums = costs.kernels(ATTENTION)
-    products, fewer = (64 * n * 1088 * 64 * 4 / (500e12 / 132) for n in (17 / 6, 8 / 3))
-    assert attention.seconds == pytest.approx(24 * (costs.ATTENTION_START + products) + costs.IDLE)
+    key = 2 * 64 * 64 / (500e12 / 132)
+    work = 17 / 6 * (1032 + 1088) * key
+    assert attention.seconds == pytest.approx(24 * (costs.ATTENTION_START + work) + costs.IDLE)
     assert attention.flops == 4 * 32 * 16 * 1025**2 * 64
-    assert means.seconds == pytest.approx(12 * (costs.ATTENTION_START + fewer / 2) + costs.IDLE)
+    work = 8 / 3 * 1088 * key
+    assert means.seconds == pytest.approx(12 * (costs.ATTENTION_START + work) + costs.IDLE)
     assert means.flops == 2 * 32 * 16 * 480 * 1025 * 64
-    # Its sums of columns are a product less.
-    half = costs.ATTENTION_START + products / 2
-    assert sums.seconds == pytest.approx(24 * half + costs.IDLE)
+    # Its sums of columns are without values.
+    work = 17 / 6 * 1032 * key
+    assert sums.seconds == pytest.approx(24 * (costs.ATTENTION_START + work) + costs.IDLE)
     assert (attention.kind, sums.kind) == ("attention", "attention")
 
 

@@ -19,8 +19,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
-# Rows of a warpgroup's matrix instructions; keys of a block, and what the last one is rounded to.
-ROWS, KEYS, _LAST_KEYS = 64, 128, 64
+from hvit_jax.ops.arrays import pad_end
+
+# Rows of a warpgroup's matrix instructions; keys of a block, and what the last one's are filled up
+# to: Mosaic multiplies as many weights and values at a time as 128 bytes hold; scores by the eight.
+ROWS, KEYS, _LAST_KEYS, _SCORED_KEYS = 64, 128, 64, 8
 _STAGES = 2
 # Stands for -inf, where -inf - (-inf) would make NaN.
 MASKED = -1e30
@@ -39,7 +42,7 @@ class Plan:
             scatters a piece over shared memory as the matrix instructions read it.
         full: blocks of 128 keys.
         rest: keys behind them.
-        last: the same rounded up, a block of its own; 0 if there are none.
+        last: the same filled up, a block of its own; 0 if there are none.
         scale: of scores, in base 2.
     """
 
@@ -77,6 +80,11 @@ class Plan:
     def padded(self) -> int:
         """Keys of whole blocks."""
         return self.full * KEYS + self.last
+
+    @property
+    def scored(self) -> int:
+        """Keys of the last block that queries are multiplied by; the others' scores are none."""
+        return -(-self.rest // _SCORED_KEYS) * _SCORED_KEYS
 
     def length(self, block: int) -> int:
         """Count the keys of a block."""
@@ -228,10 +236,9 @@ def launch(plan: Plan, kernel, rows: jax.Array | jax.ShapeDtypeStruct, results):
     return jax.enable_x64(False)(run)
 
 
-def padded_bias(plan: Plan, bias: Float[Array, "B h N"]) -> Float[Array, "B h M"]:
-    """Mask the keys by which the last block is filled up."""
-    spare = plan.padded - bias.shape[-1]
-    return jnp.pad(bias, ((0, 0), (0, 0), (0, spare)), constant_values=MASKED)
+def whole_blocks(plan: Plan, numbers: Float[Array, "B h N"]) -> Float[Array, "B h M"]:
+    """Fill up numbers of keys: the copy engine takes only rows of whole 16 bytes."""
+    return pad_end(numbers, plan.padded - numbers.shape[-1], axis=-1)
 
 
 def numbers_of_rows(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -356,6 +363,15 @@ def slot_of(plan: Plan, block, last: bool) -> tuple[Any, Any]:
     """Find a block of keys or values in the shared memory."""
     slot = plan.full % plan.stages if last else lax.rem(block, jnp.int32(plan.stages))
     return slot, pl.ds(0, plan.last if last else KEYS)
+
+
+def without_spare(plan: Plan, x, value: float):
+    """Put a value in place of what belongs to keys by which the last block is filled up.
+
+    The compiler sees where that is, and leaves out the arithmetic there.
+    """
+    places = plgpu.broadcasted_iota(jnp.int32, x.shape, 1, layout=plgpu.Layout.WGMMA)
+    return jnp.where(places < plan.rest, x, value)
 
 
 def number_a_row(value: float):

@@ -35,10 +35,11 @@ from hvit_jax.ops.attention.hopper_blocks import (
     no_sums,
     number_a_row,
     numbers_of_rows,
-    padded_bias,
     shared_numbers,
     slot_of,
     split,
+    whole_blocks,
+    without_spare,
     write_rows,
 )
 from hvit_jax.ops.float8 import FLOAT8, LARGEST
@@ -112,7 +113,7 @@ def _attend(
     arrays = [x.whole for x in (q, k, v)]
     if key_bias is not None:
         bias = key_bias.astype(jnp.float32)[..., :keys] * LOG2_E
-        arrays.append(padded_bias(plan, jnp.maximum(bias, MASKED)))
+        arrays.append(whole_blocks(plan, jnp.maximum(bias, MASKED)))
     if weights is not None:
         arrays.append(weights)
     if factor is not None:
@@ -145,7 +146,7 @@ def _column_sums(
 
     rows = jax.ShapeDtypeStruct(k.shape, k.dtype)
     kernel = launch(plan, hopper_column_sums, rows, [numbers_of_rows(rows)])
-    return kernel(k.whole, q.whole, padded_bias(plan, -logs))[0][..., : k.shape[1]]
+    return kernel(k.whole, q.whole, whole_blocks(plan, -logs))[0][..., : k.shape[1]]
 
 
 def _run(plan: Plan, q, k, v, bias_ref, weights_ref, factor_ref, out_ref, logs_ref) -> None:
@@ -262,18 +263,17 @@ def _scores(plan: Plan, rows: Rows, keys: Stream, block, *, last: bool):
         bias = plgpu.layout_cast(keys.bias[1][slot, part], plgpu.Layout.WGMMA.reduce(0))
 
     def products(scores):
+        scored = pl.ds(0, plan.scored if last else KEYS)
         for row, key in zip(rows.buffer.tiles, keys.buffer.tiles, strict=True):
-            turned = plgpu.transpose_ref(key.at[slot, part], (1, 0))
-            plgpu.wgmma(scores, row.at[rows.group], turned)
+            turned = plgpu.transpose_ref(key.at[slot, scored], (1, 0))
+            plgpu.wgmma(scores.at[:, scored], row.at[rows.group], turned)
         return scores[...]
 
-    length = plan.last if last else KEYS
-    scores = pl.run_scoped(products, ACC((ROWS, length), jnp.float32))
+    scores = pl.run_scoped(products, ACC((ROWS, part.size), jnp.float32))
     if bias is not None:
         scores = scores * plan.scale + lax.broadcast_in_dim(bias, scores.shape, [1])
-    elif last:
-        places = plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=plgpu.Layout.WGMMA)
-        scores = jnp.where(places < plan.rest, scores, MASKED)
+    if last:
+        scores = without_spare(plan, scores, MASKED)
     plgpu.barrier_arrive(keys.used.at[slot])
     return scores
 

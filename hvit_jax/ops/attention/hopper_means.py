@@ -28,11 +28,12 @@ from hvit_jax.ops.attention.hopper_blocks import (
     loop,
     no_sums,
     number_a_row,
-    padded_bias,
     rows_of_group,
     shared_numbers,
     slot_of,
     split,
+    whole_blocks,
+    without_spare,
     write_rows,
 )
 
@@ -54,8 +55,8 @@ def average(
     def hopper_means(x_ref, members_ref, out_ref):
         _run(plan, x_ref, members_ref, out_ref)
 
-    # Floats hold them exactly; those behind the last token are in no group.
-    numbers = padded_bias(plan, members.astype(jnp.float32))
+    # Floats hold them exactly.
+    numbers = whole_blocks(plan, members.astype(jnp.float32))
     return launch(plan, hopper_means, out, [out])(x, numbers)[0]
 
 
@@ -99,6 +100,8 @@ def _step(plan: Plan, start, stream: Stream, members, dtype):
         groups = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=plgpu.Layout.WGMMA) + start
         numbers = lax.broadcast_in_dim(numbers, shape, [1])
         weights = jnp.where(groups.astype(jnp.float32) == numbers, 1.0, 0.0)
+        if last:
+            weights = without_spare(plan, weights, 0.0)
         total = total + weights.sum(axis=1)
         sums = add_values(sums, weights.astype(dtype), stream.buffer, slot, part)
         plgpu.barrier_arrive(stream.used.at[slot])

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,13 @@ from jaxtyping import Array, Float, Int
 
 from hvit_jax.errors import InputError
 from hvit_jax.ops.arrays import gather, pad_end
+from hvit_jax.ops.platform import backend
 from hvit_jax.ops.precision import accumulator, accurate_einsum
 from hvit_jax.ops.selection import behind_prefix
-from hvit_jax.ops.sorting import order_and_ranks
+from hvit_jax.ops.sorting import inverse, order_and_ranks, ordered_integers
+
+# The highest place that 16 bits hold.
+_PLACES = 2**16 - 1
 
 
 @jax.tree_util.register_dataclass
@@ -30,6 +35,8 @@ class Matching:
         sources: where each token of the new sequence stood.
         leaving: positions of the tokens that merge, most similar first.
         targets: the token that each of these joins, counted within B.
+        joined: for each token of the new sequence one of the leaving tokens that join it, the
+            last of them as they are listed; -1 if none does.
         places: the new position of every token.
         apart: how many stand apart; even.
     """
@@ -37,6 +44,7 @@ class Matching:
     sources: Int[Array, "B M"]
     leaving: Int[Array, "B R"]
     targets: Int[Array, "B R"]
+    joined: Int[Array, "B M"]
     places: Int[Array, "B N"]
     apart: int = dataclasses.field(metadata={"static": True})
 
@@ -89,7 +97,13 @@ def most_merges(tokens: int, *, prefix: int = 1) -> int:
     return (tokens - prefix) // 2
 
 
-def match_tokens(metric: Float[Array, "B N D"], *, r: int, prefix: int = 1) -> Matching:
+def match_tokens(
+    metric: Float[Array, "B N D"],
+    *,
+    r: int,
+    prefix: int = 1,
+    dtype: jax.typing.DTypeLike | None = None,
+) -> Matching:
     """Choose `r` pairs of similar tokens, each of one token of A and one of B.
 
     Every token of A proposes to the token of B of highest cosine similarity, and the `r` best
@@ -102,6 +116,8 @@ def match_tokens(metric: Float[Array, "B N D"], *, r: int, prefix: int = 1) -> M
         r: tokens to merge, capped to `most_merges`.
         prefix: tokens in front that never merge, such as a class token. With an odd number, kept
             tokens stay in ascending order; else they come in descending similarity.
+        dtype: the type of the tokens that were measured, if it is not the metric's. For 16 bits a
+            GPU multiplies unit vectors as sums of two numbers of bfloat16, exact to 2^-16.
 
     Returns:
         The matching; merging, sizes, tracing and unmerging all read it.
@@ -111,50 +127,117 @@ def match_tokens(metric: Float[Array, "B N D"], *, r: int, prefix: int = 1) -> M
     # Of the prefix an even number stands apart, so that one at most is in A, and none in B.
     class_token = prefix % 2
     apart = prefix - class_token
-    best, partner = _proposals(metric[:, apart:])
-    here = jax.lax.broadcasted_iota(jnp.int32, best.shape, 1)
-    if class_token:
-        best = jnp.where(here == 0, -jnp.inf, best)
-    order, rank = order_and_ranks(-best)
-    leaving, left = order[:, :r], best.shape[1] - r
-    targets = gather(partner, leaving)
+    similarity = _similarities(metric[:, apart:], jnp.dtype(dtype or metric.dtype))
+    order = (_order_on_gpu if backend() == "gpu" else _order)(similarity, class_token, r)
+    leaving, left = order.places[:, :r], order.places.shape[1] - r
+    here = jax.lax.broadcasted_iota(jnp.int32, order.places.shape, 1)
+    sources, joined = _sources(leaving, order.targets, left, tokens - apart - r)
     if class_token:
         new = here - (leaving[:, None, :] < here[..., None]).sum(-1, dtype=jnp.int32)
-        sources = _sources(leaving, left, tokens - apart - r)
     else:
-        new = rank - r
-        odd = 2 * here[:, : (tokens - apart) // 2] + 1
-        sources = jnp.concatenate([2 * order[:, r:], odd], axis=1)
-    even, odd = jnp.where(rank < r, left + partner, new), left + here
+        new = order.ranks - r
+        sources = jnp.concatenate([2 * order.places[:, r:], sources[:, left:]], axis=1)
+    even, odd = jnp.where(order.ranks < r, left + order.partners, new), left + here
     places = jnp.stack([even, odd], axis=-1).reshape(metric.shape[0], -1)[:, : tokens - apart]
     if apart:
         sources, places = behind_prefix(sources, apart), behind_prefix(places, apart)
-    return Matching(sources, apart + 2 * leaving, targets, places, apart)
+        joined = jnp.pad(joined, ((0, 0), (apart, 0)), constant_values=-1)
+    return Matching(sources, apart + 2 * leaving, order.targets, joined, places, apart)
 
 
-def _proposals(metric):
-    """Find the best similarity of every token of A to B, and with which token of B it is."""
+def _similarities(metric, dtype) -> Float[Array, "B A b"]:
+    """Multiply the unit vectors of A and B; dtype is that of the tokens."""
     batch, tokens, size = metric.shape
-    pairs = pad_end(metric, tokens % 2, axis=1).reshape(batch, -1, 2, size)
+    split = backend() == "gpu" and dtype != accumulator(dtype)
+    # Rows of whole pieces of 16 bytes are what tensor cores are fast for.
+    spare = -tokens % (16 if split else 2)
+    pairs = pad_end(metric, spare, axis=1).reshape(batch, -1, 2, size)
     # Each set in one piece. A GPU that computes the metric in the same pass takes twice as long.
     pairs = jax.lax.optimization_barrier(jnp.moveaxis(pairs, 2, 0))
-    even, odd = unit_vectors(pairs)
-    similarity = accurate_einsum("bnd,bmd->bnm", even, odd)[..., : tokens // 2]
-    return similarity.max(-1), similarity.argmax(-1).astype(jnp.int32)
+    unit = unit_vectors(pairs)
+    similarity = accurate_einsum("bnd,bmd->bnm", *(_in_two_parts(unit) if split else unit))
+    return similarity[:, : -(-tokens // 2), : tokens // 2]
 
 
-def _sources(leaving, left: int, tokens: int):
-    """Tell where every token stood that does not leave: the rest of A in ascending order, then B.
+def _in_two_parts(unit):
+    """Write both sets as sums of numbers of bfloat16, whose products one product adds up.
+
+    Of high and low parts those of two high ones, and of a high and a low one; two low ones give
+    less than float32 resolves.
+    """
+    high = jax.lax.reduce_precision(unit, exponent_bits=8, mantissa_bits=7)
+    low = unit - high
+    first = jax.lax.broadcasted_iota(jnp.int32, unit.shape, 0) == 0
+    parts = high, jnp.where(first, low, high), jnp.where(first, high, low)
+    return jnp.concatenate(parts, axis=-1).astype(jnp.bfloat16)
+
+
+class _Order(NamedTuple):
+    """Proposals of the tokens of A, the best first.
+
+    Attributes:
+        places: whose each is.
+        targets: the token of B that each of the first `r` is made to.
+        partners: the token of B that every token of A proposes to, in A's order.
+        ranks: the number of every token's proposal, in A's order.
+    """
+
+    places: Int[Array, "B A"]
+    targets: Int[Array, "B R"]
+    partners: Int[Array, "B A"]
+    ranks: Int[Array, "B A"]
+
+
+def _order(similarity, class_token: int, r: int) -> _Order:
+    best, partners = similarity.max(-1), similarity.argmax(-1).astype(jnp.int32)
+    if class_token:
+        here = jax.lax.broadcasted_iota(jnp.int32, best.shape, 1)
+        best = jnp.where(here == 0, -jnp.inf, best)
+    places, ranks = order_and_ranks(-best)
+    return _Order(places, gather(partners, places[:, :r]), partners, ranks)
+
+
+def _order_on_gpu(similarity, class_token: int, r: int) -> _Order:
+    """Find and sort the best proposals in two kernels: a similarity carries its places.
+
+    A number of 64 bits holds a similarity and, lower, the places in A and B, 16 bits each: 65,536
+    tokens of each would have similarities of 17 GB.
+    """
+    with jax.enable_x64(True):
+        here, there = (jax.lax.broadcasted_iota(jnp.int64, similarity.shape, i) for i in (1, 2))
+        below = jnp.where(here == 0, jnp.inf, -similarity) if class_token else -similarity
+        keys = ordered_integers(below).astype(jnp.int64) << 32 | here << 16 | there
+        best = keys.min(-1)
+        ordered = jax.lax.sort(best, is_stable=False)
+        places, targets = ordered >> 16 & _PLACES, ordered[:, :r] & _PLACES
+        found = places, targets, best & _PLACES
+        places, targets, partners = (numbers.astype(jnp.int32) for numbers in found)
+    return _Order(places, targets, partners, inverse(places))
+
+
+def _sources(leaving, targets, left: int, tokens: int):
+    """Tell where every token stood that does not leave, and which token joins it.
 
     Args:
         leaving: what leaves, counted within A.
+        targets: what it joins, counted within B.
         left: tokens of A that stay.
         tokens: all that stay.
+
+    Returns:
+        For the rest of A in ascending order, then for B: where each stood; and the number of a
+        leaving token that joins it, or -1.
     """
     before = (leaving[:, None, :] < leaving[:, :, None]).sum(-1, dtype=jnp.int32)
     here = jax.lax.broadcasted_iota(jnp.int32, (leaving.shape[0], tokens), 1)
-    passed = ((leaving - before)[:, None, :] <= here[..., None]).sum(-1, dtype=jnp.int32)
-    return jnp.where(here < left, 2 * (here + passed), 2 * (here - left) + 1)
+    # One pass over both kinds of tokens. As many leave before one of A that stays as leave before
+    # the last that leaves before it, and this one.
+    row, number = here[..., None], jnp.arange(1, leaving.shape[1] + 1, dtype=jnp.int32)
+    passed = jnp.where((leaving - before)[:, None, :] <= row, before[:, None, :] + 1, 0)
+    joined = jnp.where(targets[:, None, :] == row - left, number, 0)
+    found = jnp.where(row < left, passed, joined).max(-1, initial=0)
+    sources = jnp.where(here < left, 2 * (here + found), 2 * (here - left) + 1)
+    return sources, jnp.where(here < left, 0, found) - 1
 
 
 def merge_tokens(
@@ -170,14 +253,12 @@ def merge_tokens(
     Returns:
         The merged tokens in the dtype of `x`, and their sizes.
     """
-    sources, targets = matching.sources, matching.targets
-    if not targets.shape[1]:
+    sources = matching.sources
+    if not matching.targets.shape[1]:
         return gather(x, sources), gather(sizes, sources)
     means, totals = _means(x, sizes, matching)
     # Tokens that others join take their mean, in one pass over all of them.
-    odd, count = (x.shape[1] - matching.apart) // 2, sources.shape[1]
-    joins = targets[:, None, :] == jnp.arange(odd - count, odd)[None, :, None]
-    joined, which = joins.any(-1), joins.argmax(-1)
+    joined, which = matching.joined >= 0, jnp.maximum(matching.joined, 0)
     return (
         jnp.where(joined[..., None], gather(means, which), gather(x, sources)),
         jnp.where(joined, gather(totals, which), gather(sizes, sources)),

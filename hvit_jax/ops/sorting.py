@@ -136,7 +136,7 @@ def numbers_of_parts(values: Numbers, length: int) -> Int[Array, "*rows N"]:
 
 
 def _integers(words):
-    keys = [_ordered_integers(jax.lax.stop_gradient(word)) for word in words]
+    keys = [ordered_integers(jax.lax.stop_gradient(word)) for word in words]
     return [key.reshape(-1, key.shape[-1]) for key in keys]
 
 
@@ -192,8 +192,11 @@ def _order_without_ties(words):
     return order
 
 
-def _ordered_integers(values):
-    """Map numbers to integers of the same order: a comparison of floats may take 1e-40 for 0."""
+def ordered_integers(values: Numbers) -> Int[Array, "*rows N"] | UInt[Array, "*rows N"]:
+    """Map numbers to integers of the same order: a comparison of floats may take 1e-40 for 0.
+
+    NaN comes last.
+    """
     if jnp.issubdtype(values.dtype, jnp.integer):
         return values
     bits = jnp.finfo(values.dtype).bits

@@ -95,7 +95,7 @@ class ToFu(ByRatio, Merging):
             return block(x, state.coordinates), state
         x, metric = attend_and_compare(block, x, state.coordinates)
         r, prunes = layer.tokens_in - layer.tokens_out, layer.mode == "prune"
-        matching = match_tokens(metric, r=r, prefix=state.prefix)
+        matching = match_tokens(metric, r=r, prefix=state.prefix, dtype=x.dtype)
         places = drop_places(matching) if prunes else matching.places
         sizes = sum_groups(state.sizes, places, tokens=layer.tokens_out)
         coordinates = state.coordinates_of_all(x.shape[0])

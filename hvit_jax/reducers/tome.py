@@ -110,7 +110,7 @@ class ToMe(Merging):
         return x + block.mlp(x), state
 
     def _merge(self, x, metric, state: MergeState, *, r: int) -> tuple[Array, MergeState]:
-        matching = match_tokens(metric, r=r, prefix=state.prefix)
+        matching = match_tokens(metric, r=r, prefix=state.prefix, dtype=x.dtype)
         coordinates = self._places(state, matching)
         state = state.moved(x, matching.places)
         merged, sizes = merge_tokens(x, state.sizes, matching)

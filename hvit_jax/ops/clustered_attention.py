@@ -67,10 +67,12 @@ def clustered_attention(
     # Turned, they are copied anyway: parts of one array cost no more here.
     q_turned, k_turned = (array_of(x).swapaxes(1, 2) for x in (q, k))
     projections = project_asymmetric(q_turned, k_turned, draws)
+    lengths, rounded = (q_cluster_size, k_cluster_size), jnp.dtype(q.dtype).itemsize < 4
     numbers = (
-        jnp.moveaxis(numbers_of_parts(projected, length), 0, 2).astype(smallest_integer(clusters))
-        for projected, length in zip(projections, (q_cluster_size, k_cluster_size), strict=True)
+        numbers_of_parts(*pair, rounded=rounded) for pair in zip(projections, lengths, strict=True)
     )
+    narrow = smallest_integer(clusters)
+    numbers = (jnp.moveaxis(x, 0, 2).astype(narrow) for x in numbers)
     return attend(q, k, v, *numbers, clusters=clusters)
 
 

@@ -114,7 +114,9 @@ def order_and_ranks(*words: Numbers) -> tuple[Int[Array, "*rows N"], Int[Array, 
     return inverse(places), places
 
 
-def numbers_of_parts(values: Numbers, length: int) -> Int[Array, "*rows N"]:
+def numbers_of_parts(
+    values: Numbers, length: int, *, rounded: bool = False
+) -> Int[Array, "*rows N"]:
     """Cut each row, in ascending order, into parts: each value's is `rank // length`, from 0.
 
     On a GPU no rank needs to be known for that: values are compared with the first of every part.
@@ -122,22 +124,30 @@ def numbers_of_parts(values: Numbers, length: int) -> Int[Array, "*rows N"]:
     Args:
         values: numbers, as for `order_and_ranks`.
         length: values of a part; the last one takes what is left.
+        rounded: whether floats, none of them NaN or infinite, may be rounded first, which halves a
+            GPU's work: to 2^-22 of the row's range for up to 1,024 values, 2^-21 for up to 2,048.
     """
     if backend() != "gpu" or values.dtype.itemsize > 4:
         return ranks(values) // length
-    (key,) = _keys([values])
     with jax.enable_x64(True):
-        firsts = _every(_with_places(key), length)
-        # Joined again: what is needed after a sort would be copied.
-        joined = _with_places(jax.lax.optimization_barrier(key))
+        if rounded:
+            first = again = jax.lax.optimization_barrier(_rounded_with_places(*_rows([values])))
+        else:
+            (key,) = _keys([values])
+            first = _with_places(key)
+            # Joined again: what is needed after a sort would be copied.
+            again = _with_places(jax.lax.optimization_barrier(key))
         # The sum is over parts.
-        numbers = (firsts.T[:, :, None] <= joined).sum(0, dtype=jnp.int32)
+        numbers = (_every(first, length).T[:, :, None] <= again).sum(0, dtype=jnp.int32)
     return numbers.reshape(values.shape)
 
 
+def _rows(words):
+    return [jax.lax.stop_gradient(word).reshape(-1, word.shape[-1]) for word in words]
+
+
 def _integers(words):
-    keys = [ordered_integers(jax.lax.stop_gradient(word)) for word in words]
-    return [key.reshape(-1, key.shape[-1]) for key in keys]
+    return [ordered_integers(word) for word in _rows(words)]
 
 
 def _keys(words):
@@ -160,13 +170,30 @@ def _with_places(key):
     return (key.astype(jnp.int64) - middle) << 32 | places
 
 
+def _rounded_with_places(rows):
+    """Join floats and their places in 32 bits: whole numbers from a row's least to its largest one.
+
+    Of SMYRF's projections of 1,025 random tokens, and of the demo's, at most one in 100,000 changes
+    its cluster against float64, where bfloat16 activations change 1.0 to 1.5 % of them. The upper
+    bits of floats would need no least and largest number, and change 0.01 to 0.07 %.
+    """
+    rows = rows.astype(jnp.float32)
+    place_bits = (rows.shape[1] - 1).bit_length()
+    # A float holds no more bits.
+    most = 2 ** min(32 - place_bits, 24) - 1
+    least = rows.min(1, keepdims=True)
+    width = jnp.maximum(rows.max(1, keepdims=True) - least, jnp.finfo(rows.dtype).tiny)
+    whole = jnp.minimum((rows - least) / width * most, most).astype(jnp.uint32)
+    return whole << place_bits | jax.lax.broadcasted_iota(jnp.uint32, rows.shape, 1)
+
+
 def _every(joined, length: int):
     """Find what stands at places `length`, twice it and so on of each row in ascending order."""
     if not _is_one_too_many(joined.shape[1]):
         return jax.lax.sort(joined, is_stable=False)[:, length::length]
     ordered = jax.lax.sort(joined[:, 1:], is_stable=False)
     below, above = ordered[:, length - 1 :: length], ordered[:, length::length]
-    most = jnp.iinfo(jnp.int64).max
+    most = jnp.iinfo(joined.dtype).max
     above = pad_end(above, below.shape[1] - above.shape[1], axis=1, constant_values=most)
     # The first value pushes up by one what is larger than it.
     return jnp.clip(joined[:, :1], below, above)

@@ -176,7 +176,7 @@ def test_tome_merges_in_few_kernels(roofline):
 
 
 def test_smyrf_sorts_one_array_and_counts_in_one_kernel(roofline):
-    """A sort carries places in its numbers; clusters need no ranks, which would be scattered.
+    """A sort carries places in numbers of 32 bits; clusters need no ranks, which were scattered.
 
     Attention reads q, k and v where one product puts them.
     """
@@ -185,7 +185,7 @@ def test_smyrf_sorts_one_array_and_counts_in_one_kernel(roofline):
     row = roofline.Row("smyrf", config, reducer, BATCH, Compute("bfloat16"))
     program = roofline.compile_for_h200(row).as_text()
     sorts = re.findall(r"= (\S+) sort\(", program)
-    assert len(sorts) == 2 and all(kind.startswith("s64[") for kind in sorts)
+    assert len(sorts) == 2 and all(kind.startswith("u32[") for kind in sorts)
     assert " scatter(" not in program
     listed = roofline.kernels(program)
     assert program.count(" popcnt(") == 1

@@ -60,6 +60,25 @@ def test_parts_of_the_order(size, dtype):
         np.testing.assert_array_equal(numbers, np.argsort(order) // length)
 
 
+@pytest.mark.parametrize("size", [5, 16, 1025])
+@pytest.mark.parametrize(("dtype", "scale"), [(jnp.float32, 1e-3), (jnp.bfloat16, 1)])
+def test_parts_of_the_order_of_rounded_values(size, dtype, scale):
+    """Equal values, of which there are many, keep their order; rounding leaves others apart."""
+    x = (scale * jax.random.normal(jax.random.key(0), (20, size)) + 7).astype(dtype)
+    x = x.at[3].set(2.5)
+    order = np.argsort(np.asarray(x, np.float64), kind="stable")
+    numbers = jax.jit(lambda x: numbers_of_parts(x, 4, rounded=True))(x)
+    np.testing.assert_array_equal(numbers, np.argsort(order) // 4)
+
+
+def test_values_are_rounded_to_a_part_of_their_range(program):
+    """Of six, three bits hold the place, and 24 the value."""
+    x = jnp.float32([[2**24, 1.5, 0.4, 2.7, 2.3, 0]])
+    numbers = numbers_of_parts(x, 1, rounded=True)[0]
+    rounded, exact = [5, 2, 0, 3, 4, 1], [5, 2, 1, 4, 3, 0]
+    np.testing.assert_array_equal(numbers, rounded if program == "gpu" else exact)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_second_word_decides_where_the_first_is_equal(shape):
     first, second = values(shape, jnp.int32), values(shape, jnp.uint32)[..., ::-1]

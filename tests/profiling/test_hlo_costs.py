@@ -170,7 +170,7 @@ def test_rounding_cutting_scattering_and_sorting(costs):
     # Every number takes 32 bytes with it; places and numbers are read.
     assert scattered.bytes == (32 + 8 + 4) * 2**24
     # A row on each of 132 processors, 55 times through 1,024 numbers.
-    assert ordered.seconds == pytest.approx(132 * 1024 * 55 / 2.4e12 + costs.IDLE)
+    assert ordered.seconds == pytest.approx(132 * 1024 * 55 / 2.7e12 + costs.IDLE)
 
 
 def test_the_smallest_kernels_take_time_too(costs):

@@ -115,6 +115,8 @@ def _words(
     """Collect binary digits of a token's numbers up to `most`, the first round's lowest."""
     numbers = numbers.astype(smallest_integer(most))
     numbers = pad_end(numbers, size - numbers.shape[-1], axis=-1, constant_values=beyond)
+    # Written out while they are narrow.
+    numbers = jax.lax.optimization_barrier(numbers)
     digits = jnp.arange(most.bit_length(), dtype=jnp.uint32).reshape(-1, 1, 1, 1)
     words = []
     for index in range(numbers.shape[2]):

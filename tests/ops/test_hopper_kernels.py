@@ -143,16 +143,19 @@ def test_lengths(lengths):
     ],
 )
 def test_weights_are_multiplied_by_counts_of_meetings(tokens, size, dtype):
-    """A query takes nothing from a key that it does not meet, however large their product."""
+    """A query takes nothing from a key that it does not meet, however large their product.
+
+    Nor from whole blocks of such keys.
+    """
     q, k, v = heads(tokens, tokens, size=size, dtype=dtype)
     k = k.at[:, 1].set(30 * q[:, 0])
     rng = np.random.default_rng(1)
     clusters = rng.integers(1, 5, (2, 2, 3, 7, tokens))
-    # The first query meets the first key alone.
-    clusters[..., 0] = 0
+    # The first query meets the first key alone, the last one the last.
+    clusters[..., 0], clusters[..., -1] = 0, 5
     joined = jnp.concatenate([q, k, v], axis=2)
     out = hopper.attend_in_clusters(
-        *parts(joined, 3), *(jnp.asarray(x, jnp.int8) for x in clusters), 5
+        *parts(joined, 3), *(jnp.asarray(x, jnp.int8) for x in clusters), 6
     )
     counts = (clusters[0][..., None] == clusters[1][..., None, :]).sum(2)
     scores = np.einsum("bnhd,bmhd->bhnm", *(np.asarray(x, np.float64) for x in (q, k))) / size**0.5

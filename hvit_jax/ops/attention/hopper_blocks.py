@@ -25,8 +25,9 @@ from hvit_jax.ops.arrays import pad_end
 # to: Mosaic multiplies as many weights and values at a time as 128 bytes hold; scores by the eight.
 ROWS, KEYS, _LAST_KEYS, _SCORED_KEYS = 64, 128, 64, 8
 _STAGES = 2
-# Stands for -inf, where -inf - (-inf) would make NaN.
-MASKED = -1e30
+# Stands for -inf, where -inf - (-inf) would make NaN. A power of two, whose product with a scale is
+# exact: where no key of a block counts, what it is rounded by would be a score, and a huge one.
+MASKED = -(2.0**100)
 LOG2_E = math.log2(math.e)
 # JAX's own kernels take it from here too.
 ACC: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]

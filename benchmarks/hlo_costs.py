@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from hvit_jax.ops.attention.hopper_blocks import KEYS, ROWS, Plan
+from hvit_jax.ops.attention.hopper_blocks import BIAS, KEYS, ROWS, Plan
 
 # Per second. "Measured" is benchmarks/results/nvidia-h200.json: of the kernels in its profiles, a
 # few percent less, by which its rows take longer than their profiles say.
@@ -280,13 +280,14 @@ def _own_attention(operands, instruction, source: str) -> tuple[float, float, fl
     keys = operands[0 if means else 1].shapes[0][1][1]
     products = 1 if sums or means else 2
     plan = Plan.of(keys, size)
-    # Keys as one product fills them up, and as the other does.
-    keys_of_scores = 0 if means else plan.full * KEYS + plan.scored
-    filled = keys_of_scores + (0 if sums else plan.padded)
+    biased = len(operands) > 3 and len(operands[3].shapes[0][1]) == 4
+    # A row's products with keys and with values, which fill up the last ones differently.
+    scores = 0 if means else (plan.full * KEYS + plan.scored) * (size + BIAS * biased)
+    values = 0 if sums else plan.padded * size
     waves = math.ceil(batch * heads * plan.tiles(rows) / PROCESSORS)
     # A warpgroup attends for 64 rows; of a head's last block some may have none.
     groups = math.ceil(rows / ROWS) / plan.tiles(rows)
-    work = 2 * ROWS * groups * filled * size
+    work = 2 * ROWS * groups * (scores + values)
     rate = RATES["own attention"][plan.groups] / PROCESSORS
     pairs = (x for x in operands if x.shapes[0][1][::2] == (batch * heads, plan.padded))
     read = sum(operand.bytes for operand in pairs)

@@ -21,6 +21,7 @@ from hvit_jax.ops.attention import (
     cudnn,
     hopper,
     hopper_blocks,
+    hopper_kernel,
     xla,
 )
 from hvit_jax.ops.platform import compiled_for
@@ -394,6 +395,18 @@ class TestHopper:
         assert found == blocks and plan.pieces == pieces
         assert plan.groups == (3 if size <= 64 else 2)
         assert plan.stages == min(2, plan.full + (plan.last > 0))
+
+    @pytest.mark.parametrize(("dtype", "atol"), [(jnp.bfloat16, 0), (jnp.float16, 1e-5)])
+    def test_a_bias_is_exact_as_channels(self, dtype, atol):
+        """Compiled too. float16 has nothing between 0 and 6e-5."""
+        plan = hopper_blocks.Plan.of(1025, 64)
+        bias = jnp.log(jnp.arange(1, 1026, dtype=jnp.float32))[None, None].at[..., 3].set(-jnp.inf)
+        channels = jax.jit(lambda x: hopper_kernel.bias_channels(plan, x, dtype))(bias)
+        assert channels.shape == (1, 1, 1025, 16) and channels.dtype == dtype
+        found = np.asarray(channels, np.float64).sum(-1) * plan.scale * np.log(2)
+        assert np.all(np.exp(found[..., 3]) == 0)
+        found, expected = (np.delete(x, 3, -1) for x in (found, np.asarray(bias, np.float64)))
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=atol)
 
     @pytest.mark.parametrize(
         ("queries", "keys", "size", "bias"),

@@ -66,6 +66,15 @@ def test_attention(queries, keys, size, heads_of_bias):
     check(hopper.attend(q, k, v, bias), reference(q, k, v, bias)[1])
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_whole_block_of_keys_is_masked(dtype):
+    """What it adds up to before the first key that counts has no part in the result."""
+    q, k, v = heads(20, 140, size=16, dtype=dtype)
+    sizes = np.random.default_rng(1).integers(1, 200, (2, 1, 140))
+    bias = jnp.log(jnp.asarray(sizes, jnp.float32)).at[..., :135].set(-jnp.inf)
+    check(hopper.attend(q, k, v, bias), reference(q, k, v, bias)[1])
+
+
 @pytest.mark.parametrize(
     ("queries", "keys", "size", "heads_of_bias"),
     [

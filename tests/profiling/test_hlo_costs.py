@@ -151,10 +151,20 @@ def test_our_attention(costs):
     assert (attention.kind, sums.kind) == ("attention", "attention")
 
 
+def _with(kind):
+    """Give attention an operand more."""
+    call, more = "custom-call(%x, %x, %x", f"  %more = {kind} constant({{...}})\n  %k ="
+    return ATTENTION.replace(f"{call})", f"{call}, %more)").replace("  %k =", more)
+
+
+def test_our_attention_takes_a_bias_as_channels(costs):
+    biased = costs.kernels(_with("bf16[32,1,1025,16]{3,2,1,0}"))[0].seconds
+    work = 24 * 17 / 6 * 1032 * 2 * 64 * 16 / (500e12 / 132)
+    assert biased == pytest.approx(costs.kernels(ATTENTION)[0].seconds + work)
+
+
 def test_our_attention_reads_weights_of_pairs(costs):
-    weighted = ATTENTION.replace(
-        "custom-call(%x, %x, %x)", "custom-call(%x, %x, %x, %weights)"
-    ).replace("  %k =", "  %weights = bf16[512,1040,1088]{2,1,0} constant({...})\n  %k =")
+    weighted = _with("bf16[512,1040,1088]{2,1,0}")
     (plain, *_), (attention, *_) = costs.kernels(ATTENTION), costs.kernels(weighted)
     assert attention.bytes == 2 * 512 * 1040 * 1088
     assert attention.seconds == pytest.approx(plain.seconds + attention.bytes / 3.0e12)

@@ -1,7 +1,8 @@
 """Attention in a kernel of our own for NVIDIA's Hopper GPUs: where it runs, and its gradient.
 
 It is FlashAttention-3 (Shah et al. 2024, arXiv 2407.08608) for the rows of a vision transformer:
-any number of tokens, and a bias of every key, which cuDNN takes only as eight more channels a head.
+any number of tokens, and a bias of every key, which travels as channels of its own; for cuDNN q, k
+and v would be copied to append them.
 docs/performance.md has the figures. XLA cannot divide it among devices: that takes `shard_map`, as
 in `Placement.compile`; under `jax.jit` alone every device computes the whole batch.
 """

@@ -25,6 +25,8 @@ from hvit_jax.ops.arrays import pad_end
 # to: Mosaic multiplies as many weights and values at a time as 128 bytes hold; scores by the eight.
 ROWS, KEYS, _LAST_KEYS, _SCORED_KEYS = 64, 128, 64, 8
 _STAGES = 2
+# Channels that a bias of keys takes: those of one matrix instruction.
+BIAS = 16
 # Stands for -inf, where -inf - (-inf) would make NaN. A power of two, whose product with a scale is
 # exact: where no key of a block counts, what it is rounded by would be a score, and a huge one.
 MASKED = -(2.0**100)
@@ -102,17 +104,17 @@ class Buffer:
     """A head's channels in shared memory, piece by piece, as two views of the same bytes.
 
     The copy engine takes any number of tokens in rows of a piece; the matrix instructions want
-    tiles of eight of these rows, which lie in the same order.
+    tiles of eight of these rows, which lie in the same order. Those of a bias are a piece more.
     """
 
     rows: Sequence[Any]
     tiles: Sequence[Any]
 
     @staticmethod
-    def shape(plan: Plan, dtype: Any, *leading: int) -> list[plgpu.RefUnion]:
+    def shape(plan: Plan, dtype: Any, *leading: int, bias: bool = False) -> list[plgpu.RefUnion]:
         """Make room for so many times so many rows."""
         unions = []
-        for _, width in plan.pieces:
+        for width in (*(width for _, width in plan.pieces), *[BIAS] * bias):
             views, row = ((), ()), width * jnp.dtype(dtype).itemsize
             if row > 16:  # The copy engine scatters pieces of 16 bytes.
                 swizzle = plgpu.SwizzleTransform(row)
@@ -140,7 +142,7 @@ class Stream:
         buffer: where they are put, a few at a time.
         here: tell that a block has arrived.
         used: tell that it may be written over.
-        bias: of the keys: where it comes from, and where it is put.
+        bias: numbers of the keys, or channels: where they come from, and where they are put.
     """
 
     source: tuple[Any, int]
@@ -339,17 +341,17 @@ def write_rows(plan: Plan, rows: Rows, values, out_ref) -> None:
 
     What was put into shared memory before may be written behind this too.
     """
-    for x, tile in zip(values, rows.buffer.tiles, strict=True):
+    for x, tile in zip(values, rows.buffer.tiles, strict=False):
         tile[rows.group] = x.astype(out_ref.dtype)
     plgpu.commit_smem()
-    for (first, width), piece in zip(plan.pieces, rows.buffer.rows, strict=True):
+    for (first, width), piece in zip(plan.pieces, rows.buffer.rows, strict=False):
         target = out_ref.at[(*rows.place, pl.ds(first, width))]
         plgpu.copy_smem_to_gmem(piece.at[rows.group], target)
 
 
 def _copy_pieces(plan, source, place, buffer: Buffer, slot, barrier) -> None:
     (ref, first), (image, span, head) = source, place
-    for (start, width), piece in zip(plan.pieces, buffer.rows, strict=True):
+    for (start, width), piece in zip(plan.pieces, buffer.rows, strict=False):
         part = ref.at[image, span, first + head, pl.ds(start, width)]
         plgpu.copy_gmem_to_smem(part, piece.at[slot], barrier)
 

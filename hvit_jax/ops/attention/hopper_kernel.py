@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
+from hvit_jax.ops.arrays import pad_end
 from hvit_jax.ops.attention.heads import Heads
 from hvit_jax.ops.attention.hopper_blocks import (
     ACC,
+    BIAS,
     KEYS,
     LOG2_E,
     MASKED,
@@ -43,6 +46,9 @@ from hvit_jax.ops.attention.hopper_blocks import (
     write_rows,
 )
 from hvit_jax.ops.float8 import FLOAT8, LARGEST
+
+# Channels of a bias that are not zero.
+_PARTS = 3
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -112,8 +118,7 @@ def _attend(
     plan = Plan.of(keys, q.shape[3])
     arrays = [x.whole for x in (q, k, v)]
     if key_bias is not None:
-        bias = key_bias.astype(jnp.float32)[..., :keys] * LOG2_E
-        arrays.append(whole_blocks(plan, jnp.maximum(bias, MASKED)))
+        arrays.append(bias_channels(plan, key_bias[..., :keys], q.dtype))
     if weights is not None:
         arrays.append(weights)
     if factor is not None:
@@ -130,6 +135,23 @@ def _attend(
         _run(plan, *sources, *extra, refs[0], refs[1] if logs else None)
 
     return tuple(launch(plan, hopper_attention, out, results)(*arrays))
+
+
+def bias_channels(plan: Plan, bias: Float[Array, "B h N"], dtype: Any) -> Float[Array, "B h N C"]:
+    """Write a bias of scores as channels of the keys that meet ones of the queries.
+
+    Three numbers of 16 bits add up to one of 32. So the matrix instructions add the bias, which
+    would be an instruction more for every score.
+    """
+    kind = jnp.finfo(dtype)
+    least = max(MASKED, float(kind.min))
+    rest = jnp.clip(bias.astype(jnp.float32) * (LOG2_E / plan.scale), least, -least)
+    parts = []
+    for _ in range(_PARTS):
+        # XLA would leave out a conversion to the dtype and back.
+        parts.append(lax.reduce_precision(rest, kind.nexp, kind.nmant))
+        rest = rest - parts[-1]
+    return pad_end(jnp.stack(parts, axis=-1).astype(dtype), BIAS - _PARTS, axis=-1)
 
 
 def _column_sums(
@@ -152,25 +174,22 @@ def _column_sums(
 def _run(plan: Plan, q, k, v, bias_ref, weights_ref, factor_ref, out_ref, logs_ref) -> None:
     """Run one block of threads: a few rows of queries, and all keys."""
     dtype = q[0].dtype
-    biases, logs = (
-        shared_numbers(plan.stages, KEYS, bias_ref),
-        shared_numbers(plan.groups, ROWS, logs_ref),
-    )
-    rounded = None
+    logs, rounded, biased = shared_numbers(plan.groups, ROWS, logs_ref), None, bias_ref is not None
     if factor_ref is not None:
         rounded = Buffer.shape(plan, FLOAT8, plan.groups, ROWS)
     used = plgpu.Barrier(num_arrivals=plan.groups, num_barriers=plan.stages)
 
-    def scoped(
-        queries, keys, values, biases, logs, rounded, q_here, k_here, v_here, k_used, v_used, pairs
-    ):
-        bias = None if bias_ref is None else (bias_ref, biases)
-        key_stream = Stream(k, Buffer.of(keys), k_here, k_used, bias)
+    def scoped(queries, keys, values, logs, rounded, q_here, k_here, v_here, k_used, v_used, pairs):
+        keys = Buffer.of(keys)
+        bias = (bias_ref, keys.rows[-1]) if biased else None
+        key_stream = Stream(k, keys, k_here, k_used, bias)
         value_stream = Stream(v, Buffer.of(values), v_here, v_used)
         weights = None if weights_ref is None else Weights(weights_ref, *pairs)
 
         def compute():
             rows = fetched_rows(plan, q, Buffer.of(queries), q_here)
+            if biased:
+                _meet_bias(rows)
             step = _attend_step(plan, rows, key_stream, weights, value_stream, dtype)
             # The highest score, the sum of weights and that of values of no keys.
             carry = number_a_row(-jnp.inf), number_a_row(0.0), no_sums(plan)
@@ -193,20 +212,27 @@ def _run(plan: Plan, q, k, v, bias_ref, weights_ref, factor_ref, out_ref, logs_r
     here = plgpu.Barrier(num_arrivals=1, num_barriers=plan.stages)
     pl.run_scoped(
         scoped,
-        Buffer.shape(plan, dtype, plan.groups, ROWS),
+        Buffer.shape(plan, dtype, plan.groups, ROWS, bias=biased),
+        Buffer.shape(plan, dtype, plan.stages, KEYS, bias=biased),
         Buffer.shape(plan, dtype, plan.stages, KEYS),
-        Buffer.shape(plan, dtype, plan.stages, KEYS),
-        biases,
         logs,
         rounded,
         arrived(plan, plan.groups),
-        arrived(plan, plan.stages, bias=bias_ref is not None),
+        arrived(plan, plan.stages, bias=biased),
         arrived(plan, plan.stages),
         used,
         used,
         None if weights_ref is None else (Weights.shape(plan, dtype), here, used),
         collective_axes="group",
     )
+
+
+def _meet_bias(rows: Rows) -> None:
+    """Give rows ones for the channels that `bias_channels` makes."""
+    tile = rows.buffer.tiles[-1]
+    places = plgpu.broadcasted_iota(jnp.int32, (ROWS, BIAS), 1, layout=plgpu.Layout.WGMMA)
+    tile[rows.group] = jnp.where(places < _PARTS, 1.0, 0.0).astype(tile.dtype)
+    plgpu.commit_smem()
 
 
 def _to_float8(plan: Plan, rows: Rows, sums, factor_ref):
@@ -228,7 +254,15 @@ def _run_columns(plan: Plan, k, q, bias_ref, out_ref) -> None:
             rows = fetched_rows(plan, k, Buffer.of(keys), k_here)
 
             def step(block, total, *, last: bool = False):
-                scores = _scores(plan, rows, stream, block, last=last)
+                slot, part = slot_of(plan, block, last)
+                plgpu.barrier_wait(stream.here.at[slot])
+                # Read while the products run.
+                bias = plgpu.layout_cast(biases[slot, part], plgpu.Layout.WGMMA.reduce(0))
+                scores = _products(plan, rows, stream, slot, last=last)
+                scores = scores * plan.scale + lax.broadcast_in_dim(bias, scores.shape, [1])
+                plgpu.barrier_arrive(stream.used.at[slot])
+                if last:
+                    scores = without_spare(plan, scores, MASKED)
                 return total + jnp.exp2(scores).sum(axis=1)
 
             sums[rows.group] = loop(plan, step, number_a_row(0.0))
@@ -251,31 +285,18 @@ def _run_columns(plan: Plan, k, q, bias_ref, out_ref) -> None:
     )
 
 
-def _scores(plan: Plan, rows: Rows, keys: Stream, block, *, last: bool):
-    """Multiply rows and a block of keys; scaled, with the bias if there is one, in base 2.
-
-    In base 2 the hardware takes exponentials.
-    """
-    slot, part = slot_of(plan, block, last)
-    plgpu.barrier_wait(keys.here.at[slot])
-    bias = None
-    if keys.bias is not None:  # Read while the products run.
-        bias = plgpu.layout_cast(keys.bias[1][slot, part], plgpu.Layout.WGMMA.reduce(0))
+def _products(plan: Plan, rows: Rows, keys: Stream, slot, *, last: bool):
+    """Multiply rows and a block of keys."""
+    length, scored = (plan.last, plan.scored) if last else (KEYS, KEYS)
 
     def products(scores):
-        scored = pl.ds(0, plan.scored if last else KEYS)
+        part = pl.ds(0, scored)
         for row, key in zip(rows.buffer.tiles, keys.buffer.tiles, strict=True):
-            turned = plgpu.transpose_ref(key.at[slot, scored], (1, 0))
-            plgpu.wgmma(scores.at[:, scored], row.at[rows.group], turned)
+            turned = plgpu.transpose_ref(key.at[slot, part], (1, 0))
+            plgpu.wgmma(scores.at[:, part], row.at[rows.group], turned)
         return scores[...]
 
-    scores = pl.run_scoped(products, ACC((ROWS, part.size), jnp.float32))
-    if bias is not None:
-        scores = scores * plan.scale + lax.broadcast_in_dim(bias, scores.shape, [1])
-    if last:
-        scores = without_spare(plan, scores, MASKED)
-    plgpu.barrier_arrive(keys.used.at[slot])
-    return scores
+    return pl.run_scoped(products, ACC((ROWS, length), jnp.float32))
 
 
 def _attend_step(
@@ -288,15 +309,18 @@ def _attend_step(
         slot, part = slot_of(plan, block, last)
         # Read while the products run.
         factors = None if pairs is None else pairs.load(rows.group, slot, part)
-        scores = _scores(plan, rows, keys, block, last=last)
+        plgpu.barrier_wait(keys.here.at[slot])
+        scores = _products(plan, rows, keys, slot, last=last)
+        plgpu.barrier_arrive(keys.used.at[slot])
+        if last:
+            scores = without_spare(plan, scores, MASKED)
         if factors is not None:
             # A score that does not count must not be the highest, by far, of those that do.
             scores = jnp.where(factors > 0, scores, MASKED)
-        # Without a bias the scale is applied with the subtraction.
-        scale = plan.scale if keys.bias is None else 1.0
-        higher = jnp.maximum(highest, scores.max(axis=1) * scale)
+        higher = jnp.maximum(highest, scores.max(axis=1) * plan.scale)
         shrink = jnp.exp2(highest - higher)
-        weights = jnp.exp2(scores * scale - lax.broadcast_in_dim(higher, scores.shape, [0]))
+        # In base 2, as the hardware takes exponentials; scaled with the subtraction.
+        weights = jnp.exp2(scores * plan.scale - lax.broadcast_in_dim(higher, scores.shape, [0]))
         if factors is not None:
             weights = weights * factors.astype(jnp.float32)
         total = total * shrink + weights.sum(axis=1)

@@ -220,7 +220,7 @@ def _cost(instruction, operands, body) -> tuple[str, float, float, float]:
         return "product", *_product(instruction, operands)
     if "fmha" in target:
         return "attention", *_cudnn_attention(operands, "ackward" in target)
-    if "mosaic" in target:
+    if "mosaic" in target and "hopper_merging" not in source:
         return "attention", *_own_attention(operands, instruction, source)
     if instruction.op == "sort" or any(part.op == "sort" for part in body):
         return "sort", _sort(instruction), traffic, 0.0

@@ -21,7 +21,7 @@ from hvit_jax.models.gpu import (
     project_apart,
 )
 from hvit_jax.ops.activations import ACTIVATIONS
-from hvit_jax.ops.arrays import pad_end
+from hvit_jax.ops.arrays import layer_norm, pad_end
 from hvit_jax.ops.attention import (
     Heads,
     KeyBias,
@@ -33,8 +33,14 @@ from hvit_jax.ops.attention import (
     choose_implementation,
     class_attention,
 )
+from hvit_jax.ops.float8 import FLOAT8
 from hvit_jax.ops.grouping import Groups
-from hvit_jax.ops.platform import one_operation
+from hvit_jax.ops.merging import (
+    KERNEL_CHANNELS,
+    Matching,
+    merge_and_normalise,
+    merge_tokens,
+)
 from hvit_jax.ops.precision import accumulator
 from hvit_jax.ops.rotary import rotate
 
@@ -63,29 +69,15 @@ class LayerNorm(nnx.LayerNorm):
             x: rows.
             factor: powers of two that the results are multiplied by; None: by nothing.
         """
+        return layer_norm(x, *self.parameters(x.dtype, factor), epsilon=self.epsilon)
+
+    def parameters(
+        self, dtype: jax.typing.DTypeLike, factor: Float[Array, " C"] | None = None
+    ) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
+        """Give scale and bias, rounded to the tokens' type, and multiplied by a factor."""
         assert self.scale is not None and self.bias is not None
-        # Both are rounded to the tokens' type.
-        scale, bias = (parameter[...].astype(x.dtype) for parameter in (self.scale, self.bias))
-        if factor is not None:
-            scale, bias = scale * factor, bias * factor
-        return layer_norm(x, scale, bias, epsilon=self.epsilon)
-
-
-@one_operation
-def layer_norm(
-    x: Float[Array, "*rows C"], scale: Float[Array, " C"], bias: Float[Array, " C"], *, epsilon
-) -> Float[Array, "*rows C"]:
-    """Normalise each row (Ba et al. 2016), in float32 at least."""
-    dtype = accumulator(x.dtype)
-    wide = x.astype(dtype)
-    mean = wide.mean(-1, keepdims=True)
-    variance = jnp.square(wide - mean).mean(-1, keepdims=True)
-    # Converted a second time: in 16 bits, the gradients of both are rounded.
-    centred = x.astype(dtype) - mean
-    row = (1,) * (x.ndim - 1) + (-1,)
-    scale, bias = (parameter.astype(dtype).reshape(row) for parameter in (scale, bias))
-    factor = jax.lax.rsqrt(variance + epsilon) * scale
-    return (centred * factor + bias).astype(x.dtype)
+        scale, bias = (parameter[...].astype(dtype) for parameter in (self.scale, self.bias))
+        return (scale, bias) if factor is None else (scale * factor, bias * factor)
 
 
 class Block(nnx.Module):
@@ -194,10 +186,13 @@ class Block(nnx.Module):
 
     def _thirds(self, apart: str) -> tuple[int, ...]:
         """Tell which of q, k and v come in one array: our kernel reads them there."""
-        chosen = choose_implementation(self.implementation, self.dtype, self.head_dim)
-        if chosen != "hopper":
+        if self._chosen() != "hopper":
             return 1, 1, 1
         return {"": (3,), "q": (1, 2), "qkv": (1, 1, 1)}[apart]
+
+    def _chosen(self) -> str:
+        """Name the attention that will run."""
+        return choose_implementation(self.implementation, self.dtype, self.head_dim)
 
     def values(self, x: Float[Array, "B N C"]) -> Float[Array, "B N H D"]:
         """Normalise tokens and project them to values alone; see `qkv`.
@@ -311,6 +306,31 @@ class Block(nnx.Module):
     def mlp(self, x: Float[Array, "B N C"]) -> Float[Array, "B N C"]:
         """Compute the MLP branch, normalisation included, residual excluded."""
         return self.run_mlp(self._normed(self.ln_2, x, self.linear_1))
+
+    def merge(
+        self, x: Float[Array, "B N C"], sizes: Float[Array, "B N"], matching: Matching
+    ) -> tuple[Float[Array, "B M C"], Float[Array, "B M"], Float[Array, "B M C"]]:
+        """Merge matched tokens, and normalise them for the MLP.
+
+        Args:
+            x: tokens.
+            sizes: input tokens that each of them stands for.
+            matching: which of them merge.
+
+        Returns:
+            The merged tokens, their sizes, and what `run_mlp` takes.
+        """
+        if self._chosen() != "hopper" or x.shape[-1] % KERNEL_CHANNELS:
+            merged, sizes = merge_tokens(x, sizes, matching)
+            return merged, sizes, self._normed(self.ln_2, merged, self.linear_1)
+        layer, dtype = self.linear_1, x.dtype
+        factor = None
+        if isinstance(layer, Float8Linear):
+            factor, dtype = layer.factor[...], FLOAT8
+        parameters = self.ln_2.parameters(x.dtype, factor)
+        return merge_and_normalise(
+            x, sizes, matching, *parameters, epsilon=self.ln_2.epsilon, dtype=dtype
+        )
 
     def run_mlp(self, x: Float[Array, "B N C"]) -> Float[Array, "B N C"]:
         """Compute the MLP of normalised tokens."""

@@ -1,4 +1,4 @@
-"""What many operations are made of: gathers, padding, and a softmax's exponentials."""
+"""What many operations are made of: gathers, padding, softmax and LayerNorm."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from hvit_jax.ops.platform import one_operation
+from hvit_jax.ops.precision import accumulator
 
 Anywhere = Array | np.ndarray  # On the device while it runs, on the host afterwards.
 
@@ -41,6 +42,23 @@ def pad_end(x: Array, count: int, *, axis: int, **options: Any) -> Array:
 def softmax(x: Float[Array, "*rows N"]) -> Float[Array, "*rows N"]:
     """Scale the exponentials of each row to a sum of 1."""
     return jax.nn.softmax(x, axis=-1)
+
+
+@one_operation
+def layer_norm(
+    x: Float[Array, "*rows C"], scale: Float[Array, " C"], bias: Float[Array, " C"], *, epsilon
+) -> Float[Array, "*rows C"]:
+    """Normalise each row (Ba et al. 2016), in float32 at least."""
+    dtype = accumulator(x.dtype)
+    wide = x.astype(dtype)
+    mean = wide.mean(-1, keepdims=True)
+    variance = jnp.square(wide - mean).mean(-1, keepdims=True)
+    # Converted a second time: in 16 bits, the gradients of both are rounded.
+    centred = x.astype(dtype) - mean
+    row = (1,) * (x.ndim - 1) + (-1,)
+    scale, bias = (parameter.astype(dtype).reshape(row) for parameter in (scale, bias))
+    factor = jax.lax.rsqrt(variance + epsilon) * scale
+    return (centred * factor + bias).astype(x.dtype)
 
 
 def stable_exp(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.errors import InputError
-from hvit_jax.ops.arrays import gather, pad_end
+from hvit_jax.ops.arrays import gather, layer_norm, pad_end
 from hvit_jax.ops.platform import backend
 from hvit_jax.ops.precision import accumulator, accurate_einsum
 from hvit_jax.ops.selection import behind_prefix
@@ -21,6 +22,8 @@ from hvit_jax.ops.sorting import inverse, order_and_ranks, ordered_integers
 
 # The highest place that 16 bits hold.
 _PLACES = 2**16 - 1
+# Our kernel has 128 threads, each of which takes as many pairs of channels.
+KERNEL_CHANNELS = 256
 
 
 @jax.tree_util.register_dataclass
@@ -228,16 +231,16 @@ def _sources(leaving, targets, left: int, tokens: int):
         For the rest of A in ascending order, then for B: where each stood; and the number of a
         leaving token that joins it, or -1.
     """
-    before = (leaving[:, None, :] < leaving[:, :, None]).sum(-1, dtype=jnp.int32)
     here = jax.lax.broadcasted_iota(jnp.int32, (leaving.shape[0], tokens), 1)
-    # One pass over both kinds of tokens. As many leave before one of A that stays as leave before
-    # the last that leaves before it, and this one.
-    row, number = here[..., None], jnp.arange(1, leaving.shape[1] + 1, dtype=jnp.int32)
+    if not leaving.shape[1]:
+        return jnp.where(here < left, 2 * here, 2 * (here - left) + 1), jnp.full_like(here, -1)
+    before = (leaving[:, None, :] < leaving[:, :, None]).sum(-1, dtype=jnp.int32)
+    # What is left to do behind a sum or maximum is a kernel of its own on a GPU.
+    row, number = here[..., None], jnp.arange(leaving.shape[1], dtype=jnp.int32)
+    # As many leave before one of A that stays as leave before the last of these, and this one.
     passed = jnp.where((leaving - before)[:, None, :] <= row, before[:, None, :] + 1, 0)
-    joined = jnp.where(targets[:, None, :] == row - left, number, 0)
-    found = jnp.where(row < left, passed, joined).max(-1, initial=0)
-    sources = jnp.where(here < left, 2 * (here + found), 2 * (here - left) + 1)
-    return sources, jnp.where(here < left, 0, found) - 1
+    sources = jnp.where(row < left, 2 * (row + passed), 2 * (row - left) + 1).max(-1)
+    return sources, jnp.where(targets[:, None, :] == row - left, number, -1).max(-1)
 
 
 def merge_tokens(
@@ -263,6 +266,62 @@ def merge_tokens(
         jnp.where(joined[..., None], gather(means, which), gather(x, sources)),
         jnp.where(joined, gather(totals, which), gather(sizes, sources)),
     )
+
+
+def merge_and_normalise(
+    x: Float[Array, "B N C"],
+    sizes: Float[Array, "B N"],
+    matching: Matching,
+    scale: Float[Array, " C"],
+    bias: Float[Array, " C"],
+    *,
+    epsilon: float,
+    dtype: jax.typing.DTypeLike,
+) -> tuple[Float[Array, "B M C"], Float[Array, "B M"], Float[Array, "B M C"]]:
+    """Merge matched tokens, and normalise them, in our kernel for Hopper GPUs.
+
+    Args:
+        x: tokens of 16 bits; channels are a multiple of `KERNEL_CHANNELS`.
+        sizes: input tokens that each of them stands for.
+        matching: which of them merge; some do.
+        scale: of the LayerNorm.
+        bias: of the LayerNorm.
+        epsilon: what the LayerNorm adds to the variance.
+        dtype: of normalised tokens.
+
+    Returns:
+        What `merge_tokens` gives, and the normalised tokens.
+    """
+    numbers, tree = jax.tree.flatten(matching)
+    return _by_kernel(tree, epsilon, dtype, numbers, x, sizes, scale, bias)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _by_kernel(tree, epsilon, dtype, numbers, x, sizes, scale, bias):
+    # Imported where it is needed: Pallas takes a quarter of a second.
+    from hvit_jax.ops import hopper_merging
+
+    matching = tree.unflatten(numbers)
+    targets, here = matching.targets, jnp.arange(matching.targets.shape[1], dtype=jnp.int32)
+    other, together = here[:, None], targets[:, :, None] == targets[:, None, :]
+    following = jnp.where(together & (here < other), here, -1).max(-1)
+    # As a maximum too it is found in the same kernel.
+    leaving = jnp.where(here == other, matching.leaving[:, None, :], 0).max(-1)
+    joins = matching.sources, matching.joined, leaving, following
+    return hopper_merging.merge_and_normalise(
+        x, sizes, *joins, scale, bias, epsilon=epsilon, dtype=dtype
+    )
+
+
+def _in_turn(tree, epsilon, dtype, numbers, *inputs):
+    def run(x, sizes, scale, bias):
+        merged, sizes = merge_tokens(x, sizes, tree.unflatten(numbers))
+        return merged, sizes, layer_norm(merged, scale, bias, epsilon=epsilon).astype(dtype)
+
+    return jax.vjp(run, *inputs)
+
+
+_by_kernel.defvjp(_in_turn, lambda tree, epsilon, dtype, pull, slopes: (None, *pull(slopes)))
 
 
 def average_tokens(x: Float[Array, "B N C"], matching: Matching) -> Float[Array, "B M C"]:

@@ -105,16 +105,15 @@ class ToMe(Merging):
         """Run attention weighted by size, merge, then run the MLP; see `Reducer.block`."""
         bias = log_sizes(state, layer)
         x, metric = attend_and_compare(block, x, state.coordinates, key_bias=bias)
-        if layer.tokens_out < layer.tokens_in:
-            x, state = self._merge(x, metric, state, r=layer.tokens_in - layer.tokens_out)
-        return x + block.mlp(x), state
-
-    def _merge(self, x, metric, state: MergeState, *, r: int) -> tuple[Array, MergeState]:
+        if layer.tokens_out == layer.tokens_in:
+            return x + block.mlp(x), state
+        r = layer.tokens_in - layer.tokens_out
         matching = match_tokens(metric, r=r, prefix=state.prefix, dtype=x.dtype)
         coordinates = self._places(state, matching)
         state = state.moved(x, matching.places)
-        merged, sizes = merge_tokens(x, state.sizes, matching)
-        return merged, dataclasses.replace(state, sizes=sizes, coordinates=coordinates)
+        x, sizes, normed = block.merge(x, state.sizes, matching)
+        state = dataclasses.replace(state, sizes=sizes, coordinates=coordinates)
+        return x + block.run_mlp(normed), state
 
     def _places(self, state: MergeState, matching: Matching) -> Float[Array, "B M 2"] | None:
         """Give merged tokens the mean of their patches' coordinates, or the receiver's."""

@@ -8,6 +8,7 @@ import pytest
 from hvit_jax.ops.attention import hopper
 from hvit_jax.ops.float8 import FLOAT8
 from hvit_jax.ops.grouping import Groups
+from hvit_jax.ops.merging import match_tokens, merge_and_normalise, merge_tokens
 from tests.ops import gpu_interpreter
 from tests.ops.test_attention import heads, parts, reference
 
@@ -216,3 +217,34 @@ def test_means_of_groups(tokens, groups, size):
     slope = jnp.asarray(np.random.default_rng(1).normal(size=means.shape), means.dtype)
     shares = np.asarray(slope, np.float64) / counts
     check(pull(slope)[0], np.einsum("bhkn,bkhd->bnhd", hot, shares))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "r", "prefix", "dtype"),
+    [
+        (21, 7, 1, jnp.bfloat16),
+        (22, 4, 3, FLOAT8),
+        on_the_card(1025, 40, 1, jnp.bfloat16),
+        on_the_card(1370, 500, 0, FLOAT8),
+    ],
+)
+def test_merging(tokens, r, prefix, dtype):
+    """Several tokens join one; sizes need all bits of float32."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, tokens, 512)), jnp.bfloat16)
+    sizes = jnp.asarray(rng.integers(1, 9999, (2, tokens)), jnp.float32)
+    scale, bias = jnp.asarray(rng.normal(size=(2, 512)), jnp.bfloat16)
+    matching = match_tokens(jnp.asarray(rng.normal(size=(2, tokens, 2))), r=r, prefix=prefix)
+    assert len(set(matching.targets[0].tolist())) < r
+    given = x, sizes, matching, scale, bias
+    merged, totals, normed = merge_and_normalise(*given, epsilon=1e-6, dtype=dtype)
+    expected, total = merge_tokens(x.astype(jnp.float32), sizes, matching)
+    np.testing.assert_array_equal(totals, total)
+    np.testing.assert_allclose(merged.astype(jnp.float32), expected, rtol=2**-8, atol=1e-6)
+    rows = np.asarray(merged, np.float64)
+    rows = (rows - rows.mean(-1, keepdims=True)) / np.sqrt(rows.var(-1, keepdims=True) + 1e-6)
+    expected = rows * np.asarray(scale, np.float64) + np.asarray(bias, np.float64)
+    rounding = 2.0**-4 if dtype == FLOAT8 else 2.0**-8
+    normed = np.asarray(normed, np.float64)
+    np.testing.assert_allclose(normed, expected, rtol=1.1 * rounding, atol=rounding / 8)
+    assert normed.shape == (2, tokens - r, 512)

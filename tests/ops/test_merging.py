@@ -1,6 +1,7 @@
 """Bipartite soft matching, merging, unmerging and schedules, without a model."""
 
 import ast
+import functools
 import json
 import re
 
@@ -13,7 +14,9 @@ from hypothesis import given, settings
 
 from hvit_jax.errors import InputError
 from hvit_jax.ops import merging
+from hvit_jax.ops.arrays import layer_norm
 from hvit_jax.ops.merging import merge_counts, most_merges
+from hvit_jax.ops.platform import compiled_for
 
 match_tokens = jax.jit(merging.match_tokens, static_argnames=("r", "prefix"))
 merge_tokens = jax.jit(merging.merge_tokens)
@@ -80,6 +83,20 @@ def test_most_merges(tokens, class_token, expected):
         assert matching.sources[0, 0] == 0
 
 
+@pytest.mark.parametrize("tokens", [200, 207])
+def test_in_16_bits_a_gpu_compares_finer_than_they_are(tokens):
+    """Tokens that are alike: unit vectors rounded to bfloat16 would match others."""
+    metric = np.random.default_rng(0).normal(2, 1, (1, tokens, 64)).astype(np.float32)
+    unit = metric / np.linalg.norm(metric, axis=-1, keepdims=True)
+    matched = []
+    for x in (metric, np.asarray(unit.astype(jnp.bfloat16), np.float32)):
+        with compiled_for("gpu"):
+            matching = jax.jit(functools.partial(merging.match_tokens, r=60, dtype=jnp.bfloat16))(x)
+        matched.append(matching.places[0].tolist())
+    expected, _ = reference_matching(metric[0].astype(np.float64), 60, 1)
+    assert matched[0] == expected.tolist() != matched[1]
+
+
 def test_tokens_of_zero_length_stay_finite():
     x = jnp.zeros((1, 7, 2))
     merged, sizes = merge_tokens(x, SIZES, match_tokens(x, r=2))
@@ -119,10 +136,11 @@ def merges(draw):
 
 
 @settings(max_examples=20, deadline=None)
-@given(merges())
-def test_merging_against_numpy(case):
+@given(merges(), st.sampled_from(["cpu", "gpu"]))
+def test_merging_against_numpy(case, target):
     metric, x, sizes, r, prefix = case
-    matching = match_tokens(jnp.asarray(metric), r=r, prefix=prefix)
+    with compiled_for(target):
+        matching = match_tokens(jnp.asarray(metric), r=r, prefix=prefix)
     merged, merged_sizes = merge_tokens(jnp.asarray(x), jnp.asarray(sizes), matching)
     unmerged = unmerge_tokens(merged, matching)
     for image in range(2):
@@ -268,3 +286,25 @@ def test_positions_are_32_bit_whatever_the_default():
     with jax.enable_x64(True):
         matching = match_tokens(jnp.ones((2, 9, 4)), r=3)
     assert {leaf.dtype for leaf in jax.tree.leaves(matching)} == {jnp.dtype("int32")}
+
+
+def test_our_kernel_has_the_gradient_of_merging_and_layer_norm():
+    rng = np.random.default_rng(0)
+    x, sizes = rng.normal(size=(2, 9, 4)), rng.integers(1, 9, (2, 9)).astype(np.float32)
+    weights, matching = rng.normal(size=(2, 7, 4)), match_tokens(jnp.asarray(x), r=2)
+    given = (*(jnp.asarray(each, jnp.float32) for each in (x, sizes)), jnp.ones(4), jnp.zeros(4))
+
+    def by_kernel(x, sizes, scale, bias):
+        merged, _, normed = merging.merge_and_normalise(
+            x, sizes, matching, scale, bias, epsilon=1e-6, dtype=x.dtype
+        )
+        return (weights * (merged + normed)).sum()
+
+    def in_turn(x, sizes, scale, bias):
+        merged, _ = merge_tokens(x, sizes, matching)
+        return (weights * (merged + layer_norm(merged, scale, bias, epsilon=1e-6))).sum()
+
+    for found, expected in zip(
+        jax.grad(by_kernel, range(4))(*given), jax.grad(in_turn, range(4))(*given), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -163,7 +163,7 @@ def test_nothing_copies_what_one_product_gives(method, options, dtype, roofline)
 
 
 def test_tome_merges_in_few_kernels(roofline):
-    """One sort a block tells where tokens go; a plain block has 8 kernels."""
+    """One sort a block tells where tokens go, one kernel merges them; a plain block has 7."""
     config = dataclasses.replace(ViTConfig.vit_l16(), depth=2)
     row = roofline.Row("tome", config, make_reducer("tome", r=8), BATCH, Compute("bfloat16"))
     program = roofline.compile_for_h200(row).as_text()
@@ -172,7 +172,9 @@ def test_tome_merges_in_few_kernels(roofline):
     assert " scatter(" not in program
     listed = roofline.kernels(program)
     first, second = (at for at, kernel in enumerate(listed) if kernel.kind == "attention")
-    assert second - first <= 22
+    assert second - first <= 16
+    # Cosines of 64 channels are products of three times as many numbers of bfloat16.
+    assert any(re.match(r"bf16\[[12], 32, 512, 192\]", kernel.result) for kernel in listed)
 
 
 def test_smyrf_sorts_one_array_and_counts_in_one_kernel(roofline):

@@ -19,6 +19,7 @@ from hvit_jax.models.gpu import (
     choose_activation,
     pad_tokens,
     project_apart,
+    rows_to_normalise,
 )
 from hvit_jax.ops.activations import ACTIVATIONS
 from hvit_jax.ops.arrays import layer_norm, pad_end
@@ -156,7 +157,7 @@ class Block(nnx.Module):
         self, norm: LayerNorm, x: Float[Array, "B N C"], layer: nnx.Linear | Float8Linear
     ) -> Float[Array, "B N C"]:
         """Normalise tokens for a linear layer, in float8 as it rounds them."""
-        rows = as_rows(x)
+        rows = rows_to_normalise(x)
         if isinstance(layer, Float8Linear):
             return layer.round_normed(norm, rows).reshape(x.shape)
         return norm(rows).reshape(x.shape)
@@ -323,13 +324,13 @@ class Block(nnx.Module):
         if self._chosen() != "hopper" or x.shape[-1] % KERNEL_CHANNELS:
             merged, sizes = merge_tokens(x, sizes, matching)
             return merged, sizes, self._normed(self.ln_2, merged, self.linear_1)
-        layer, dtype = self.linear_1, x.dtype
-        factor = None
+        norm, layer, dtype = self.ln_2, self.linear_1, x.dtype
+        assert norm.scale is not None and norm.bias is not None
+        scale, bias = norm.scale[...], norm.bias[...]
         if isinstance(layer, Float8Linear):
-            factor, dtype = layer.factor[...], FLOAT8
-        parameters = self.ln_2.parameters(x.dtype, factor)
+            (scale, bias), dtype = norm.parameters(x.dtype, layer.factor[...]), FLOAT8
         return merge_and_normalise(
-            x, sizes, matching, *parameters, epsilon=self.ln_2.epsilon, dtype=dtype
+            x, sizes, matching, scale, bias, epsilon=norm.epsilon, dtype=dtype
         )
 
     def run_mlp(self, x: Float[Array, "B N C"]) -> Float[Array, "B N C"]:

@@ -30,6 +30,16 @@ def as_rows(x: Float[Array, "B N C"]) -> Float[Array, "*rows C"]:
     return x.reshape(-1, x.shape[-1]) if backend() in ("gpu", "onnx") else x
 
 
+def rows_to_normalise(x: Float[Array, "B N C"]) -> Float[Array, "*rows C"]:
+    """Put a batch's tokens in one list for a LayerNorm.
+
+    Where a GPU sees that they were a batch, it rounds scale and bias in kernels of their own, and
+    of what was just rounded it keeps and reads float32.
+    """
+    rows = as_rows(x)
+    return jax.lax.optimization_barrier(rows) if backend() == "gpu" else rows
+
+
 def choose_activation(activation: str, gelu: str, dtype: jax.typing.DTypeLike) -> str:
     """Name the activation that will run, of those in `hvit_jax.ops.activations`.
 

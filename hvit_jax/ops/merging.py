@@ -284,8 +284,8 @@ def merge_and_normalise(
         x: tokens of 16 bits; channels are a multiple of `KERNEL_CHANNELS`.
         sizes: input tokens that each of them stands for.
         matching: which of them merge; some do.
-        scale: of the LayerNorm.
-        bias: of the LayerNorm.
+        scale: of the LayerNorm; rounded to the dtype of `x`.
+        bias: of the LayerNorm; rounded so too.
         epsilon: what the LayerNorm adds to the variance.
         dtype: of normalised tokens.
 
@@ -316,6 +316,7 @@ def _by_kernel(tree, epsilon, dtype, numbers, x, sizes, scale, bias):
 def _in_turn(tree, epsilon, dtype, numbers, *inputs):
     def run(x, sizes, scale, bias):
         merged, sizes = merge_tokens(x, sizes, tree.unflatten(numbers))
+        scale, bias = scale.astype(x.dtype), bias.astype(x.dtype)
         return merged, sizes, layer_norm(merged, scale, bias, epsilon=epsilon).astype(dtype)
 
     return jax.vjp(run, *inputs)

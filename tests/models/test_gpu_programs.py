@@ -171,8 +171,8 @@ def test_tome_merges_in_few_kernels(roofline):
     assert len(sorts) == 2 and all(kind.startswith("s64[") for kind in sorts)
     assert " scatter(" not in program
     listed = roofline.kernels(program)
-    first, second = (at for at, kernel in enumerate(listed) if kernel.kind == "attention")
-    assert second - first <= 16
+    # A block has 14, in JAX 0.10 15; the rest are the embedding's, the head's and the first sizes.
+    assert sum(kernel.times for kernel in listed) <= 2 * 15 + 7
     # Cosines of 64 channels are products of three times as many numbers of bfloat16.
     assert any(re.match(r"bf16\[[12], 32, 512, 192\]", kernel.result) for kernel in listed)
 

@@ -233,7 +233,7 @@ def test_merging(tokens, r, prefix, dtype):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, tokens, 512)), jnp.bfloat16)
     sizes = jnp.asarray(rng.integers(1, 9999, (2, tokens)), jnp.float32)
-    scale, bias = jnp.asarray(rng.normal(size=(2, 512)), jnp.bfloat16)
+    scale, bias = jnp.asarray(rng.normal(size=(2, 512)), jnp.float32)
     matching = match_tokens(jnp.asarray(rng.normal(size=(2, tokens, 2))), r=r, prefix=prefix)
     assert len(set(matching.targets[0].tolist())) < r
     given = x, sizes, matching, scale, bias
@@ -243,7 +243,8 @@ def test_merging(tokens, r, prefix, dtype):
     np.testing.assert_allclose(merged.astype(jnp.float32), expected, rtol=2**-8, atol=1e-6)
     rows = np.asarray(merged, np.float64)
     rows = (rows - rows.mean(-1, keepdims=True)) / np.sqrt(rows.var(-1, keepdims=True) + 1e-6)
-    expected = rows * np.asarray(scale, np.float64) + np.asarray(bias, np.float64)
+    scale, bias = (np.asarray(each.astype(jnp.bfloat16), np.float64) for each in (scale, bias))
+    expected = rows * scale + bias
     rounding = 2.0**-4 if dtype == FLOAT8 else 2.0**-8
     normed = np.asarray(normed, np.float64)
     np.testing.assert_allclose(normed, expected, rtol=1.1 * rounding, atol=rounding / 8)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from hvit_jax.errors import InputError
 from hvit_jax.ops.arrays import gather
-from hvit_jax.ops.attention import attend_in_clusters
+from hvit_jax.ops.attention import attend_in_clusters, choose_implementation
 from hvit_jax.ops.attention.heads import Heads, array_of
 from hvit_jax.ops.hashing import ProjectionDraws, project_asymmetric
 from hvit_jax.ops.precision import accumulator, smallest_integer
@@ -27,6 +27,7 @@ def clustered_attention(
     q_cluster_size: int,
     k_cluster_size: int,
     attend: Callable[..., Array] = attend_in_clusters,
+    implementation: str = "auto",
 ) -> Float[Array, "B N H D"]:
     """Attend inside clusters of queries and keys, in several rounds of hashing.
 
@@ -46,6 +47,7 @@ def clustered_attention(
         q_cluster_size: queries in a cluster; the last cluster takes what is left.
         k_cluster_size: keys in a cluster; must give as many clusters.
         attend: what attends, given the clusters; takes what `attend_in_clusters` takes.
+        implementation: as for `attend_in_clusters`; "hopper" also sorts in a kernel of our own.
 
     Returns:
         Attended values in the dtype of `q`. Beside a few numbers a token and head, its projections,
@@ -67,9 +69,15 @@ def clustered_attention(
     # Turned, they are copied anyway: parts of one array cost no more here.
     q_turned, k_turned = (array_of(x).swapaxes(1, 2) for x in (q, k))
     projections = project_asymmetric(q_turned, k_turned, draws)
-    lengths, rounded = (q_cluster_size, k_cluster_size), jnp.dtype(q.dtype).itemsize < 4
+    sorted_at = None
+    if choose_implementation(implementation, q.dtype, q.shape[-1]) == "hopper":
+        # Imported where it is needed: Pallas takes a quarter of a second.
+        from hvit_jax.ops.hopper_sorting import sorted_at
+
+    rounded = jnp.dtype(q.dtype).itemsize < 4
     numbers = (
-        numbers_of_parts(*pair, rounded=rounded) for pair in zip(projections, lengths, strict=True)
+        numbers_of_parts(*pair, rounded=rounded, sorted_at=sorted_at)
+        for pair in zip(projections, (q_cluster_size, k_cluster_size), strict=True)
     )
     narrow = smallest_integer(clusters)
     numbers = (jnp.moveaxis(x, 0, 2).astype(narrow) for x in numbers)

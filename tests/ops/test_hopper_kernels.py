@@ -8,6 +8,7 @@ import pytest
 from hvit_jax.ops.attention import hopper
 from hvit_jax.ops.float8 import FLOAT8
 from hvit_jax.ops.grouping import Groups
+from hvit_jax.ops.hopper_sorting import sorted_at
 from hvit_jax.ops.merging import match_tokens, merge_and_normalise, merge_tokens
 from tests.ops import gpu_interpreter
 from tests.ops.test_attention import heads, parts, reference
@@ -249,3 +250,16 @@ def test_merging(tokens, r, prefix, dtype):
     normed = np.asarray(normed, np.float64)
     np.testing.assert_allclose(normed, expected, rtol=1.1 * rounding, atol=rounding / 8)
     assert normed.shape == (2, tokens - r, 512)
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"),
+    [(2, 1500), *(on_the_card(*shape) for shape in [(1, 1), (300, 197), (16384, 1024), (3, 5000)])],
+)
+def test_sorting(rows, size):
+    """Rows of one, four, eight and 32 segments; those that are appended come last."""
+    numbers = np.random.default_rng(0).integers(0, 2**32, (rows, size), np.uint32)
+    numbers[0, :9], numbers[-1, -9:] = 7, 2**32 - 1
+    places = *range(0, size, 37), size - 1
+    found = sorted_at(jnp.asarray(numbers), places)
+    np.testing.assert_array_equal(found, np.sort(numbers)[:, places].T)

@@ -49,8 +49,9 @@ def test_the_api_is_readable_as_a_file_and_whole_on_the_site(hooks):
     assert "::: hvit_jax.ViT\n    options:\n      members: [__call__, classify, " in site
 
 
-# How operations are compiled and rounded: other parts need it, users do not.
-INSIDE = ("hvit_jax.ops.float8", "hvit_jax.ops.platform", "hvit_jax.ops.precision")
+# Kernels, and how operations are compiled and rounded: other parts need it, users do not.
+_NAMES = "float8", "hopper_merging", "hopper_sorting", "platform", "precision"
+INSIDE = [f"hvit_jax.ops.{name}" for name in _NAMES]
 
 
 def parts(kind):

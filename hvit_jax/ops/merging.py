@@ -165,14 +165,14 @@ def _similarities(metric, dtype) -> Float[Array, "B A b"]:
 def _in_two_parts(unit):
     """Write both sets as sums of numbers of bfloat16, whose products one product adds up.
 
-    Of high and low parts those of two high ones, and of a high and a low one; two low ones give
-    less than float32 resolves.
+    A is high, low, high and B is high, high, low; two low parts give less than float32 resolves.
     """
+    *rows, size = unit.shape
     high = jax.lax.reduce_precision(unit, exponent_bits=8, mantissa_bits=7)
-    low = unit - high
-    first = jax.lax.broadcasted_iota(jnp.int32, unit.shape, 0) == 0
-    parts = high, jnp.where(first, low, high), jnp.where(first, high, low)
-    return jnp.concatenate(parts, axis=-1).astype(jnp.bfloat16)
+    # Chosen, not joined: XLA joins in the same pass only what is a power of two wide.
+    which, part = (jax.lax.broadcasted_iota(jnp.int32, (*rows, 3, 1), axis) for axis in (0, 3))
+    parts = jnp.where(part == 1 + which, (unit - high)[..., None, :], high[..., None, :])
+    return parts.astype(jnp.bfloat16).reshape(*rows, 3 * size)
 
 
 class _Order(NamedTuple):

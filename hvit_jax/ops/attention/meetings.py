@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
 from hvit_jax.ops.arrays import largest_divisor, pad_end
@@ -102,9 +103,8 @@ def count_meetings(
     counts = jnp.zeros((), jnp.uint32)
     for index, (of_q, of_k) in enumerate(zip(q_words, k_words, strict=True)):
         rounds = min(_BITS, q_clusters.shape[2] - index * _BITS)
-        meet = jnp.uint32(2**rounds - 1)
-        for q_word, k_word in zip(of_q, of_k, strict=True):
-            meet &= q_word[..., :, None] ^ k_word[..., None, :]
+        equal = of_q[..., :, None] ^ of_k[..., None, :]
+        meet = jax.lax.reduce(equal, np.uint32(2**rounds - 1), jax.lax.bitwise_and, (0,))
         counts += jax.lax.population_count(meet)
     return counts.astype(dtype)
 

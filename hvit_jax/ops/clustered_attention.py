@@ -17,6 +17,10 @@ from hvit_jax.ops.hashing import ProjectionDraws, project_asymmetric
 from hvit_jax.ops.precision import accumulator, smallest_integer
 from hvit_jax.ops.sorting import argsort, inverse, numbers_of_parts
 
+# So many rows our kernel sorts faster than XLA, which sorts one in a block of threads, not 32: the
+# rows of four images of ViT-L/16. Estimated: at half of them both take as long.
+_MANY_ROWS = 2048
+
 
 def clustered_attention(
     q: Heads | Float[Array, "B N H D"],
@@ -47,7 +51,7 @@ def clustered_attention(
         q_cluster_size: queries in a cluster; the last cluster takes what is left.
         k_cluster_size: keys in a cluster; must give as many clusters.
         attend: what attends, given the clusters; takes what `attend_in_clusters` takes.
-        implementation: as for `attend_in_clusters`; "hopper" also sorts in a kernel of our own.
+        implementation: as for `attend_in_clusters`; in "hopper" a kernel of ours sorts many rows.
 
     Returns:
         Attended values in the dtype of `q`. Beside a few numbers a token and head, its projections,
@@ -69,8 +73,9 @@ def clustered_attention(
     # Turned, they are copied anyway: parts of one array cost no more here.
     q_turned, k_turned = (array_of(x).swapaxes(1, 2) for x in (q, k))
     projections = project_asymmetric(q_turned, k_turned, draws)
-    sorted_at = None
-    if choose_implementation(implementation, q.dtype, q.shape[-1]) == "hopper":
+    sorted_at, rows = None, draws.beta.size * q.shape[0] * q.shape[2]
+    chosen = choose_implementation(implementation, q.dtype, q.shape[-1])
+    if chosen == "hopper" and rows >= _MANY_ROWS:
         # Imported where it is needed: Pallas takes a quarter of a second.
         from hvit_jax.ops.hopper_sorting import sorted_at
 

@@ -39,9 +39,6 @@ RATES = {
     # 32 bits sorted together; of 8, 16,384 rows of 1,024 numbers of 64 bits. Of 4 inferred: the
     # kernel moves all numbers through shared memory at every stage, and is bound by that.
     "comparisons of a sort": {4: 2.7e12, 8: 1.35e12, 12: 1.2e12},
-    # Our kernel is bound by minima and maxima, at half of all instructions' rate. Inferred: it
-    # reaches three quarters of that.
-    "own sort": 10e12,
 }
 # Between two kernels (idle_ms / launches: 0.5 to 1.4 us), and what the smallest kernels take.
 IDLE, SHORTEST = 1.4e-6, 1.5e-6
@@ -223,8 +220,6 @@ def _cost(instruction, operands, body) -> tuple[str, float, float, float]:
         return "product", *_product(instruction, operands)
     if "fmha" in target:
         return "attention", *_cudnn_attention(operands, "ackward" in target)
-    if "hopper_sort" in source:
-        return "sort", _own_sort(operands), traffic, 0.0
     if "mosaic" in target and "hopper_merging" not in source:
         return "attention", *_own_attention(operands, instruction, source)
     if instruction.op == "sort" or any(part.op == "sort" for part in body):
@@ -309,14 +304,6 @@ def _sort(instruction) -> float:
     rates = RATES["comparisons of a sort"]
     rate = rates[min((most for most in rates if width <= most), default=max(rates))]
     return waves * PROCESSORS * length * stages * (stages + 1) / 2 / rate
-
-
-def _own_sort(operands) -> float:
-    """Time our kernel in whole waves of its blocks; a processor has room for one at a time."""
-    blocks, places, lanes = operands[0].shapes[0][1]
-    waves = math.ceil(blocks / PROCESSORS)
-    # The stages of 1,024 numbers; 2,048 take 66.
-    return waves * PROCESSORS * places * lanes * 55 / RATES["own sort"]
 
 
 def _fusion_traffic(instruction, operands, body) -> float:

@@ -11,15 +11,11 @@ from jaxtyping import Array, Float
 
 from hvit_jax.errors import InputError
 from hvit_jax.ops.arrays import gather
-from hvit_jax.ops.attention import attend_in_clusters, choose_implementation
+from hvit_jax.ops.attention import attend_in_clusters
 from hvit_jax.ops.attention.heads import Heads, array_of
 from hvit_jax.ops.hashing import ProjectionDraws, project_asymmetric
 from hvit_jax.ops.precision import accumulator, smallest_integer
 from hvit_jax.ops.sorting import argsort, inverse, numbers_of_parts
-
-# So many rows our kernel sorts faster than XLA, which sorts one in a block of threads, not 32: the
-# rows of four images of ViT-L/16. Estimated: at half of them both take as long.
-_MANY_ROWS = 2048
 
 
 def clustered_attention(
@@ -31,7 +27,6 @@ def clustered_attention(
     q_cluster_size: int,
     k_cluster_size: int,
     attend: Callable[..., Array] = attend_in_clusters,
-    implementation: str = "auto",
 ) -> Float[Array, "B N H D"]:
     """Attend inside clusters of queries and keys, in several rounds of hashing.
 
@@ -51,7 +46,6 @@ def clustered_attention(
         q_cluster_size: queries in a cluster; the last cluster takes what is left.
         k_cluster_size: keys in a cluster; must give as many clusters.
         attend: what attends, given the clusters; takes what `attend_in_clusters` takes.
-        implementation: as for `attend_in_clusters`; in "hopper" a kernel of ours sorts many rows.
 
     Returns:
         Attended values in the dtype of `q`. Beside a few numbers a token and head, its projections,
@@ -73,16 +67,9 @@ def clustered_attention(
     # Turned, they are copied anyway: parts of one array cost no more here.
     q_turned, k_turned = (array_of(x).swapaxes(1, 2) for x in (q, k))
     projections = project_asymmetric(q_turned, k_turned, draws)
-    sorted_at, rows = None, draws.beta.size * q.shape[0] * q.shape[2]
-    chosen = choose_implementation(implementation, q.dtype, q.shape[-1])
-    if chosen == "hopper" and rows >= _MANY_ROWS:
-        # Imported where it is needed: Pallas takes a quarter of a second.
-        from hvit_jax.ops.hopper_sorting import sorted_at
-
-    rounded = jnp.dtype(q.dtype).itemsize < 4
+    lengths, rounded = (q_cluster_size, k_cluster_size), jnp.dtype(q.dtype).itemsize < 4
     numbers = (
-        numbers_of_parts(*pair, rounded=rounded, sorted_at=sorted_at)
-        for pair in zip(projections, (q_cluster_size, k_cluster_size), strict=True)
+        numbers_of_parts(*pair, rounded=rounded) for pair in zip(projections, lengths, strict=True)
     )
     narrow = smallest_integer(clusters)
     numbers = (jnp.moveaxis(x, 0, 2).astype(narrow) for x in numbers)

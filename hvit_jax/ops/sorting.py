@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, UInt
 
 from hvit_jax.ops.arrays import gather, pad_end
 from hvit_jax.ops.platform import backend
 
 Numbers = Float[Array, "*rows N"] | Int[Array, "*rows N"] | UInt[Array, "*rows N"]
-
-# Finds what stands at some places of each row, (places, rows), in ascending order.
-SortedAt = Callable[[UInt[Array, "rows N"], tuple[int, ...]], UInt[Array, "P rows"]]
 
 # Values that each value is compared with in one step of a scan.
 _COMPARED = 16
@@ -121,7 +115,7 @@ def order_and_ranks(*words: Numbers) -> tuple[Int[Array, "*rows N"], Int[Array, 
 
 
 def numbers_of_parts(
-    values: Numbers, length: int, *, rounded: bool = False, sorted_at: SortedAt | None = None
+    values: Numbers, length: int, *, rounded: bool = False
 ) -> Int[Array, "*rows N"]:
     """Cut each row, in ascending order, into parts: each value's is `rank // length`, from 0.
 
@@ -132,7 +126,6 @@ def numbers_of_parts(
         length: values of a part; the last one takes what is left.
         rounded: whether floats, none of them NaN or infinite, may be rounded first, which halves a
             GPU's work: to 2^-22 of the row's range for up to 1,024 values, 2^-21 for up to 2,048.
-        sorted_at: what sorts rounded values on a GPU, as `hopper_sorting.sorted_at`; None: XLA.
     """
     if backend() != "gpu" or values.dtype.itemsize > 4:
         return ranks(values) // length
@@ -144,9 +137,8 @@ def numbers_of_parts(
             first = _with_places(key)
             # Joined again: what is needed after a sort would be copied.
             again = _with_places(jax.lax.optimization_barrier(key))
-        firsts = _every(first, length, (rounded and sorted_at) or _sorted_at)
         # The sum is over parts.
-        numbers = (firsts[:, :, None] <= again).sum(0, dtype=jnp.int32)
+        numbers = (_every(first, length).T[:, :, None] <= again).sum(0, dtype=jnp.int32)
     return numbers.reshape(values.shape)
 
 
@@ -195,24 +187,16 @@ def _rounded_with_places(rows):
     return whole << place_bits | jax.lax.broadcasted_iota(jnp.uint32, rows.shape, 1)
 
 
-def _every(joined, length: int, sorted_at: SortedAt):
+def _every(joined, length: int):
     """Find what stands at places `length`, twice it and so on of each row in ascending order."""
-    size = joined.shape[1]
-    if length >= size:
-        return jnp.zeros((0, len(joined)), joined.dtype)
-    if not _is_one_too_many(size):
-        return sorted_at(joined, tuple(range(length, size, length)))
-    below, above = (tuple(range(first, size - 1, length)) for first in (length - 1, length))
-    found = sorted_at(joined[:, 1:], below + above)
-    below, above = found[: len(below)], found[len(below) :]
+    if not _is_one_too_many(joined.shape[1]):
+        return jax.lax.sort(joined, is_stable=False)[:, length::length]
+    ordered = jax.lax.sort(joined[:, 1:], is_stable=False)
+    below, above = ordered[:, length - 1 :: length], ordered[:, length::length]
     most = jnp.iinfo(joined.dtype).max
-    above = pad_end(above, len(below) - len(above), axis=0, constant_values=most)
+    above = pad_end(above, below.shape[1] - above.shape[1], axis=1, constant_values=most)
     # The first value pushes up by one what is larger than it.
-    return jnp.clip(joined[:, 0], below, above)
-
-
-def _sorted_at(joined, places):
-    return jax.lax.sort(joined, is_stable=False)[:, np.array(places)].T
+    return jnp.clip(joined[:, :1], below, above)
 
 
 def _order_without_ties(words):

@@ -131,7 +131,6 @@ class SMYRF(HashedAttention):
             q_cluster_size=self.q_cluster_size,
             k_cluster_size=self.k_cluster_size,
             attend=block.attend_in_clusters,
-            implementation=block.implementation,
         )
 
     def block_flops(self, config: ViTConfig, layer: Layer) -> int:

@@ -50,7 +50,7 @@ def test_the_api_is_readable_as_a_file_and_whole_on_the_site(hooks):
 
 
 # Kernels, and how operations are compiled and rounded: other parts need it, users do not.
-_NAMES = "float8", "hopper_merging", "hopper_sorting", "platform", "precision"
+_NAMES = "float8", "hopper_merging", "platform", "precision"
 INSIDE = [f"hvit_jax.ops.{name}" for name in _NAMES]
 
 

@@ -183,18 +183,6 @@ def test_rounding_cutting_scattering_and_sorting(costs):
     assert ordered.seconds == pytest.approx(132 * 1024 * 55 / 2.7e12 + costs.IDLE)
 
 
-def test_our_sort(costs):
-    """Four blocks of 32 rows of 1,024 numbers one after the other, each through 55 stages."""
-    program = """ENTRY %main (keys: u32[512,256,128]) -> u32[512,8,128] {
-  %keys = u32[512,256,128]{2,1,0} parameter(0)
-  ROOT %sorted = u32[512,8,128]{2,1,0} custom-call(%keys), custom_call_target="mosaic_gpu_v2", metadata={op_name="jit(f)/hopper_sort/mpmd_map"}
-}
-"""  # noqa: E501
-    (ordered,) = costs.kernels(program)
-    assert ordered.kind == "sort"
-    assert ordered.seconds == pytest.approx(4 * 132 * 32 * 1024 * 55 / 10e12 + costs.IDLE)
-
-
 def test_the_smallest_kernels_take_time_too(costs):
     (loop, _) = costs.kernels(PROGRAM)
     assert loop.seconds == costs.SHORTEST + costs.IDLE

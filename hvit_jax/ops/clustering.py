@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from hvit_jax.errors import InputError
 from hvit_jax.ops.arrays import pad_end, softmax
 from hvit_jax.ops.platform import backend
-from hvit_jax.ops.precision import accumulator, accurate_einsum
+from hvit_jax.ops.precision import accumulator, accurate_einsum, rounded
 
 # Of the automatic temperature of clustering: measured on several models, see
 # docs/methods/hourglass.md; half or twice as much serves about as well.
@@ -98,32 +98,16 @@ def _divided(sums, total):
     return sums / jnp.maximum(total, 1e-16)[..., None]
 
 
-def products(x: Float[Array, "B P C"], y: Float[Array, "B K C"]) -> Float[Array, "B P K"]:
-    """Inner products that stay accurate to float32 when `x` is bfloat16.
-
-    Squared distances are differences of large numbers, so a rounding of `y` to bfloat16 would move
-    them by more than the softmax's scale. `y` is split into two bfloat16 parts instead: two fast
-    matrix products, accumulated in float32.
-
-    Args:
-        x: tokens in the model's dtype.
-        y: centroids in float32.
-    """
-    if x.dtype == accumulator(x.dtype):
-        return accurate_einsum("bpc,bkc->bpk", x, y)
-    high = y.astype(x.dtype)
-    low = (y - high.astype(jnp.float32)).astype(x.dtype)
-    return accurate_einsum("bpc,bkc->bpk", x, high) + accurate_einsum("bpc,bkc->bpk", x, low)
-
-
 def closeness(x: Float[Array, "B P C"], centroids: Float[Array, "B K C"]) -> Float[Array, "B P K"]:
     """Negative squared distance of each patch to each centroid, plus the patch's squared norm.
 
     The norm is the same for all centroids, so it changes neither a softmax nor an argmax over them;
-    leaving it out keeps the numbers small and exact.
+    leaving it out keeps the numbers small and exact. Centroids are rounded as patches are, for
+    their own norm too: else the difference of two large numbers would hold the rounding of one.
     """
-    centroids = centroids.astype(accumulator(centroids.dtype))
-    return 2 * products(x, centroids) - jnp.square(centroids).sum(-1)[:, None, :]
+    centroids = rounded(centroids.astype(accumulator(centroids.dtype)), x.dtype)
+    products = accurate_einsum("bpc,bkc->bpk", x, centroids.astype(x.dtype))
+    return 2 * products - jnp.square(centroids).sum(-1)[:, None, :]
 
 
 def scale_free_temperature(

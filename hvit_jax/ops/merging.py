@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from hvit_jax.errors import InputError
 from hvit_jax.ops.arrays import gather, layer_norm, pad_end
 from hvit_jax.ops.platform import backend
-from hvit_jax.ops.precision import accumulator, accurate_einsum
+from hvit_jax.ops.precision import accumulator, accurate_einsum, rounded
 from hvit_jax.ops.selection import behind_prefix
 from hvit_jax.ops.sorting import inverse, order_and_ranks, ordered_integers
 
@@ -168,7 +168,7 @@ def _in_two_parts(unit):
     A is high, low, high and B is high, high, low; two low parts give less than float32 resolves.
     """
     *rows, size = unit.shape
-    high = jax.lax.reduce_precision(unit, exponent_bits=8, mantissa_bits=7)
+    high = rounded(unit, jnp.bfloat16)
     # Chosen, not joined: XLA joins in the same pass only what is a power of two wide.
     which, part = (jax.lax.broadcasted_iota(jnp.int32, (*rows, 3, 1), axis) for axis in (0, 3))
     parts = jnp.where(part == 1 + which, (unit - high)[..., None, :], high[..., None, :])

@@ -28,6 +28,17 @@ def accurate_einsum(subscripts: str, *operands: Array | np.ndarray) -> Array:
     return jnp.einsum(subscripts, *operands, precision=precision, preferred_element_type=wide)
 
 
+def rounded(x: Array, dtype: jax.typing.DTypeLike) -> Array:
+    """Round numbers as a narrower type holds them, and keep their own.
+
+    XLA leaves out a conversion to the type and back.
+    """
+    if x.dtype == dtype:
+        return x
+    kind = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x, exponent_bits=kind.nexp, mantissa_bits=kind.nmant)
+
+
 def warn_if_slow(dtype: str, say: Callable[[str], object]) -> None:
     """Say in one line if a type of 16 or 8 bits is asked for on a CPU, where none is fast."""
     if backend() == "cpu" and dtype in ("bfloat16", "float8"):

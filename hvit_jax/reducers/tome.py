@@ -108,12 +108,17 @@ class ToMe(Merging):
         if layer.tokens_out == layer.tokens_in:
             return x + block.mlp(x), state
         r = layer.tokens_in - layer.tokens_out
+        x, normed, state = self._merge(block, x, metric, state, r=r)
+        return x + block.run_mlp(normed), state
+
+    def _merge(
+        self, block, x, metric, state: MergeState, *, r: int
+    ) -> tuple[Array, Array, MergeState]:
         matching = match_tokens(metric, r=r, prefix=state.prefix, dtype=x.dtype)
         coordinates = self._places(state, matching)
         state = state.moved(x, matching.places)
         x, sizes, normed = block.merge(x, state.sizes, matching)
-        state = dataclasses.replace(state, sizes=sizes, coordinates=coordinates)
-        return x + block.run_mlp(normed), state
+        return x, normed, dataclasses.replace(state, sizes=sizes, coordinates=coordinates)
 
     def _places(self, state: MergeState, matching: Matching) -> Float[Array, "B M 2"] | None:
         """Give merged tokens the mean of their patches' coordinates, or the receiver's."""

@@ -1,16 +1,21 @@
 """Tokens before the patches, sizes and rotary places of the patches, by hand, without a model."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hvit_jax.models.reducer import Layer
 from hvit_jax.ops.clustering import cluster_labels, cluster_tokens
+from hvit_jax.ops.merging import merge_tokens
 from hvit_jax.reducers import EViT, ToMe
 from hvit_jax.reducers.evit import EViTState
 from hvit_jax.reducers.merging import MergeState
 
 PATCHES = 7
+# What a block does for merging but the normalised tokens.
+BLOCK = SimpleNamespace(merge=lambda *given: (*merge_tokens(*given), None))
 
 
 def matched(metric, prefix, r):
@@ -46,7 +51,7 @@ def test_tome_keeps_what_stands_before_the_patches(prefix, rope):
         sizes=jnp.asarray(sizes[None], jnp.float32),
     )
     arrays = (jnp.asarray(each[None], jnp.float32) for each in (x, metric))
-    merged, state = ToMe(rope=rope)._merge(*arrays, state, r=2)
+    merged, _, state = ToMe(rope=rope)._merge(BLOCK, *arrays, state, r=2)
     np.testing.assert_allclose(merged[0], means, atol=1e-5)
     np.testing.assert_allclose(state.sizes[0], [sizes[held].sum() for held in holds])
     source = [next(row for row, held in enumerate(holds) if i in held) for i in range(count)]
@@ -62,7 +67,7 @@ def test_tome_keeps_what_stands_before_the_patches(prefix, rope):
 def test_tome_before_the_first_merge_takes_the_places_that_all_images_share():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 4)), jnp.float32)
     state = MergeState(None, None, jnp.arange(14.0).reshape(1, 7, 2), 1, jnp.ones((3, 8)))
-    _, state = ToMe()._merge(x, x, state, r=1)
+    *_, state = ToMe()._merge(BLOCK, x, x, state, r=1)
     assert state.coordinates.shape == (3, 6, 2)
     np.testing.assert_allclose(
         (state.coordinates * state.sizes[:, 1:, None]).sum(1), [[42, 49]] * 3

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from hvit_jax.ops.arrays import pad_end
 from hvit_jax.ops.attention import meetings, xla
 from hvit_jax.ops.platform import backend
+from hvit_jax.ops.precision import rounded
 
 _DTYPES = (jnp.bfloat16, jnp.float16)
 # Stands for -inf, where -inf - (-inf) would make NaN: float16 holds it, and divided by sqrt(D) it
@@ -54,9 +55,9 @@ def attend(
     if key_bias is not None:
         bias = key_bias.swapaxes(1, 2).astype(jnp.float32) / scale
         bias = jnp.maximum(bias, _MASKED)
-        high = bias.astype(k.dtype)
-        low = (bias - high.astype(jnp.float32)).astype(k.dtype)
-        parts = jnp.broadcast_to(jnp.stack([high, low], axis=-1), (*k.shape[:-1], 2))
+        high = rounded(bias, k.dtype)
+        parts = jnp.stack([high, bias - high], axis=-1).astype(k.dtype)
+        parts = jnp.broadcast_to(parts, (*k.shape[:-1], 2))
         ones = jnp.ones((*q.shape[:-1], 2), q.dtype)
         k = jnp.concatenate([k, pad_end(parts, 6, axis=-1)], axis=-1)
         q = jnp.concatenate([q, pad_end(ones, 6, axis=-1)], axis=-1)

@@ -46,6 +46,7 @@ from hvit_jax.ops.attention.hopper_blocks import (
     write_rows,
 )
 from hvit_jax.ops.float8 import FLOAT8, LARGEST
+from hvit_jax.ops.precision import rounded
 
 # Channels of a bias that are not zero.
 _PARTS = 3
@@ -143,13 +144,11 @@ def bias_channels(plan: Plan, bias: Float[Array, "B h N"], dtype: Any) -> Float[
     Three numbers of 16 bits add up to one of 32. So the matrix instructions add the bias, which
     would be an instruction more for every score.
     """
-    kind = jnp.finfo(dtype)
-    least = max(MASKED, float(kind.min))
+    least = max(MASKED, float(jnp.finfo(dtype).min))
     rest = jnp.clip(bias.astype(jnp.float32) * (LOG2_E / plan.scale), least, -least)
     parts = []
     for _ in range(_PARTS):
-        # XLA would leave out a conversion to the dtype and back.
-        parts.append(lax.reduce_precision(rest, kind.nexp, kind.nmant))
+        parts.append(rounded(rest, dtype))
         rest = rest - parts[-1]
     return pad_end(jnp.stack(parts, axis=-1).astype(dtype), BIAS - _PARTS, axis=-1)
 

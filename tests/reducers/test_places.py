@@ -14,8 +14,15 @@ from hvit_jax.reducers.evit import EViTState
 from hvit_jax.reducers.merging import MergeState
 
 PATCHES = 7
-# What a block does for merging but the normalised tokens.
-BLOCK = SimpleNamespace(merge=lambda *given: (*merge_tokens(*given), None))
+
+
+def merge(x, *given):
+    merged, sizes = merge_tokens(x, *given)
+    return merged, sizes, merged
+
+
+# A block whose LayerNorm changes nothing.
+BLOCK = SimpleNamespace(merge=merge)
 
 
 def matched(metric, prefix, r):

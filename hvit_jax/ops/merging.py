@@ -131,7 +131,9 @@ def match_tokens(
     class_token = prefix % 2
     apart = prefix - class_token
     similarity = _similarities(metric[:, apart:], jnp.dtype(dtype or metric.dtype))
-    order = (_order_on_gpu if backend() == "gpu" else _order)(similarity, class_token, r)
+    # What a GPU sorts holds similarities of 32 bits, and places of 16.
+    fits = similarity.dtype.itemsize == 4 and similarity.shape[1] <= _PLACES + 1
+    order = (_order_on_gpu if backend() == "gpu" and fits else _order)(similarity, class_token, r)
     leaving, left = order.places[:, :r], order.places.shape[1] - r
     here = jax.lax.broadcasted_iota(jnp.int32, order.places.shape, 1)
     sources, joined = _sources(leaving, order.targets, left, tokens - apart - r)
@@ -203,8 +205,7 @@ def _order(similarity, class_token: int, r: int) -> _Order:
 def _order_on_gpu(similarity, class_token: int, r: int) -> _Order:
     """Find and sort the best proposals in two kernels: a similarity carries its places.
 
-    A number of 64 bits holds a similarity and, lower, the places in A and B, 16 bits each: 65,536
-    tokens of each would have similarities of 17 GB.
+    A number of 64 bits holds a similarity of 32 and, lower, the places in A and B, 16 bits each.
     """
     with jax.enable_x64(True):
         here, there = (jax.lax.broadcasted_iota(jnp.int64, similarity.shape, i) for i in (1, 2))
@@ -292,6 +293,7 @@ def merge_and_normalise(
     Returns:
         What `merge_tokens` gives, and the normalised tokens.
     """
+    # Taken apart: JAX makes a matching of other objects where it matches trees.
     numbers, tree = jax.tree.flatten(matching)
     return _by_kernel(tree, epsilon, dtype, numbers, x, sizes, scale, bias)
 

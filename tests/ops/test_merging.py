@@ -19,6 +19,11 @@ from hvit_jax.ops.merging import merge_counts, most_merges
 from hvit_jax.ops.platform import compiled_for
 
 match_tokens = jax.jit(merging.match_tokens, static_argnames=("r", "prefix"))
+# A function traced for one device is not traced again for the other.
+MATCH = {
+    target: jax.jit(functools.partial(merging.match_tokens), static_argnames=("r", "prefix"))
+    for target in ("cpu", "gpu")
+}
 merge_tokens = jax.jit(merging.merge_tokens)
 unmerge_tokens = jax.jit(merging.unmerge_tokens)
 
@@ -97,6 +102,22 @@ def test_in_16_bits_a_gpu_compares_finer_than_they_are(tokens):
     assert matched[0] == expected.tolist() != matched[1]
 
 
+def test_a_gpu_compares_similarities_of_64_bits():
+    metric = np.random.default_rng(0).normal(size=(1, 33, 16))
+    with jax.enable_x64(True), compiled_for("gpu"):
+        matching = jax.jit(functools.partial(merging.match_tokens, r=8))(metric)
+    expected, _ = reference_matching(metric[0], 8, 1)
+    np.testing.assert_array_equal(matching.places[0], expected)
+
+
+@pytest.mark.parametrize(("tokens", "packed"), [(2**17, True), (2**17 + 1, False)])
+def test_places_of_more_than_16_bits_are_not_packed(tokens, packed):
+    metric = jax.ShapeDtypeStruct((1, tokens, 1), jnp.float32)
+    with compiled_for("gpu"):
+        program = jax.make_jaxpr(functools.partial(merging.match_tokens, r=1))(metric)
+    assert ("argmax" in str(program)) != packed
+
+
 def test_tokens_of_zero_length_stay_finite():
     x = jnp.zeros((1, 7, 2))
     merged, sizes = merge_tokens(x, SIZES, match_tokens(x, r=2))
@@ -136,11 +157,11 @@ def merges(draw):
 
 
 @settings(max_examples=20, deadline=None)
-@given(merges(), st.sampled_from(["cpu", "gpu"]))
+@given(merges(), st.sampled_from(sorted(MATCH)))
 def test_merging_against_numpy(case, target):
     metric, x, sizes, r, prefix = case
     with compiled_for(target):
-        matching = match_tokens(jnp.asarray(metric), r=r, prefix=prefix)
+        matching = MATCH[target](jnp.asarray(metric), r=r, prefix=prefix)
     merged, merged_sizes = merge_tokens(jnp.asarray(x), jnp.asarray(sizes), matching)
     unmerged = unmerge_tokens(merged, matching)
     for image in range(2):

@@ -22,7 +22,7 @@ from hvit_jax.ops.sorting import inverse, order_and_ranks, ordered_integers
 
 # The highest place that 16 bits hold.
 _PLACES = 2**16 - 1
-# Our kernel has 128 threads, each of which takes as many pairs of channels.
+# Each of our kernel's 128 threads takes the same number of pairs of channels.
 KERNEL_CHANNELS = 256
 
 
@@ -167,7 +167,8 @@ def _similarities(metric, dtype) -> Float[Array, "B A b"]:
 def _in_two_parts(unit):
     """Write both sets as sums of numbers of bfloat16, whose products one product adds up.
 
-    A is high, low, high and B is high, high, low; two low parts give less than float32 resolves.
+    A is high, low, high and B is high, high, low. Products of two low parts, below 2^-16, are left
+    out.
     """
     *rows, size = unit.shape
     high = rounded(unit, jnp.bfloat16)

@@ -33,8 +33,8 @@ def as_rows(x: Float[Array, "B N C"]) -> Float[Array, "*rows C"]:
 def rows_to_normalise(x: Float[Array, "B N C"]) -> Float[Array, "*rows C"]:
     """Put a batch's tokens in one list for a LayerNorm.
 
-    Where a GPU sees that they were a batch, it rounds scale and bias in kernels of their own, and
-    of what was just rounded it keeps and reads float32.
+    Where XLA sees that they were a batch, a GPU rounds scale and bias in kernels of their own, and
+    keeps and reads in float32 what was just rounded to 16 bits.
     """
     rows = as_rows(x)
     return jax.lax.optimization_barrier(rows) if backend() == "gpu" else rows

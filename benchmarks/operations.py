@@ -25,7 +25,8 @@ from hvit_jax.ops.clustered_attention import clustered_attention
 from hvit_jax.ops.clustering import cluster_tokens
 from hvit_jax.ops.grouping import group_means, group_tokens
 from hvit_jax.ops.hashing import draw_hashes, draw_projections, project_asymmetric
-from hvit_jax.ops.merging import match_tokens, merge_tokens
+from hvit_jax.ops.matching import match_tokens
+from hvit_jax.ops.merging import merge_tokens
 from hvit_jax.ops.selection import descending_order, keep_best
 from hvit_jax.ops.sorting import ranks
 from hvit_jax.profiling.device import describe_device, device_work, time_in_turns

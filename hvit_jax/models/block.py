@@ -36,12 +36,8 @@ from hvit_jax.ops.attention import (
 )
 from hvit_jax.ops.float8 import FLOAT8
 from hvit_jax.ops.grouping import Groups
-from hvit_jax.ops.merging import (
-    KERNEL_CHANNELS,
-    Matching,
-    merge_and_normalise,
-    merge_tokens,
-)
+from hvit_jax.ops.matching import Matching
+from hvit_jax.ops.merging import KERNEL_CHANNELS, merge_and_normalise, merge_tokens
 from hvit_jax.ops.precision import accumulator
 from hvit_jax.ops.rotary import rotate
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from hvit_jax.ops.arrays import gather
-from hvit_jax.ops.merging import unit_vectors
+from hvit_jax.ops.matching import unit_vectors
 from hvit_jax.ops.precision import accurate_einsum
 
 

@@ -20,7 +20,8 @@ from hvit_jax.fields import known, option, steps
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, TokenState, initial_state, pool_by_size, pools_patches
 from hvit_jax.ops.arrays import gather
-from hvit_jax.ops.merging import sum_groups, unit_vectors
+from hvit_jax.ops.matching import unit_vectors
+from hvit_jax.ops.merging import sum_groups
 from hvit_jax.ops.precision import accumulator, accurate_einsum
 from hvit_jax.ops.selection import behind_prefix, best_places, descending_order
 from hvit_jax.reducers.merging import (

@@ -17,7 +17,8 @@ from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, TokenState, pool_by_size
 from hvit_jax.ops import flops
 from hvit_jax.ops.arrays import gather
-from hvit_jax.ops.merging import merge_groups, unit_vectors
+from hvit_jax.ops.matching import unit_vectors
+from hvit_jax.ops.merging import merge_groups
 from hvit_jax.ops.precision import accurate_einsum
 from hvit_jax.ops.selection import behind_prefix
 from hvit_jax.ops.sorting import ranks

@@ -13,7 +13,7 @@ from hvit_jax.fields import option
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, TokenState, pool_by_size
 from hvit_jax.ops.arrays import gather
-from hvit_jax.ops.merging import match_tokens, unit_vectors
+from hvit_jax.ops.matching import match_tokens, unit_vectors
 from hvit_jax.ops.precision import accurate_einsum
 from hvit_jax.ops.selection import behind_prefix, descending_order
 from hvit_jax.ops.sorting import inverse

@@ -14,15 +14,8 @@ from hvit_jax.fields import known, option
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, TokenState, pool_by_size
 from hvit_jax.ops.arrays import gather
-from hvit_jax.ops.merging import (
-    Matching,
-    average_tokens,
-    drop_places,
-    drop_tokens,
-    match_tokens,
-    most_merges,
-    sum_groups,
-)
+from hvit_jax.ops.matching import Matching, match_tokens, most_merges
+from hvit_jax.ops.merging import average_tokens, drop_places, drop_tokens, sum_groups
 from hvit_jax.ops.precision import accumulator
 from hvit_jax.reducers.merging import ByRatio, MergeState, Merging, attend_and_compare
 

@@ -13,14 +13,8 @@ from hvit_jax.config import ViTConfig
 from hvit_jax.fields import known, option
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, TokenState, pool_by_size
-from hvit_jax.ops.merging import (
-    Matching,
-    drop_tokens,
-    match_tokens,
-    merge_counts,
-    merge_tokens,
-    most_merges,
-)
+from hvit_jax.ops.matching import Matching, match_tokens, most_merges
+from hvit_jax.ops.merging import drop_tokens, merge_counts, merge_tokens
 from hvit_jax.reducers.merging import (
     Counts,
     MergeState,

@@ -13,7 +13,8 @@ from hvit_jax.fields import option, steps
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import Layer, Reducer, TokenState
 from hvit_jax.ops import flops
-from hvit_jax.ops.merging import average_tokens, match_tokens, unmerge_tokens
+from hvit_jax.ops.matching import match_tokens
+from hvit_jax.ops.merging import average_tokens, unmerge_tokens
 
 
 @dataclass(frozen=True)

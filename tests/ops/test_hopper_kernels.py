@@ -11,7 +11,8 @@ from hvit_jax.models.parameters import build_model
 from hvit_jax.ops.attention import hopper
 from hvit_jax.ops.float8 import FLOAT8
 from hvit_jax.ops.grouping import Groups
-from hvit_jax.ops.merging import match_tokens, merge_and_normalise, merge_tokens
+from hvit_jax.ops.matching import match_tokens
+from hvit_jax.ops.merging import merge_and_normalise, merge_tokens
 from hvit_jax.reducers import make_reducer
 from tests.ops import gpu_interpreter
 from tests.ops.test_attention import heads, parts, reference

@@ -13,17 +13,19 @@ import pytest
 from hypothesis import given, settings
 
 from hvit_jax.errors import InputError
+from hvit_jax.ops import matching as matchings
 from hvit_jax.ops import merging
 from hvit_jax.ops.arrays import layer_norm
-from hvit_jax.ops.merging import merge_counts, most_merges
+from hvit_jax.ops.matching import most_merges
+from hvit_jax.ops.merging import merge_counts
 from hvit_jax.ops.platform import compiled_for
 
-match_tokens = jax.jit(merging.match_tokens, static_argnames=("r", "prefix"))
 # A function traced for one device is not traced again for the other.
 MATCH = {
-    target: jax.jit(functools.partial(merging.match_tokens), static_argnames=("r", "prefix"))
+    target: jax.jit(functools.partial(matchings.match_tokens), static_argnames=("r", "prefix"))
     for target in ("cpu", "gpu")
 }
+match_tokens = MATCH["cpu"]
 merge_tokens = jax.jit(merging.merge_tokens)
 unmerge_tokens = jax.jit(merging.unmerge_tokens)
 
@@ -96,7 +98,9 @@ def test_in_16_bits_a_gpu_compares_finer_than_they_are(tokens):
     matched = []
     for x in (metric, np.asarray(unit.astype(jnp.bfloat16), np.float32)):
         with compiled_for("gpu"):
-            matching = jax.jit(functools.partial(merging.match_tokens, r=60, dtype=jnp.bfloat16))(x)
+            matching = jax.jit(functools.partial(matchings.match_tokens, r=60, dtype=jnp.bfloat16))(
+                x
+            )
         matched.append(matching.places[0].tolist())
     expected, _ = reference_matching(metric[0].astype(np.float64), 60, 1)
     assert matched[0] == expected.tolist() != matched[1]
@@ -105,7 +109,7 @@ def test_in_16_bits_a_gpu_compares_finer_than_they_are(tokens):
 def test_a_gpu_compares_similarities_of_64_bits():
     metric = np.random.default_rng(0).normal(size=(1, 33, 16))
     with jax.enable_x64(True), compiled_for("gpu"):
-        matching = jax.jit(functools.partial(merging.match_tokens, r=8))(metric)
+        matching = jax.jit(functools.partial(matchings.match_tokens, r=8))(metric)
     expected, _ = reference_matching(metric[0], 8, 1)
     np.testing.assert_array_equal(matching.places[0], expected)
 
@@ -114,7 +118,7 @@ def test_a_gpu_compares_similarities_of_64_bits():
 def test_places_of_more_than_16_bits_are_not_packed(tokens, packed):
     metric = jax.ShapeDtypeStruct((1, tokens, 1), jnp.float32)
     with compiled_for("gpu"):
-        program = jax.make_jaxpr(functools.partial(merging.match_tokens, r=1))(metric)
+        program = jax.make_jaxpr(functools.partial(matchings.match_tokens, r=1))(metric)
     assert ("argmax" in str(program)) != packed
 
 

@@ -7,7 +7,8 @@ import pytest
 
 import hvit_jax
 from hvit_jax import InputError
-from hvit_jax.ops.merging import drop_places, drop_tokens, match_tokens, merge_tokens
+from hvit_jax.ops.matching import match_tokens
+from hvit_jax.ops.merging import drop_places, drop_tokens, merge_tokens
 from hvit_jax.reducers import ToFu
 from hvit_jax.reducers.tofu import mlerp
 from tests.golden import Goldens

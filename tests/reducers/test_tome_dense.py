@@ -10,7 +10,7 @@ import hvit_jax
 from hvit_jax.config import Compute, Rope, ViTConfig
 from hvit_jax.models.block import Block
 from hvit_jax.models.reducer import TokenState
-from hvit_jax.ops.merging import match_tokens
+from hvit_jax.ops.matching import match_tokens
 from hvit_jax.reducers.tome_dense import ToMeDense
 
 SIZES = {"resolution": 16, "patch_size": 4, "depth": 1, "width": 16, "heads": 2, "mlp_width": 32}

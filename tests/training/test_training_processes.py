@@ -34,7 +34,7 @@ def test_two_processes_train_as_one_does_and_resume(training, tmp_path):
     assert not (two / "checkpoint").exists()
     done = run_processes(TRAIN.format(batches="training_batches"), 2, *command, "--resume")
     assert [each.returncode for each in done] == [0, 0], [each.stderr for each in done]
-    assert "wrote" in done[0].stdout and "wrote" not in done[1].stdout
+    assert "written: " in done[0].stdout and "written: " not in done[1].stdout
     assert "on 2 x cpu" in done[0].stdout
     assert column(two, "step") == column(one, "step")
     for name, file in (("loss", "metrics"), ("loss", "validation"), ("top1", "validation")):

@@ -127,7 +127,8 @@ def compare(found: dict[str, Any], dense: dict[str, Any], measured: list[dict[st
     found["x_dense"] = round(dense["ms"] / found["ms"], 3)
     found["share"] = round(found["x_dense"] * found["gflops"] / dense["gflops"], 3)
     for row in measured:
-        if all(row.get(name) == found[name] for name in ("row", "unrolled", "batch")):
+        same = all(row.get(name) == found[name] for name in ("row", "unrolled", "batch"))
+        if same and not row.get("older_code"):
             found["measured_ms"] = row["ms"]
 
 

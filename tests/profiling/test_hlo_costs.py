@@ -167,7 +167,8 @@ def test_our_attention_reads_weights_of_pairs(costs):
     weighted = _with("bf16[512,1040,1088]{2,1,0}")
     (plain, *_), (attention, *_) = costs.kernels(ATTENTION), costs.kernels(weighted)
     assert attention.bytes == 2 * 512 * 1040 * 1088
-    assert attention.seconds == pytest.approx(plain.seconds + attention.bytes / 3.0e12)
+    # They arrive while others are multiplied, and take no longer.
+    assert attention.bytes / 3.0e12 < plain.seconds == attention.seconds
 
 
 def test_rounding_cutting_scattering_and_sorting(costs):
@@ -180,7 +181,7 @@ def test_rounding_cutting_scattering_and_sorting(costs):
     # Every number takes 32 bytes with it; places and numbers are read.
     assert scattered.bytes == (32 + 8 + 4) * 2**24
     # A row on each of 132 processors, 55 times through 1,024 numbers.
-    assert ordered.seconds == pytest.approx(132 * 1024 * 55 / 2.7e12 + costs.IDLE)
+    assert ordered.seconds == pytest.approx(132 * 1024 * 55 / 2.4e12 + costs.IDLE)
 
 
 def test_the_smallest_kernels_take_time_too(costs):
@@ -215,12 +216,12 @@ def test_estimates_come_near_what_was_measured():
         {
             (row["row"], row["unrolled"], row["batch"]): row["ms"]
             for row in json.loads(path.read_text())["rows"]
-            if "unrolled" in row
+            if "unrolled" in row and not row.get("older_code")
         }
         for path in read
     )
     both = estimated.keys() & measured.keys()
-    assert len(both) >= 28
+    assert len(both) >= 21
     for row in both:
         allowed = 0.25 if "smyrf" in row[0] else 0.12
         assert estimated[row] == pytest.approx(measured[row], rel=allowed), row

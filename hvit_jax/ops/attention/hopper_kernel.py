@@ -173,12 +173,12 @@ def _column_sums(
 def _run(plan: Plan, q, k, v, bias_ref, weights_ref, factor_ref, out_ref, logs_ref) -> None:
     """Run one block of threads: a few rows of queries, and all keys."""
     dtype = q[0].dtype
-    logs, rounded, biased = shared_numbers(plan.groups, ROWS, logs_ref), None, bias_ref is not None
+    logs, eights, biased = shared_numbers(plan.groups, ROWS, logs_ref), None, bias_ref is not None
     if factor_ref is not None:
-        rounded = Buffer.shape(plan, FLOAT8, plan.groups, ROWS)
+        eights = Buffer.shape(plan, FLOAT8, plan.groups, ROWS)
     used = plgpu.Barrier(num_arrivals=plan.groups, num_barriers=plan.stages)
 
-    def scoped(queries, keys, values, logs, rounded, q_here, k_here, v_here, k_used, v_used, pairs):
+    def scoped(queries, keys, values, logs, eights, q_here, k_here, v_here, k_used, v_used, pairs):
         keys = Buffer.of(keys)
         bias = (bias_ref, keys.rows[-1]) if biased else None
         key_stream = Stream(k, keys, k_here, k_used, bias)
@@ -198,7 +198,7 @@ def _run(plan: Plan, q, k, v, bias_ref, weights_ref, factor_ref, out_ref, logs_r
             sums = (x / lax.broadcast_in_dim(total, x.shape, [0]) for x in sums)
             if factor_ref is not None:
                 sums = _to_float8(plan, rows, sums, factor_ref)
-                rows = dataclasses.replace(rows, buffer=Buffer.of(rounded))
+                rows = dataclasses.replace(rows, buffer=Buffer.of(eights))
             write_rows(plan, rows, sums, out_ref)
             if logs is not None:
                 plgpu.copy_smem_to_gmem(logs.at[rows.group], rows.numbers(logs_ref))
@@ -215,7 +215,7 @@ def _run(plan: Plan, q, k, v, bias_ref, weights_ref, factor_ref, out_ref, logs_r
         Buffer.shape(plan, dtype, plan.stages, KEYS, bias=biased),
         Buffer.shape(plan, dtype, plan.stages, KEYS),
         logs,
-        rounded,
+        eights,
         arrived(plan, plan.groups),
         arrived(plan, plan.stages, bias=biased),
         arrived(plan, plan.stages),
